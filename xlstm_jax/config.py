@@ -1,0 +1,285 @@
+"""Every configuration key, once: its type, default and meaning, as frozen dataclasses.
+
+`configs/*.py` are `ml_collections` files whose `get_config(variant)` starts from `default_config_dict()`; `load` and
+`from_config_dict` turn such a ConfigDict into a validated `Config`. None stands for "not set" and becomes a placeholder in the
+ConfigDict, so that every key can be overridden on the command line.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import pathlib
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from xlstm_jax import config_checks
+from xlstm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The architecture: a stack of blocks between an embedding and a vocabulary projection.
+
+    The mLSTM blocks are the paper's pre up-projection blocks or those of xLSTM 7B; sLSTM blocks stand at `slstm_positions`, or
+    at the end of each period of `ratio`. A key that the chosen blocks do not use must keep its default.
+    """
+
+    vocab_size: int = 320  # rows of the embedding, at least the tokenizer's vocabulary
+    dim: int = 256  # D
+    num_blocks: int = 4
+    num_heads: int = 4  # H, of both cells
+    block: str = "paper"  # the mLSTM blocks: "paper" (2405.04517, figure 11) or "7b" (2503.13427, figure 8)
+    ratio: str | None = None  # "a:b": each period of a+b blocks ends with b sLSTM blocks; xLSTM[a:b] of the paper
+    slstm_positions: tuple[int, ...] = ()  # explicit 0-based positions, instead of `ratio`
+    up_factor: float = 2.0  # paper mLSTM block: inner dimension / D, rounded up to 64
+    conv_width: int = 4  # paper blocks: taps of the causal convolution; 0 leaves it out
+    qkv_block_size: int = 4  # paper mLSTM block: block size of the block-diagonal q, k, v projections
+    qk_factor: float = 0.5  # 7b block: query/key dimension / D
+    ffn_factor: float = 1.3  # sLSTM and 7b blocks: feed-forward dimension / D, rounded up to 64
+    input_gate: str = "exponential"  # mLSTM: or "sigmoid" (mLSTMsig of TFLA: no normaliser)
+    input_gate_bias: float = 0.0  # mLSTM: mean of the initial input-gate bias; xLSTM 7B: -10
+    input_gate_bias_std: float = 0.1  # mLSTM: its standard deviation; xLSTM 7B: 0
+    forget_gate_bias: tuple[float, float] = (3.0, 6.0)  # mLSTM: initial bias of the first and last head, linear between
+    slstm_recurrent_init: str = "zeros"  # or "uniform" in +-1/sqrt(D)
+    gate_soft_cap: float | None = None  # mLSTM: gates become a*tanh(x/a); xLSTM 7B: 15
+    logit_soft_cap: float | None = None  # the same for the logits; xLSTM 7B: 30
+    norm_eps: float = 1e-5
+    cell_eps: float = 1e-6  # mLSTM: added to the stabilised normaliser
+    tie_embeddings: bool = False  # the vocabulary projection is the transposed embedding
+    dropout: float = 0.0  # on each residual branch, in training only
+    dtype: str = "auto"  # compute dtype; "auto" is bfloat16, on the CPU float32. Parameters are always float32
+    remat: str = "none"  # "block": keep only each block's input and recompute the rest in the backward pass
+    mlstm_backend: str | None = None  # one of pallas_kernels' names; None takes the best that serves the device
+    slstm_backend: str | None = None
+    chunk_size: int | None = None  # mLSTM: L; None leaves it to the backend
+    recurrent_gradient_clip: float | None = None  # sLSTM: bound on the gradient through R h; the paper used 10
+
+    @property
+    def block_kinds(self) -> tuple[str, ...]:
+        """The kind of each block, in order: "slstm", "mlstm" (paper) or "mlstm_7b"."""
+        mlstm = {"paper": "mlstm", "7b": "mlstm_7b"}[self.block]
+        if self.ratio is None:
+            at = set(self.slstm_positions)
+        else:
+            a, b = config_checks.parse_ratio(self.ratio)
+            at = {position for position in range(self.num_blocks) if position % (a + b) >= a}
+        return tuple("slstm" if position in at else mlstm for position in range(self.num_blocks))
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the tokens come from and how they are cut into samples."""
+
+    path: str = "stdlib"  # "stdlib" (the embedded corpus), text file, folder of text, or a folder with prepared token shards
+    validation_path: str | None = None  # the same for the held-out tokens; None: every `holdout_every`-th file of `path`
+    holdout_every: int = 20
+    tokenizer: str = "byte"  # or a file of the `tokenizers` library
+    context_length: int = 256  # T, tokens
+    batch_size: int = 8  # B, sequences per optimizer step, over all devices
+    reset_at_document: bool = False  # drop all states at document borders
+    seed: int = 0  # of the order of samples
+    workers: int = 0  # reader processes; 0 reads in the main process
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its learning rate (paper, appendix B.2)."""
+
+    learning_rate: float = 1e-3  # peak
+    schedule: str = "cosine"  # warm-up, then "cosine", or "exponential" (xLSTM 7B), or "constant"; then the cool-down
+    warmup_steps: int = 750
+    decay_steps: int | None = None  # step at which the decay reaches `final_fraction`; None: train.steps - cooldown_steps
+    final_fraction: float = 0.1  # of the peak
+    cooldown_steps: int = 0  # linear to 0 over the last steps
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-5
+    weight_decay: float = 0.1  # on kernels only: not on biases, norms, the embedding, R
+    clip_norm: float | None = 1.0  # of the global gradient norm
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the device mesh's axes; -1 takes what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    sequence: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run."""
+
+    steps: int = 1000
+    accumulation_steps: int = 1  # micro-batches per optimizer step, weighted by their tokens
+    seed: int = 0  # of initialisation and dropout
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """What is saved, and where the parameters come from."""
+
+    every: int = 1000  # steps; the last step is always saved
+    keep_latest: int = 2
+    keep_best: int = 1  # by held-out loss
+    init_from: str | None = None  # a run's folder or an imported one: start from its parameters at step 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """What a person sees while it runs."""
+
+    every: int = 10  # steps
+    tensorboard: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation on the held-out tokens."""
+
+    every: int = 1000  # steps; the end of training is always evaluated
+    batch_size: int = 8
+    context_length: int | None = None  # tokens per window; None: that of training
+    max_tokens: int | None = None  # evaluate the first tokens only
+    sample_tokens: int = 300  # length of the text generated at the end; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment. `load` makes it from a file in `configs/`."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+
+    def to_json(self) -> str:
+        """The resolved configuration as JSON, the text of a run's `config.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """The `Config` that `Config.to_json` wrote; raises `UserError` where a key is unknown or of the wrong type."""
+    values = default_config_dict()
+    _override(values, {f"{section}.{key}": value for section, keys in json.loads(text).items() for key, value in keys.items()})
+    return from_config_dict(values)
+
+
+def default_config_dict() -> ml_collections.ConfigDict:
+    """Every key with its default, as a locked ConfigDict; None becomes a placeholder of the key's type."""
+    return ml_collections.ConfigDict(
+        {section.name: _section_dict(section.default_factory) for section in dataclasses.fields(Config)}
+    ).lock()
+
+
+def from_config_dict(values: ml_collections.ConfigDict) -> Config:
+    """The validated, immutable form of a ConfigDict.
+
+    Raises:
+        UserError: a key is unknown or missing, a value has the wrong type, or values contradict each other.
+    """
+    sections = {}
+    for section in dataclasses.fields(Config):
+        given = dict(values.get(section.name, {}).items())
+        fields = {field.name: field for field in dataclasses.fields(section.default_factory)}
+        for key in given.keys() - fields.keys():
+            raise UserError(_unknown(f"{section.name}.{key}"))
+        hints = typing.get_type_hints(section.default_factory)
+        sections[section.name] = section.default_factory(
+            **{key: _checked(f"{section.name}.{key}", value, hints[key]) for key, value in given.items()}
+        )
+    for key in values.keys() - sections.keys():
+        raise UserError(_unknown(key))
+    config = Config(**sections)
+    config_checks.check(config)
+    return config
+
+
+def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of a file such as "configs/xlstm_1.3b.py:7_1-15b", with overrides such as {"model.dim": 256}.
+
+    Raises:
+        UserError: no such file or variant, an unknown key, a wrong type or an impossible combination.
+    """
+    file, _, variant = str(path).partition(":")
+    file = pathlib.Path(file)
+    if not file.is_file():
+        raise UserError(f"config file {str(file)!r} does not exist; configs/ has one per experiment, e.g. configs/quickstart.py")
+    spec = importlib.util.spec_from_file_location(f"_config_{file.stem.replace('.', '_')}", file)
+    module = importlib.util.module_from_spec(spec)
+    root = str(file.resolve().parent.parent)  # config files share `configs.base`
+    sys.path.insert(0, root)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(root)
+    values = module.get_config(variant) if variant else module.get_config()
+    _override(values, overrides or {})
+    return from_config_dict(values)
+
+
+def _override(values: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Set dotted keys in place; sequences become tuples."""
+    for key, value in overrides.items():
+        section, _, name = key.partition(".")
+        if section not in values or name not in values[section]:
+            raise UserError(_unknown(key))
+        try:
+            values[section][name] = tuple(value) if isinstance(value, list) else value
+        except TypeError as error:
+            raise UserError(f"config key {key} has the value {value!r} of the wrong type: {error}") from None
+
+
+def _section_dict(section: type) -> dict[str, Any]:
+    """Defaults of one section, None as a placeholder of the declared type."""
+    hints = typing.get_type_hints(section)
+    return {
+        field.name: config_dict.placeholder(_allowed_types(hints[field.name])[0]) if field.default is None else field.default
+        for field in dataclasses.fields(section)
+    }
+
+
+def _allowed_types(hint: Any) -> tuple[type, ...]:
+    """int | None -> (int, NoneType); tuple[int, ...] -> (tuple,)."""
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return tuple(typing.get_origin(member) or member for member in members)
+
+
+def _checked(key: str, value: Any, hint: Any) -> Any:
+    allowed = _allowed_types(hint)
+    if float in allowed and type(value) is int:
+        value = float(value)
+    if isinstance(value, list):
+        value = tuple(value)
+    if type(value) not in allowed:
+        wanted = " or ".join("unset" if kind is types.NoneType else kind.__name__ for kind in allowed)
+        raise UserError(f"config key {key} is {value!r} ({type(value).__name__}); it must be {wanted}")
+    if tuple in allowed:
+        member = typing.get_args(hint)[0]
+        if any(type(item) not in ((int, float) if member is float else (member,)) for item in value):
+            raise UserError(f"config key {key} is {value!r}; each entry must be of type {member.__name__}")
+    return value
+
+
+def _unknown(key: str) -> str:
+    known = [
+        f"{section.name}.{field.name}"
+        for section in dataclasses.fields(Config)
+        for field in dataclasses.fields(section.default_factory)
+    ]
+    close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else "xlstm_jax/config.py lists all keys"
+    return f"unknown config key {key}; {hint}"

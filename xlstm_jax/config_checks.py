@@ -1,0 +1,217 @@
+"""What a configuration must fulfil before any device work starts. Each failure names the key, its value and what would be right."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+from xlstm_jax.errors import UserError
+
+if typing.TYPE_CHECKING:
+    from xlstm_jax.config import Config, ModelConfig
+
+CHOICES = {
+    "model.block": ("paper", "7b"),
+    "model.input_gate": ("exponential", "sigmoid"),
+    "model.slstm_recurrent_init": ("zeros", "uniform"),
+    "model.dtype": ("auto", "float32", "bfloat16", "float16", "float64"),
+    "model.remat": ("none", "block"),
+    "optimizer.schedule": ("cosine", "exponential", "constant"),
+}
+
+AT_LEAST = {
+    "model.vocab_size": 1,
+    "model.dim": 1,
+    "model.num_blocks": 1,
+    "model.num_heads": 1,
+    "model.conv_width": 0,
+    "model.qkv_block_size": 1,
+    "model.chunk_size": 1,
+    "model.norm_eps": 0.0,
+    "model.cell_eps": 0.0,
+    "model.input_gate_bias_std": 0.0,
+    "data.context_length": 1,
+    "data.batch_size": 1,
+    "data.holdout_every": 2,
+    "data.workers": 0,
+    "optimizer.learning_rate": 0.0,
+    "optimizer.warmup_steps": 0,
+    "optimizer.cooldown_steps": 0,
+    "optimizer.weight_decay": 0.0,
+    "train.steps": 1,
+    "train.accumulation_steps": 1,
+    "checkpoint.every": 1,
+    "checkpoint.keep_latest": 1,
+    "checkpoint.keep_best": 0,
+    "log.every": 1,
+    "eval.every": 1,
+    "eval.batch_size": 1,
+    "eval.context_length": 1,
+    "eval.max_tokens": 1,
+    "eval.sample_tokens": 0,
+}
+
+ABOVE_ZERO = (
+    "model.up_factor",
+    "model.qk_factor",
+    "model.ffn_factor",
+    "model.gate_soft_cap",
+    "model.logit_soft_cap",
+    "model.recurrent_gradient_clip",
+    "optimizer.clip_norm",
+    "optimizer.decay_steps",
+)
+
+FRACTIONS = ("model.dropout", "optimizer.final_fraction", "optimizer.beta1", "optimizer.beta2")
+
+# The model keys that only some blocks read; elsewhere a value other than the default is refused instead of ignored.
+USED_BY = {
+    "up_factor": ("mlstm",),
+    "qkv_block_size": ("mlstm",),
+    "conv_width": ("mlstm", "slstm"),
+    "qk_factor": ("mlstm_7b",),
+    "ffn_factor": ("slstm", "mlstm_7b"),
+    "input_gate": ("mlstm", "mlstm_7b"),
+    "input_gate_bias": ("mlstm", "mlstm_7b"),
+    "input_gate_bias_std": ("mlstm", "mlstm_7b"),
+    "forget_gate_bias": ("mlstm", "mlstm_7b"),
+    "gate_soft_cap": ("mlstm", "mlstm_7b"),
+    "cell_eps": ("mlstm", "mlstm_7b"),
+    "mlstm_backend": ("mlstm", "mlstm_7b"),
+    "chunk_size": ("mlstm", "mlstm_7b"),
+    "slstm_recurrent_init": ("slstm",),
+    "slstm_backend": ("slstm",),
+    "recurrent_gradient_clip": ("slstm",),
+}
+
+
+def parse_ratio(ratio: str) -> tuple[int, int]:
+    """The numbers of "a:b"; raises `UserError` for anything else."""
+    a, colon, b = ratio.partition(":")
+    if not (colon and a.isdigit() and b.isdigit() and int(a) + int(b) > 0):
+        raise UserError(f'config key model.ratio is {ratio!r}; it must be "a:b" like "7:1", a mLSTM blocks to b sLSTM blocks')
+    return int(a), int(b)
+
+
+def check(config: Config) -> None:
+    """Raises `UserError` at the first thing that is wrong."""
+    _check_single_values(config)
+    _check_blocks(config.model)
+    _check_dimensions(config.model)
+    _check_training(config)
+
+
+def _value(config: Config, key: str):
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def _check_single_values(config: Config) -> None:
+    for key, choices in CHOICES.items():
+        if (value := _value(config, key)) not in choices:
+            raise UserError(f"config key {key} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
+    for key, least in AT_LEAST.items():
+        if (value := _value(config, key)) is not None and not value >= least:
+            raise UserError(f"config key {key} is {value!r}; it must be at least {least}")
+    for key in ABOVE_ZERO:
+        if (value := _value(config, key)) is not None and not value > 0:
+            raise UserError(f"config key {key} is {value!r}; it must be above 0")
+    for key in FRACTIONS:
+        if not 0 <= (value := _value(config, key)) <= 1:
+            raise UserError(f"config key {key} is {value!r}; it must lie between 0 and 1")
+
+
+def _check_blocks(model: ModelConfig) -> None:
+    if model.ratio is not None:
+        if model.slstm_positions:
+            raise UserError(
+                f"config keys model.ratio {model.ratio!r} and model.slstm_positions {model.slstm_positions} exclude each other; "
+                "unset one of them"
+            )
+        period = sum(parse_ratio(model.ratio))
+        if model.num_blocks % period:
+            raise UserError(
+                f"config key model.num_blocks is {model.num_blocks}, no multiple of the {period} blocks of model.ratio "
+                f"{model.ratio!r}; use a multiple, or name the positions in model.slstm_positions"
+            )
+    for position in model.slstm_positions:
+        if not 0 <= position < model.num_blocks:
+            raise UserError(
+                f"config key model.slstm_positions has {position}; positions count from 0 and must be below model.num_blocks "
+                f"{model.num_blocks}"
+            )
+    if len(set(model.slstm_positions)) < len(model.slstm_positions):
+        raise UserError(f"config key model.slstm_positions {model.slstm_positions} names a position twice")
+    kinds = set(model.block_kinds)
+    for field in dataclasses.fields(model):
+        users = USED_BY.get(field.name)
+        if users and not kinds.intersection(users) and (value := getattr(model, field.name)) != field.default:
+            raise UserError(
+                f"config key model.{field.name} is {value!r}, but no block of this model reads it (its blocks: "
+                f"{', '.join(sorted(kinds))}); leave it at {field.default!r}"
+            )
+    if "mlstm" not in kinds and "mlstm_7b" not in kinds and model.block != "paper":
+        raise UserError(f"config key model.block is {model.block!r}, but the model has sLSTM blocks only; leave it at 'paper'")
+    if model.input_gate == "sigmoid" and model.cell_eps != type(model).cell_eps:
+        raise UserError(
+            f"config key model.cell_eps is {model.cell_eps!r}, but a sigmoid input gate has no normaliser to add it to; "
+            f"leave it at {type(model).cell_eps!r}"
+        )
+
+
+def _check_dimensions(model: ModelConfig) -> None:
+    kinds = model.block_kinds
+    if model.dim % model.num_heads:
+        raise UserError(
+            f"config key model.dim is {model.dim}, not divisible by model.num_heads {model.num_heads}; use a multiple of it"
+        )
+    if "mlstm" in kinds:
+        inner = inner_dim(model)
+        if inner % model.num_heads or inner % model.qkv_block_size:
+            raise UserError(
+                f"the inner dimension {inner} of the mLSTM blocks (model.dim {model.dim} x model.up_factor {model.up_factor}, "
+                f"rounded up to 64) is not divisible by model.num_heads {model.num_heads} and model.qkv_block_size "
+                f"{model.qkv_block_size}; change one of them"
+            )
+    if "mlstm_7b" in kinds and qk_dim(model) % model.num_heads:
+        raise UserError(
+            f"the query/key dimension {qk_dim(model)} (model.dim {model.dim} x model.qk_factor {model.qk_factor}) is not divisible "
+            f"by model.num_heads {model.num_heads}; change one of them"
+        )
+
+
+def inner_dim(model: ModelConfig) -> int:
+    """Inner dimension of the paper's mLSTM block."""
+    return round_up(model.up_factor * model.dim, 64)
+
+
+def qk_dim(model: ModelConfig) -> int:
+    """Query/key dimension of the 7b block, over all heads."""
+    return int(model.qk_factor * model.dim)
+
+
+def ffn_dim(model: ModelConfig) -> int:
+    """Feed-forward dimension of the sLSTM and 7b blocks."""
+    return round_up(model.ffn_factor * model.dim, 64)
+
+
+def round_up(value: float, multiple: int) -> int:
+    """The smallest multiple that is not below int(value), as the public code rounds."""
+    return -(-int(value) // multiple) * multiple
+
+
+def _check_training(config: Config) -> None:
+    optimizer, steps = config.optimizer, config.train.steps
+    if config.data.batch_size % config.train.accumulation_steps:
+        raise UserError(
+            f"config key data.batch_size is {config.data.batch_size}, not divisible by train.accumulation_steps "
+            f"{config.train.accumulation_steps}; use a multiple of it"
+        )
+    if optimizer.warmup_steps + optimizer.cooldown_steps > steps:
+        raise UserError(
+            f"optimizer.warmup_steps {optimizer.warmup_steps} and optimizer.cooldown_steps {optimizer.cooldown_steps} do not fit "
+            f"into train.steps {steps}; shorten them or train longer"
+        )
+    sizes = dataclasses.asdict(config.mesh)
+    if sum(size == -1 for size in sizes.values()) > 1 or any(size != -1 and size < 1 for size in sizes.values()):
+        raise UserError(f"config section mesh is {sizes}; sizes must be positive, at most one may be -1 (what is left)")

@@ -1,0 +1,67 @@
+"""Embedding, backbone and vocabulary projection."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from xlstm_jax.config import ModelConfig
+from xlstm_jax.models.backbone import Backbone, BackboneState
+from xlstm_jax.models.initializers import small_init
+from xlstm_jax.models.layers import Projection, project, soft_cap
+from xlstm_jax.parallel import compute_dtype
+from xlstm_jax.typing import Activations, Logits, SegmentIds, Tokens
+
+
+class LanguageModel(nn.Module):
+    """Next-token logits from tokens; no positional encoding."""
+
+    config: ModelConfig
+
+    def setup(self):
+        init = small_init(self.config.dim)
+        self.embedding = nn.Embed(
+            self.config.vocab_size,
+            self.config.dim,
+            embedding_init=nn.with_logical_partitioning(init, ("vocab", "embed")),
+        )
+        self.backbone = Backbone(self.config)
+        if not self.config.tie_embeddings:
+            self.lm_head = Projection(self.config.vocab_size, ("embed", "vocab"), init)
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        state: BackboneState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+        train: bool = False,
+    ) -> tuple[Logits, BackboneState]:
+        """float32 logits of the token after each one, and the state after the last; arguments as of `Backbone`."""
+        y, state = self.hidden(tokens, state, segment_ids=segment_ids, train=train)
+        return self.head(y), state
+
+    def hidden(
+        self,
+        tokens: Tokens,
+        state: BackboneState | None = None,
+        *,
+        segment_ids: SegmentIds | None = None,
+        train: bool = False,
+    ) -> tuple[Activations, BackboneState]:
+        """The backbone's output, so that a loss need not hold all logits at once."""
+        x = self.embedding(tokens).astype(compute_dtype(self.config.dtype))
+        return self.backbone(x, state, segment_ids=segment_ids, train=train)
+
+    def head(self, y: Activations) -> Logits:
+        """The vocabulary projection, in float32 after the product."""
+        y = y.astype(compute_dtype(self.config.dtype))
+        logits = project(y, self.embedding.embedding.T) if self.config.tie_embeddings else self.lm_head(y)
+        return soft_cap(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), self.config.logit_soft_cap)
+
+    def init_state(self, batch_size: int, dtype=jnp.float32) -> BackboneState:
+        """The empty state, a function of the configuration alone. `dtype` is that of the convolutions' windows."""
+        return Backbone(self.config).init_state(batch_size, dtype)
+
+
+def build_model(config: ModelConfig) -> LanguageModel:
+    """The language model of a configuration."""
+    return LanguageModel(config)

@@ -1,0 +1,136 @@
+"""The layers that blocks are made of: projections, norms, the gated feed-forward layer.
+
+Parameters are float32 and carry the names of their logical axes; products run in the dtype of their input.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from xlstm_jax.models.initializers import Initializer
+from xlstm_jax.typing import Activations, Array, Float, HeadActivations
+
+
+def project(x: Float[Array, "... D"], kernel: Float[Array, "D F"]) -> Float[Array, "... F"]:
+    """x @ kernel in the dtype of x.
+
+    The leading axes are flattened first: XLA's CPU backend then sees one plain matrix product, also for the kernel's gradient
+    (one training step's projections at D 256, B 8, T 256: 105 ms instead of 145 ms).
+    """
+    flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+class Projection(nn.Module):
+    """A linear map without bias.
+
+    Attributes:
+        features: output dimension.
+        axes: logical names of the kernel's two axes.
+        init: initializer of the kernel.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    init: Initializer
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
+        shape = (x.shape[-1], self.features)
+        return project(x, self.param("kernel", nn.with_logical_partitioning(self.init, self.axes), shape))
+
+
+class BlockDiagonalProjection(nn.Module):
+    """A linear map I -> I whose matrix is block-diagonal; bias-free (paper, figure 11: block size 4 for q, k, v)."""
+
+    block_size: int
+    init: Initializer
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T I"]:
+        shape = (x.shape[-1] // self.block_size, self.block_size, self.block_size)
+        init = nn.with_logical_partitioning(self.init, ("inner", "block_in", "block_out"))
+        return block_diagonal_product(x, self.param("kernel", init, shape))
+
+
+def block_diagonal_product(x: Float[Array, "B T I"], kernel: Float[Array, "N i o"]) -> Float[Array, "B T I"]:
+    """Each block of i neighbouring channels times its own [i o] matrix, in the dtype of x."""
+    blocks = x.reshape(*x.shape[:-1], *kernel.shape[:2])
+    return jnp.einsum("btni,nio->btno", blocks, kernel.astype(x.dtype)).reshape(x.shape)
+
+
+def normalize(x: Float[Array, "... D"], eps: float, *, center: bool) -> Float[Array, "... D"]:
+    """x over its root mean square (after subtracting the mean if `center`), in float32 or better."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if center:
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+
+
+def _norm_scale(module: nn.Module, dim: int, axis: str) -> Float[Array, " D"]:
+    return module.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (axis,)), (dim,))
+
+
+class LayerNorm(nn.Module):
+    """Layer norm without bias; statistics in float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Activations) -> Activations:
+        return (normalize(x, self.eps, center=True) * _norm_scale(self, x.shape[-1], "embed")).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm without bias; statistics in float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Activations) -> Activations:
+        return (normalize(x, self.eps, center=False) * _norm_scale(self, x.shape[-1], "embed")).astype(x.dtype)
+
+
+class HeadNorm(nn.Module):
+    """Layer norm over each head's outputs, then one scale per channel: "GroupNorm" in the paper's figures 10 and 11."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, h: HeadActivations) -> Float[Array, "B T H*V"]:
+        y = normalize(h, self.eps, center=True).reshape(*h.shape[:2], -1)
+        return (y * _norm_scale(self, y.shape[-1], "inner")).astype(h.dtype)
+
+
+class GatedFeedForward(nn.Module):
+    """down(activation(gate) * up); `up_projection` holds the gate's columns, then those of up.
+
+    Attributes:
+        features: F, width of gate and up.
+        activation: GELU in the paper's sLSTM block, SiLU in xLSTM 7B.
+        up_init, down_init: initializers of the two kernels.
+    """
+
+    features: int
+    activation: Callable[[Any], Any]
+    up_init: Initializer
+    down_init: Initializer
+
+    @nn.compact
+    def __call__(self, x: Activations) -> Activations:
+        gate_and_up = Projection(2 * self.features, ("embed", "ffn"), self.up_init, name="up_projection")(x)
+        gate, up = jnp.split(gate_and_up, 2, axis=-1)
+        return Projection(x.shape[-1], ("ffn", "embed"), self.down_init, name="down_projection")(self.activation(gate) * up)
+
+
+def soft_cap(x: Float[Array, "..."], bound: float | None) -> Float[Array, "..."]:
+    """bound * tanh(x / bound), which keeps |x| below `bound` (xLSTM 7B, equation 13); None: x unchanged."""
+    return x if bound is None else bound * jnp.tanh(x / bound)
+
+
+def split_heads(x: Float[Array, "B T H*V"], num_heads: int) -> HeadActivations:
+    """Neighbouring channels become a head."""
+    return x.reshape(*x.shape[:-1], num_heads, -1)
