@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-
 from pallas_kernels.segments import last_segment
+
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.config_checks import inner_dim, qk_dim
 from xlstm_jax.models.layers import LayerNorm, RMSNorm
@@ -100,10 +100,16 @@ class Backbone(nn.Module):
             segment = jnp.full(x.shape[:1], -1, jnp.int32) if previous_segment is None else previous_segment
         return y, BackboneState(block_states, segment)
 
+    @nn.nowrap
     def init_state(self, batch_size: int, dtype=jnp.float32) -> BackboneState:
-        """The empty state, a function of the configuration alone. `dtype` is that of the convolutions' windows."""
-        states = {name: _init_run(self.config, kind, length, batch_size, dtype) for name, kind, _, length in block_runs(self.config)}
-        return BackboneState(states, jnp.full((batch_size,), -1, jnp.int32))
+        """`init_backbone_state` of this stack's configuration."""
+        return init_backbone_state(self.config, batch_size, dtype)
+
+
+def init_backbone_state(config: ModelConfig, batch_size: int, dtype=jnp.float32) -> BackboneState:
+    """The empty state, a function of the configuration alone. `dtype` is that of the convolutions' windows."""
+    states = {name: _init_run(config, kind, length, batch_size, dtype) for name, kind, _, length in block_runs(config)}
+    return BackboneState(states, jnp.full((batch_size,), -1, jnp.int32))
 
 
 def _init_run(config: ModelConfig, kind: str, length: int, batch_size: int, dtype):

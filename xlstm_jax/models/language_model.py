@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from xlstm_jax.config import ModelConfig
-from xlstm_jax.models.backbone import Backbone, BackboneState
+from xlstm_jax.models.backbone import Backbone, BackboneState, init_backbone_state
 from xlstm_jax.models.initializers import small_init
 from xlstm_jax.models.layers import Projection, project, soft_cap
 from xlstm_jax.parallel import compute_dtype
@@ -57,9 +57,10 @@ class LanguageModel(nn.Module):
         logits = project(y, self.embedding.embedding.T) if self.config.tie_embeddings else self.lm_head(y)
         return soft_cap(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), self.config.logit_soft_cap)
 
+    @nn.nowrap
     def init_state(self, batch_size: int, dtype=jnp.float32) -> BackboneState:
         """The empty state, a function of the configuration alone. `dtype` is that of the convolutions' windows."""
-        return Backbone(self.config).init_state(batch_size, dtype)
+        return init_backbone_state(self.config, batch_size, dtype)
 
 
 def build_model(config: ModelConfig) -> LanguageModel:

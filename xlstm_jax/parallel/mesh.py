@@ -40,6 +40,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     fixed = math.prod(size for size in sizes.values() if size != -1)
     shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes.values())
     if math.prod(shape) != len(devices):
-        raise UserError(f"config section mesh is {sizes}, which does not fit {len(devices)} devices; the product must be their number")
+        raise UserError(
+            f"config section mesh is {sizes}, which does not fit {len(devices)} devices; the product must be their number"
+        )
     axis_types = (jax.sharding.AxisType.Auto,) * len(sizes)
     return jax.sharding.Mesh(np.asarray(devices).reshape(shape), tuple(sizes), axis_types=axis_types)

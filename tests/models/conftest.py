@@ -1,0 +1,68 @@
+"""Small models of every block kind, with random values in every parameter."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from xlstm_jax.config import ModelConfig
+from xlstm_jax.models import build_model
+
+# Every block kind, alone and mixed; the convolution absent and present; both input gates.
+CONFIGS = {
+    "mlstm": ModelConfig(dim=16, num_blocks=2, num_heads=2, vocab_size=23),
+    "slstm": ModelConfig(dim=16, num_blocks=2, num_heads=2, vocab_size=23, ratio="0:1"),
+    "mixed": ModelConfig(dim=16, num_blocks=4, num_heads=2, vocab_size=23, slstm_positions=(1,)),
+    "without_conv": ModelConfig(dim=16, num_blocks=2, num_heads=2, vocab_size=23, ratio="1:1", conv_width=0),
+    "sigmoid_gate": ModelConfig(dim=16, num_blocks=2, num_heads=2, vocab_size=23, input_gate="sigmoid"),
+    "7b": ModelConfig(
+        dim=16,
+        num_blocks=2,
+        num_heads=2,
+        vocab_size=23,
+        block="7b",
+        gate_soft_cap=15.0,
+        logit_soft_cap=30.0,
+        norm_eps=1e-6,
+    ),
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request) -> ModelConfig:
+    return CONFIGS[request.param]
+
+
+@pytest.fixture(scope="session")
+def random_variables():
+    """Function config -> unboxed variables whose every leaf is its initial value plus noise, so that nothing is 0 or 1."""
+    cache = {}
+
+    def make(config: ModelConfig, scale: float = 0.3):
+        if (config, scale) not in cache:
+            init = jax.jit(build_model(config).init)
+            variables = nn.meta.unbox(init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))
+            leaves, treedef = jax.tree.flatten(variables)
+            keys = jax.random.split(jax.random.key(1), len(leaves))
+            noisy = [leaf + scale * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+            cache[config, scale] = jax.tree.unflatten(treedef, noisy)
+        return cache[config, scale]
+
+    return make
+
+
+class Jitted:
+    """A model whose `apply` is compiled once per shape."""
+
+    def __init__(self, config: ModelConfig):
+        model = build_model(config)
+        self.init_state = model.init_state
+        self.apply = jax.jit(model.apply, static_argnames="train")
+
+
+@pytest.fixture(scope="session")
+def jitted():
+    """Function config -> `Jitted` model."""
+    return functools.cache(Jitted)
