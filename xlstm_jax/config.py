@@ -231,12 +231,19 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
     return from_config_dict(values)
 
 
+def check_key(key: str) -> None:
+    """Raises `UserError`, with the nearest names, where "section.name" is no configuration key."""
+    section, _, name = key.partition(".")
+    values = default_config_dict()
+    if section not in values or name not in values[section]:
+        raise UserError(_unknown(key))
+
+
 def _override(values: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> None:
     """Set dotted keys in place; sequences become tuples."""
     for key, value in overrides.items():
+        check_key(key)
         section, _, name = key.partition(".")
-        if section not in values or name not in values[section]:
-            raise UserError(_unknown(key))
         try:
             values[section][name] = tuple(value) if isinstance(value, list) else value
         except TypeError as error:
