@@ -1,0 +1,118 @@
+"""`mlstm`: checks a call, turns gates and segments into what every backend takes, and chooses the backend."""
+
+from types import MappingProxyType
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from pallas_kernels.dispatch import Backend, dispatch
+from pallas_kernels.mlstm.chunkwise import mlstm_chunkwise
+from pallas_kernels.mlstm.parallel import mlstm_parallel
+from pallas_kernels.mlstm.recurrent import mlstm_recurrent
+from pallas_kernels.segments import segment_borders
+from pallas_kernels.typing import Gates, Keys, LastSegment, MLSTMState, SegmentIds, Values, state_dtype
+
+# A backend takes (q, k, v, log_i, log_f, state, starts, *, normalise, chunk_size, eps) and returns (h, state): q already scaled
+# neutral padding, log gates and state in float32 or float64, starts `[B T]` bool or None. A Pallas backend joins here.
+BACKENDS = MappingProxyType({"recurrent": mlstm_recurrent, "parallel": mlstm_parallel, "chunkwise": mlstm_chunkwise})
+
+
+def mlstm(
+    q: Keys,
+    k: Keys,
+    v: Values,
+    i: Gates,
+    f: Gates,
+    initial_state: MLSTMState | None = None,
+    *,
+    segment_ids: SegmentIds | None = None,
+    previous_segment: LastSegment | None = None,
+    input_gate: Literal["exponential", "sigmoid"] = "exponential",
+    chunk_size: int | None = None,
+    eps: float = 1e-6,
+    backend: Backend = None,
+) -> tuple[Values, MLSTMState]:
+    """Runs the mLSTM over a sequence and returns its outputs and the state after the last token.
+
+    q and k are `[B T H K]` (the 1/sqrt(K) belongs on q), v and h `[B T H V]`, i and f `[B T H]` gate pre-activations. T = 1 is the
+    decode step. States are float32, float64 when any input is; h has v's type.
+      segment_ids: drops the state between documents; a negative id is padding (output 0, state untouched). See segments.py.
+      previous_segment: the id that initial_state ended with; used with segment_ids only.
+      input_gate: "exponential" is the paper's; "sigmoid" has no normaliser, so that n and m stay zero and eps is unused.
+      chunk_size: tokens that "chunkwise" handles at once (None: chosen from T, K, V).
+      eps: is added to the stabilised denominator.
+      backend: None (the best for the device), "recurrent", "parallel", "chunkwise", or a tuple of names to try in order.
+    Gradients are exact for all inputs and the initial state. The returned m carries none: the true state C·exp(m) needs none.
+    Raises ValueError for shapes that do not fit, NotImplementedError where the backend can't serve the call.
+    Source: arXiv 2405.04517, equations 19-27 and appendix A.3; the sigmoid gate: arXiv 2503.14376.
+    """
+    _check_shapes(q, k, v, i, f, initial_state, segment_ids, previous_segment)
+    if input_gate not in ("exponential", "sigmoid"):
+        raise ValueError(f'mlstm: input_gate is {input_gate!r}; it must be "exponential" or "sigmoid".')
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"mlstm: chunk_size is {chunk_size}; it must be at least 1, or None.")
+
+    dtype = state_dtype(q, k, v, i, f)
+    normalise = input_gate == "exponential"
+    log_i = i.astype(dtype) if normalise else jax.nn.log_sigmoid(i.astype(dtype))
+    log_f = jax.nn.log_sigmoid(f.astype(dtype))
+    starts = None
+    if segment_ids is not None:
+        starts, padding = segment_borders(segment_ids, previous_segment)
+        pad = padding[..., None]
+        log_i, log_f = jnp.where(pad, -jnp.inf, log_i), jnp.where(pad, 0, log_f)
+        q, k, v = (jnp.where(pad[..., None], 0, x) for x in (q, k, v))
+    state = _initial_state(initial_state, q.shape, v.shape[-1], dtype, normalise)
+
+    order = ("recurrent",) if q.shape[1] == 1 else ("chunkwise",)
+    h, state = dispatch(
+        "mlstm", BACKENDS, backend, order, q, k, v, log_i, log_f, state, starts,
+        normalise=normalise, chunk_size=chunk_size, eps=eps,
+    )  # fmt: skip
+    return h, state._replace(m=jax.lax.stop_gradient(state.m))
+
+
+def _initial_state(
+    state: MLSTMState | None, q_shape: tuple[int, ...], value_dim: int, dtype: jnp.dtype, normalise: bool
+) -> MLSTMState:
+    """The given state in the type of the computation, or the empty one; n and m are zero where there is no normaliser."""
+    batch, _, heads, key_dim = q_shape
+    empty = MLSTMState.empty(batch, heads, key_dim, value_dim, dtype)
+    if state is None:
+        return empty
+    state = MLSTMState(*(x.astype(dtype) for x in state))
+    return state if normalise else empty._replace(C=state.C)
+
+
+def _check_shapes(
+    q: Array,
+    k: Array,
+    v: Array,
+    i: Array,
+    f: Array,
+    state: MLSTMState | None,
+    segment_ids: Array | None,
+    previous_segment: Array | None,
+) -> None:
+    """Raises ValueError naming the first argument whose shape does not follow from q's and v's."""
+    if q.ndim != 4 or v.ndim != 4 or 0 in q.shape + v.shape:
+        raise ValueError(f"mlstm: q has shape {q.shape} and v {v.shape}; they must be [B T H K] and [B T H V], none of them 0.")
+    batch, time, heads, key_dim = q.shape
+    value_dim = v.shape[-1]
+    expected = {
+        "k": (k, (batch, time, heads, key_dim)),
+        "v": (v, (batch, time, heads, value_dim)),
+        "i": (i, (batch, time, heads)),
+        "f": (f, (batch, time, heads)),
+        "segment_ids": (segment_ids, (batch, time)),
+        "previous_segment": (previous_segment, (batch,)),
+    }
+    if state is not None:
+        expected["initial_state.C"] = (state.C, (batch, heads, key_dim, value_dim))
+        expected["initial_state.n"] = (state.n, (batch, heads, key_dim))
+        expected["initial_state.m"] = (state.m, (batch, heads))
+    for name, (array, shape) in expected.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"mlstm: {name} has shape {array.shape}; with q {q.shape} and v {v.shape} it must be {shape}.")

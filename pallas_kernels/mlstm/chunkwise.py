@@ -1,0 +1,198 @@
+"""The mLSTM chunk by chunk: the parallel form inside a chunk, the recurrence between chunks, linear in T.
+
+One scan over the chunks goes forward and one goes back. The forward scan leaves the state before every chunk for the backward one;
+all weights are computed again. The gradients are exact. With y = numerator, d = max(|n·q|, exp(-m)), h = y/d, per chunk:
+
+  dy_t = dh_t / d_t                     and for n·q, where |n·q| > exp(-m):  dqn_t = -sign(n·q) (dh_t · h_t) / d_t
+  di_s = k_s · dk_s                     for log i, because i_s only ever scales k_s
+  df_r = sum over t >= r of (q_t · dq_t - k_t · dk_t) + <C, dC> + <n, dn> after the chunk's last token          for log f
+  dm_0 = <C_0, dC_0> + <n_0, dn_0>
+
+The stabilisers m are constants: they cancel in h and in the true state C·exp(m).
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.mlstm.parallel import decay_weights
+from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
+
+
+class _Chunks(NamedTuple):
+    """A sequence cut into N chunks of L tokens, or one chunk of it (then without N). document counts the resets in the chunk."""
+
+    q: Float[Array, "*N B H L K"]
+    k: Float[Array, "*N B H L K"]
+    v: Float[Array, "*N B H L V"]
+    log_i: Float[Array, "*N B H L"]
+    log_f: Float[Array, "*N B H L"]
+    document: Int[Array, "*N B L"] | None
+
+
+class _Saved(NamedTuple):
+    """What the backward pass needs of a chunk besides its inputs: the outputs, n·q, m, and the state before the chunk."""
+
+    h: Float[Array, "*N B H L V"]
+    qn: Float[Array, "*N B H L"]
+    before: MLSTMState
+
+
+def mlstm_chunkwise(
+    q: Keys,
+    k: Keys,
+    v: Values,
+    log_i: Gates,
+    log_f: Gates,
+    state: MLSTMState,
+    starts: TokenFlags | None,
+    *,
+    normalise: bool,
+    chunk_size: int | None,
+    eps: float,
+) -> tuple[Values, MLSTMState]:
+    """Cuts the sequence into chunks of chunk_size tokens, the last one filled up with neutral tokens, and scans over them."""
+    time = q.shape[1]
+    size = chunk_size or default_chunk_size(time)
+    document = None
+    if starts is not None:
+        document = jnp.moveaxis(jnp.cumsum(_cut(starts, size, False), axis=2, dtype=jnp.int32), 1, 0)
+    neutral = {"q": 0, "k": 0, "v": 0, "log_i": -jnp.inf, "log_f": 0}
+    given = {"q": q, "k": k, "v": v, "log_i": log_i, "log_f": log_f}
+    cut = {name: jnp.moveaxis(_cut(x, size, neutral[name]), (1, 3), (0, 2)) for name, x in given.items()}
+    h, state = _mlstm(normalise, eps, _Chunks(**cut, document=document), state)
+    batch, _, heads, value_dim = v.shape
+    h = jnp.moveaxis(h, (0, 2), (1, 3)).reshape(batch, -1, heads, value_dim)
+    return h[:, :time], state
+
+
+def default_chunk_size(time: int) -> int:
+    """Chunks of about 64 tokens that share the time evenly, so that little of the last one is filling."""
+    chunks = -(-time // 64)
+    return -(-time // chunks)
+
+
+def _cut(x: Float[Array, "B T *D"], size: int, neutral: float) -> Float[Array, "B N L *D"]:
+    batch, time, *rest = x.shape
+    missing = -time % size
+    if missing:
+        x = jnp.pad(x, ((0, 0), (0, missing), *((0, 0) for _ in rest)), constant_values=neutral)
+    return x.reshape(batch, -1, size, *rest)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _mlstm(normalise: bool, eps: float, chunks: _Chunks, state: MLSTMState) -> tuple[Float[Array, "N B H L V"], MLSTMState]:
+    """All chunks, one after the other: (h, state after the last)."""
+    state, saved = lax.scan(functools.partial(_chunk_forward, normalise, eps), state, chunks)
+    return saved.h, state
+
+
+def _mlstm_forward(normalise: bool, eps: float, chunks: _Chunks, state: MLSTMState) -> tuple[Any, Any]:
+    after, saved = lax.scan(functools.partial(_chunk_forward, normalise, eps), state, chunks)
+    return (saved.h, after), (chunks, saved, after)
+
+
+def _mlstm_backward(normalise: bool, eps: float, kept: Any, cotangents: Any) -> tuple[_Chunks, MLSTMState]:
+    chunks, saved, after = kept
+    dh, d_after = cotangents
+    step = functools.partial(_chunk_backward, normalise, eps)
+    dC, dn = d_after.C, d_after.n if normalise else jnp.zeros_like(d_after.n)
+    carry = (dC, dn, _overlap(after, dC, dn))
+    (dC, dn, dm), d_chunks = lax.scan(step, carry, (chunks, saved, dh), reverse=True)
+    return d_chunks, MLSTMState(dC, dn, dm if normalise else jnp.zeros_like(dm))
+
+
+_mlstm.defvjp(_mlstm_forward, _mlstm_backward)
+
+
+def _chunk_forward(normalise: bool, eps: float, state: MLSTMState, chunk: _Chunks) -> tuple[MLSTMState, _Saved]:
+    """One chunk from the state before it: the state after it, and the outputs with what the backward pass needs."""
+    q, k, v, log_i, log_f, document = chunk
+    C, n, m_before = state
+    dot = functools.partial(_dot, q.dtype, C.dtype)
+    D, w, m = decay_weights(log_i, log_f, document, m_before, normalise)
+    S = dot("bhtk,bhsk->bhts", q, k) * D
+    h = dot("bhts,bhsv->bhtv", S, v) + w[..., None] * dot("bhtk,bhkv->bhtv", q, C)
+    qn = jnp.sum(S, axis=-1) + w * dot("bhtk,bhk->bht", q, n)
+    if normalise:
+        h = h / _denominator(qn, m, eps)[..., None]
+
+    kept_k = D[..., -1, :, None] * k
+    w_last = w[..., -1, None]
+    after = MLSTMState(
+        w_last[..., None] * C + dot("bhsk,bhsv->bhkv", kept_k, v),
+        w_last * n + jnp.sum(kept_k, axis=-2) if normalise else n,
+        m[..., -1],
+    )
+    return after, _Saved(h.astype(v.dtype), qn, state)
+
+
+def _chunk_backward(normalise: bool, eps: float, carry: Any, chunk: tuple[_Chunks, _Saved, Array]) -> tuple[Any, _Chunks]:
+    """One chunk from the cotangents (dC, dn) of the state after it: those of the state before it and of the chunk's inputs.
+
+    The carry's third part is <C, dC> + <n, dn> of the same state. Names as in the module's docstring.
+    """
+    dC, dn, overlap = carry
+    (q, k, v, log_i, log_f, document), (h, qn, (C, n, m_before)), dh = chunk
+    dot = functools.partial(_dot, q.dtype, C.dtype)
+    D, w, m = decay_weights(log_i, log_f, document, m_before, normalise)
+    last = D[..., -1, :, None]
+
+    dy = dh.astype(C.dtype)
+    if normalise:
+        per_d = 1 / _denominator(qn, m, eps)
+        dqn = jnp.where(jnp.abs(qn) > jnp.exp(-m), -jnp.sign(qn) * per_d * jnp.sum(dy * h, axis=-1), 0)
+        dy = dy * per_d[..., None]
+    else:
+        dqn = jnp.zeros_like(qn)
+    w_dy, w_dqn = w[..., None] * dy, (w * dqn)[..., None]
+
+    S = dot("bhtk,bhsk->bhts", q, k) * D
+    dS = (dot("bhtv,bhsv->bhts", dy, v) + dqn[..., None]) * D
+    dq = dot("bhts,bhsk->bhtk", dS, k) + dot("bhtv,bhkv->bhtk", w_dy, C) + w_dqn * n[..., None, :]
+    dk = dot("bhts,bhtk->bhsk", dS, q) + last * (dot("bhsv,bhkv->bhsk", v, dC) + dn[..., None, :])
+    dv = dot("bhts,bhtv->bhsv", S, dy) + last * dot("bhsk,bhkv->bhsv", k, dC)
+
+    d_log_i = jnp.sum(k * dk, axis=-1)
+    d_log_f = _sum_from(jnp.sum(q * dq, axis=-1) - d_log_i, overlap, document)
+
+    w_last = w[..., -1, None]
+    dC = w_last[..., None] * dC + dot("bhtk,bhtv->bhkv", q, w_dy)
+    dn = w_last * dn + jnp.sum(q * w_dqn, axis=-2)
+    carry = (dC, dn, _overlap(MLSTMState(C, n, m_before), dC, dn))
+    return carry, _Chunks(dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), d_log_i, d_log_f, None)
+
+
+def _sum_from(
+    x: Float[Array, "B H L"], after: Float[Array, "B H"], document: Int[Array, "B L"] | None
+) -> Float[Array, "B H L"]:
+    """Sums x from each token to the end of its document; the chunk's last document goes on to `after`.
+
+    The log f of a document's first token has no state to act on: exactly 0.
+    """
+    if document is None:
+        return lax.cumsum(x, axis=2, reverse=True) + after[..., None]
+    pairs = (document[:, None, :, None] == document[:, None, None, :]) & jnp.tri(x.shape[-1], dtype=bool).T
+    total = jnp.sum(jnp.where(pairs, x[..., None, :], 0), axis=-1)
+    total = total + jnp.where(document[:, None] == document[:, None, -1:], after[..., None], 0)
+    starts = jnp.diff(document, axis=-1, prepend=0) > 0
+    return jnp.where(starts[:, None], 0, total)
+
+
+def _denominator(qn: Float[Array, "B H L"], m: Float[Array, "B H L"], eps: float) -> Float[Array, "B H L"]:
+    return jnp.maximum(jnp.abs(qn), jnp.exp(-m)) + eps
+
+
+def _overlap(state: MLSTMState, dC: Float[Array, "B H K V"], dn: Float[Array, "B H K"]) -> Float[Array, "B H"]:
+    return jnp.sum(state.C * dC, axis=(-2, -1)) + jnp.sum(state.n * dn, axis=-1)
+
+
+def _dot(low: jnp.dtype, high: jnp.dtype, equation: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A product of matrices in the type of the inputs with sums in the type of the states."""
+    return jnp.einsum(
+        equation, x.astype(low), y.astype(low), precision=lax.Precision.HIGHEST, preferred_element_type=high
+    )
