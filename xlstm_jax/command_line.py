@@ -14,6 +14,7 @@ from xlstm_jax.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+NO_CONFIG = "--config is missing; give a file of configs/, for example --config=configs/quickstart.py"
 
 
 def run(command: Callable[[], None]) -> int:
@@ -68,7 +69,7 @@ def config_of(values: flags.FlagValues) -> config_lib.Config:
         UserError: there is no --config, or the configuration is not valid.
     """
     if values.config is None:
-        raise UserError("--config is missing; give a file of configs/, for example --config=configs/quickstart.py")
+        raise UserError(NO_CONFIG)
     return config_lib.from_config_dict(values.config)
 
 
@@ -99,6 +100,8 @@ def _check_config_flags(argv: Sequence[str]) -> None:
 
 
 def _check_file(path: str) -> None:
+    if not path:
+        raise UserError(NO_CONFIG)
     try:
         config_lib.load(path)
     except UserError:

@@ -1,0 +1,202 @@
+"""Checkpoints: what is kept of a run, and parameters from elsewhere.
+
+One Orbax composite per step, `checkpoints/<step>/`: `params`; `optimizer` (step and moments); `run` (a small JSON: format version,
+step, position in the data). Evaluation and `checkpoint.init_from` read `params` alone, so a folder with nothing else in it will do.
+"""
+
+import math
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from xlstm_jax.config import CheckpointConfig, Config
+from xlstm_jax.errors import UserError
+from xlstm_jax.training.run_folder import RunFolder, find_run, open_run
+from xlstm_jax.training.state import TrainState
+
+FORMAT_VERSION = 1
+SHOWN_DIFFERENCES = 5
+
+
+class Checkpoints:
+    """The checkpoints that a training run writes: every `every` steps and at the end, the latest and the best ones kept."""
+
+    def __init__(self, folder: RunFolder, config: CheckpointConfig, steps: int):
+        self._path = folder.checkpoints
+        self._manager = _open(
+            self._path,
+            policies.CheckpointManagerOptions(
+                save_decision_policy=policies.AnySavePolicy(
+                    [policies.FixedIntervalPolicy(config.every), policies.SpecificStepsPolicy({steps})]
+                ),
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [policies.LatestN(config.keep_latest), policies.BestN(get_metric_fn=_loss_of, reverse=True, n=config.keep_best)]
+                ),
+                best_fn=_loss_of,  # the policies decide; without it Orbax doesn't write the metrics, and a resumed run forgets the best
+                best_mode="min",
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._manager.close()  # waits for a save in progress and raises its error
+
+    def latest_step(self) -> int | None:
+        """Of the newest checkpoint; None where there is none."""
+        return self._manager.latest_step()
+
+    def due(self, step: int) -> bool:
+        """Whether this step is to be saved."""
+        return self._manager.should_save(step)
+
+    def save(self, state: TrainState, step: int, position: dict[str, Any], held_out_loss: float | None) -> None:
+        """Starts saving; returns when the device's memory has been read, while files are still being written."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+                run=ocp.args.JsonSave({"format_version": FORMAT_VERSION, "step": step, "position": position}),
+            ),
+            metrics={} if held_out_loss is None else {"loss": held_out_loss},
+        )
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest state and its position in the data; `abstract` has its shapes, dtypes and shardings.
+
+        Raises:
+            UserError: the checkpoint is damaged, or of another format or model.
+        """
+        step = self.latest_step()
+        run = _read_run(self._manager, self._path, step)
+        _check_shapes(self._manager, self._path, step, abstract.params)
+        args = ocp.args.Composite(
+            params=ocp.args.StandardRestore(abstract.params),
+            optimizer=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
+        )
+        restored = _guarded(self._manager, self._path, step, lambda: self._manager.restore(step, args=args))
+        return TrainState(restored.optimizer["step"], restored.params, restored.optimizer["opt_state"]), run["position"]
+
+
+def read_params(root: str | pathlib.Path, abstract_params: Any, step: int | None = None) -> tuple[int, Any]:
+    """The step and parameters of a run's, or an imported folder's, newest checkpoint or of the one of `step`.
+
+    Raises:
+        UserError: no such folder or checkpoint, or its parameters differ in name or shape; the first differences are listed.
+    """
+    folder = find_run(root)
+    if not folder.checkpoints.is_dir():
+        raise UserError(f"folder {str(folder.root)!r} holds no checkpoints; give the folder of a run or of an imported model")
+    manager = _open(folder.checkpoints, policies.CheckpointManagerOptions(read_only=True, save_interval_steps=0))
+    with manager:
+        steps = manager.all_steps()
+        if not steps:
+            raise UserError(f"folder {str(folder.checkpoints)!r} holds no finished checkpoint")
+        if step is not None and step not in steps:
+            raise UserError(f"there is no checkpoint of step {step} in {str(folder.checkpoints)!r}; there are {list(steps)}")
+        step = max(steps) if step is None else step
+        _read_run(manager, folder.checkpoints, step)
+        _check_shapes(manager, folder.checkpoints, step, abstract_params)
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
+        return step, _guarded(manager, folder.checkpoints, step, lambda: manager.restore(step, args=args)).params
+
+
+def write_params(root: str | pathlib.Path, config: Config, params: Any) -> None:
+    """A folder that `read_params`, `checkpoint.init_from` and eval.py take: config.json and the parameters as step 0.
+
+    Raises:
+        UserError: the folder holds something else already.
+    """
+    folder = open_run(root, config)
+    with _open(folder.checkpoints, policies.CheckpointManagerOptions()) as manager:
+        if manager.all_steps():
+            raise UserError(f"folder {str(folder.root)!r} holds checkpoints already; give another one")
+        manager.save(
+            0,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                run=ocp.args.JsonSave({"format_version": FORMAT_VERSION, "step": 0, "position": {}}),
+            ),
+        )
+
+
+def shape_differences(found: Any, wanted: Any) -> list[str]:
+    """What a tree of arrays or shapes has too little, too much, or with another shape than wanted; one line per leaf."""
+    found, wanted = _named_shapes(found), _named_shapes(wanted)
+    return (
+        [f"{name} is missing" for name in wanted if name not in found]
+        + [f"{name} is not part of the model" for name in found if name not in wanted]
+        + [
+            f"{name} has the shape {list(found[name])} instead of {list(shape)}"
+            for name, shape in wanted.items()
+            if name in found and found[name] != shape
+        ]
+    )
+
+
+def _open(path: pathlib.Path, options: policies.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    handlers = {
+        "params": ocp.StandardCheckpointHandler(),
+        "optimizer": ocp.StandardCheckpointHandler(),
+        "run": ocp.JsonCheckpointHandler(),
+    }
+    try:
+        return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
+    except Exception as error:  # the metrics of every checkpoint are read here
+        raise UserError(f"the checkpoints in {str(path)!r} can't be listed, one is damaged: {_first_line(error)}") from error
+
+
+def _loss_of(metrics: dict[str, float]) -> float:
+    """A checkpoint between two evaluations has no loss and is never the best."""
+    return metrics.get("loss", math.inf)
+
+
+def _guarded(manager: ocp.CheckpointManager, path: pathlib.Path, step: int, read):
+    """The result of `read`; whatever it raises becomes one message with the way on."""
+    try:
+        return read()
+    except Exception as error:  # Orbax and TensorStore raise many types for a broken file
+        earlier = [other for other in manager.all_steps() if other < step]
+        way_on = f"the run then goes on from step {max(earlier)}" if earlier else "there is no earlier one, so the run starts anew"
+        raise UserError(
+            f"checkpoint {str(path / str(step))!r} is damaged ({_first_line(error)}); move that folder away and start again: {way_on}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _read_run(manager: ocp.CheckpointManager, path: pathlib.Path, step: int) -> dict[str, Any]:
+    args = ocp.args.Composite(run=ocp.args.JsonRestore())
+    run = _guarded(manager, path, step, lambda: manager.restore(step, args=args).run)
+    if run["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"checkpoint {str(path / str(step))!r} has the format version {run['format_version']}, this program reads "
+            f"{FORMAT_VERSION}; use the version of the program that wrote it"
+        )
+    return run
+
+
+def _check_shapes(manager: ocp.CheckpointManager, path: pathlib.Path, step: int, abstract_params: Any) -> None:
+    found = _guarded(manager, path, step, lambda: manager.item_metadata(step)["params"].tree)
+    differences = shape_differences(found, abstract_params)
+    if differences:
+        more = len(differences) - SHOWN_DIFFERENCES
+        raise UserError(
+            f"the parameters in {str(path / str(step))!r} are not those of the configured model: "
+            f"{'; '.join(differences[:SHOWN_DIFFERENCES])}{f'; and {more} more' if more > 0 else ''}. Make the model's configuration "
+            "equal to that of the checkpoint"
+        )
+
+
+def _named_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))[0]
+    return {"/".join(str(entry.key) for entry in key_path): tuple(leaf.shape) for key_path, leaf in leaves}

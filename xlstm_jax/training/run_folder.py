@@ -1,0 +1,106 @@
+"""A run's directory: what lies where, and who may write to it."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from xlstm_jax.config import Config, from_json
+from xlstm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    root: pathlib.Path
+
+    @property
+    def config(self) -> pathlib.Path:
+        """The resolved configuration."""
+        return self.root / "config.json"
+
+    @property
+    def metrics(self) -> pathlib.Path:
+        """One JSON object per log event."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> pathlib.Path:
+        """Folder of event files."""
+        return self.root / "tensorboard"
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """Folder with one folder per saved step."""
+        return self.root / "checkpoints"
+
+    @property
+    def loss_figure(self) -> pathlib.Path:
+        """Loss against step."""
+        return self.root / "loss.png"
+
+    @property
+    def samples(self) -> pathlib.Path:
+        """Text that the model generated."""
+        return self.root / "samples.txt"
+
+    def read_config(self) -> Config:
+        """The run's own configuration; raises `UserError` where the folder is no run."""
+        if not self.config.is_file():
+            raise UserError(f"folder {str(self.root)!r} holds no config.json, so it is no run; give the --workdir of a training run")
+        try:
+            return from_json(self.config.read_text())
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{self.config} can't be used: {error}; restore it or start in another folder") from None
+
+
+def find_run(root: str | pathlib.Path) -> RunFolder:
+    """A run that exists."""
+    return RunFolder(pathlib.Path(root).expanduser().resolve())
+
+
+def open_run(root: str | pathlib.Path, config: Config) -> RunFolder:
+    """The folder of a new run, or of one with the same configuration that is to go on. Nothing in it is changed but config.json,
+    which a new run gets.
+
+    Raises:
+        UserError: the folder belongs to a run with another configuration, holds a run's files without config.json, or can't be made.
+    """
+    folder = find_run(root)
+    if folder.config.exists():
+        _check_same(folder, config)
+        return folder
+    leftovers = [path.name for path in (folder.metrics, folder.checkpoints, folder.samples) if path.exists()]
+    if leftovers:
+        raise UserError(
+            f"folder {str(folder.root)!r} holds {', '.join(leftovers)} but no config.json, so it is unknown what they belong to; "
+            "give another --workdir"
+        )
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        unfinished = folder.config.with_name("config.json.tmp")
+        unfinished.write_text(config.to_json())
+        unfinished.replace(folder.config)  # at once: a killed run leaves no half of a file
+    except OSError as error:
+        raise UserError(f"--workdir {str(root)!r} can't be written to: {error.strerror}; give another folder") from None
+    return folder
+
+
+def _check_same(folder: RunFolder, config: Config) -> None:
+    there, given = _flat(json.loads(folder.read_config().to_json())), _flat(json.loads(config.to_json()))
+    differing = [
+        f"{key} is {there.get(key)!r} there and {given.get(key)!r} here"
+        for key in sorted(there.keys() | given.keys())
+        if there.get(key) != given.get(key)
+    ]
+    if differing:
+        shown = "; ".join(differing[:10]) + (f"; and {len(differing) - 10} more" if len(differing) > 10 else "")
+        raise UserError(
+            f"folder {str(folder.root)!r} belongs to a run with another configuration: {shown}. Give another --workdir, or the same "
+            "configuration to resume that run"
+        )
+
+
+def _flat(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}

@@ -1,0 +1,33 @@
+"""What a training step changes: the number of steps done, the parameters and the optimizer's moments."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+
+class TrainState(NamedTuple):
+    """Everything that has to be kept to go on training; dropout keys and data follow from the step."""
+
+    step: Int[Array, ""]  # updates done
+    params: Any  # float32, without flax's partitioning boxes
+    opt_state: Any
+
+
+def init_params(model: nn.Module, seed: int) -> Any:
+    """Freshly initialised parameters; a pure function of the model and the seed."""
+    variables = model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))
+    return nn.meta.unbox(variables)["params"]
+
+
+def init_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state before step 1. Trace it under `jit`, or under `jax.eval_shape` for shapes alone."""
+    return start_from(init_params(model, seed), optimizer)
+
+
+def start_from(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before step 1 with given parameters."""
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
