@@ -1,6 +1,7 @@
 """Every field of `ModelConfig` changes the model or is refused; dropout acts in training only."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,10 @@ CHANGES = {
     "dim": 24,
     "num_blocks": 6,
     "num_heads": 4,
-    "block": "7b",
+    "block": "7b",  # and "paper" where the base is "7b"
     "ratio": "1:1",
     "slstm_positions": (0,),
-    "up_factor": 4.0,
+    "up_factor": 8.0,
     "conv_width": 3,
     "qkv_block_size": 8,
     "qk_factor": 1.0,
@@ -46,7 +47,7 @@ CHANGES = {
     "dtype": "bfloat16",
     "remat": "block",
     "mlstm_backend": "recurrent",
-    "slstm_backend": "recurrent",
+    "slstm_backend": "recurrent",  # so far the only one: tested by name below
     "chunk_size": 4,
     "recurrent_gradient_clip": 1e-6,
 }
@@ -54,43 +55,46 @@ CHANGES = {
 TOKENS = jnp.arange(20).reshape(2, 10)
 
 
-def fingerprint(config: ModelConfig):
-    """The trace of loss and gradient, and its values at the initial parameters (noise on R, which starts at 0)."""
+def traces(config: ModelConfig) -> tuple[str, str]:
+    """The programs that initialise the parameters and that compute loss and gradient; nothing is compiled."""
     model = build_model(config)
-    variables = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), TOKENS))
-    variables = jax.tree.map(lambda leaf: leaf + 0.01, variables)
 
     def loss(variables):
         logits, _ = model.apply(variables, TOKENS, train=True, rngs={"dropout": jax.random.key(1)})
         return jnp.square(logits).sum()
 
-    trace = str(jax.make_jaxpr(jax.value_and_grad(loss))(variables))
-    return trace, jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss))(variables))
+    init, variables = jax.make_jaxpr(model.init, return_shape=True)(jax.random.key(0), TOKENS)
+    return str(init), str(jax.make_jaxpr(jax.value_and_grad(loss))(nn.meta.unbox(variables)))
 
 
-@pytest.fixture(scope="module")
-def base_fingerprints():
-    return {name: fingerprint(config) for name, config in BASE.items()}
+@functools.cache
+def base_traces(base: str) -> tuple[str, str]:
+    return traces(BASE[base])
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ModelConfig)])
+@pytest.mark.parametrize("field", sorted(CHANGES.keys() - {"slstm_backend"}))
 @pytest.mark.parametrize("base", BASE)
-def test_each_field_changes_something_or_is_refused(base, field, base_fingerprints):
-    changed = dataclasses.replace(BASE[base], **{field: CHANGES[field]})
-    if changed == BASE[base]:
-        pytest.fail(f"CHANGES[{field!r}] is the value of the base configuration: the test changes nothing")
+def test_each_field_changes_the_program_or_is_refused(base, field):
+    value = "paper" if (base, field) == ("7b", "block") else CHANGES[field]
+    changed = dataclasses.replace(BASE[base], **{field: value})
+    assert changed != BASE[base], f"CHANGES[{field!r}] is the value of the base configuration: the test changes nothing"
     try:
         config_checks.check(Config(model=changed))
     except UserError as error:
         assert f"model.{field}" in str(error)
-        return
-    trace, values = fingerprint(changed)
-    base_trace, base_values = base_fingerprints[base]
-    same_values = jax.tree.structure(values) == jax.tree.structure(base_values) and all(
-        a.shape == b.shape and np.array_equal(a, b)
-        for a, b in zip(jax.tree.leaves(values), jax.tree.leaves(base_values), strict=True)
-    )
-    assert trace != base_trace or not same_values
+    else:
+        assert traces(changed) != base_traces(base)
+
+
+def test_no_field_is_forgotten():
+    assert CHANGES.keys() == {field.name for field in dataclasses.fields(ModelConfig)}
+
+
+@pytest.mark.parametrize("field", ["mlstm_backend", "slstm_backend"])
+def test_a_backend_that_does_not_exist_is_named(field):
+    changed = dataclasses.replace(BASE["paper"], **{field: "no_such_backend"})
+    with pytest.raises(ValueError, match="no_such_backend"):
+        traces(changed)
 
 
 def test_dropout_is_off_unless_training(config, random_variables, jitted):
