@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.mlstm.recurrent import quotient
 from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
 
 
@@ -38,7 +39,7 @@ def mlstm_parallel(
         return jnp.moveaxis(numerator, 1, 2).astype(out_dtype), MLSTMState(C, state.n, state.m)
 
     qn = jnp.sum(S, axis=-1) + w * _dot("bhtk,bhk->bht", q, state.n)
-    h = numerator / (jnp.maximum(jnp.abs(qn), jnp.exp(-m)) + eps)[..., None]
+    h = quotient(numerator, (jnp.maximum(jnp.abs(qn), jnp.exp(-m)) + eps)[..., None])
     n = w_last[..., None] * state.n + jnp.sum(last, axis=-2)
     return jnp.moveaxis(h, 1, 2).astype(out_dtype), MLSTMState(C, n, m[..., -1])
 

@@ -63,4 +63,10 @@ def mlstm_step(
 
     n = f[..., None] * n + i[..., None] * k
     denominator = jnp.maximum(jnp.abs(jnp.sum(n * q, axis=-1)), jnp.exp(-m)) + eps
-    return MLSTMState(C, n, m), numerator / denominator[..., None]
+    return MLSTMState(C, n, m), quotient(numerator, denominator[..., None])
+
+
+def quotient(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x / y with a gradient that does not square y: y may be exp(-80), whose square is 0 in float32."""
+    constant = lax.stop_gradient(y)
+    return x / constant * (2 - y / constant)

@@ -1,0 +1,134 @@
+"""Inputs of the kernel tests, made with NumPy in float64, and the calls and comparisons that the tests share."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels import MLSTMState, SLSTMState, mlstm, slstm
+from tests.kernels.reference import weighted
+
+B, H, K, V = 2, 2, 8, 12
+TIMES = (1, 7, 64, 100, 129, 257)
+BIASES = (-10.0, 0.0, 3.0)  # of the input gate: 7B's initialisation, the paper's, and one that m has to tame
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
+
+MLSTM_BACKENDS = ("recurrent", "parallel", "chunkwise")
+
+
+
+def mlstm_inputs(time, bias=0.0, seed=0, key_dim=K, value_dim=V, batch=B, heads=H):
+    r = np.random.default_rng(seed)
+    return {
+        "q": r.normal(size=(batch, time, heads, key_dim)) / key_dim**0.5,
+        "k": r.normal(size=(batch, time, heads, key_dim)),
+        "v": r.normal(size=(batch, time, heads, value_dim)),
+        "i": r.normal(size=(batch, time, heads)) + bias,
+        "f": r.normal(size=(batch, time, heads)) + 2,
+        "C0": r.normal(size=(batch, heads, key_dim, value_dim)),
+        "n0": r.normal(size=(batch, heads, key_dim)),
+        "m0": r.normal(size=(batch, heads)),
+        "segment_ids": np.zeros((batch, time), np.int32),
+    }
+
+
+def slstm_inputs(time, bias=0.0, seed=0, value_dim=V, batch=B, heads=H):
+    r = np.random.default_rng(seed)
+    gate_bias = r.normal(size=(4, heads, value_dim)) + np.array([bias, 2, 0, 0])[:, None, None]
+    return {
+        "x": r.normal(size=(batch, time, 4, heads, value_dim)),
+        "R": r.normal(size=(4, heads, value_dim, value_dim)) / value_dim**0.5,
+        "bias": gate_bias,
+        "c0": r.normal(size=(batch, heads, value_dim)),
+        "n0": r.uniform(0.5, 2, size=(batch, heads, value_dim)),
+        "h0": r.normal(size=(batch, heads, value_dim)),
+        "m0": r.normal(size=(batch, heads, value_dim)),
+        "segment_ids": np.zeros((batch, time), np.int32),
+    }
+
+
+def random_documents(time, seed=0, batch=B):
+    """Documents of one to a dozen tokens, padding before, between and inside them, ids that come back, an id to go on with."""
+    r = np.random.default_rng(seed)
+    ids = np.stack([np.repeat(r.integers(0, 4, size=time), r.integers(1, 13, size=time))[:time] for _ in range(batch)])
+    ids = np.where(r.random(ids.shape) < 0.2, -1 - r.integers(0, 2, size=ids.shape), ids)
+    return {"segment_ids": ids.astype(np.int32), "previous_segment": r.integers(-1, 4, size=batch).astype(np.int32)}
+
+
+def random_weights(values, last_state, seed=1):
+    """Weights for `weighted`: states are divided by their size, or left out of the loss."""
+    r = np.random.default_rng(seed)
+    h, *states = values
+    scaled = [r.normal(size=x.shape) / np.abs(x).max() if last_state else np.zeros(x.shape) for x in states]
+    return [r.normal(size=h.shape), *scaled]
+
+
+def in_dtype(inputs, dtype):
+    """Floats in the dtype of the test, integers as they are; `documents=False` calls pass no segment ids."""
+    return {name: jnp.asarray(x, dtype if np.issubdtype(x.dtype, np.floating) else x.dtype) for name, x in inputs.items()}
+
+
+def _segment_arguments(inputs, documents):
+    return {name: inputs[name] for name in ("segment_ids", "previous_segment") if documents and name in inputs}
+
+
+def run_mlstm(inputs, documents=False, **options):
+    """(h, state) of a call on the dictionary of inputs."""
+    state = MLSTMState(inputs["C0"], inputs["n0"], inputs["m0"]) if "C0" in inputs else None
+    arrays = (inputs[name] for name in ("q", "k", "v", "i", "f"))
+    return mlstm(*arrays, state, **_segment_arguments(inputs, documents), **options)
+
+
+def run_slstm(inputs, documents=False, **options):
+    state = SLSTMState(*(inputs[name] for name in ("c0", "n0", "h0", "m0"))) if "c0" in inputs else None
+    return slstm(inputs["x"], inputs["R"], inputs["bias"], state, **_segment_arguments(inputs, documents), **options)
+
+
+def true_values(cell, result):
+    """(h, true states): what may be compared between backends."""
+    h, state = result
+    if cell == "mlstm":
+        return h, state.C * jnp.exp(state.m)[..., None, None], state.n * jnp.exp(state.m)[..., None]
+    return h, state.c * jnp.exp(state.m), state.n * jnp.exp(state.m), state.h
+
+
+@functools.cache
+def _compiled(cell, documents, options):
+    run = {"mlstm": run_mlstm, "slstm": run_slstm}[cell]
+
+    def values(inputs):
+        return true_values(cell, run(inputs, documents, **dict(options)))
+
+    def loss(floats, integers, weights):
+        return weighted(values({**floats, **integers}), weights)
+
+    return jax.jit(values), jax.jit(jax.grad(loss))
+
+
+def values(cell, inputs, dtype, documents=False, **options):
+    """(h, true states) as NumPy arrays, from float inputs cast to dtype."""
+    with jax.enable_x64(dtype == "float64"):
+        run = _compiled(cell, documents, tuple(sorted(options.items())))[0]
+        return [np.asarray(x, np.float64) for x in run(in_dtype(inputs, dtype))]
+
+
+def gradients(cell, inputs, weights, dtype, documents=False, **options):
+    """Gradients of `weighted` for every float input."""
+    with jax.enable_x64(dtype == "float64"):
+        run = _compiled(cell, documents, tuple(sorted(options.items())))[1]
+        cast = in_dtype(inputs, dtype)
+        floats = {name: x for name, x in cast.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+        integers = {name: x for name, x in cast.items() if name not in floats}
+        weights = [jnp.asarray(w, "float64" if dtype == "float64" else "float32") for w in weights]
+        return {name: np.asarray(x, np.float64) for name, x in run(floats, integers, weights).items()}
+
+
+def assert_same(got, expected, tolerance):
+    """Every array of `got` equals its counterpart to tolerance times the counterpart's largest entry."""
+    pairs = zip(got, expected, strict=True) if isinstance(got, list | tuple) else [(got[n], expected[n]) for n in got]
+    names = range(len(got)) if isinstance(got, list | tuple) else got
+    for name, (x, y) in zip(names, pairs, strict=True):
+        assert np.isfinite(x).all(), f"{name} has NaN or infinity"
+        error, size = np.abs(x - y).max(), np.abs(y).max()
+        assert error <= tolerance * size, f"{name}: error {error:.2e} of {size:.2e}"
