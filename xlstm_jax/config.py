@@ -8,6 +8,7 @@ ConfigDict, so that every key can be overridden on the command line.
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import json
 import pathlib
 import sys
@@ -226,6 +227,8 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(root)
+    if variant and not inspect.signature(module.get_config).parameters:
+        raise UserError(f"config file {str(file)!r} takes no variant, but {variant!r} is given; leave it out")
     values = module.get_config(variant) if variant else module.get_config()
     _override(values, overrides or {})
     return from_config_dict(values)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
+from absl import flags
 from jaxtyping import Bool, Int
 
 from xlstm_jax.config import DataConfig
@@ -19,6 +20,7 @@ from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 
 READ_AHEAD = 8  # batches, by threads
+EPOCHS = 1 << 20  # as good as without end; grain's infinite datasets overflow in len()
 
 
 class Batch(NamedTuple):
@@ -86,7 +88,7 @@ def open_split(config: DataConfig, split: str, vocab_size: int) -> TokenSource:
 
 
 def train_batches(source: TokenSource, config: DataConfig, start_step: int = 0) -> Iterator[Batch]:
-    """Batches for the steps after `start_step`, without end.
+    """Batches for the steps after `start_step`, for more epochs than anybody trains.
 
     Raises:
         UserError: the stream is shorter than one sample.
@@ -101,13 +103,15 @@ def train_batches(source: TokenSource, config: DataConfig, start_step: int = 0) 
         grain.MapDataset.source(_Windows(source, config.context_length, config.reset_at_document))
         .seed(config.seed)
         .shuffle()
-        .repeat()
+        .repeat(EPOCHS)
         .slice(slice(start_step * config.batch_size, None))
         .batch(config.batch_size)
     )
     read_options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
     dataset = dataset.to_iter_dataset(read_options)
     if config.workers:
+        if not flags.FLAGS.is_parsed():  # in a notebook or a test; grain's worker processes read absl's flags
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
     return iter(dataset)
 
