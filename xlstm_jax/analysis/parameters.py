@@ -5,15 +5,6 @@ from typing import Any
 
 import jax
 
-from xlstm_jax.config import ModelConfig
-from xlstm_jax.models import build_model
-from xlstm_jax.training.state import init_params
-
-
-def abstract_params(config: ModelConfig) -> Any:
-    """Names, shapes and dtypes of a model's parameters; nothing is computed."""
-    return jax.eval_shape(lambda: init_params(build_model(config), seed=0))
-
 
 def count_parameters(params: Any) -> int:
     """Of a tree of arrays or shapes."""

@@ -7,8 +7,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
-from xlstm_jax.data.loader import Batch
+from xlstm_jax.config import Config
+from xlstm_jax.data.loader import Batch, TokenSource, eval_batches
+from xlstm_jax.parallel import batch_sharding
 from xlstm_jax.training.step import count_tokens, loss_sum
 
 EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
@@ -37,6 +40,17 @@ class Perplexity:
         """Comparable between tokenizers."""
         return self.nats / math.log(2) / self.text_bytes if self.text_bytes else None
 
+    def line(self, gzip_bits_per_byte: float | None = None) -> str:
+        """For the terminal: "loss 1.301 nats, 1.877 bits per byte (gzip -9: 2.08)", with the perplexity where bytes are unknown."""
+        if self.bits_per_byte is None:
+            return f"loss {self.loss:.3f} nats, perplexity {self.perplexity:.2f}"
+        gzip_part = "" if gzip_bits_per_byte is None else f" (gzip -9: {gzip_bits_per_byte:.2f})"
+        return f"loss {self.loss:.3f} nats, {self.bits_per_byte:.3f} bits per byte{gzip_part}"
+
+    def values(self) -> dict[str, float | int | None]:
+        """For metrics.jsonl."""
+        return {"loss": self.loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte, "tokens": self.tokens}
+
 
 def make_eval_step(model: nn.Module, reset_at_document: bool) -> EvalStep:
     """The jitted step: parameters and batch to the summed loss in nats and the number of tokens, both on the device."""
@@ -61,3 +75,25 @@ def evaluate(eval_step: EvalStep, params: Any, batches: Iterable[Batch], text_by
     if not tokens:
         raise ValueError("an evaluation needs at least one token")
     return Perplexity(nats, tokens, text_bytes)
+
+
+def perplexity_of(eval_step: EvalStep, params: Any, source: TokenSource, *, config: Config, mesh: jax.sharding.Mesh) -> Perplexity:
+    """The evaluation that the configuration asks for: its windows, its first tokens or all."""
+    batches = eval_batches(
+        source,
+        config.eval.batch_size,
+        config.eval.context_length or config.data.context_length,
+        config.eval.max_tokens,
+        reset_at_document=config.data.reset_at_document,
+    )
+    to_devices = batch_sharding(mesh, config.eval.batch_size)
+    on_devices = (jax.device_put(batch, to_devices) for batch in batches)
+    return evaluate(eval_step, params, on_devices, scored_bytes(source, config.eval.max_tokens))
+
+
+def scored_bytes(source: TokenSource, max_tokens: int | None) -> int:
+    """Bytes of text behind the first `max_tokens` targets, to within one character; of all documents where that is all."""
+    if max_tokens is None or max_tokens >= len(source.tokens) - 1:
+        return source.bytes
+    targets = np.asarray(source.tokens[1 : max_tokens + 1])
+    return len(source.tokenizer.decode(targets[targets != source.end_of_text]).encode())

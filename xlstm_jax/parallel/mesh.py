@@ -45,3 +45,20 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         )
     axis_types = (jax.sharding.AxisType.Auto,) * len(sizes)
     return jax.sharding.Mesh(np.asarray(devices).reshape(shape), tuple(sizes), axis_types=axis_types)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh, batch_size: int) -> jax.sharding.NamedSharding:
+    """Rows of a batch spread over the axes data and fsdp.
+
+    Raises:
+        UserError: the rows can't be dealt out evenly.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % parts:
+        raise UserError(f"a batch of {batch_size} can't be dealt out to {parts} devices; use a multiple, or set mesh.data")
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+    """A copy on every device."""
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

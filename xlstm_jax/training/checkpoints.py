@@ -14,7 +14,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from xlstm_jax.config import CheckpointConfig, Config
 from xlstm_jax.errors import UserError
-from xlstm_jax.training.run_folder import RunFolder, find_run, open_run
+from xlstm_jax.training.run_folder import RunFolder, find_run, open_run, write_config
 from xlstm_jax.training.state import TrainState
 
 FORMAT_VERSION = 1
@@ -114,6 +114,7 @@ def write_params(root: str | pathlib.Path, config: Config, params: Any) -> None:
         UserError: the folder holds something else already.
     """
     folder = open_run(root, config)
+    write_config(folder, config)
     with _open(folder.checkpoints, policies.CheckpointManagerOptions()) as manager:
         if manager.all_steps():
             raise UserError(f"folder {str(folder.root)!r} holds checkpoints already; give another one")

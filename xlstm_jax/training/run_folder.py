@@ -61,11 +61,10 @@ def find_run(root: str | pathlib.Path) -> RunFolder:
 
 
 def open_run(root: str | pathlib.Path, config: Config) -> RunFolder:
-    """The folder of a new run, or of one with the same configuration that is to go on. Nothing in it is changed but config.json,
-    which a new run gets.
+    """The folder of a new run, or of one with the same configuration that is to go on. Nothing is written yet.
 
     Raises:
-        UserError: the folder belongs to a run with another configuration, holds a run's files without config.json, or can't be made.
+        UserError: the folder belongs to a run with another configuration, or holds a run's files without config.json.
     """
     folder = find_run(root)
     if folder.config.exists():
@@ -77,14 +76,24 @@ def open_run(root: str | pathlib.Path, config: Config) -> RunFolder:
             f"folder {str(folder.root)!r} holds {', '.join(leftovers)} but no config.json, so it is unknown what they belong to; "
             "give another --workdir"
         )
+    return folder
+
+
+def write_config(folder: RunFolder, config: Config) -> None:
+    """Makes the folder the run's own. Done when all else is known to be good: a mistake mended later needs no other folder.
+
+    Raises:
+        UserError: the folder can't be made or written to.
+    """
+    if folder.config.exists():
+        return
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
         unfinished = folder.config.with_name("config.json.tmp")
         unfinished.write_text(config.to_json())
         unfinished.replace(folder.config)  # at once: a killed run leaves no half of a file
     except OSError as error:
-        raise UserError(f"--workdir {str(root)!r} can't be written to: {error.strerror}; give another folder") from None
-    return folder
+        raise UserError(f"--workdir {str(folder.root)!r} can't be written to: {error.strerror}; give another folder") from None
 
 
 def _check_same(folder: RunFolder, config: Config) -> None:

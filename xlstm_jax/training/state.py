@@ -31,3 +31,18 @@ def init_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: 
 def start_from(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before step 1 with given parameters."""
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+
+def abstract_params(model: nn.Module, sharding: jax.sharding.Sharding | None = None) -> Any:
+    """Names, shapes, dtypes and shardings of the parameters; nothing is computed."""
+    return with_sharding(jax.eval_shape(lambda: init_params(model, seed=0)), sharding)
+
+
+def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, sharding: jax.sharding.Sharding) -> TrainState:
+    """The same for the whole state."""
+    return with_sharding(jax.eval_shape(lambda: init_state(model, optimizer, seed=0)), sharding)
+
+
+def with_sharding(shapes: Any, sharding: jax.sharding.Sharding | None) -> Any:
+    """A tree of shapes that also says where the arrays are to lie."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
