@@ -56,14 +56,15 @@ def mlstm(
 
     dtype = state_dtype(q, k, v, i, f)
     normalise = input_gate == "exponential"
-    log_i = i.astype(dtype) if normalise else jax.nn.log_sigmoid(i.astype(dtype))
-    log_f = jax.nn.log_sigmoid(f.astype(dtype))
     starts = None
     if segment_ids is not None:
         starts, padding = segment_borders(segment_ids, previous_segment)
-        pad = padding[..., None]
-        log_i, log_f = jnp.where(pad, -jnp.inf, log_i), jnp.where(pad, 0, log_f)
-        q, k, v = (jnp.where(pad[..., None], 0, x) for x in (q, k, v))
+        i, f = (jnp.where(padding[..., None], 0, x) for x in (i, f))
+        q, k, v = (jnp.where(padding[..., None, None], 0, x) for x in (q, k, v))
+    log_i = i.astype(dtype) if normalise else jax.nn.log_sigmoid(i.astype(dtype))
+    log_f = jax.nn.log_sigmoid(f.astype(dtype))
+    if segment_ids is not None:  # a token that neither writes nor forgets
+        log_i, log_f = jnp.where(padding[..., None], -jnp.inf, log_i), jnp.where(padding[..., None], 0, log_f)
     state = _initial_state(initial_state, q.shape, v.shape[-1], dtype, normalise)
 
     order = ("recurrent",) if q.shape[1] == 1 else ("chunkwise",)

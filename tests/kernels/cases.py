@@ -65,7 +65,7 @@ def random_weights(values, last_state, seed=1):
 
 
 def in_dtype(inputs, dtype):
-    """Floats in the dtype of the test, integers as they are; `documents=False` calls pass no segment ids."""
+    """Floats in the dtype of the test, integers as they are."""
     return {name: jnp.asarray(x, dtype if np.issubdtype(x.dtype, np.floating) else x.dtype) for name, x in inputs.items()}
 
 
@@ -97,31 +97,22 @@ def true_values(cell, result):
 def _compiled(cell, documents, options):
     run = {"mlstm": run_mlstm, "slstm": run_slstm}[cell]
 
-    def values(inputs):
-        return true_values(cell, run(inputs, documents, **dict(options)))
-
     def loss(floats, integers, weights):
-        return weighted(values({**floats, **integers}), weights)
+        values = true_values(cell, run({**floats, **integers}, documents, **dict(options)))
+        return weighted(values, weights), values
 
-    return jax.jit(values), jax.jit(jax.grad(loss))
+    return jax.jit(jax.grad(loss, has_aux=True))
 
 
-def values(cell, inputs, dtype, documents=False, **options):
-    """(h, true states) as NumPy arrays, from float inputs cast to dtype."""
+def evaluate(cell, inputs, weights, dtype, documents=False, **options):
+    """(h, true states) and the gradients of `weighted` for every float input, from float inputs cast to dtype."""
     with jax.enable_x64(dtype == "float64"):
-        run = _compiled(cell, documents, tuple(sorted(options.items())))[0]
-        return [np.asarray(x, np.float64) for x in run(in_dtype(inputs, dtype))]
-
-
-def gradients(cell, inputs, weights, dtype, documents=False, **options):
-    """Gradients of `weighted` for every float input."""
-    with jax.enable_x64(dtype == "float64"):
-        run = _compiled(cell, documents, tuple(sorted(options.items())))[1]
         cast = in_dtype(inputs, dtype)
         floats = {name: x for name, x in cast.items() if jnp.issubdtype(x.dtype, jnp.floating)}
         integers = {name: x for name, x in cast.items() if name not in floats}
-        weights = [jnp.asarray(w, "float64" if dtype == "float64" else "float32") for w in weights]
-        return {name: np.asarray(x, np.float64) for name, x in run(floats, integers, weights).items()}
+        weights = [jnp.asarray(w, dtype) for w in weights]
+        gradients, values = _compiled(cell, documents, tuple(sorted(options.items())))(floats, integers, weights)
+        return [np.asarray(x, np.float64) for x in values], {n: np.asarray(x, np.float64) for n, x in gradients.items()}
 
 
 def assert_same(got, expected, tolerance):

@@ -11,8 +11,6 @@ from pallas_kernels import mlstm
 from tests.kernels import cases, reference
 from tests.kernels.cases import BIASES, MLSTM_BACKENDS, TIMES, TOLERANCE, assert_same
 
-GATES = ("exponential", "sigmoid")
-
 
 def reference_of(inputs, last_state=True, **options):
     """(values, weights of a loss, gradients)."""
@@ -23,86 +21,81 @@ def reference_of(inputs, last_state=True, **options):
     return values, weights, reference.gradients("mlstm", inputs, weights, **options)
 
 
+def check(inputs, dtype, last_state=True, documents=False, **options):
+    """Values and all gradients of a call equal the reference's."""
+    exact = {name: option for name, option in options.items() if name in ("input_gate", "eps")}
+    values, weights, gradients = reference_of(inputs, last_state, **exact)
+    got_values, got_gradients = cases.evaluate("mlstm", inputs, weights, dtype, documents, **options)
+    assert_same(got_values, values, TOLERANCE[dtype])
+    assert_same(got_gradients, gradients, TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.parametrize("backend", MLSTM_BACKENDS)
 def test_values_and_gradients_in_float64(backend, time, bias):
-    inputs = cases.mlstm_inputs(time, bias)
     for last_state in (False, True):
-        values, weights, gradients = reference_of(inputs, last_state)
-        assert_same(cases.values("mlstm", inputs, "float64", backend=backend, eps=0.0), values, TOLERANCE["float64"])
-        got = cases.gradients("mlstm", inputs, weights, "float64", backend=backend, eps=0.0)
-        assert_same(got, gradients, TOLERANCE["float64"])
+        check(cases.mlstm_inputs(time, bias), "float64", last_state, backend=backend, eps=0.0)
 
 
 @pytest.mark.parametrize("bias", BIASES)
-@pytest.mark.parametrize("time", (7, 100, 257))
+@pytest.mark.parametrize("time", (7, 257))
 @pytest.mark.parametrize("backend", MLSTM_BACKENDS)
 def test_values_and_gradients_in_float32(backend, time, bias):
-    inputs = cases.mlstm_inputs(time, bias)
-    values, weights, gradients = reference_of(inputs)
-    assert_same(cases.values("mlstm", inputs, "float32", backend=backend, eps=0.0), values, TOLERANCE["float32"])
-    got = cases.gradients("mlstm", inputs, weights, "float32", backend=backend, eps=0.0)
-    assert_same(got, gradients, TOLERANCE["float32"])
+    check(cases.mlstm_inputs(time, bias), "float32", backend=backend, eps=0.0)
 
 
-@pytest.mark.parametrize("input_gate", GATES)
 @pytest.mark.parametrize("backend", MLSTM_BACKENDS)
-def test_documents_with_padding(backend, input_gate):
-    """Random layouts, an id to go on with: values and all gradients, for both input gates."""
-    options = {"input_gate": input_gate, "eps": 0.0}
+def test_documents_with_padding(backend):
+    """Random layouts of documents and padding, and an id to go on with."""
     for seed in range(3):
         inputs = cases.mlstm_inputs(100, seed=seed) | cases.random_documents(100, seed)
-        values, weights, gradients = reference_of(inputs, **options)
-        if input_gate == "sigmoid":  # no stabiliser, no normaliser: the given ones have no effect
-            inputs["m0"], inputs["n0"] = np.zeros_like(inputs["m0"]), np.zeros_like(inputs["n0"])
-            values, weights, gradients = reference_of(inputs, **options)
-            values = (*values[:2], np.zeros_like(values[2]))
-            gradients["m0"] = np.zeros_like(gradients["m0"])
-        got = cases.values("mlstm", inputs, "float64", True, backend=backend, **options)
-        assert_same(got, values, TOLERANCE["float64"])
-        got = cases.gradients("mlstm", inputs, weights, "float64", True, backend=backend, **options)
-        assert_same(got, gradients, TOLERANCE["float64"])
+        check(inputs, "float64", documents=True, backend=backend, eps=0.0)
+
+
+@pytest.mark.parametrize("backend", MLSTM_BACKENDS)
+def test_sigmoid_input_gate(backend):
+    """No normaliser and no stabiliser: given ones have no effect and the returned ones are 0."""
+    inputs = cases.mlstm_inputs(100) | cases.random_documents(100)
+    values, weights, gradients = reference_of(inputs | {"m0": 0 * inputs["m0"]}, input_gate="sigmoid")
+    got_values, got_gradients = cases.evaluate("mlstm", inputs, weights, "float64", True, backend=backend, input_gate="sigmoid")
+    assert_same(got_values[:2], values[:2], TOLERANCE["float64"])
+    np.testing.assert_array_equal(got_values[2], 0)
+    np.testing.assert_array_equal(got_gradients.pop("m0"), 0)
+    assert_same(got_gradients, gradients, TOLERANCE["float64"])
 
 
 @pytest.mark.parametrize("chunk_size", (1, 5, 64, 300))
 def test_chunk_size_changes_nothing(chunk_size):
     inputs = cases.mlstm_inputs(100) | cases.random_documents(100)
-    values, weights, gradients = reference_of(inputs)
-    options = {"backend": "chunkwise", "chunk_size": chunk_size, "eps": 0.0}
-    assert_same(cases.values("mlstm", inputs, "float64", True, **options), values, TOLERANCE["float64"])
-    assert_same(cases.gradients("mlstm", inputs, weights, "float64", True, **options), gradients, TOLERANCE["float64"])
+    check(inputs, "float64", documents=True, backend="chunkwise", chunk_size=chunk_size, eps=0.0)
 
 
 @pytest.mark.parametrize("backend", MLSTM_BACKENDS)
 def test_eps_is_added_to_the_stabilised_denominator(backend):
-    """With a large eps, so that a misplaced one shows; the gradient holds the stabiliser constant, like the oracle."""
+    """With a large eps too, so that a misplaced one shows; the gradient holds the stabiliser constant, like the oracle's."""
     for eps in (1e-6, 0.1):
         inputs = cases.mlstm_inputs(64, bias=3.0) | cases.random_documents(64)
         values = reference.mlstm_values(inputs, eps=eps)
         weights = cases.random_weights(values, last_state=True)
-        got = cases.values("mlstm", inputs, "float64", True, backend=backend, eps=eps)
-        assert_same(got, values, TOLERANCE["float64"])
-        oracle = cases.gradients("mlstm", inputs, weights, "float64", True, backend="recurrent", eps=eps)
-        got = cases.gradients("mlstm", inputs, weights, "float64", True, backend=backend, eps=eps)
-        assert_same(got, oracle, TOLERANCE["float64"])
+        got_values, got_gradients = cases.evaluate("mlstm", inputs, weights, "float64", True, backend=backend, eps=eps)
+        assert_same(got_values, values, TOLERANCE["float64"])
+        _, oracle = cases.evaluate("mlstm", inputs, weights, "float64", True, backend="recurrent", eps=eps)
+        assert_same(got_gradients, oracle, TOLERANCE["float64"])
 
 
 @pytest.mark.parametrize("backend", MLSTM_BACKENDS)
-@pytest.mark.parametrize("dtype", ("float64", "float32"))
-def test_gates_of_80(backend, dtype):
-    """Gates that jump between -80 and +80: no NaN, and the values and gradients of float64 are right."""
+def test_gates_of_80(backend):
+    """Gates that jump between -80 and +80: right in float64, and no NaN in float32."""
     r = np.random.default_rng(0)
     inputs = cases.mlstm_inputs(64) | cases.random_documents(64)
     inputs["i"], inputs["f"] = (r.choice([-80.0, 80.0], size=inputs["i"].shape) for _ in range(2))
-    got = cases.values("mlstm", inputs, dtype, True, backend=backend, eps=0.0)
-    values, weights, gradients = reference_of(inputs)
-    got_gradients = cases.gradients("mlstm", inputs, weights, dtype, True, backend=backend, eps=0.0)
-    assert all(np.isfinite(x).all() for x in got_gradients.values())
-    assert np.isfinite(got[0]).all()
-    if dtype == "float64":
-        assert_same(got, values, TOLERANCE[dtype])
-        assert_same(got_gradients, gradients, TOLERANCE[dtype])
+    check(inputs, "float64", documents=True, backend=backend, eps=0.0)
+    values, weights, _ = reference_of(inputs)
+    got_values, got_gradients = cases.evaluate("mlstm", inputs, weights, "float32", True, backend=backend, eps=0.0)
+    assert_same(got_values, values, TOLERANCE["float32"])
+    for name, gradient in got_gradients.items():
+        assert np.isfinite(gradient).all(), name
 
 
 @pytest.mark.parametrize("backend", MLSTM_BACKENDS)
@@ -128,7 +121,8 @@ def test_bfloat16(backend):
     assert_same(got_gradients, [gradients[name] for name in ("q", "k", "v", "i", "f")], 2e-2)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@pytest.mark.slow
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     time=st.integers(1, 20),
     batch=st.integers(1, 3),
@@ -142,8 +136,9 @@ def test_any_shape(time, batch, heads, key_dim, value_dim, chunk_size):
     inputs |= cases.random_documents(time, batch=batch)
     values, weights, gradients = reference_of(inputs)
     options = {"backend": "chunkwise", "chunk_size": chunk_size, "eps": 0.0}
-    assert_same(cases.values("mlstm", inputs, "float64", True, **options), values, TOLERANCE["float64"])
-    got = cases.gradients("mlstm", inputs, weights, "float64", True, **options)
+    got_values, got = cases.evaluate("mlstm", inputs, weights, "float64", True, **options)
+    for x, y in zip(got_values, values, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-9)
     for name in got:  # an input that has no effect, as after a reset, has a gradient of size 0
         np.testing.assert_allclose(got[name], gradients[name], rtol=1e-9, atol=1e-9)
 

@@ -1,0 +1,91 @@
+"""Which backend a call gets, and what is said when none can serve it."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import dispatch
+from tests.kernels import cases
+
+
+def serves(x):
+    return x + 1
+
+
+def refuses(x):
+    raise NotImplementedError("float32 is not served")
+
+
+def fails(x):
+    raise TypeError("a bug")
+
+
+BACKENDS = {"serves": serves, "refuses": refuses, "fails": fails}
+
+
+@pytest.fixture
+def log(caplog):
+    dispatch._log_choice.cache_clear()
+    with caplog.at_level(logging.INFO, logger="pallas_kernels"):
+        yield caplog
+
+
+def test_a_name_is_taken_and_none_takes_the_order(log):
+    assert dispatch.dispatch("op", BACKENDS, "serves", ("refuses",), 1) == 2
+    assert dispatch.dispatch("op", BACKENDS, None, ("refuses", "serves"), 1) == 2
+
+
+def test_a_tuple_tries_one_after_the_other_and_says_so_once(log):
+    for _ in range(3):
+        assert dispatch.dispatch("op", BACKENDS, ("pallas_tpu", "refuses", "serves"), (), 1) == 2
+    assert len(log.messages) == 1
+    assert "op runs on backend 'serves' for cpu" in log.messages[0]
+    assert "refuses: float32 is not served" in log.messages[0]
+
+
+def test_a_backend_that_cannot_serve_gives_its_reason():
+    with pytest.raises(NotImplementedError, match="op: no backend can serve this call. refuses: float32 is not served"):
+        dispatch.dispatch("op", BACKENDS, "refuses", (), 1)
+
+
+def test_any_other_error_is_a_bug_and_no_reason_to_go_on():
+    with pytest.raises(TypeError, match="a bug"):
+        dispatch.dispatch("op", BACKENDS, ("fails", "serves"), (), 1)
+
+
+@pytest.mark.parametrize("backend", ("chunkwize", ("recurrent", "chunkwize")))
+def test_a_misspelled_name_is_a_mistake(backend):
+    inputs = cases.in_dtype(cases.mlstm_inputs(2), "float32")
+    with pytest.raises(ValueError, match="mlstm: there is no backend 'chunkwize'.*'recurrent', 'parallel', 'chunkwise'"):
+        cases.run_mlstm(inputs, backend=backend)
+
+
+@pytest.mark.parametrize("name", dispatch.PLANNED)
+def test_a_pallas_backend_that_is_not_built_says_so(name):
+    inputs = cases.in_dtype(cases.mlstm_inputs(2), "float32")
+    with pytest.raises(NotImplementedError, match=f"mlstm: .*{name}: not part of this version"):
+        cases.run_mlstm(inputs, backend=name)
+    cases.run_mlstm(inputs, backend=(name, "chunkwise"))
+
+
+@pytest.mark.parametrize(("time", "expected"), ((1, "recurrent"), (2, "chunkwise")))
+def test_one_token_is_a_step_and_more_are_chunks(log, time, expected):
+    cases.run_mlstm(cases.in_dtype(cases.mlstm_inputs(time), "float32"))
+    assert f"mlstm runs on backend {expected!r} for cpu" in log.messages[-1]
+
+
+def test_the_device_is_the_one_the_program_is_lowered_for():
+    """A mesh of absent devices decides, as in ahead-of-time compilation; without a mesh it is the default device."""
+    assert dispatch.target_device() == ("cpu", "cpu")
+    absent = jax.sharding.AbstractDevice("NVIDIA H200", 132, "gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=absent)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert dispatch.target_device() == ("gpu", "NVIDIA H200")
+
+
+def test_the_result_of_a_tuple_is_that_of_its_first_that_serves():
+    inputs = cases.in_dtype(cases.mlstm_inputs(5), "float32")
+    both = cases.run_mlstm(inputs, backend=("pallas_gpu", "recurrent"))
+    assert all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.all(x == y)), both, cases.run_mlstm(inputs, backend="recurrent"))))
