@@ -1,6 +1,6 @@
 """Evaluates a run with its own configuration: loss, perplexity and bits per byte of a split.
 
-    python eval.py --workdir=DIR [--split=validation] [--step=N] [--max_tokens=N]
+python eval.py --workdir=DIR [--split=validation] [--step=N] [--max_tokens=N]
 """
 
 import sys

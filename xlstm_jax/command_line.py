@@ -107,7 +107,9 @@ def _check_file(path: str) -> None:
     except UserError:
         raise
     except Exception as error:  # a config file is Python: whatever a slip in it raises is the user's to mend
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path.partition(":")[0])]
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path.partition(":")[0])
+        ]
         where = f", line {lines[-1]}" if lines else ""
         what = str(error).partition(" Other fields present")[0].strip("'\"")  # ml_collections goes on to list all keys
         raise UserError(f"config file {path}{where}: {type(error).__name__}: {what}") from error

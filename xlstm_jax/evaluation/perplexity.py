@@ -41,7 +41,7 @@ class Perplexity:
         return self.nats / math.log(2) / self.text_bytes if self.text_bytes else None
 
     def line(self, gzip_bits_per_byte: float | None = None) -> str:
-        """For the terminal: "loss 1.301 nats, 1.877 bits per byte (gzip -9: 2.08)", with the perplexity where bytes are unknown."""
+        """For the terminal: "loss 1.301 nats, 1.877 bits per byte (gzip -9: 2.08)"; the perplexity where bytes are unknown."""
         if self.bits_per_byte is None:
             return f"loss {self.loss:.3f} nats, perplexity {self.perplexity:.2f}"
         gzip_part = "" if gzip_bits_per_byte is None else f" (gzip -9: {gzip_bits_per_byte:.2f})"
@@ -77,7 +77,9 @@ def evaluate(eval_step: EvalStep, params: Any, batches: Iterable[Batch], text_by
     return Perplexity(nats, tokens, text_bytes)
 
 
-def perplexity_of(eval_step: EvalStep, params: Any, source: TokenSource, *, config: Config, mesh: jax.sharding.Mesh) -> Perplexity:
+def perplexity_of(
+    eval_step: EvalStep, params: Any, source: TokenSource, *, config: Config, mesh: jax.sharding.Mesh
+) -> Perplexity:
     """The evaluation that the configuration asks for: its windows, its first tokens or all."""
     batches = eval_batches(
         source,

@@ -34,5 +34,8 @@ def evaluate_run(workdir: str, split: str = "validation", step: int | None = Non
         eval_step = make_eval_step(model, config.data.reset_at_document)
         result = perplexity_of(eval_step, params, source, config=config, mesh=mesh)
     gzip_size = source.gzip_bits_per_byte()
-    print(f"{split}, step {step}: {result.line(gzip_size)}; perplexity {result.perplexity:.3f}, {result.tokens:,} tokens", flush=True)
+    print(
+        f"{split}, step {step}: {result.line(gzip_size)}; perplexity {result.perplexity:.3f}, {result.tokens:,} tokens",
+        flush=True,
+    )
     return result

@@ -1,7 +1,8 @@
 """Checkpoints: what is kept of a run, and parameters from elsewhere.
 
-One Orbax composite per step, `checkpoints/<step>/`: `params`; `optimizer` (step and moments); `run` (a small JSON: format version,
-step, position in the data). Evaluation and `checkpoint.init_from` read `params` alone, so a folder with nothing else in it will do.
+One Orbax composite per step, `checkpoints/<step>/`: `params`; `optimizer` (step and moments); `run` (a small JSON: format
+version, step, position in the data). Evaluation and `checkpoint.init_from` read `params` and `run` alone, so a folder without
+`optimizer` will do.
 """
 
 import math
@@ -33,9 +34,13 @@ class Checkpoints:
                     [policies.FixedIntervalPolicy(config.every), policies.SpecificStepsPolicy({steps})]
                 ),
                 preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(config.keep_latest), policies.BestN(get_metric_fn=_loss_of, reverse=True, n=config.keep_best)]
+                    [
+                        policies.LatestN(config.keep_latest),
+                        policies.BestN(get_metric_fn=_loss_of, reverse=True, n=config.keep_best),
+                    ]
                 ),
-                best_fn=_loss_of,  # the policies decide; without it Orbax doesn't write the metrics, and a resumed run forgets the best
+                # The policies decide. But without best_fn Orbax doesn't write the metrics, and a resumed run forgets the best.
+                best_fn=_loss_of,
                 best_mode="min",
                 cleanup_tmp_directories=True,
             ),
@@ -164,9 +169,12 @@ def _guarded(manager: ocp.CheckpointManager, path: pathlib.Path, step: int, read
         return read()
     except Exception as error:  # Orbax and TensorStore raise many types for a broken file
         earlier = [other for other in manager.all_steps() if other < step]
-        way_on = f"the run then goes on from step {max(earlier)}" if earlier else "there is no earlier one, so the run starts anew"
+        way_on = (
+            f"the run then goes on from step {max(earlier)}" if earlier else "there is no earlier one, so the run starts anew"
+        )
         raise UserError(
-            f"checkpoint {str(path / str(step))!r} is damaged ({_first_line(error)}); move that folder away and start again: {way_on}"
+            f"checkpoint {str(path / str(step))!r} is damaged ({_first_line(error)}); move that folder away and start again: "
+            f"{way_on}"
         ) from error
 
 
@@ -193,8 +201,8 @@ def _check_shapes(manager: ocp.CheckpointManager, path: pathlib.Path, step: int,
         more = len(differences) - SHOWN_DIFFERENCES
         raise UserError(
             f"the parameters in {str(path / str(step))!r} are not those of the configured model: "
-            f"{'; '.join(differences[:SHOWN_DIFFERENCES])}{f'; and {more} more' if more > 0 else ''}. Make the model's configuration "
-            "equal to that of the checkpoint"
+            f"{'; '.join(differences[:SHOWN_DIFFERENCES])}{f'; and {more} more' if more > 0 else ''}. Make the model's "
+            "configuration equal to that of the checkpoint"
         )
 
 

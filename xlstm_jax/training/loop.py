@@ -1,7 +1,7 @@
 """A training run from top to bottom: data, folder, state, the loop, and what is shown at the end.
 
-The device never waits for the host: step n's metrics are read after step n+1 was dispatched. Where the host needs the state itself
-(evaluation, checkpoint, the end) they are read first, so that no state that came from a bad step is saved.
+The device never waits for the host: step n's metrics are read after step n+1 was dispatched. Where the host needs the state
+itself (evaluation, checkpoint, the end) they are read first, so that no state that came from a bad step is saved.
 """
 
 import functools
@@ -53,7 +53,9 @@ def train(config: Config, workdir: str) -> Perplexity:
         print(f"model: {count_parameters(state.params):,} parameters, on {mesh.size} x {device}; run: {folder.root}", flush=True)
 
         train_step = make_train_step(model, optimizer, schedule, config)
-        evaluate = functools.partial(perplexity_of, make_eval_step(model, config.data.reset_at_document), config=config, mesh=mesh)
+        evaluate = functools.partial(
+            perplexity_of, make_eval_step(model, config.data.reset_at_document), config=config, mesh=mesh
+        )
         speed = Speed(steps)
         peak = peak_flops(device)
         flops_share = training_flops_per_token(config.model) / (peak * mesh.size) if peak else None
@@ -137,7 +139,9 @@ def _starting_state(
         start = checkpoints.latest_step()
         expected = _position(source, config, start)
         if position != expected:
-            raise UserError(f"the data have changed since step {start} was saved: then {position}, now {expected}; give another --workdir")
+            raise UserError(
+                f"the data have changed since step {start} was saved: then {position}, now {expected}; give another --workdir"
+            )
         print(f"resumed from step {start}", flush=True)
         return state, start
     if config.checkpoint.init_from is not None:

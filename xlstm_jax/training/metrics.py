@@ -15,8 +15,8 @@ from xlstm_jax.training.run_folder import RunFolder
 class MetricsWriter:
     """Appends to metrics.jsonl and TensorBoard.
 
-    A run that is resumed at step s writes everything after s again, so what a killed run wrote beyond s is dropped first; an event
-    that is there already is not written twice. Each line is on disk when `write` returns.
+    A run that is resumed at step s writes everything after s again, so what a killed run wrote beyond s is dropped first; an
+    event that is there already is not written twice. Each line is on disk when `write` returns.
     """
 
     def __init__(self, folder: RunFolder, resumed_at: int, *, tensorboard: bool):
@@ -128,7 +128,10 @@ def draw_loss(folder: RunFolder) -> None:
     records = read_records(folder.metrics)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for split, style in (("train", {"linewidth": 0.8, "label": "training"}), ("validation", {"marker": "o", "label": "held out"})):
+    for split, style in (
+        ("train", {"linewidth": 0.8, "label": "training"}),
+        ("validation", {"marker": "o", "label": "held out"}),
+    ):
         points = [(record["step"], record["loss"]) for record in records if record["split"] == split]
         if points:
             axes.plot(*zip(*points, strict=True), **style)

@@ -48,7 +48,9 @@ class RunFolder:
     def read_config(self) -> Config:
         """The run's own configuration; raises `UserError` where the folder is no run."""
         if not self.config.is_file():
-            raise UserError(f"folder {str(self.root)!r} holds no config.json, so it is no run; give the --workdir of a training run")
+            raise UserError(
+                f"folder {str(self.root)!r} holds no config.json, so it is no run; give the --workdir of a training run"
+            )
         try:
             return from_json(self.config.read_text())
         except (ValueError, AttributeError) as error:
@@ -106,8 +108,8 @@ def _check_same(folder: RunFolder, config: Config) -> None:
     if differing:
         shown = "; ".join(differing[:10]) + (f"; and {len(differing) - 10} more" if len(differing) > 10 else "")
         raise UserError(
-            f"folder {str(folder.root)!r} belongs to a run with another configuration: {shown}. Give another --workdir, or the same "
-            "configuration to resume that run"
+            f"folder {str(folder.root)!r} belongs to a run with another configuration: {shown}. Give another --workdir, or the "
+            "same configuration to resume that run"
         )
 
 

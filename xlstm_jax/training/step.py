@@ -94,7 +94,7 @@ def make_train_step(
         metrics = {
             "loss": mean_loss,
             "tokens": count_tokens(batch.mask),
-            "grad_norm": optax.global_norm(gradient),
+            "grad_norm": optax.tree.norm(gradient),
             "learning_rate": schedule(state.step + 1),
         }
         return TrainState(state.step + 1, params, opt_state), metrics

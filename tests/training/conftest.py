@@ -1,0 +1,45 @@
+"""A tiny corpus and configuration, shared by the tests of training."""
+
+import pathlib
+import random
+import sys
+
+import pytest
+
+from xlstm_jax.config import Config, load
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG_FILE = pathlib.Path(__file__).with_name("tiny_run.py")
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # train.py and eval.py are no part of the package
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> pathlib.Path:
+    """A folder of 20 small texts, so that one is held out."""
+    folder = tmp_path_factory.mktemp("corpus")
+    words = "the cell keeps what the gate lets in and forgets the rest of it".split()
+    for number in range(20):
+        draw = random.Random(number)
+        folder.joinpath(f"{number:02}.txt").write_text(" ".join(draw.choice(words) for _ in range(40)))
+    return folder
+
+
+@pytest.fixture
+def tiny(corpus):
+    """Makes the tiny configuration with overrides: tiny({"train.steps": 3})."""
+
+    def make(overrides: dict | None = None) -> Config:
+        return load(str(CONFIG_FILE), {"data.path": str(corpus), **(overrides or {})})
+
+    return make
+
+
+@pytest.fixture
+def arguments(corpus):
+    """The command line of the tiny run: arguments(workdir, "--config.train.steps=3")."""
+
+    def make(workdir, *more: str) -> list[str]:
+        return ["train.py", f"--config={CONFIG_FILE}", f"--config.data.path={corpus}", f"--workdir={workdir}", *more]
+
+    return make

@@ -1,0 +1,170 @@
+"""The training step, with a stand-in model: the step knows no model by name."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xlstm_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from xlstm_jax.data.loader import Batch
+from xlstm_jax.training.optimizer import make_optimizer, make_schedule
+from xlstm_jax.training.state import init_state
+from xlstm_jax.training.step import cross_entropy_sum, make_train_step, mean_loss_and_gradient, split_batch
+
+
+class StandIn(nn.Module):
+    """A bigram model with the language model's call; it also looks at segment ids and dropout."""
+
+    rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, tokens, state=None, *, segment_ids=None, train=False):
+        x = nn.Embed(11, 8, name="embedding")(tokens)
+        if segment_ids is not None:
+            x = x + segment_ids[..., None]
+        x = nn.Dropout(self.rate, deterministic=not train)(x)
+        return nn.Dense(11, name="lm_head")(jnp.tanh(x)), state
+
+
+def ragged_batch(rows=6, length=5, seed=0) -> Batch:
+    """Row r counts r of its tokens, so that micro-batches have very different numbers of them."""
+    draw = np.random.default_rng(seed)
+    tokens = draw.integers(0, 11, (rows, length + 1)).astype(np.int32)
+    mask = np.arange(length)[None] < np.arange(rows)[:, None]
+    return Batch(tokens[:, :-1], tokens[:, 1:], mask, np.zeros((rows, length), np.int32))
+
+
+def config(**train) -> Config:
+    return Config(
+        model=ModelConfig(vocab_size=11),
+        optimizer=OptimizerConfig(warmup_steps=0, schedule="constant", learning_rate=0.01),
+        train=TrainConfig(steps=10, **train),
+    )
+
+
+def stepper(config, model=None):
+    model = model or StandIn()
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    return make_train_step(model, optimizer, schedule, config), init_state(model, optimizer, config.train.seed)
+
+
+def test_the_loss_counts_exactly_the_masked_in_tokens():
+    batch = ragged_batch()
+    logits = np.random.default_rng(1).normal(size=(6, 5, 11))
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    losses = -np.log(np.take_along_axis(probabilities, batch.targets[..., None], -1))[..., 0]
+    np.testing.assert_allclose(
+        cross_entropy_sum(jnp.asarray(logits, jnp.float32), batch.targets, batch.mask), losses[batch.mask].sum(), rtol=1e-5
+    )
+
+
+def test_what_is_masked_out_may_be_nan_in_value_and_gradient():
+    batch = ragged_batch()
+    logits = jnp.where(batch.mask[..., None], 0.0, jnp.nan) + jnp.zeros((6, 5, 11))
+    loss, gradient = jax.value_and_grad(cross_entropy_sum)(logits, batch.targets, batch.mask)
+    np.testing.assert_allclose(loss, 15 * np.log(11), rtol=1e-6)
+    assert np.isfinite(gradient[batch.mask]).all()
+
+
+def test_softmax_and_sum_are_float32_for_bfloat16_logits():
+    logits = jnp.full((1, 1000, 11), 3.0, jnp.bfloat16)
+    loss = cross_entropy_sum(logits, jnp.zeros((1, 1000), jnp.int32), jnp.ones((1, 1000), bool))
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, 1000 * np.log(11), rtol=1e-6)
+
+
+def test_the_reported_loss_is_the_mean_over_counted_tokens():
+    step, state = stepper(config())
+    batch = ragged_batch()
+    logits, _ = StandIn().apply({"params": state.params}, batch.tokens)
+    expected = cross_entropy_sum(logits, batch.targets, batch.mask) / 15
+    _, metrics = step(state, batch)
+    assert metrics["tokens"] == 15
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
+    np.testing.assert_allclose(metrics["learning_rate"], 0.01, rtol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_accumulation_over_ragged_micro_batches_equals_the_whole_batch(parts):
+    batch = ragged_batch()
+    whole, state = stepper(config())
+    split, same_state = stepper(config(accumulation_steps=parts))
+    (state, metrics), (split_state, split_metrics) = whole(state, batch), split(same_state, batch)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(split_metrics[name], value, rtol=1e-5, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), split_state.params, state.params)
+
+
+def test_a_mean_of_micro_batch_means_would_have_been_noticed():
+    """The ragged batch is a real test: weighting its parts equally gives another loss."""
+    batch, (_, state) = ragged_batch(), stepper(config())
+
+    def loss(params, part, key):
+        return cross_entropy_sum(StandIn().apply({"params": params}, part.tokens)[0], part.targets, part.mask)
+
+    whole = mean_loss_and_gradient(loss, state.params, batch, jax.random.key(0), 1)[0]
+    parts = split_batch(batch, 6)  # the first row counts no token at all
+    means = [
+        mean_loss_and_gradient(loss, state.params, jax.tree.map(lambda x, i=i: x[i], parts), jax.random.key(0), 1)[0]
+        for i in range(6)
+    ]
+    assert abs(float(whole) - float(np.mean(means))) > 0.1
+
+
+def test_a_batch_without_counted_tokens_has_loss_zero_and_finite_gradients():
+    step, state = stepper(config())
+    batch = ragged_batch()._replace(mask=np.zeros((6, 5), bool))
+    _, metrics = step(state, batch)
+    assert metrics["loss"] == 0 and metrics["tokens"] == 0 and metrics["grad_norm"] == 0
+
+
+def test_the_grad_norm_is_that_before_clipping():
+    clipped, state = stepper(config())
+    other = dataclasses.replace(config(), optimizer=dataclasses.replace(config().optimizer, clip_norm=None))
+    free, same_state = stepper(other)
+    batch = ragged_batch()
+    assert clipped(state, batch)[1]["grad_norm"] == free(same_state, batch)[1]["grad_norm"]
+
+
+def test_the_memory_of_the_old_state_is_reused():
+    step, state = stepper(config())
+    after, _ = step(state, ragged_batch())
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    assert after.step == 1
+
+
+def test_dropout_differs_between_steps_and_micro_batches_and_is_a_function_of_seed_and_step():
+    model, batch = StandIn(rate=0.5), ragged_batch()
+    frozen = dataclasses.replace(config(), optimizer=OptimizerConfig(learning_rate=0.0, warmup_steps=0, schedule="constant"))
+
+    def losses(setup, steps=3):
+        step, state = stepper(setup, model)
+        out = []
+        for _ in range(steps):
+            state, metrics = step(state, batch)
+            out.append(float(metrics["loss"]))
+        return out
+
+    first = losses(frozen)
+    assert len(set(first)) == 3
+    assert losses(frozen) == first
+    doubled = Batch(*(np.concatenate([part, part]) for part in batch))
+    mirrored = jax.tree.map(lambda x: x.reshape(2, 6, -1).swapaxes(0, 1).reshape(12, -1), doubled)  # both parts the same rows
+    step, state = stepper(dataclasses.replace(frozen, train=TrainConfig(steps=10, accumulation_steps=2)), model)
+    single, same_state = stepper(frozen, model)
+    assert float(step(state, mirrored)[1]["loss"]) != float(single(same_state, batch)[1]["loss"])
+
+
+def test_segment_ids_reach_the_model_only_where_states_are_reset_at_documents():
+    batch = ragged_batch()._replace(segment_ids=np.ones((6, 5), np.int32))
+    plain, state = stepper(config())
+    reset, same_state = stepper(dataclasses.replace(config(), data=DataConfig(reset_at_document=True)))
+    unmarked = batch._replace(segment_ids=np.zeros((6, 5), np.int32))
+    loss = float(plain(state, batch)[1]["loss"])
+    plain, state = stepper(config())
+    assert loss == float(plain(state, unmarked)[1]["loss"])
+    assert loss != float(reset(same_state, batch)[1]["loss"])

@@ -1,0 +1,22 @@
+"""The smallest run with both kinds of blocks: a config file for tests. Its data path is given by each test."""
+
+from xlstm_jax.config import default_config_dict
+
+
+def get_config():
+    config = default_config_dict()
+    config.model.dim = 16
+    config.model.num_blocks = 2
+    config.model.num_heads = 2
+    config.model.slstm_positions = (1,)
+    config.data.context_length = 16
+    config.data.batch_size = 4
+    config.optimizer.warmup_steps = 2
+    config.train.steps = 6
+    config.log.every = 1
+    config.log.tensorboard = False
+    config.eval.every = 100
+    config.eval.batch_size = 4
+    config.eval.sample_tokens = 0
+    config.checkpoint.every = 100
+    return config
