@@ -32,7 +32,9 @@ def target_device() -> tuple[str, str]:
     return device.platform, device.device_kind
 
 
-def dispatch(op: str, backends: Mapping[str, Callable], backend: Backend, order: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
+def dispatch(
+    op: str, backends: Mapping[str, Callable], backend: Backend, order: tuple[str, ...], *args: Any, **kwargs: Any
+) -> Any:
     """Calls the backend named, or the first of several (of `order` where backend is None) that serves the call.
 
     Raises ValueError for a name that does not exist, NotImplementedError with the reasons where none serves.

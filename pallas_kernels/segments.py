@@ -1,7 +1,7 @@
 """Documents inside a sequence: where a state is dropped, where a token is padding, which document is the last.
 
-The rule, shared by the cells and the causal convolution: a state is dropped before a token whose segment id differs from the id of
-the token before it; a negative id is padding, leaves every state untouched and is looked through when ids are compared.
+The rule, shared by the cells and the causal convolution: a state is dropped before a token whose segment id differs from the id
+of the token before it; a negative id is padding, leaves every state untouched and is looked through when ids are compared.
 """
 
 import jax.numpy as jnp

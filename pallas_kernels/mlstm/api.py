@@ -36,8 +36,8 @@ def mlstm(
 ) -> tuple[Values, MLSTMState]:
     """Runs the mLSTM over a sequence and returns its outputs and the state after the last token.
 
-    q and k are `[B T H K]` (the 1/sqrt(K) belongs on q), v and h `[B T H V]`, i and f `[B T H]` gate pre-activations. T = 1 is the
-    decode step. States are float32, float64 when any input is; h has v's type.
+    q and k are `[B T H K]` (the 1/sqrt(K) belongs on q), v and h `[B T H V]`, i and f `[B T H]` gate pre-activations. T = 1 is
+    the decode step. States are float32, float64 when any input is; h has v's type.
       segment_ids: drops the state between documents; a negative id is padding (output 0, state untouched). See segments.py.
       previous_segment: the id that initial_state ended with; used with segment_ids only.
       input_gate: "exponential" is the paper's; "sigmoid" has no normaliser, so that n and m stay zero and eps is unused.

@@ -1,7 +1,7 @@
 """The mLSTM chunk by chunk: the parallel form inside a chunk, the recurrence between chunks, linear in T.
 
-One scan over the chunks goes forward and one goes back. The forward scan leaves the state before every chunk for the backward one;
-all weights are computed again. The gradients are exact. With y = numerator, d = max(|n·q|, exp(-m)), h = y/d, per chunk:
+One scan over the chunks goes forward and one goes back. The forward scan leaves the state before every chunk for the backward
+one; all weights are computed again. The gradients are exact. With y = numerator, d = max(|n·q|, exp(-m)), h = y/d, per chunk:
 
   dy_t = dh_t / d_t                     and for n·q, where |n·q| > exp(-m):  dqn_t = -sign(n·q) (dh_t · h_t) / d_t
   di_s = k_s · dk_s                     for log i, because i_s only ever scales k_s

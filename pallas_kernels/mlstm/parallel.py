@@ -54,8 +54,8 @@ def decay_weights(
     """How much of token s, and of the state before the first token, is in the state of token t.
 
     document counts the resets up to each token: 0 goes on with the state before, None says that all tokens do.
-    Returns D `[t, s]` = exp(log i_s + sum of log f over (s, t] - m_t), w `[t]` = exp(m_before + sum of log f up to t - m_t), both 0
-    across a reset, and the stabiliser m (0 without a normaliser), which is a constant to the gradient.
+    Returns D `[t, s]` = exp(log i_s + sum of log f over (s, t] - m_t), w `[t]` = exp(m_before + sum of log f up to t - m_t), both
+    0 across a reset, and the stabiliser m (0 without a normaliser), which is a constant to the gradient.
     """
     pairs = jnp.tri(log_f.shape[-1], dtype=bool)
     if document is None:

@@ -8,6 +8,16 @@ from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
 
+# q, k, v, log i, log f and the start flag of one token
+Token = tuple[
+    Float[Array, "B H K"],
+    Float[Array, "B H K"],
+    Float[Array, "B H V"],
+    Float[Array, "B H"],
+    Float[Array, "B H"],
+    Bool[Array, " B"],
+]
+
 
 def mlstm_recurrent(
     q: Keys,
@@ -38,16 +48,15 @@ def mlstm_recurrent(
 
 def mlstm_step(
     state: MLSTMState,
-    token: tuple[
-        Float[Array, "B H K"], Float[Array, "B H K"], Float[Array, "B H V"], Float[Array, "B H"], Float[Array, "B H"], Bool[Array, " B"]
-    ],
+    token: Token,
     *,
     normalise: bool,
     eps: float,
 ) -> tuple[MLSTMState, Float[Array, "B H V"]]:
-    """One token (q, k, v, log i, log f, start) of arXiv 2405.04517, equations 19-27, stabilised as in appendix A.3.
+    """One token of arXiv 2405.04517, equations 19-27, stabilised as in appendix A.3.
 
-    The output does not depend on the stabiliser m, so m is a constant to the gradient; only a given m0 gets one, as a factor of C0.
+    The output does not depend on the stabiliser m, so m is a constant to the gradient; only a given m0 gets one, as a
+    factor of C0.
     """
     q, k, v, log_i, log_f, start = token
     C, n, m_before = (jnp.where(start.reshape(-1, *[1] * (x.ndim - 1)), 0, x) for x in state)

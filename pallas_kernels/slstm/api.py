@@ -10,8 +10,8 @@ from pallas_kernels.segments import segment_borders
 from pallas_kernels.slstm.recurrent import slstm_recurrent
 from pallas_kernels.typing import LastSegment, SegmentIds, SLSTMState, Values, state_dtype
 
-# A backend takes (x, recurrent_kernel, bias, state, starts, padding, *, recurrent_gradient_clip) and returns (h, state): the state
-# in float32 or float64, starts and padding `[B T]` bool or None. A Pallas backend joins here.
+# A backend takes (x, recurrent_kernel, bias, state, starts, padding, *, recurrent_gradient_clip) and returns (h, state): the
+# state in float32 or float64, starts and padding `[B T]` bool or None. A Pallas backend joins here.
 BACKENDS = MappingProxyType({"recurrent": slstm_recurrent})
 
 
@@ -28,8 +28,9 @@ def slstm(
 ) -> tuple[Values, SLSTMState]:
     """Runs the sLSTM over a sequence and returns its outputs `[B T H V]` and the state after the last token.
 
-    x is W·input for the gates in the order i, f, z, o; h_{t-1} is mixed in by einsum("bhv,ghvw->bghw", h, recurrent_kernel). States
-    are float32, float64 when any input is; the outputs have x's type. From an empty state (n = 0) m_1 = i_1, so that n_1 = 1.
+    x is W·input for the gates in the order i, f, z, o; h_{t-1} is mixed in by einsum("bhv,ghvw->bghw", h, recurrent_kernel).
+    States are float32, float64 when any input is; the outputs have x's type. From an empty state (n = 0) m_1 = i_1,
+    so that n_1 = 1.
       segment_ids: drops the state between documents; a negative id is padding (output 0, state untouched). See segments.py.
       previous_segment: the id that initial_state ended with; used with segment_ids only.
       recurrent_gradient_clip: bound on each entry of the gradient that reaches h_{t-1} through the recurrent kernel (the paper's

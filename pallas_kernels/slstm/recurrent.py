@@ -1,8 +1,8 @@
 """The sLSTM one token at a time, with its gradient.
 
-Only the product R h_{t-1} and the pointwise equations are inside the scans. The forward scan keeps the states (c, n, h, m) and nothing
-else; the backward pass computes all gates again with one product over the whole sequence, and leaves the gradients of R and of the
-bias to one product and one sum at its end.
+Only the product R h_{t-1} and the pointwise equations are inside the scans. The forward scan keeps the states (c, n, h, m) and
+nothing else; the backward pass computes all gates again with one product over the whole sequence, and leaves the gradients of R
+and of the bias to one product and one sum at its end.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """The cells as the paper prints them, one token at a time and without a stabiliser: the reference of every kernel test.
 
-Nothing is shared with pallas_kernels. The states are the true ones, C·exp(m) and c·exp(m), which float64 holds for gates of ±80. The
-same lines run on NumPy (values) and, as `xp`, on jax.numpy inside a scan (gradients by autodiff, no custom rule).
+Nothing is shared with pallas_kernels. The states are the true ones, C·exp(m) and c·exp(m), which float64 holds for gates of ±80.
+The same lines run on NumPy (values) and, as `xp`, on jax.numpy inside a scan (gradients by autodiff, no custom rule).
 """
 
 import functools

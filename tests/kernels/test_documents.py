@@ -1,4 +1,4 @@
-"""Cuts, resets and padding, for both cells and every backend: where a sequence is cut, and what stands beside it, changes nothing."""
+"""Cuts, resets and padding in both cells and every backend: where a sequence is cut, what is packed beside it, changes nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def stretch(inputs, start, stop):
 
 @every_cell
 def test_a_sequence_may_be_cut_anywhere(cell, options):
-    """Pieces that hand on the state and the last id equal the whole, in values and gradients; cuts fall on borders and in padding."""
+    """Pieces that hand on the state and the last id equal the whole, values and gradients; cuts fall on borders, in padding."""
     inputs = inputs_of(cell, 48) | cases.random_documents(48, seed=5)
     if options.get("input_gate") == "sigmoid":
         inputs["m0"], inputs["n0"] = np.zeros_like(inputs["m0"]), np.zeros_like(inputs["n0"])

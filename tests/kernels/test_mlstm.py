@@ -148,7 +148,8 @@ def test_the_program_does_not_grow_with_time():
 
     def size(time):
         inputs = cases.in_dtype(cases.mlstm_inputs(time), "float32")
-        return len(str(jax.make_jaxpr(jax.grad(lambda x: cases.run_mlstm(x, backend="chunkwise")[0].sum(), allow_int=True))(inputs)))
+        gradient = jax.grad(lambda x: cases.run_mlstm(x, backend="chunkwise")[0].sum(), allow_int=True)
+        return len(str(jax.make_jaxpr(gradient)(inputs)))
 
     assert size(64 * 40) < size(64 * 4) * 1.1
 
