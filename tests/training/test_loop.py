@@ -1,0 +1,197 @@
+"""A whole run, in this process: its folder, its last lines, resuming, starting from parameters, and who waits for whom."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from xlstm_jax.errors import UserError
+from xlstm_jax.evaluation.run import evaluate_run
+from xlstm_jax.training import loop
+from xlstm_jax.training.checkpoints import read_params
+from xlstm_jax.training.metrics import read_records
+from xlstm_jax.training.run_folder import find_run
+
+
+def losses(workdir, split="train"):
+    return {record["step"]: record["loss"] for record in read_records(find_run(workdir).metrics) if record["split"] == split}
+
+
+@pytest.fixture(scope="module")
+def module_tmp(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def finished(tiny, module_tmp, capsys):
+    """A run of six steps with everything switched on, made once: (workdir, its configuration, what it printed)."""
+    workdir = module_tmp / "finished"
+    config = tiny({"eval.every": 3, "checkpoint.every": 3, "eval.sample_tokens": 30, "log.tensorboard": True})
+    printed = module_tmp / "printed.txt"
+    if not printed.exists():
+        loop.train(config, workdir)
+        printed.write_text(capsys.readouterr().out)
+    return workdir, config, printed.read_text()
+
+
+def test_a_run_leaves_the_promised_files(finished):
+    workdir, config, _ = finished
+    assert json.loads((workdir / "config.json").read_text()) == json.loads(config.to_json())
+    assert {path.name for path in workdir.iterdir()} == {
+        "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "loss.png", "samples.txt",
+    }  # fmt: skip
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"3", "6"}
+    first = read_records(workdir / "metrics.jsonl")[0]
+    assert first.keys() >= {"step", "split", "loss", "tokens", "grad_norm", "learning_rate"}
+    assert list(losses(workdir)) == [1, 2, 3, 4, 5, 6] and list(losses(workdir, "validation")) == [3, 6]
+
+
+def test_it_learns(finished):
+    seen = losses(finished[0])
+    assert seen[6] < seen[1]
+
+
+def test_it_ends_with_the_held_out_line_a_sample_and_the_figure(finished):
+    workdir, _, printed = finished
+    lines = printed.splitlines()
+    [number] = [k for k, line in enumerate(lines) if line.startswith("held-out")]
+    assert re.fullmatch(r"held-out loss \d\.\d{3} nats, \d\.\d{3} bits per byte \(gzip -9: \d\.\d\d\)", lines[number])
+    assert lines[number + 1] == "sample:"
+    assert lines[-1] == str(workdir / "loss.png")
+    sample = printed.split("sample:\n")[1].rsplit("\n", 2)[0]
+    assert (workdir / "samples.txt").read_text() == f"step 6\n{sample}\n"
+
+
+def test_every_step_is_shown_on_one_line(finished):
+    shown = re.findall(
+        r"^step (\d)/6  loss \S+  grad norm \S+  lr \S+  tokens/s \S+  MFU n/a  time left \S+$", finished[2], re.MULTILINE
+    )
+    assert shown == list("123456")
+
+
+def test_evaluating_the_run_gives_the_loss_that_training_logged(finished, capsys):
+    workdir, _, _ = finished
+    assert evaluate_run(workdir).loss == losses(workdir, "validation")[6]
+    assert evaluate_run(workdir, step=3).loss == losses(workdir, "validation")[3]
+    assert re.search(r"validation, step 3: loss \S+ nats, \S+ bits per byte \(gzip -9: \S+\); perplexity \S+, ", capsys.readouterr().out)
+
+
+def test_another_split_or_fewer_tokens_can_be_evaluated(finished):
+    workdir, _, _ = finished
+    assert evaluate_run(workdir, "train", max_tokens=50).tokens == 50
+    with pytest.raises(UserError, match="--split is 'test'"):
+        evaluate_run(workdir, "test")
+
+
+def test_a_finished_run_is_evaluated_again_and_not_changed(finished, capsys):
+    workdir, config, printed = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    loop.train(config, workdir)
+    assert (workdir / "metrics.jsonl").read_text() == before
+    again = capsys.readouterr().out
+    assert "resumed from step 6" in again
+    assert again.split("held-out")[1] == printed.split("held-out")[1]
+
+
+class Stop(Exception):
+    """Stands for whatever ends a process."""
+
+
+def stop_at(monkeypatch, step):
+    original = loop.read_metrics
+
+    def read(number, metrics):
+        if number == step:
+            raise Stop
+        return original(number, metrics)
+
+    monkeypatch.setattr(loop, "read_metrics", read)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"train.accumulation_steps": 2, "model.dropout": 0.1, "data.reset_at_document": True}])
+def test_a_stopped_run_goes_on_with_the_same_losses_to_the_last_bit(tiny, tmp_path, monkeypatch, overrides):
+    config = tiny({"checkpoint.every": 2, **overrides})
+    loop.train(config, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(Stop):
+            loop.train(config, tmp_path / "stopped")
+    assert max(losses(tmp_path / "stopped")) == 3
+    loop.train(config, tmp_path / "stopped")
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "undisturbed")
+    assert losses(tmp_path / "stopped", "validation") == losses(tmp_path / "undisturbed", "validation")
+
+
+def test_a_steps_metrics_are_read_after_the_next_step_was_dispatched(tiny, tmp_path, monkeypatch):
+    events, make_train_step, read_metrics = [], loop.make_train_step, loop.read_metrics
+
+    def recording_make(*args):
+        step, dispatched = make_train_step(*args), iter(range(1, 100))
+
+        def recording_step(state, batch):
+            result = step(state, batch)
+            events.append(("dispatched", next(dispatched)))
+            return result
+
+        return recording_step
+
+    def recording_read(number, metrics):
+        events.append(("read", number))
+        return read_metrics(number, metrics)
+
+    monkeypatch.setattr(loop, "make_train_step", recording_make)
+    monkeypatch.setattr(loop, "read_metrics", recording_read)
+    loop.train(tiny({"train.steps": 5}), tmp_path)
+    for step in range(1, 5):
+        assert events.index(("read", step)) > events.index(("dispatched", step + 1))
+    assert [step for kind, step in events if kind == "read"] == [1, 2, 3, 4, 5]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoints(tiny, tmp_path, monkeypatch):
+    make_train_step = loop.make_train_step
+
+    def poisoned_make(*args):
+        step, numbers = make_train_step(*args), iter(range(1, 100))
+
+        def poisoned_step(state, batch):
+            if next(numbers) == 4:
+                state = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+            return step(state, batch)
+
+        return poisoned_step
+
+    monkeypatch.setattr(loop, "make_train_step", poisoned_make)
+    with pytest.raises(UserError, match=r"step 4: the loss is nan.*optimizer\.learning_rate"):
+        loop.train(tiny({"checkpoint.every": 2}), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2"]
+    assert max(losses(tmp_path)) == 3
+
+
+def test_a_run_starts_from_the_parameters_of_another(tiny, finished, tmp_path, capsys):
+    workdir, _, _ = finished
+    config = tiny({"checkpoint.init_from": str(workdir), "optimizer.learning_rate": 0.0, "train.steps": 2})
+    loop.train(config, tmp_path)
+    assert f"parameters of step 6 of {workdir}" in capsys.readouterr().out
+    abstract = loop.abstract_params(loop.build_model(config.model), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    (old, given), (new, kept) = read_params(workdir, abstract), read_params(tmp_path, abstract)
+    assert (old, new) == (6, 2)
+    jax.tree.map(np.testing.assert_array_equal, kept, given)
+
+
+def test_parameters_that_do_not_fit_leave_no_folder_behind(tiny, finished, tmp_path):
+    config = tiny({"checkpoint.init_from": str(finished[0]), "model.dim": 32})
+    with pytest.raises(UserError, match=r"embedding/embedding has the shape \[320, 16\] instead of \[320, 32\]"):
+        loop.train(config, tmp_path / "new")
+    assert not (tmp_path / "new" / "config.json").exists()
+
+
+def test_data_that_have_changed_since_the_checkpoint_are_refused(tiny, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("a few words " * 40)
+    config = tiny({"data.path": str(text), "train.steps": 2})
+    loop.train(config, tmp_path / "run")
+    text.write_text("a few words " * 41)
+    with pytest.raises(UserError, match="data have changed since step 2"):
+        loop.train(config, tmp_path / "run")

@@ -1,0 +1,90 @@
+"""metrics.jsonl, the console line, speed and loss.png."""
+
+import json
+
+import pytest
+
+from xlstm_jax.training.metrics import MetricsWriter, Speed, console_line, draw_loss, duration, read_records
+from xlstm_jax.training.run_folder import find_run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return find_run(tmp_path)
+
+
+def steps(folder):
+    return [record["step"] for record in read_records(folder.metrics)]
+
+
+def test_each_event_is_one_json_object_on_disk_at_once(folder):
+    with MetricsWriter(folder, 0, tensorboard=False) as writer:
+        writer.write(1, "train", {"loss": 2.5, "tokens_per_second": None})
+        assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == [{"step": 1, "split": "train", "loss": 2.5}]
+
+
+def test_a_resumed_run_drops_what_lies_beyond_its_checkpoint_and_repeats_nothing(folder):
+    with MetricsWriter(folder, 0, tensorboard=False) as writer:
+        for step in range(1, 6):
+            writer.write(step, "train", {"loss": 1.0})
+        writer.write(3, "validation", {"loss": 2.0})
+    with MetricsWriter(folder, 3, tensorboard=False) as writer:
+        assert steps(folder) == [1, 2, 3, 3]
+        writer.write(3, "validation", {"loss": 7.0})
+        writer.write(4, "train", {"loss": 1.0})
+    assert steps(folder) == [1, 2, 3, 3, 4]
+
+
+def test_the_half_line_of_a_killed_run_is_dropped(folder):
+    folder.metrics.write_text('{"step": 1, "split": "train", "loss": 1.0}\n{"step": 2, "spl')
+    with MetricsWriter(folder, 2, tensorboard=False) as writer:
+        writer.write(2, "train", {"loss": 1.0})
+    assert steps(folder) == [1, 2]
+
+
+def test_tensorboard_gets_the_same_events(folder):
+    with MetricsWriter(folder, 0, tensorboard=True) as writer:
+        writer.write(1, "train", {"loss": 2.5})
+    [events] = folder.tensorboard.iterdir()
+    assert b"train/loss" in events.read_bytes()
+
+
+def test_speed_leaves_out_compilation_and_pauses():
+    now = [0.0]
+    speed = Speed(steps=10, clock=lambda: now[0])
+    now[0] = 100.0  # compilation and the first step
+    speed.count(50)
+    assert speed.read(1) == (None, None)
+    for _ in range(2):
+        now[0] += 2.0
+        speed.count(50)
+    assert speed.read(3) == (25.0, 14.0)
+    speed.pause()
+    now[0] += 1000.0  # an evaluation and the step behind it
+    speed.count(50)
+    now[0] += 2.0
+    speed.count(50)
+    assert speed.read(5) == (25.0, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "n/a"), (0.4, "0s"), (52, "52s"), (185, "3m 05s"), (7620, "2h 07m"), (4 * 86400 + 3 * 3600, "4d 03h")],
+)
+def test_durations_are_readable(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_console_line_says_what_a_person_wants_to_know():
+    values = {"loss": 1.25, "grad_norm": 0.5, "learning_rate": 1e-3, "tokens_per_second": 12345.6, "mfu": None}
+    line = console_line(20, 1000, values, 61)
+    assert line == "step   20/1000  loss 1.2500  grad norm 0.50  lr 1.00e-03  tokens/s 12,346  MFU n/a  time left 1m 01s"
+    assert "MFU 41.3%" in console_line(20, 1000, {**values, "mfu": 0.4132}, 61)
+
+
+def test_the_loss_figure_is_drawn_from_the_events(folder):
+    with MetricsWriter(folder, 0, tensorboard=False) as writer:
+        writer.write(1, "train", {"loss": 2.5})
+        writer.write(1, "validation", {"loss": 2.6})
+    draw_loss(folder)
+    assert folder.loss_figure.read_bytes().startswith(b"\x89PNG")
