@@ -10,13 +10,11 @@ from flax import linen as nn
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.models import build_model
 
-# Every block kind, alone and mixed; the convolution absent and present; both input gates.
+# Every block kind; the convolution absent and present; both input gates. Runs of one and of two equal blocks.
 CONFIGS = {
-    "mlstm": ModelConfig(dim=16, num_blocks=2, num_heads=2, vocab_size=23),
-    "slstm": ModelConfig(dim=16, num_blocks=2, num_heads=2, vocab_size=23, ratio="0:1"),
-    "mixed": ModelConfig(dim=16, num_blocks=4, num_heads=2, vocab_size=23, slstm_positions=(1,)),
+    "paper": ModelConfig(dim=16, num_blocks=3, num_heads=2, vocab_size=23, slstm_positions=(0,)),
     "without_conv": ModelConfig(dim=16, num_blocks=2, num_heads=2, vocab_size=23, ratio="1:1", conv_width=0),
-    "sigmoid_gate": ModelConfig(dim=16, num_blocks=2, num_heads=2, vocab_size=23, input_gate="sigmoid"),
+    "sigmoid_gate": ModelConfig(dim=16, num_blocks=1, num_heads=2, vocab_size=23, input_gate="sigmoid"),
     "7b": ModelConfig(
         dim=16,
         num_blocks=2,

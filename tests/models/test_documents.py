@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from numpy.testing import assert_allclose
 
 TOKENS = jax.random.randint(jax.random.key(2), (2, 19), 0, 23)
@@ -23,6 +24,7 @@ def per_token_loss(model, variables, tokens, segment_ids=None):
     return jnp.take_along_axis(jax.nn.log_softmax(logits), (tokens[..., None] + 1) % 23, axis=-1)[..., 0]
 
 
+@pytest.mark.slow
 def test_packed_documents_equal_separate_ones(config, random_variables, jitted):
     model, variables = jitted(config), random_variables(config)
     borders = [0, 6, 7, 19]

@@ -1,0 +1,87 @@
+"""What is compiled: one scan per run of equal blocks, recomputation where asked for, the dtype asked for."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from numpy.testing import assert_allclose
+
+from tests.models.conftest import CONFIGS
+from xlstm_jax.config import ModelConfig
+from xlstm_jax.models import Backbone, build_model
+from xlstm_jax.models.backbone import block_runs
+
+TOKENS = jax.random.randint(jax.random.key(2), (2, 12), 0, 23)
+
+
+def program_size(**fields) -> int:
+    """Length of the text of the program for loss and gradient."""
+    model = build_model(ModelConfig(dim=16, num_heads=2, vocab_size=23, **fields))
+    variables = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+    return len(str(jax.make_jaxpr(jax.grad(lambda v: model.apply(v, TOKENS)[0].sum()))(variables)))
+
+
+def test_48_blocks_are_a_program_of_the_size_of_4():
+    assert program_size(num_blocks=48) <= 1.01 * program_size(num_blocks=4)
+
+
+def test_the_papers_7_to_1_has_13_runs():
+    config = ModelConfig(num_blocks=48, slstm_positions=(3, 5, 7, 40, 42, 44))
+    assert [length for _, _, _, length in block_runs(config)] == [3, 1, 1, 1, 1, 1, 32, 1, 1, 1, 1, 1, 3]
+
+
+def test_ratio_places_the_slstm_blocks_at_the_end_of_each_period():
+    assert ModelConfig(num_blocks=8, ratio="3:1").block_kinds == ("mlstm", "mlstm", "mlstm", "slstm") * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["paper", "7b"])
+def test_recomputing_blocks_changes_no_loss_and_no_gradient(name, random_variables):
+    config = CONFIGS[name]
+    variables = random_variables(config)
+
+    def gradient(config):
+        model = build_model(config)
+        return jax.jit(jax.value_and_grad(lambda v: jnp.square(model.apply(v, TOKENS)[0]).mean()))(variables)
+
+    plain, again = gradient(config), gradient(dataclasses.replace(config, remat="block"))
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(plain))
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-3, atol=1e-6 * scale), again, plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["paper", "7b"])
+def test_bfloat16_computes_what_float32_does_but_for_rounding(name, random_variables):
+    config = CONFIGS[name]
+    variables = random_variables(config, scale=0.05)
+    model = build_model(dataclasses.replace(config, dtype="bfloat16"))
+    low, state = jax.jit(model.apply)(variables, TOKENS)
+    high, _ = jax.jit(build_model(dataclasses.replace(config, dtype="float32")).apply)(variables, TOKENS)
+    assert low.dtype == jnp.float32
+    assert np.linalg.norm(low - high) < 0.05 * np.linalg.norm(high)
+    for leaf in jax.tree.leaves(state.blocks):
+        assert leaf.dtype in (jnp.float32, jnp.bfloat16)  # the convolution's window is kept as computed
+
+
+def test_soft_caps_bound_the_logits(random_variables):
+    config = ModelConfig(dim=16, num_blocks=1, num_heads=2, vocab_size=23, logit_soft_cap=0.25)
+    logits, _ = build_model(config).apply(random_variables(config, scale=2.0), TOKENS)
+    assert 0.2 < np.abs(logits).max() <= 0.25
+
+
+def test_the_backbone_alone_is_the_language_models(config, random_variables):
+    params = random_variables(config)["params"]
+    model = build_model(config)
+    x = params["embedding"]["embedding"][TOKENS]
+    y, _ = jax.jit(Backbone(config).apply)({"params": params["backbone"]}, x)
+    expected, _ = jax.jit(lambda v: model.apply(v, TOKENS, method="hidden"))({"params": params})
+    assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_carry_logical_axis_names():
+    variables = jax.eval_shape(build_model(ModelConfig(slstm_positions=(1,))).init, jax.random.key(0), TOKENS)
+    boxes = jax.tree.leaves(variables, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    assert all(len(box.names) == len(box.value.shape) for box in boxes)
