@@ -71,7 +71,7 @@ def test_a_sequence_may_be_cut_anywhere(cell, options):
                 values = run(cast | floats)
                 return reference.weighted(values, weights), values
 
-            return jax.jit(jax.grad(loss, has_aux=True))(floats)
+            return jax.jit(jax.grad(loss, has_aux=True), compiler_options=cases.QUICK_COMPILE)(floats)
 
         gradients, values = evaluate(whole)
         got_gradients, got = evaluate(in_pieces)
@@ -106,7 +106,8 @@ def test_nothing_of_a_document_reaches_the_next(cell, options):
 
             def gradient(case, second):
                 tokens = {name: x for name, x in case.items() if name in PER_TOKEN and name != "segment_ids"}
-                return jax.jit(jax.grad(loss, has_aux=True), static_argnums=2)(tokens, case, second)
+                compiled = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2, compiler_options=cases.QUICK_COMPILE)
+                return compiled(tokens, case, second)
 
             got, h = gradient(packed, length)
             expected, h_alone = gradient(separate, 0)
@@ -125,20 +126,19 @@ def test_padding_may_hold_anything(cell, options):
     padding = np.asarray(inputs["segment_ids"] < 0)
     assert padding.any()
 
+    def loss(tokens):
+        h, state = run(cell, inputs | tokens, **options)
+        return jnp.sum(jnp.sin(h)) + jnp.sum(state[0]), (h, state)
+
+    gradient = jax.jit(jax.grad(loss, has_aux=True), compiler_options=cases.QUICK_COMPILE)
+
     def evaluate(garbage):
         r = np.random.default_rng(0)
-        filled = dict(inputs)
-        for name in PER_TOKEN[:-1]:
-            if name in inputs:
-                where = padding.reshape(*padding.shape, *[1] * (inputs[name].ndim - 2))
-                filled[name] = jnp.where(where, garbage * r.choice([-1, 1], size=inputs[name].shape), inputs[name])
-        tokens = {name: x for name, x in filled.items() if name in PER_TOKEN[:-1]}
-
-        def loss(tokens):
-            h, state = run(cell, filled | tokens, **options)
-            return jnp.sum(jnp.sin(h)) + jnp.sum(state[0]), (h, state)
-
-        return jax.jit(jax.grad(loss, has_aux=True))(tokens)
+        tokens = {name: x for name, x in inputs.items() if name in PER_TOKEN and name != "segment_ids"}
+        for name, x in tokens.items():
+            where = padding.reshape(*padding.shape, *[1] * (x.ndim - 2))
+            tokens[name] = jnp.where(where, garbage * r.choice([-1, 1], size=x.shape), x)
+        return gradient(tokens)
 
     expected = evaluate(0.0)
     np.testing.assert_array_equal(np.asarray(expected[1][0])[padding], 0)
