@@ -1,4 +1,4 @@
-"""Cuts, resets and padding in both cells and every backend: where a sequence is cut, what is packed beside it, changes nothing."""
+"""Cuts, resets, padding, in both cells and every backend: where a sequence is cut, what is packed with it, changes nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -104,13 +104,13 @@ def test_nothing_of_a_document_reaches_the_next(cell, options):
                 h, state = run(cell, rest | x, **options)
                 return jnp.sum(jnp.sin(h[:, second:])) + jnp.sum(state[0] * 1e-3), h[:, second:]
 
-            def gradient(case, second):
+            def on_second(case, second):
                 tokens = {name: x for name, x in case.items() if name in PER_TOKEN and name != "segment_ids"}
                 compiled = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2, compiler_options=cases.QUICK_COMPILE)
                 return compiled(tokens, case, second)
 
-            got, h = gradient(packed, length)
-            expected, h_alone = gradient(separate, 0)
+            got, h = on_second(packed, length)
+            expected, h_alone = on_second(separate, 0)
         tolerance = {"float64": 1e-12, "float32": 1e-6}[dtype]
         np.testing.assert_allclose(h, h_alone, rtol=tolerance, atol=tolerance * np.abs(h_alone).max())
         for name in expected:
@@ -130,7 +130,7 @@ def test_padding_may_hold_anything(cell, options):
         h, state = run(cell, inputs | tokens, **options)
         return jnp.sum(jnp.sin(h)) + jnp.sum(state[0]), (h, state)
 
-    gradient = jax.jit(jax.grad(loss, has_aux=True), compiler_options=cases.QUICK_COMPILE)
+    value_and_gradients = jax.jit(jax.grad(loss, has_aux=True), compiler_options=cases.QUICK_COMPILE)
 
     def evaluate(garbage):
         r = np.random.default_rng(0)
@@ -138,7 +138,7 @@ def test_padding_may_hold_anything(cell, options):
         for name, x in tokens.items():
             where = padding.reshape(*padding.shape, *[1] * (x.ndim - 2))
             tokens[name] = jnp.where(where, garbage * r.choice([-1, 1], size=x.shape), x)
-        return gradient(tokens)
+        return value_and_gradients(tokens)
 
     expected = evaluate(0.0)
     np.testing.assert_array_equal(np.asarray(expected[1][0])[padding], 0)

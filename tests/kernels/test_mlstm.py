@@ -39,10 +39,9 @@ def test_values_and_gradients_in_float64(backend, time, bias):
 
 
 @pytest.mark.parametrize("bias", BIASES)
-@pytest.mark.parametrize("time", (7, 257))
 @pytest.mark.parametrize("backend", MLSTM_BACKENDS)
-def test_values_and_gradients_in_float32(backend, time, bias):
-    check(cases.mlstm_inputs(time, bias), "float32", backend=backend, eps=0.0)
+def test_values_and_gradients_in_float32(backend, bias):
+    check(cases.mlstm_inputs(257, bias), "float32", backend=backend, eps=0.0)
 
 
 @pytest.mark.parametrize("backend", MLSTM_BACKENDS)
@@ -122,7 +121,7 @@ def test_bfloat16(backend):
 
 
 @pytest.mark.slow
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(
     time=st.integers(1, 20),
     batch=st.integers(1, 3),
