@@ -4,9 +4,12 @@ import pathlib
 import random
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from xlstm_jax.config import Config, load
+from xlstm_jax.training import loop
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG_FILE = pathlib.Path(__file__).with_name("tiny_run.py")
@@ -23,6 +26,31 @@ def corpus(tmp_path_factory) -> pathlib.Path:
         draw = random.Random(number)
         folder.joinpath(f"{number:02}.txt").write_text(" ".join(draw.choice(words) for _ in range(40)))
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Runs of the same configuration compile once, also without JAX_COMPILATION_CACHE_DIR."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+
+
+@pytest.fixture
+def no_op_step(monkeypatch):
+    """Replaces the training step by one that only counts, for tests of what is around it. Its value names the step with a NaN."""
+    poisoned = {"at": None}
+
+    def make_train_step(*_):
+        def step(state, batch):
+            number = int(state.step) + 1
+            loss = jnp.float32("nan" if number == poisoned["at"] else number)
+            metrics = {"loss": loss, "tokens": jnp.int32(64), "grad_norm": loss, "learning_rate": jnp.float32(0)}
+            return state._replace(step=state.step + 1), metrics
+
+        return step
+
+    monkeypatch.setattr(loop, "make_train_step", make_train_step)
+    return poisoned
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 
-import eval as eval_command
 import pytest
-import train as train_command
 
+import eval as eval_command
+import train as train_command
 from tests.training.conftest import CONFIG_FILE, ROOT
 
 MISTAKES = {
@@ -49,7 +49,9 @@ def test_a_missing_workdir_is_named(arguments, capsys):
 
 @pytest.mark.parametrize("config", [[], ["--config="]])
 def test_no_config_file_is_named(config, tmp_path, capsys):
-    fails(capsys, train_command.main, ["train.py", f"--workdir={tmp_path}", *config], "--config is missing", "configs/quickstart.py")
+    fails(
+        capsys, train_command.main, ["train.py", f"--workdir={tmp_path}", *config], "--config is missing", "configs/quickstart.py"
+    )
 
 
 def test_a_config_file_that_does_not_exist_is_named(tmp_path, capsys):
@@ -109,17 +111,19 @@ def test_a_workdir_with_remains_of_something_else_is_refused(arguments, tmp_path
 
 def test_a_workdir_that_is_a_file_is_refused(arguments, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
-    fails(capsys, train_command.main, arguments(tmp_path / "file"), "can't be written to")
+    fails(capsys, train_command.main, arguments(tmp_path / "file"), "is a file; give a folder")
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_damaged_checkpoint_ends_the_command_with_one_line(arguments, tmp_path, capsys):
+def test_a_damaged_checkpoint_ends_the_command_with_one_line(arguments, tmp_path, capsys, no_op_step):
     assert train_command.main(arguments(tmp_path, "--config.train.steps=2")) == 0
     for path in (tmp_path / "checkpoints/2").glob("params/**/d/*"):
         path.write_bytes(b"")
     capsys.readouterr()
     before = (tmp_path / "metrics.jsonl").read_text()
-    fails(capsys, train_command.main, arguments(tmp_path, "--config.train.steps=2"), "checkpoints/2' is damaged", "move that folder")
+    fails(
+        capsys, train_command.main, arguments(tmp_path, "--config.train.steps=2"), "checkpoints/2' is damaged", "move that folder"
+    )
     fails(capsys, eval_command.main, ["eval.py", f"--workdir={tmp_path}"], "checkpoints/2' is damaged")
     assert (tmp_path / "metrics.jsonl").read_text() == before
 

@@ -149,7 +149,11 @@ def test_parameters_of_another_model_are_refused_with_the_first_differences(fold
     wanted["new"] = wanted["layer"].pop("bias")
     with pytest.raises(UserError) as error:
         read_params(folder.root, abstract(wanted))
-    for part in ("new is missing", "layer/bias is not part of the model", "layer/kernel has the shape [40, 30] instead of [41, 30]"):
+    for part in (
+        "new is missing",
+        "layer/bias is not part of the model",
+        "layer/kernel has the shape [40, 30] instead of [41, 30]",
+    ):
         assert part in str(error.value)
 
 

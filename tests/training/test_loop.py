@@ -75,7 +75,9 @@ def test_evaluating_the_run_gives_the_loss_that_training_logged(finished, capsys
     workdir, _, _ = finished
     assert evaluate_run(workdir).loss == losses(workdir, "validation")[6]
     assert evaluate_run(workdir, step=3).loss == losses(workdir, "validation")[3]
-    assert re.search(r"validation, step 3: loss \S+ nats, \S+ bits per byte \(gzip -9: \S+\); perplexity \S+, ", capsys.readouterr().out)
+    assert re.search(
+        r"validation, step 3: loss \S+ nats, \S+ bits per byte \(gzip -9: \S+\); perplexity \S+, ", capsys.readouterr().out
+    )
 
 
 def test_another_split_or_fewer_tokens_can_be_evaluated(finished):
@@ -110,7 +112,10 @@ def stop_at(monkeypatch, step):
     monkeypatch.setattr(loop, "read_metrics", read)
 
 
-@pytest.mark.parametrize("overrides", [{}, {"train.accumulation_steps": 2, "model.dropout": 0.1, "data.reset_at_document": True}])
+ALL_ON = {"train.accumulation_steps": 2, "model.dropout": 0.1, "data.reset_at_document": True}
+
+
+@pytest.mark.parametrize("overrides", [{}, pytest.param(ALL_ON, marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_with_the_same_losses_to_the_last_bit(tiny, tmp_path, monkeypatch, overrides):
     config = tiny({"checkpoint.every": 2, **overrides})
     loop.train(config, tmp_path / "undisturbed")
@@ -143,35 +148,35 @@ def test_a_steps_metrics_are_read_after_the_next_step_was_dispatched(tiny, tmp_p
 
     monkeypatch.setattr(loop, "make_train_step", recording_make)
     monkeypatch.setattr(loop, "read_metrics", recording_read)
-    loop.train(tiny({"train.steps": 5}), tmp_path)
-    for step in range(1, 5):
+    loop.train(tiny(), tmp_path)
+    for step in range(1, 6):
         assert events.index(("read", step)) > events.index(("dispatched", step + 1))
-    assert [step for kind, step in events if kind == "read"] == [1, 2, 3, 4, 5]
+    assert [step for kind, step in events if kind == "read"] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoints(tiny, tmp_path, monkeypatch):
-    make_train_step = loop.make_train_step
-
-    def poisoned_make(*args):
-        step, numbers = make_train_step(*args), iter(range(1, 100))
-
-        def poisoned_step(state, batch):
-            if next(numbers) == 4:
-                state = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
-            return step(state, batch)
-
-        return poisoned_step
-
-    monkeypatch.setattr(loop, "make_train_step", poisoned_make)
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoints(tiny, tmp_path, no_op_step):
+    no_op_step["at"] = 4
     with pytest.raises(UserError, match=r"step 4: the loss is nan.*optimizer\.learning_rate"):
         loop.train(tiny({"checkpoint.every": 2}), tmp_path)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2"]
     assert max(losses(tmp_path)) == 3
 
 
-def test_a_run_starts_from_the_parameters_of_another(tiny, finished, tmp_path, capsys):
+def test_parameters_that_are_no_numbers_end_the_run_at_its_first_step(tiny, tmp_path, monkeypatch):
+    init_state = loop.init_state
+
+    def broken(*args):
+        state = init_state(*args)
+        return state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+
+    monkeypatch.setattr(loop, "init_state", broken)
+    with pytest.raises(UserError, match="step 1: the loss is nan"):
+        loop.train(tiny(), tmp_path)
+
+
+def test_a_run_starts_from_the_parameters_of_another(tiny, finished, tmp_path, capsys, no_op_step):
     workdir, _, _ = finished
-    config = tiny({"checkpoint.init_from": str(workdir), "optimizer.learning_rate": 0.0, "train.steps": 2})
+    config = tiny({"checkpoint.init_from": str(workdir), "train.steps": 2})
     loop.train(config, tmp_path)
     assert f"parameters of step 6 of {workdir}" in capsys.readouterr().out
     abstract = loop.abstract_params(loop.build_model(config.model), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
@@ -182,12 +187,12 @@ def test_a_run_starts_from_the_parameters_of_another(tiny, finished, tmp_path, c
 
 def test_parameters_that_do_not_fit_leave_no_folder_behind(tiny, finished, tmp_path):
     config = tiny({"checkpoint.init_from": str(finished[0]), "model.dim": 32})
-    with pytest.raises(UserError, match=r"embedding/embedding has the shape \[320, 16\] instead of \[320, 32\]"):
+    with pytest.raises(UserError, match=r"backbone/\S+ has the shape \[.*\] instead of \[.*configuration equal"):
         loop.train(config, tmp_path / "new")
     assert not (tmp_path / "new" / "config.json").exists()
 
 
-def test_data_that_have_changed_since_the_checkpoint_are_refused(tiny, tmp_path):
+def test_data_that_have_changed_since_the_checkpoint_are_refused(tiny, tmp_path, no_op_step):
     text = tmp_path / "text.txt"
     text.write_text("a few words " * 40)
     config = tiny({"data.path": str(text), "train.steps": 2})

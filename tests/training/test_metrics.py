@@ -20,7 +20,9 @@ def steps(folder):
 def test_each_event_is_one_json_object_on_disk_at_once(folder):
     with MetricsWriter(folder, 0, tensorboard=False) as writer:
         writer.write(1, "train", {"loss": 2.5, "tokens_per_second": None})
-        assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == [{"step": 1, "split": "train", "loss": 2.5}]
+        assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == [
+            {"step": 1, "split": "train", "loss": 2.5}
+        ]
 
 
 def test_a_resumed_run_drops_what_lies_beyond_its_checkpoint_and_repeats_nothing(folder):

@@ -11,6 +11,7 @@ def get_config():
     config.model.slstm_positions = (1,)
     config.data.context_length = 16
     config.data.batch_size = 4
+    config.optimizer.learning_rate = 1e-2
     config.optimizer.warmup_steps = 2
     config.train.steps = 6
     config.log.every = 1

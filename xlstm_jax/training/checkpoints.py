@@ -98,7 +98,7 @@ def read_params(root: str | pathlib.Path, abstract_params: Any, step: int | None
     folder = find_run(root)
     if not folder.checkpoints.is_dir():
         raise UserError(f"folder {str(folder.root)!r} holds no checkpoints; give the folder of a run or of an imported model")
-    manager = _open(folder.checkpoints, policies.CheckpointManagerOptions(read_only=True, save_interval_steps=0))
+    manager = _open(folder.checkpoints, policies.CheckpointManagerOptions(create=False))
     with manager:
         steps = manager.all_steps()
         if not steps:
