@@ -146,7 +146,12 @@ def test_help_is_printed(capsys):
 
 @pytest.mark.slow
 def test_the_process_itself_ends_with_one_line_and_status_2(arguments, tmp_path):
-    command = [sys.executable, *arguments(tmp_path, "--config.model.dimm=8")]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: unknown config key model.dimm")
+    assert train_command.main(arguments(tmp_path)) == 0
+    for path in (tmp_path / "checkpoints/6").glob("params/**/d/*"):
+        path.write_bytes(b"")
+    typo, damage = arguments(tmp_path, "--config.model.dimm=8"), ["eval.py", f"--workdir={tmp_path}"]
+    for argv, message in ((typo, "unknown config key model.dimm"), (damage, "checkpoint ")):
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run([sys.executable, *argv], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith(f"error: {message}"), done.stderr

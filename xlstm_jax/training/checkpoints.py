@@ -7,6 +7,7 @@ version, step, position in the data). Evaluation and `checkpoint.init_from` read
 
 import math
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -165,8 +166,18 @@ def _loss_of(metrics: dict[str, float]) -> float:
 
 def _guarded(manager: ocp.CheckpointManager, path: pathlib.Path, step: int, read):
     """The result of `read`; whatever it raises becomes one message with the way on."""
+    show = sys.unraisablehook
+
+    def show_others(unraisable) -> None:
+        # When one array can't be read, Orbax closes its event loop; the other arrays' reads then end with tracebacks of no use.
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            show(unraisable)
+
+    sys.unraisablehook = show_others  # left in place after a failure: those reads may end later
     try:
-        return read()
+        result = read()
+        sys.unraisablehook = show
+        return result
     except Exception as error:  # Orbax and TensorStore raise many types for a broken file
         earlier = [other for other in manager.all_steps() if other < step]
         way_on = (
