@@ -6,12 +6,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from tests.training.conftest import ROOT
 from xlstm_jax.training.metrics import read_records
-
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
 def train_losses(workdir):
@@ -20,15 +19,16 @@ def train_losses(workdir):
 
 @pytest.mark.slow
 def test_after_sigkill_the_losses_are_the_same_to_the_last_bit(arguments, tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
     more = ["--config.train.steps=400", "--config.checkpoint.every=20", "--config.eval.every=1000"]
 
     def command(workdir):
         return [sys.executable, *arguments(workdir, *more)]
 
-    subprocess.run(command(tmp_path / "undisturbed"), cwd=ROOT, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command(tmp_path / "undisturbed"), cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
 
     killed = tmp_path / "killed"
-    process = subprocess.Popen(command(killed), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(killed), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while len(train_losses(killed)) < 50:
         assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
@@ -38,7 +38,7 @@ def test_after_sigkill_the_losses_are_the_same_to_the_last_bit(arguments, tmp_pa
     seen = train_losses(killed)
     assert 50 <= len(seen) < 400
 
-    done = subprocess.run(command(killed), cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True, text=True)
+    done = subprocess.run(command(killed), cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     assert "resumed from step " in done.stdout
     expected = train_losses(tmp_path / "undisturbed")
     assert len(expected) == 400 and train_losses(killed) == expected
