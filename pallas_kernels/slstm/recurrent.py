@@ -87,13 +87,15 @@ def _slstm_backward(clip: float | None, kept: Any, cotangents: Any) -> Any:
         d_out = jnp.where(flags[1], 0, d_out)
     raw = wx + jnp.einsum("thbv,hvgw->thbgw", h_before, R, precision=lax.Precision.HIGHEST)
 
+    R_back = jnp.moveaxis(R, 1, 3)  # once, instead of in every step
+
     def step(after: Any, token: Any) -> Any:
         dc, dn, dh = after
         raw, c, n, m, d_out, flags = token
         c, n, m = _reset((c, n, m), flags)
         _, pull = jax.vjp(lambda raw, c, n: pointwise(raw, c, n, m)[:3], raw, c, n)
         d_raw, dc_before, dn_before = pull((dc, dn, dh + d_out))
-        dh_before = jnp.einsum("hbgw,hvgw->hbv", d_raw, R, precision=lax.Precision.HIGHEST)
+        dh_before = jnp.einsum("hbgw,hgwv->hbv", d_raw, R_back, precision=lax.Precision.HIGHEST)
         if clip is not None:
             dh_before = jnp.clip(dh_before, -clip, clip)
         before = (dc_before, dn_before, dh_before)

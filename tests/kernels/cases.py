@@ -14,7 +14,7 @@ TIMES = (1, 7, 64, 100, 129, 257)
 BIASES = (-10.0, 0.0, 3.0)  # of the input gate: 7B's initialisation, the paper's, and one that m has to tame
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 
-# Compiling is most of these tests' time. The float64 ones check the formulas, which this leaves as they are; float32 ones take the
+# Compiling is most of the time here. The float64 tests check formulas, which this leaves as they are; the float32 ones take the
 # compiler as users have it.
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import mlstm
+from pallas_kernels.mlstm.chunkwise import default_chunk_size
 from tests.kernels import cases, reference
 from tests.kernels.cases import BIASES, MLSTM_BACKENDS, TIMES, TOLERANCE, assert_same
 
@@ -140,6 +141,14 @@ def test_any_shape(time, batch, heads, key_dim, value_dim, chunk_size):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-9)
     for name in got:  # an input that has no effect, as after a reset, has a gradient of size 0
         np.testing.assert_allclose(got[name], gradients[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("time", (1, 7, 64, 100, 129, 257, 2048))
+def test_the_default_chunk_size_wastes_little(time):
+    """Fewer filling tokens than there are chunks, and longer chunks for larger states."""
+    sizes = [default_chunk_size(time, dim, dim) for dim in (64, 128, 512)]
+    assert sizes == sorted(sizes)
+    assert all(-time % size < -(-time // size) for size in sizes)
 
 
 def test_the_program_does_not_grow_with_time():
