@@ -36,7 +36,7 @@ def mlstm(
 ) -> tuple[Values, MLSTMState]:
     """Runs the mLSTM over a sequence and returns its outputs and the state after the last token.
 
-    q and k are `[B T H K]` (the 1/sqrt(K) belongs on q), v and h `[B T H V]`, i and f `[B T H]` gate pre-activations. T = 1 is
+    q and k are `[B T H K]` (q is divided by sqrt(K) here), v and h `[B T H V]`, i and f `[B T H]` gate pre-activations. T = 1 is
     the decode step. States are float32, float64 when any input is; h has v's type.
       segment_ids: drops the state between documents; a negative id is padding (output 0, state untouched). See segments.py.
       previous_segment: the id that initial_state ended with; used with segment_ids only.
@@ -66,6 +66,7 @@ def mlstm(
     if segment_ids is not None:  # a token that neither writes nor forgets
         log_i, log_f = jnp.where(padding[..., None], -jnp.inf, log_i), jnp.where(padding[..., None], 0, log_f)
     state = _initial_state(initial_state, q.shape, v.shape[-1], dtype, normalise)
+    q = q * q.shape[-1] ** -0.5  # on q, so that the states hold unscaled keys
 
     order = ("recurrent",) if q.shape[1] == 1 else ("chunkwise",)
     h, state = dispatch(

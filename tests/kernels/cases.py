@@ -25,7 +25,7 @@ MLSTM_BACKENDS = ("recurrent", "parallel", "chunkwise")
 def mlstm_inputs(time, bias=0.0, seed=0, key_dim=K, value_dim=V, batch=B, heads=H):
     r = np.random.default_rng(seed)
     return {
-        "q": r.normal(size=(batch, time, heads, key_dim)) / key_dim**0.5,
+        "q": r.normal(size=(batch, time, heads, key_dim)),
         "k": r.normal(size=(batch, time, heads, key_dim)),
         "v": r.normal(size=(batch, time, heads, value_dim)),
         "i": r.normal(size=(batch, time, heads)) + bias,

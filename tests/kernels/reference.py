@@ -25,6 +25,7 @@ def mlstm_step(state, token, *, input_gate="exponential", eps=0.0, xp=np):
     """Equations 19-27. state: true C, true n, m (for eps alone), the last id."""
     C, n, m, last = state
     q, k, v, i, f, segment = token
+    q = q / q.shape[-1] ** 0.5
     start, real = _borders(segment, last)
     keep = xp.where(start, 0.0, 1.0)[:, None]
     C, n, m = C * keep[..., None, None], n * keep[..., None], m * keep

@@ -1,0 +1,157 @@
+"""One table of names and shapes, read in both directions.
+
+An `Entry` ties one of our parameters to one or more of their tensors by an invertible `Transform`. Import and export both follow from a
+list of entries; neither is written by itself. Arrays are NumPy, so that nothing here needs PyTorch.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm_jax.config import ModelConfig
+from xlstm_jax.errors import UserError
+from xlstm_jax.models.backbone import block_runs
+
+Tensors = Mapping[str, np.ndarray]
+
+
+class Transform(NamedTuple):
+    """Their tensors (one argument each) to our parameter, and back to as many tensors."""
+
+    to_ours: Callable[..., np.ndarray]
+    to_theirs: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+
+
+class Entry(NamedTuple):
+    """One parameter of ours and the tensors that it is made of.
+
+    Attributes:
+        ours: path below `params`, e.g. "lm_head/kernel"; in a block's entries, below the block.
+        theirs: names; in a block's entries, below the block.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    transform: Transform
+
+
+SAME = Transform(lambda x: x, lambda x: (x,))
+TRANSPOSED = Transform(lambda x: x.T, lambda x: (x.T,))  # PyTorch's [out in] and our [in out]
+BLOCKS_TRANSPOSED = Transform(lambda x: np.swapaxes(x, 1, 2), lambda x: (np.swapaxes(x, 1, 2),))
+CONV = Transform(lambda x: x[:, 0].T, lambda x: (x.T[:, None],))  # [channels 1 taps] and our [taps channels]
+SIDE_BY_SIDE = Transform(  # two linear maps of one input and our single kernel
+    lambda a, b: np.concatenate([a.T, b.T], axis=1), lambda x: tuple(half.T for half in np.split(x, 2, axis=1))
+)
+
+
+class Table(NamedTuple):
+    """All entries of a kind of model.
+
+    Attributes:
+        outside: entries that stand outside the blocks.
+        blocks: entries by the kind of block (`ModelConfig.block_kinds`).
+        block_prefix: what their names of block l begin with, "{l}" standing for l.
+    """
+
+    outside: tuple[Entry, ...]
+    blocks: Mapping[str, tuple[Entry, ...]]
+    block_prefix: str
+
+
+def import_params(table: Table, config: ModelConfig, tensors: Tensors, shapes: Any) -> dict:
+    """Our parameter tree, float32, from their tensors.
+
+    Args:
+        shapes: our tree with anything that has a shape as leaves, e.g. `jax.eval_shape` of `init`.
+
+    Raises:
+        UserError: tensors are missing, unknown or of another shape; all of them are named.
+    """
+    entries = list(_entries(table, config))
+    wanted = [name for _, entry, names in entries for name in names]
+    problems = [f"{name} is missing" for name in wanted if name not in tensors]
+    problems += [f"{name} is unknown" for name in tensors if name not in set(wanted)]
+    _refuse(problems)
+
+    params: dict = {}
+    rows: dict[tuple[str, ...], list[np.ndarray]] = {}
+    for place, entry, names in entries:
+        path = (*place, *entry.ours.split("/"))
+        leaf = _get(shapes, path)
+        shape = leaf.shape[1:] if place else leaf.shape
+        expected = [part.shape for part in entry.transform.to_theirs(np.empty(shape, np.float32))]
+        given = [tensors[name] for name in names]
+        wrong = [
+            f"{name} has shape {tuple(tensor.shape)} instead of {expected_shape}"
+            for name, tensor, expected_shape in zip(names, given, expected, strict=True)
+            if tuple(tensor.shape) != expected_shape
+        ]
+        problems += wrong
+        if not wrong:
+            array = entry.transform.to_ours(*(np.asarray(tensor, np.float32) for tensor in given))
+            rows.setdefault(path, []).append(array)
+            if not place:
+                _set(params, path, array)
+    _refuse(problems)
+    for path, arrays in rows.items():
+        if path[0] == "backbone" and path[1].startswith("blocks_"):
+            _set(params, path, np.stack(arrays))
+    return params
+
+
+def export_params(table: Table, config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
+    """Their tensors from our (unboxed) parameter tree: the inverse of `import_params`."""
+    tensors = {}
+    position: dict[tuple[str, ...], int] = {}
+    for place, entry, names in _entries(table, config):
+        path = (*place, *entry.ours.split("/"))
+        array = np.asarray(_get(params, path))
+        if place:
+            row = position.get(path, 0)
+            position[path], array = row + 1, array[row]
+        for name, tensor in zip(names, entry.transform.to_theirs(array), strict=True):
+            tensors[name] = np.ascontiguousarray(tensor)
+    return tensors
+
+
+def refuse_unless(source: Mapping[str, Any], required: Mapping[str, Any], what: str) -> None:
+    """Raises `UserError` naming the fields of their configuration whose values this project has no counterpart for."""
+    _refuse(
+        [
+            f"{what} has {name} = {source[name]!r}; only {value!r} can be represented"
+            for name, value in required.items()
+            if name in source and source[name] != value
+        ]
+    )
+
+
+def _entries(table: Table, config: ModelConfig) -> Iterable[tuple[tuple[str, ...], Entry, list[str]]]:
+    """(our path of the run, entry, their full names) of every parameter of every block, in the blocks' order."""
+    for entry in table.outside:
+        if not (config.tie_embeddings and entry.ours == "lm_head/kernel"):
+            yield (), entry, list(entry.theirs)
+    for run, kind, start, length in block_runs(config):
+        for block in range(start, start + length):
+            for entry in table.blocks[kind]:
+                if entry.ours.startswith("conv/") and not config.conv_width:
+                    continue
+                yield ("backbone", run), entry, [table.block_prefix.format(l=block) + name for name in entry.theirs]
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise UserError(f"the checkpoint can't be converted: {shown}")
+
+
+def _get(tree: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def _set(tree: dict, path: tuple[str, ...], value: np.ndarray) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value
