@@ -45,7 +45,8 @@ def main() -> None:
         fields = large.export_config(config)
         theirs = large_model(seed, fields)
         if seed == 0:
-            print("block class of", type(theirs.backbone.blocks[0]).__module__.split(".")[0])
+            bases = {base.__module__.split(".")[0] for base in type(theirs.backbone.blocks[0]).__mro__}
+            print("block class of", "xlstm" if "xlstm" in bases else "transformers")
         tensors = tensors_of(theirs)
         assert large.import_config(theirs.config.to_dict()) == config
         model, variables = ours(large, config, tensors)

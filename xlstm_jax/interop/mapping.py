@@ -80,7 +80,7 @@ def import_params(table: Table, config: ModelConfig, tensors: Tensors, shapes: A
         path = (*place, *entry.ours.split("/"))
         leaf = _get(shapes, path)
         shape = leaf.shape[1:] if place else leaf.shape
-        expected = [part.shape for part in entry.transform.to_theirs(np.empty(shape, np.float32))]
+        expected = [part.shape for part in entry.transform.to_theirs(np.zeros(shape, np.float32))]
         given = [tensors[name] for name in names]
         wrong = [
             f"{name} has shape {tuple(tensor.shape)} instead of {expected_shape}"
