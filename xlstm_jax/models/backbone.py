@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from pallas_kernels.segments import last_segment
 
+from pallas_kernels.segments import last_segment
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.config_checks import inner_dim, qk_dim
 from xlstm_jax.models.layers import LayerNorm, RMSNorm
