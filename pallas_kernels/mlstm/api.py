@@ -14,7 +14,7 @@ from pallas_kernels.mlstm.recurrent import mlstm_recurrent
 from pallas_kernels.segments import segment_borders
 from pallas_kernels.typing import Gates, Keys, LastSegment, MLSTMState, SegmentIds, Values, state_dtype
 
-# A backend takes (q, k, v, log_i, log_f, state, starts, *, normalise, chunk_size, eps) and returns (h, state): q already scaled
+# A backend takes (q, k, v, log_i, log_f, state, starts, *, normalise, chunk_size, eps) and returns (h, state): q as it was given, with
 # neutral padding, log gates and state in float32 or float64, starts `[B T]` bool or None. A Pallas backend joins here.
 BACKENDS = MappingProxyType({"recurrent": mlstm_recurrent, "parallel": mlstm_parallel, "chunkwise": mlstm_chunkwise})
 
@@ -36,7 +36,7 @@ def mlstm(
 ) -> tuple[Values, MLSTMState]:
     """Runs the mLSTM over a sequence and returns its outputs and the state after the last token.
 
-    q and k are `[B T H K]` (q is divided by sqrt(K) here), v and h `[B T H V]`, i and f `[B T H]` gate pre-activations. T = 1 is
+    q and k are `[B T H K]` (products with q are divided by sqrt(K)), v and h `[B T H V]`, i and f `[B T H]` gate pre-activations. T = 1 is
     the decode step. States are float32, float64 when any input is; h has v's type.
       segment_ids: drops the state between documents; a negative id is padding (output 0, state untouched). See segments.py.
       previous_segment: the id that initial_state ended with; used with segment_ids only.
@@ -66,7 +66,6 @@ def mlstm(
     if segment_ids is not None:  # a token that neither writes nor forgets
         log_i, log_f = jnp.where(padding[..., None], -jnp.inf, log_i), jnp.where(padding[..., None], 0, log_f)
     state = _initial_state(initial_state, q.shape, v.shape[-1], dtype, normalise)
-    q = q * q.shape[-1] ** -0.5  # on q, so that the states hold unscaled keys
 
     order = ("recurrent",) if q.shape[1] == 1 else ("chunkwise",)
     h, state = dispatch(

@@ -119,15 +119,14 @@ def _chunk_forward(normalise: bool, eps: float, state: MLSTMState, chunk: _Chunk
     q, k, v, log_i, log_f, document = chunk
     C, n, m_before = state
     dot = functools.partial(_dot, q.dtype, C.dtype)
-    D, w, m = decay_weights(log_i, log_f, document, m_before, normalise)
+    D, w, last, w_last, m = _weights(q.shape[-1], log_i, log_f, document, m_before, normalise)
     S = dot("bhtk,bhsk->bhts", q, k) * D
     h = dot("bhts,bhsv->bhtv", S, v) + w[..., None] * dot("bhtk,bhkv->bhtv", q, C)
     qn = jnp.sum(S, axis=-1) + w * jnp.sum(q * n[..., None, :], axis=-1)
     if normalise:
         h = h / _denominator(qn, m, eps)[..., None]
 
-    kept_k = D[..., -1, :, None] * k
-    w_last = w[..., -1, None]
+    kept_k = last * k
     after = MLSTMState(
         w_last[..., None] * C + dot("bhsk,bhsv->bhkv", kept_k, v),
         w_last * n + jnp.sum(kept_k, axis=-2) if normalise else n,
@@ -144,8 +143,7 @@ def _chunk_backward(normalise: bool, eps: float, carry: Any, chunk: tuple[_Chunk
     dC, dn, overlap = carry
     (q, k, v, log_i, log_f, document), (h, qn, (C, n, m_before)), dh = chunk
     dot = functools.partial(_dot, q.dtype, C.dtype)
-    D, w, m = decay_weights(log_i, log_f, document, m_before, normalise)
-    last = D[..., -1, :, None]
+    D, w, last, w_last, m = _weights(q.shape[-1], log_i, log_f, document, m_before, normalise)
 
     dy = dh.astype(C.dtype)
     if normalise:
@@ -165,11 +163,19 @@ def _chunk_backward(normalise: bool, eps: float, carry: Any, chunk: tuple[_Chunk
     d_log_i = jnp.sum(k * dk, axis=-1)
     d_log_f = _sum_from(jnp.sum(q * dq, axis=-1) - d_log_i, overlap, document)
 
-    w_last = w[..., -1, None]
     dC = w_last[..., None] * dC + dot("bhtk,bhtv->bhkv", q, w_dy)
     dn = w_last * dn + jnp.sum(q * w_dqn, axis=-2)
     carry = (dC, dn, _overlap(MLSTMState(C, n, m_before), dC, dn))
     return carry, _Chunks(dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), d_log_i, d_log_f, None)
+
+
+def _weights(key_dim: int, *arguments: Any) -> tuple[Array, ...]:
+    """`decay_weights` as the products need them: D and w with the 1/sqrt(K) of q, which q's own type need not hold; then the last
+    token's, without it, for the state, which holds unscaled keys; then m.
+    """
+    D, w, m = decay_weights(*arguments)
+    scale = key_dim**-0.5
+    return scale * D, scale * w, D[..., -1, :, None], w[..., -1, None], m
 
 
 def _sum_from(

@@ -28,6 +28,7 @@ def mlstm_parallel(
     del chunk_size
     dtype, out_dtype = state.C.dtype, v.dtype
     q, k, v, log_i, log_f = (jnp.moveaxis(x.astype(dtype), 2, 1) for x in (q, k, v, log_i, log_f))
+    q = q * q.shape[-1] ** -0.5
     document = None if starts is None else jnp.cumsum(starts, axis=1, dtype=jnp.int32)
     D, w, m = decay_weights(log_i, log_f, document, state.m, normalise)
 

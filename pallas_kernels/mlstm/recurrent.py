@@ -37,7 +37,7 @@ def mlstm_recurrent(
     dtype = state.C.dtype
     if starts is None:
         starts = jnp.zeros(q.shape[:2], bool)
-    tokens = (q.astype(dtype), k.astype(dtype), v.astype(dtype), log_i, log_f, starts)
+    tokens = (q.astype(dtype) * q.shape[-1] ** -0.5, k.astype(dtype), v.astype(dtype), log_i, log_f, starts)
     step = functools.partial(mlstm_step, normalise=normalise, eps=eps)
     if q.shape[1] == 1:
         state, h = step(state, tuple(x[:, 0] for x in tokens))
