@@ -17,6 +17,10 @@ from xlstm_jax.models.slstm_block import SLSTMBlock, SLSTMBlockState, init_slstm
 from xlstm_jax.parallel import compute_dtype
 from xlstm_jax.typing import Activations, Array, Int, SegmentIds
 
+# A stack of at most so many blocks is compiled without loops: it costs little time, and the loop's stacked intermediates cost more (a
+# training step of 4 blocks at D 256 on a CPU: 5,130 tokens/s instead of 4,050).
+SMALL_STACK = 4
+
 BLOCKS = {"mlstm": MLSTMBlock, "slstm": SLSTMBlock, "mlstm_7b": MLSTMBlock7B}
 
 
@@ -82,6 +86,7 @@ class Backbone(nn.Module):
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(0, 0, nn.broadcast, nn.broadcast),
                 length=length,
+                unroll=length if config.num_blocks <= SMALL_STACK else 1,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             x, block_states[name] = scanned(config, train, name=name)(
