@@ -5,7 +5,7 @@ WORKDIR ?= runs/quickstart
 BIN := $(VENV)/bin
 PYTEST := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-$(notdir $(VENV)) $(BIN)/python -m pytest -q -p no:cacheprovider
 
-.PHONY: train test quick kernels parity fixtures lint clean
+.PHONY: train test quick kernels parity benchmark-cpu lint clean
 
 train: $(VENV)/installed
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -21,6 +21,9 @@ kernels: $(VENV)/installed-dev
 
 parity: .venv-parity/installed
 	JAX_PLATFORMS=cpu .venv-parity/bin/python -m pytest -q -p no:cacheprovider -o addopts="--import-mode=importlib" tests/parity
+
+benchmark-cpu: .venv-parity/installed
+	.venv-parity/bin/python -m benchmarks.cpu_vs_pytorch
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
