@@ -105,7 +105,7 @@ def test_a_config_dict_is_locked():
         ({"nothing": 3}, "unknown config key nothing"),
         ({"model.dim": "wide"}, "model.dim .*'wide'"),
         ({"model.dim": 129}, "model.dim is 129, not divisible by model.num_heads 4"),
-        ({"model.slstm_positions": (4,)}, "model.slstm_positions has 4.*below model.num_blocks 4"),
+        ({"model.num_blocks": 4, "model.slstm_positions": (4,)}, "model.slstm_positions has 4.*below model.num_blocks 4"),
         ({"model.slstm_positions": (1, 1)}, "twice"),
         ({"model.slstm_positions": (1.5,)}, "type int"),
         ({"model.ratio": "7:1", "model.slstm_positions": ()}, "no multiple of the 8 blocks"),
