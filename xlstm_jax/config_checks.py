@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 
 from xlstm_jax.errors import UserError
@@ -37,6 +38,7 @@ AT_LEAST = {
     "optimizer.learning_rate": 0.0,
     "optimizer.warmup_steps": 0,
     "optimizer.cooldown_steps": 0,
+    "optimizer.eps": 0.0,
     "optimizer.weight_decay": 0.0,
     "train.steps": 1,
     "train.accumulation_steps": 1,
@@ -63,6 +65,7 @@ ABOVE_ZERO = (
 )
 
 FRACTIONS = ("model.dropout", "optimizer.final_fraction", "optimizer.beta1", "optimizer.beta2")
+BELOW_ONE = ("model.dropout", "optimizer.beta1", "optimizer.beta2")  # at 1 nothing is left to learn from
 
 # The model keys that only some blocks read; elsewhere a value other than the default is refused instead of ignored.
 USED_BY = {
@@ -107,6 +110,10 @@ def _value(config: Config, key: str):
 
 
 def _check_single_values(config: Config) -> None:
+    for section in dataclasses.fields(config):
+        for key, value in vars(getattr(config, section.name)).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"config key {section.name}.{key} is {value!r}; it must be a finite number")
     for key, choices in CHOICES.items():
         if (value := _value(config, key)) not in choices:
             raise UserError(f"config key {key} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
@@ -119,6 +126,11 @@ def _check_single_values(config: Config) -> None:
     for key in FRACTIONS:
         if not 0 <= (value := _value(config, key)) <= 1:
             raise UserError(f"config key {key} is {value!r}; it must lie between 0 and 1")
+    for key in BELOW_ONE:
+        if not (value := _value(config, key)) < 1:
+            raise UserError(f"config key {key} is {value!r}; it must be below 1")
+    if len(bias := config.model.forget_gate_bias) != 2:
+        raise UserError(f"config key model.forget_gate_bias is {bias!r}; it must have two entries, for the first and the last head")
 
 
 def _check_blocks(model: ModelConfig) -> None:

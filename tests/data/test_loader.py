@@ -129,6 +129,7 @@ def test_the_embedded_corpus_is_the_standard_library():
 
 BAD = {
     "missing": ({"path": "no/such/folder"}, "no/such/folder.*does not exist.*xlstm_jax.data.prepare"),
+    "empty path": ({"path": ""}, "data.path is empty"),
     "empty folder": ({"path": "{empty}"}, "is empty"),
     "not text": ({"path": "{binary}"}, "is no text"),
     "no tokenizer": ({"tokenizer": "no/tokenizer.json"}, "data.tokenizer 'no/tokenizer.json' does not exist"),

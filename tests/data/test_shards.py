@@ -62,13 +62,25 @@ def test_damage_is_found(folder):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"format": 99}, "format 99"), ({"tokens": 0}, "no tokens"), ({"shards": None}, "damaged")],
+    [
+        ({"format": 99}, "format 99"),
+        ({"tokens": 0, "shards": []}, "no tokens"),
+        ({"tokens": 7}, "damaged .tokens is 7, its shards have 38"),
+        ({"shards": None}, "damaged"),
+        ({"dtype": "float99"}, "damaged .dtype is 'float99'"),
+        ({"end_of_text": 70000}, "damaged .end_of_text 70000"),
+    ],
 )
 def test_a_bad_manifest_is_named(folder, change, message):
     path = folder / "train" / shards.MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=message):
         open_split(DataConfig(path=str(folder)), "train", 320)
+
+
+def test_the_folder_of_one_split_is_not_taken_for_text(folder):
+    with pytest.raises(UserError, match="is one split of a prepared corpus; give the folder above it"):
+        open_split(DataConfig(path=str(folder / "train")), "train", 320)
 
 
 def test_another_tokenizer_than_the_manifest_names_is_refused(folder):

@@ -29,6 +29,8 @@ def read_corpus(path: str) -> list[Document]:
     Raises:
         UserError: nothing there, no text in it, or a single file that is not UTF-8 text.
     """
+    if not path:
+        raise UserError(f"config key data.path is empty; give {STDLIB!r}, a text file, or a folder")
     root = pathlib.Path(sysconfig.get_path("stdlib") if path == STDLIB else path)
     if root.is_file():
         document = _read(root, root.name)

@@ -113,8 +113,11 @@ def write_shards(
 
 
 def is_prepared(folder: str) -> bool:
-    """Whether a folder holds token shards rather than text."""
-    return any((pathlib.Path(folder) / split / MANIFEST).is_file() for split in ("train", "validation"))
+    """Whether a folder holds token shards rather than text; `UserError` where it is a split's own folder."""
+    root = pathlib.Path(folder)
+    if (root / MANIFEST).is_file():
+        raise UserError(f"data path {folder!r} is one split of a prepared corpus; give the folder above it, {str(root.parent)!r}")
+    return any((root / split / MANIFEST).is_file() for split in ("train", "validation"))
 
 
 def read_manifest(folder: str, split: str) -> Manifest:
@@ -130,9 +133,23 @@ def read_manifest(folder: str, split: str) -> Manifest:
         raise UserError(f"{path} is damaged ({error}); prepare the data again") from None
     if manifest.format != FORMAT:
         raise UserError(f"{path} has format {manifest.format!r}, this version reads {FORMAT}; prepare the data again")
+    if problem := _contradiction(manifest):
+        raise UserError(f"{path} is damaged ({problem}); prepare the data again")
     if not manifest.tokens:
         raise UserError(f"{path} names no tokens: the split is empty; prepare the data again")
     return manifest
+
+
+def _contradiction(manifest: Manifest) -> str | None:
+    """What in a manifest can't be true, in words."""
+    ids = {"uint16": 1 << 16, "uint32": 1 << 32}.get(manifest.dtype)
+    if ids is None:
+        return f"dtype is {manifest.dtype!r}, it must be 'uint16' or 'uint32'"
+    if not 0 <= manifest.end_of_text < manifest.vocab_size <= ids:
+        return f"end_of_text {manifest.end_of_text}, vocab_size {manifest.vocab_size} and dtype {manifest.dtype} do not fit together"
+    if (total := sum(shard.tokens for shard in manifest.shards)) != manifest.tokens:
+        return f"tokens is {manifest.tokens:,}, its shards have {total:,}"
+    return None
 
 
 def open_shards(folder: str, manifest: Manifest) -> list[np.ndarray]:
