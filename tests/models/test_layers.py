@@ -9,7 +9,7 @@ from xlstm_jax.models import layers
 
 @pytest.mark.parametrize("dense_up_to", [0, 1024])
 def test_a_block_diagonal_product_is_one_small_product_per_block(monkeypatch, dense_up_to):
-    monkeypatch.setattr(layers, "DENSE_UP_TO", dense_up_to)
+    monkeypatch.setattr(layers, "FEW_CHANNELS", dense_up_to)
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 3, 12)).astype(np.float32), rng.normal(size=(3, 4, 4)).astype(np.float32)
     expected = np.concatenate([x[..., 4 * n : 4 * n + 4] @ kernel[n] for n in range(3)], axis=-1)

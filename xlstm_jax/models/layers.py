@@ -56,22 +56,62 @@ class BlockDiagonalProjection(nn.Module):
         return block_diagonal_product(x, self.param("kernel", init, shape))
 
 
-DENSE_UP_TO = 1024  # channels
+FEW_CHANNELS = 1024
 
 
 def block_diagonal_product(x: Float[Array, "B T I"], kernel: Float[Array, "N i o"]) -> Float[Array, "B T I"]:
     """Each block of i neighbouring channels times its own [i o] matrix, in the dtype of x.
 
-    Up to 1,024 channels the blocks are laid out as one dense matrix: many tiny products cost more in rearranging their operands than a
-    large one does in zeros (a training step at D 256 on a CPU: 4,050 tokens/s instead of 3,640).
+    Up to 1,024 channels the product is i elementwise multiplications and the kernel's gradient one dense product of which only the
+    diagonal blocks are kept: many tiny products cost more in rearranging their operands (2,048 tokens of 512 channels, block size 4, on
+    a CPU: 0.9 ms forward and 3.9 ms back; as one dense product with zeros 2.7 ms and 7.4 ms).
     """
     num_blocks, size, _ = kernel.shape
     kernel = kernel.astype(x.dtype)
-    if num_blocks * size > DENSE_UP_TO:
+    if num_blocks * size > FEW_CHANNELS:
         return jnp.einsum("btni,nio->btno", x.reshape(*x.shape[:-1], num_blocks, size), kernel).reshape(x.shape)
-    diagonal = jnp.eye(num_blocks, dtype=x.dtype)
-    dense = kernel[:, :, None, :] * diagonal[:, None, :, None]
-    return project(x, dense.reshape(x.shape[-1], x.shape[-1]))
+    return _multiply_blocks(x, kernel)
+
+
+@jax.custom_vjp
+def _multiply_blocks(x: Float[Array, "B T I"], kernel: Float[Array, "N i o"]) -> Float[Array, "B T I"]:
+    blocks = x.reshape(*x.shape[:-1], *kernel.shape[:2])
+    return sum(blocks[..., i, None] * kernel[:, i] for i in range(kernel.shape[1])).reshape(x.shape)
+
+
+def _multiply_blocks_backward(kept: tuple[Array, Array], dy: Float[Array, "B T I"]) -> tuple[Array, Array]:
+    x, kernel = kept
+    num_blocks, size, _ = kernel.shape
+    channels = x.shape[-1]
+    every_pair = (x.reshape(-1, channels).T @ dy.reshape(-1, channels)).reshape(num_blocks, size, num_blocks, size)
+    blocks = jnp.arange(num_blocks)
+    return _multiply_blocks(dy, jnp.swapaxes(kernel, 1, 2)), every_pair[blocks, :, blocks]
+
+
+_multiply_blocks.defvjp(lambda x, kernel: (_multiply_blocks(x, kernel), (x, kernel)), _multiply_blocks_backward)
+
+
+def sum_over_tokens(x: Float[Array, "B T D"]) -> Float[Array, " D"]:
+    """Each channel's sum, in float32 or better.
+
+    Written as a product with ones: XLA's CPU backend takes 0.3 ms for 2,048 tokens of 512 channels that way, 1.2 ms for a sum.
+    """
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.einsum("bt,btd->d", jnp.ones(x.shape[:2], x.dtype), x, precision=jax.lax.Precision.HIGHEST)
+
+
+@jax.custom_vjp
+def scale_channels(x: Float[Array, "B T D"], scale: Float[Array, " D"]) -> Float[Array, "B T D"]:
+    """x * scale, both of one dtype; the gradient of scale is one `sum_over_tokens`."""
+    return x * scale
+
+
+def _scale_channels_backward(kept: tuple[Array, Array], dy: Float[Array, "B T D"]) -> tuple[Array, Array]:
+    x, scale = kept
+    return dy * scale, sum_over_tokens(x * dy).astype(scale.dtype)
+
+
+scale_channels.defvjp(lambda x, scale: (x * scale, (x, scale)), _scale_channels_backward)
 
 
 def normalize(x: Float[Array, "... D"], eps: float, *, center: bool) -> Float[Array, "... D"]:
@@ -93,7 +133,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Activations) -> Activations:
-        return (normalize(x, self.eps, center=True) * _norm_scale(self, x.shape[-1], "embed")).astype(x.dtype)
+        return scale_channels(normalize(x, self.eps, center=True), _norm_scale(self, x.shape[-1], "embed")).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -103,7 +143,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Activations) -> Activations:
-        return (normalize(x, self.eps, center=False) * _norm_scale(self, x.shape[-1], "embed")).astype(x.dtype)
+        return scale_channels(normalize(x, self.eps, center=False), _norm_scale(self, x.shape[-1], "embed")).astype(x.dtype)
 
 
 class HeadNorm(nn.Module):
@@ -114,7 +154,7 @@ class HeadNorm(nn.Module):
     @nn.compact
     def __call__(self, h: HeadActivations) -> Float[Array, "B T H*V"]:
         y = normalize(h, self.eps, center=True).reshape(*h.shape[:2], -1)
-        return (y * _norm_scale(self, y.shape[-1], "inner")).astype(h.dtype)
+        return scale_channels(y, _norm_scale(self, y.shape[-1], "inner")).astype(h.dtype)
 
 
 class GatedFeedForward(nn.Module):
