@@ -23,23 +23,18 @@ from pallas_kernels.mlstm.parallel import decay_weights
 from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
 
 
-class _Chunks(NamedTuple):
-    """A sequence cut into N chunks of L tokens, or one chunk of it (then without N). document counts the resets in the chunk."""
+class _Tokens(NamedTuple):
+    """A sequence, its time a multiple of the chunk length L, or (T = L, heads before time) one chunk of it.
 
-    q: Float[Array, "*N B H L K"]
-    k: Float[Array, "*N B H L K"]
-    v: Float[Array, "*N B H L V"]
-    log_i: Float[Array, "*N B H L"]
-    log_f: Float[Array, "*N B H L"]
-    document: Int[Array, "*N B L"] | None
+    document counts the resets since the chunk began.
+    """
 
-
-class _Saved(NamedTuple):
-    """What the backward pass needs of a chunk besides its inputs: the outputs, n·q, m, and the state before the chunk."""
-
-    h: Float[Array, "*N B H L V"]
-    qn: Float[Array, "*N B H L"]
-    before: MLSTMState
+    q: Keys
+    k: Keys
+    v: Values
+    log_i: Gates
+    log_f: Gates
+    document: Int[Array, "B T"] | None
 
 
 def mlstm_chunkwise(
@@ -60,13 +55,12 @@ def mlstm_chunkwise(
     size = chunk_size or default_chunk_size(time, q.shape[-1], v.shape[-1])
     document = None
     if starts is not None:
-        document = jnp.moveaxis(jnp.cumsum(_cut(starts, size, False), axis=2, dtype=jnp.int32), 1, 0)
+        starts = _fill(starts, size, False)
+        document = jnp.cumsum(starts.reshape(len(q), -1, size), axis=2, dtype=jnp.int32).reshape(starts.shape)
     neutral = {"q": 0, "k": 0, "v": 0, "log_i": -jnp.inf, "log_f": 0}
     given = {"q": q, "k": k, "v": v, "log_i": log_i, "log_f": log_f}
-    cut = {name: jnp.moveaxis(_cut(x, size, neutral[name]), (1, 3), (0, 2)) for name, x in given.items()}
-    h, state = _mlstm(normalise, eps, _Chunks(**cut, document=document), state)
-    batch, _, heads, value_dim = v.shape
-    h = jnp.moveaxis(h, (0, 2), (1, 3)).reshape(batch, -1, heads, value_dim)
+    filled = {name: _fill(x, size, neutral[name]) for name, x in given.items()}
+    h, state = _mlstm(normalise, size, eps, _Tokens(**filled, document=document), state)
     return h[:, :time], state
 
 
@@ -81,41 +75,73 @@ def default_chunk_size(time: int, key_dim: int, value_dim: int) -> int:
     return -(-time // chunks)
 
 
-def _cut(x: Float[Array, "B T *D"], size: int, neutral: float) -> Float[Array, "B N L *D"]:
-    batch, time, *rest = x.shape
-    missing = -time % size
-    if missing:
-        x = jnp.pad(x, ((0, 0), (0, missing), *((0, 0) for _ in rest)), constant_values=neutral)
-    return x.reshape(batch, -1, size, *rest)
+def _fill(x: Float[Array, "B T *D"], size: int, neutral: float) -> Float[Array, "B N*L *D"]:
+    missing = -x.shape[1] % size
+    return jnp.pad(x, ((0, 0), (0, missing), *((0, 0) for _ in x.shape[2:])), constant_values=neutral) if missing else x
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _mlstm(normalise: bool, eps: float, chunks: _Chunks, state: MLSTMState) -> tuple[Float[Array, "N B H L V"], MLSTMState]:
+def _read(tokens: Any, chunk: Int[Array, ""], size: int) -> Any:
+    """One chunk of every array, the heads before the time: `B L H *D` -> `B H L *D`.
+
+    Cut out and turned round in one go inside the scan: a layout of chunks made before it costs a pass over all inputs and outputs.
+    """
+    return jax.tree.map(lambda x: _swap(lax.dynamic_slice_in_dim(x, chunk * size, size, axis=1)), tokens)
+
+
+def _write(arrays: Any, values: Any, chunk: Int[Array, ""], size: int) -> Any:
+    """The arrays with one chunk replaced, cast to their types."""
+
+    def write(array: Array, value: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(array, _swap(value).astype(array.dtype), chunk * size, axis=1)
+
+    return jax.tree.map(write, arrays, values)
+
+
+def _swap(x: Array) -> Array:
+    return x if x.ndim < 3 else jnp.swapaxes(x, 1, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _mlstm(normalise: bool, size: int, eps: float, tokens: _Tokens, state: MLSTMState) -> tuple[Values, MLSTMState]:
     """All chunks, one after the other: (h, state after the last)."""
-    state, saved = lax.scan(functools.partial(_chunk_forward, normalise, eps), state, chunks)
-    return saved.h, state
+    return _mlstm_forward(normalise, size, eps, tokens, state)[0]
 
 
-def _mlstm_forward(normalise: bool, eps: float, chunks: _Chunks, state: MLSTMState) -> tuple[Any, Any]:
-    after, saved = lax.scan(functools.partial(_chunk_forward, normalise, eps), state, chunks)
-    return (saved.h, after), (chunks, saved, after)
+def _mlstm_forward(normalise: bool, size: int, eps: float, tokens: _Tokens, state: MLSTMState) -> tuple[Any, Any]:
+    def step(carry: tuple[MLSTMState, Array], chunk: Int[Array, ""]) -> Any:
+        before, h = carry
+        after, h_chunk, qn = _chunk_forward(normalise, eps, before, _read(tokens, chunk, size))
+        return (after, _write(h, h_chunk, chunk, size)), (qn, before)
+
+    chunks = jnp.arange(tokens.q.shape[1] // size)
+    (after, h), saved = lax.scan(step, (state, jnp.zeros_like(tokens.v)), chunks)
+    return (h, after), (tokens, h, saved, after)
 
 
-def _mlstm_backward(normalise: bool, eps: float, kept: Any, cotangents: Any) -> tuple[_Chunks, MLSTMState]:
-    chunks, saved, after = kept
+def _mlstm_backward(normalise: bool, size: int, eps: float, kept: Any, cotangents: Any) -> tuple[_Tokens, MLSTMState]:
+    tokens, h, saved, after = kept
     dh, d_after = cotangents
-    step = functools.partial(_chunk_backward, normalise, eps)
+
+    def step(carry: Any, saved_and_chunk: Any) -> Any:
+        (qn, before), chunk = saved_and_chunk
+        d_state, gradients = carry
+        h_chunk, dh_chunk = _read((h, dh), chunk, size)
+        d_state, d_chunk = _chunk_backward(normalise, eps, d_state, _read(tokens, chunk, size), h_chunk, qn, before, dh_chunk)
+        return (d_state, _write(gradients, d_chunk, chunk, size)), None
+
     dC, dn = d_after.C, d_after.n if normalise else jnp.zeros_like(d_after.n)
-    carry = (dC, dn, _overlap(after, dC, dn))
-    (dC, dn, dm), d_chunks = lax.scan(step, carry, (chunks, saved, dh), reverse=True)
-    return d_chunks, MLSTMState(dC, dn, dm if normalise else jnp.zeros_like(dm))
+    inputs = tokens._replace(document=None)
+    carry = ((dC, dn, _overlap(after, dC, dn)), jax.tree.map(jnp.zeros_like, inputs))
+    chunks = jnp.arange(tokens.q.shape[1] // size)
+    ((dC, dn, dm), d_tokens), _ = lax.scan(step, carry, (saved, chunks), reverse=True)
+    return d_tokens, MLSTMState(dC, dn, dm if normalise else jnp.zeros_like(dm))
 
 
 _mlstm.defvjp(_mlstm_forward, _mlstm_backward)
 
 
-def _chunk_forward(normalise: bool, eps: float, state: MLSTMState, chunk: _Chunks) -> tuple[MLSTMState, _Saved]:
-    """One chunk from the state before it: the state after it, and the outputs with what the backward pass needs."""
+def _chunk_forward(normalise: bool, eps: float, state: MLSTMState, chunk: _Tokens) -> tuple[MLSTMState, Array, Array]:
+    """One chunk from the state before it: the state after it, the outputs, and n·q for the backward pass."""
     q, k, v, log_i, log_f, document = chunk
     C, n, m_before = state
     dot = functools.partial(_dot, q.dtype, C.dtype)
@@ -132,16 +158,19 @@ def _chunk_forward(normalise: bool, eps: float, state: MLSTMState, chunk: _Chunk
         w_last * n + jnp.sum(kept_k, axis=-2) if normalise else n,
         m[..., -1],
     )
-    return after, _Saved(h.astype(v.dtype), qn, state)
+    return after, h, qn
 
 
-def _chunk_backward(normalise: bool, eps: float, carry: Any, chunk: tuple[_Chunks, _Saved, Array]) -> tuple[Any, _Chunks]:
+def _chunk_backward(
+    normalise: bool, eps: float, carry: Any, chunk: _Tokens, h: Array, qn: Array, before: MLSTMState, dh: Array
+) -> tuple[Any, _Tokens]:
     """One chunk from the cotangents (dC, dn) of the state after it: those of the state before it and of the chunk's inputs.
 
     The carry's third part is <C, dC> + <n, dn> of the same state. Names as in the module's docstring.
     """
     dC, dn, overlap = carry
-    (q, k, v, log_i, log_f, document), (h, qn, (C, n, m_before)), dh = chunk
+    q, k, v, log_i, log_f, document = chunk
+    C, n, m_before = before
     dot = functools.partial(_dot, q.dtype, C.dtype)
     D, w, last, w_last, m = _weights(q.shape[-1], log_i, log_f, document, m_before, normalise)
 
@@ -165,8 +194,7 @@ def _chunk_backward(normalise: bool, eps: float, carry: Any, chunk: tuple[_Chunk
 
     dC = w_last[..., None] * dC + dot("bhtk,bhtv->bhkv", q, w_dy)
     dn = w_last * dn + jnp.sum(q * w_dqn, axis=-2)
-    carry = (dC, dn, _overlap(MLSTMState(C, n, m_before), dC, dn))
-    return carry, _Chunks(dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), d_log_i, d_log_f, None)
+    return (dC, dn, _overlap(before, dC, dn)), _Tokens(dq, dk, dv, d_log_i, d_log_f, None)
 
 
 def _weights(key_dim: int, *arguments: Any) -> tuple[Array, ...]:
