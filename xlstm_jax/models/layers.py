@@ -39,21 +39,58 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
-        shape = (x.shape[-1], self.features)
-        return project(x, self.param("kernel", nn.with_logical_partitioning(self.init, self.axes), shape))
+        return project(x, _kernel(self, x.shape[-1]))
+
+
+class SplitProjection(nn.Module):
+    """A linear map without bias whose kernel's columns stand for several outputs of one size; cutting the kernel saves copies of them.
+
+    Attributes:
+        features: dimension of all outputs together.
+        axes, init: as in `Projection`.
+        parts: number of outputs.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    init: Initializer
+    parts: int = 2
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> list[Float[Array, "... _"]]:
+        return [project(x, part) for part in jnp.split(_kernel(self, x.shape[-1]), self.parts, axis=-1)]
+
+
+def _kernel(module: Any, dim: int) -> Float[Array, "D F"]:
+    return module.param("kernel", nn.with_logical_partitioning(module.init, module.axes), (dim, module.features))
 
 
 class BlockDiagonalProjection(nn.Module):
-    """A linear map I -> I whose matrix is block-diagonal; bias-free (paper, figure 11: block size 4 for q, k, v)."""
+    """A linear map I -> I whose matrix is block-diagonal; bias-free (paper, figure 11: block size 4 for q, k, v).
 
+    Attributes:
+        channels: I.
+        block_size: channels of a block.
+        init: initializer of the blocks.
+    """
+
+    channels: int
     block_size: int
     init: Initializer
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T I"]:
-        shape = (x.shape[-1] // self.block_size, self.block_size, self.block_size)
+    def setup(self):
+        shape = (self.channels // self.block_size, self.block_size, self.block_size)
         init = nn.with_logical_partitioning(self.init, ("inner", "block_in", "block_out"))
-        return block_diagonal_product(x, self.param("kernel", init, shape))
+        self.kernel = self.param("kernel", init, shape)
+
+    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T I"]:
+        return block_diagonal_product(x, self.kernel)
+
+    def followed_by(self, kernel: Float[Array, "I F"]) -> Float[Array, "I F"]:
+        """The kernel of this map and then another one, as one map."""
+        blocks = kernel.reshape(*self.kernel.shape[:2], -1)
+        product = jnp.einsum("nio,nof->nif", self.kernel, blocks, precision=jax.lax.Precision.HIGHEST)
+        return product.reshape(kernel.shape)
 
 
 FEW_CHANNELS = 1024
@@ -173,8 +210,7 @@ class GatedFeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Activations) -> Activations:
-        gate_and_up = Projection(2 * self.features, ("embed", "ffn"), self.up_init, name="up_projection")(x)
-        gate, up = jnp.split(gate_and_up, 2, axis=-1)
+        gate, up = SplitProjection(2 * self.features, ("embed", "ffn"), self.up_init, name="up_projection")(x)
         return Projection(x.shape[-1], ("ffn", "embed"), self.down_init, name="down_projection")(self.activation(gate) * up)
 
 

@@ -1,5 +1,6 @@
 """The two mLSTM blocks: the paper's (pre up-projection, figure 11) and that of xLSTM 7B (figure 8 there)."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from xlstm_jax.models.layers import (
     LayerNorm,
     Projection,
     RMSNorm,
+    SplitProjection,
     scale_channels,
     soft_cap,
     split_heads,
@@ -47,22 +49,28 @@ class Gate(nn.Module):
         return kernel, self.param("bias", nn.with_logical_partitioning(self.bias_init, ("heads",)), (self.num_heads,))
 
 
-def gate_preactivations(
-    inputs: tuple[Float[Array, "B T _"], ...], kernels: list[Float[Array, "D H"]], biases: list[Float[Array, " H"]]
-) -> list[Float[Array, "B T H"]]:
-    """One pre-activation per head for each kernel, in float32, from inputs that stand side by side in the kernel's rows.
+def _gate_parameters(config: ModelConfig, size: int, axis: str) -> tuple[Float[Array, "D 2*H"], Float[Array, " 2*H"]]:
+    """Kernel and bias of input gate and forget gate, side by side. Makes the parameters of the block that calls it."""
+    input_bias = shifted_normal(config.input_gate_bias, config.input_gate_bias_std)
+    input_gate = Gate(config.num_heads, input_bias, name="input_gate")(size, axis)
+    forget_gate = Gate(config.num_heads, head_linspace(*config.forget_gate_bias), name="forget_gate")(size, axis)
+    kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(input_gate, forget_gate, strict=True))
+    return kernel, bias
 
-    All kernels make one product per input. The barrier holds them transposed: with their few columns XLA's CPU backend takes 3 ms
-    for a kernel's gradient from 2,048 tokens of 512 channels, 0.2 ms for its transpose.
+
+def gate_preactivations(
+    inputs: list[Float[Array, "B T _"]], kernels: list[Float[Array, "_ G"]], bias: Float[Array, " G"]
+) -> Float[Array, "B T G"]:
+    """bias plus each input times its kernel, in float32.
+
+    The barrier holds the kernels transposed: with their few columns XLA's CPU backend takes 3 ms for a kernel's gradient from 2,048
+    tokens of 512 channels, 0.2 ms for its transpose.
     """
-    transposed = jax.lax.optimization_barrier(jnp.concatenate(kernels, axis=1).T)
-    gates = jnp.concatenate(biases)
-    offset = 0
-    for x in inputs:
-        part = transposed[:, offset : offset + x.shape[-1]].astype(x.dtype)
-        gates = gates + jnp.einsum("btd,gd->btg", x, part, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
-        offset += x.shape[-1]
-    return jnp.split(gates, len(kernels), axis=-1)
+    gates = bias
+    for x, kernel in zip(inputs, kernels, strict=True):
+        transposed = jax.lax.optimization_barrier(kernel.T).astype(x.dtype)
+        gates = gates + jnp.einsum("btd,gd->btg", x, transposed, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+    return gates
 
 
 def _cell(
@@ -70,23 +78,19 @@ def _cell(
     q: HeadActivations,
     k: HeadActivations,
     v: HeadActivations,
-    gate_inputs: tuple[Float[Array, "B T _"], ...],
+    gates: Float[Array, "B T 2*H"],
     state: MLSTMState | None,
     segment_ids: SegmentIds | None,
     previous_segment: Int[Array, " B"] | None,
 ) -> tuple[HeadActivations, MLSTMState]:
-    """Gates and matrix memory. Called from a block's `__call__`, whose parameters `input_gate` and `forget_gate` become."""
-    input_bias = shifted_normal(config.input_gate_bias, config.input_gate_bias_std)
-    size, axis = sum(x.shape[-1] for x in gate_inputs), "inner" if len(gate_inputs) > 1 else "embed"
-    input_gate = Gate(config.num_heads, input_bias, name="input_gate")(size, axis)
-    forget_gate = Gate(config.num_heads, head_linspace(*config.forget_gate_bias), name="forget_gate")(size, axis)
-    i, f = gate_preactivations(gate_inputs, *zip(input_gate, forget_gate, strict=True))
+    """The matrix memory as the config describes it."""
+    i, f = jnp.split(soft_cap(gates, config.gate_soft_cap), 2, axis=-1)
     return mlstm(
         q,
         k,
         v,
-        soft_cap(i, config.gate_soft_cap),
-        soft_cap(f, config.gate_soft_cap),
+        i,
+        f,
         state,
         segment_ids=segment_ids,
         previous_segment=previous_segment,
@@ -117,7 +121,7 @@ class MLSTMBlock(nn.Module):
         up_init = small_init(config.dim)
 
         normed = LayerNorm(config.norm_eps, name="norm")(x)
-        u, z = jnp.split(Projection(2 * inner, ("embed", "inner"), up_init, name="up_projection")(normed), 2, axis=-1)
+        u, z = SplitProjection(2 * inner, ("embed", "inner"), up_init, name="up_projection")(normed)
         if config.conv_width:
             window = None if state is None else state.conv
             c, window = CausalConv(config.conv_width, name="conv")(u, window, segment_ids, previous_segment)
@@ -125,12 +129,16 @@ class MLSTMBlock(nn.Module):
             c, window = u, None
         c = jax.nn.silu(c)
 
-        q = BlockDiagonalProjection(config.qkv_block_size, up_init, name="query")(c)
-        k = BlockDiagonalProjection(config.qkv_block_size, up_init, name="key")(c)
-        v = BlockDiagonalProjection(config.qkv_block_size, up_init, name="value")(u)
-        q_heads, k_heads, v_heads = (split_heads(part, config.num_heads) for part in (q, k, v))
+        projection = functools.partial(BlockDiagonalProjection, inner, config.qkv_block_size, up_init)
+        query, key, value = (projection(name=name) for name in ("query", "key", "value"))
+        heads = (split_heads(part, config.num_heads) for part in (query(c), key(c), value(u)))
+
+        # The gates are linear in q, k and v, that is in c and u: so read, they need no pass over q, k and v.
+        kernel, bias = _gate_parameters(config, 3 * inner, "inner")
+        of_q, of_k, of_v = jnp.split(kernel, 3)
+        kernels = [query.followed_by(of_q) + key.followed_by(of_k), value.followed_by(of_v)]
         cell = None if state is None else state.cell
-        h, cell = _cell(config, q_heads, k_heads, v_heads, (q, k, v), cell, segment_ids, previous_segment)
+        h, cell = _cell(config, *heads, gate_preactivations([c, u], kernels, bias), cell, segment_ids, previous_segment)
 
         skip = self.param("skip", nn.with_logical_partitioning(nn.initializers.ones, ("inner",)), (inner,))
         y = (HeadNorm(config.norm_eps, name="head_norm")(h) + scale_channels(c, skip.astype(x.dtype))) * jax.nn.silu(z)
@@ -164,7 +172,8 @@ class MLSTMBlock7B(nn.Module):
         v = Projection(config.dim, ("embed", "heads"), up_init, name="value")(normed)
         output_gate = Projection(config.dim, ("embed", "heads"), zeros, name="output_gate")(normed)
         heads = (split_heads(part, config.num_heads) for part in (q, k, v))
-        h, state = _cell(config, *heads, (normed,), state, segment_ids, previous_segment)
+        kernel, bias = _gate_parameters(config, config.dim, "embed")
+        h, state = _cell(config, *heads, gate_preactivations([normed], [kernel], bias), state, segment_ids, previous_segment)
         y = HeadNorm(config.norm_eps, name="head_norm")(h) * jax.nn.sigmoid(output_gate)
         y = Projection(config.dim, ("heads", "embed"), down_init, name="out_projection")(y)
         x = x + nn.Dropout(config.dropout)(y, deterministic=not self.train)
