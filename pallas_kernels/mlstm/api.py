@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from pallas_kernels.dispatch import Backend, dispatch
 from pallas_kernels.mlstm.chunkwise import mlstm_chunkwise
+from pallas_kernels.mlstm.pallas_triton import mlstm_pallas_triton
 from pallas_kernels.mlstm.parallel import mlstm_parallel
 from pallas_kernels.mlstm.recurrent import mlstm_recurrent
 from pallas_kernels.segments import segment_borders
@@ -16,7 +17,14 @@ from pallas_kernels.typing import Gates, Keys, LastSegment, MLSTMState, SegmentI
 
 # A backend takes (q, k, v, log_i, log_f, state, starts, *, normalise, chunk_size, eps) and returns (h, state): q as it was given, with
 # neutral padding, log gates and state in float32 or float64, starts `[B T]` bool or None. A Pallas backend joins here.
-BACKENDS = MappingProxyType({"recurrent": mlstm_recurrent, "parallel": mlstm_parallel, "chunkwise": mlstm_chunkwise})
+BACKENDS = MappingProxyType(
+    {
+        "recurrent": mlstm_recurrent,
+        "parallel": mlstm_parallel,
+        "chunkwise": mlstm_chunkwise,
+        "pallas_triton": mlstm_pallas_triton,
+    }
+)
 
 
 def mlstm(

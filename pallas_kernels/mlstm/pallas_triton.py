@@ -209,7 +209,7 @@ def _walk(
     value_dim, size = y.shape[-1], options[2]
     chunks, wide, tall = time // size, _tile(value_dim, 128), _tile(key_dim, 128)
 
-    def kernel(x, y, a, b, w_last, X, z, X_out, z_out, X_last, z_last):
+    def mlstm_walk(x, y, a, b, w_last, X, z, X_out, z_out, X_last, z_last):
         first = pl.program_id(1) == 0
 
         def step(i: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -243,7 +243,7 @@ def _walk(
         (z.shape, jnp.float32, vector),
     ]
     grid = (key_dim // tall, value_dim // wide, batch * heads)
-    return _call(kernel, options, grid, [*ins, (X, matrix), (z, vector)], outs, 8 if tall * wide > 64 * 64 else 4)
+    return _call(mlstm_walk, options, grid, [*ins, (X, matrix), (z, vector)], outs, 8 if tall * wide > 64 * 64 else 4)
 
 
 def _outputs(
@@ -260,7 +260,7 @@ def _outputs(
     _, normalise, size, eps, scale = options
     wide, deep, at = _tile(v.shape[-1], 128), _tile(key_dim, 64), _Blocks(heads, size)
 
-    def kernel(q, k, v, row, col, w, floor, document, C, n, h, qn_out):
+    def mlstm_outputs(q, k, v, row, col, w, floor, document, C, n, h, qn_out):
         first = pl.program_id(0) == 0
 
         def step(i: Int[Array, ""], carry: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -285,7 +285,7 @@ def _outputs(
     ins = [(q, at.tokens(key_dim)), (k, at.tokens(key_dim)), (v, at.tokens(wide, True)), *numbers, (gates.document, at.document())]
     outs = [(v.shape, v.dtype, at.tokens(wide, True)), (gates.row.shape, jnp.float32, at.numbers())]
     grid = (v.shape[-1] // wide, time // size, batch * heads)
-    return _call(kernel, options, grid, ins + states, outs, 8 if size > 64 else 4)
+    return _call(mlstm_outputs, options, grid, ins + states, outs, 8 if size > 64 else 4)
 
 
 def _keys(
@@ -308,7 +308,7 @@ def _keys(
     value_dim = v.shape[-1]
     wide, deep, at = _tile(key_dim, 64), _tile(value_dim, 64), _Blocks(heads, size)
 
-    def kernel(q, k, v, dh, row, col, w, kept, per_d, dqn, document, w_last, C, dC, n, dn, dq_out, dk_out, q_dq, k_dk, overlap):
+    def mlstm_keys(q, k, v, dh, row, col, w, kept, per_d, dqn, document, w_last, C, dC, n, dn, dq_out, dk_out, q_dq, k_dk, overlap):
         def step(i: Int[Array, ""], carry: tuple[Array, ...]) -> tuple[Array, ...]:
             dS, from_C, from_dC, both = carry
             vs = pl.ds(i * deep, deep)
@@ -336,7 +336,7 @@ def _keys(
     sums = ((batch, heads, tiles, time), jnp.float32)
     sums = (*sums, pl.BlockSpec((None, None, None, size), lambda j, n, g: (g // heads, g % heads, j, n)))
     outs = [(q.shape, q.dtype, part)] * 2 + [sums] * 2 + [((batch, heads, time // size, tiles), jnp.float32, at.chunk(1, tiled=0))]
-    dq, dk, q_dq, k_dk, overlap = _call(kernel, options, (tiles, time // size, batch * heads), ins, outs, 8 if size > 64 else 4)
+    dq, dk, q_dq, k_dk, overlap = _call(mlstm_keys, options, (tiles, time // size, batch * heads), ins, outs, 8 if size > 64 else 4)
     return dq, dk, jnp.sum(q_dq, axis=2), jnp.sum(k_dk, axis=2), jnp.sum(overlap, axis=-1)
 
 
@@ -348,7 +348,7 @@ def _values(
     _, _, size, _, scale = options
     wide, deep, at = _tile(dh.shape[-1], 128), _tile(key_dim, 64), _Blocks(heads, size)
 
-    def kernel(q, k, dh, row, col, kept, per_d, document, dC, dv):
+    def mlstm_values(q, k, dh, row, col, kept, per_d, document, dC, dv):
         def step(i: Int[Array, ""], carry: tuple[Array, ...]) -> tuple[Array, ...]:
             ks = pl.ds(i * deep, deep)
             keys = k[:, ks]
@@ -363,4 +363,4 @@ def _values(
     ins = [(q, at.tokens(key_dim)), (k, at.tokens(key_dim)), (dh, at.tokens(wide, True)), *numbers]
     ins += [(gates.document, at.document()), (dC, at.chunk(key_dim, wide, tiled=1))]
     outs = [(dh.shape, dh.dtype, at.tokens(wide, True))]
-    return _call(kernel, options, (dh.shape[-1] // wide, time // size, batch * heads), ins, outs, 8 if size > 64 else 4)[0]
+    return _call(mlstm_values, options, (dh.shape[-1] // wide, time // size, batch * heads), ins, outs, 8 if size > 64 else 4)[0]

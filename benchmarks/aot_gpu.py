@@ -1,0 +1,243 @@
+"""Compiles every GPU kernel for GPUs that are not there, to machine code, and reports what ptxas says of each.
+
+  pip install "jax[cuda13]" jaxtyping                             # an environment of its own, about 4 GB; no GPU is needed
+  python -m benchmarks.aot_gpu                                    # all kernels, for the A100, H100 and H200: docs/aot_gpu.md
+  python -m benchmarks.aot_gpu --only mlstm/pallas_triton/a100    # those whose name has this in it, printed only
+
+A case is one value and gradient of all inputs, so that it has the forward and the backward kernels, at one of the paper's shapes. The
+report tells, per kernel: registers per thread, bytes spilled to local memory, shared memory per block, and how many tensor core instructions
+its PTX has: WGMMA (Hopper's, a warpgroup at once) and MMA (one warp at a time). It says nothing about speed.
+Every case is compiled by a process of its own: a compiler that crashes fails one case.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TARGETS = {path.stem: path for path in sorted(Path(__file__).parent.glob("gpu_targets/*.pbtxt"))}
+REPORT = Path(__file__).parent.parent / "docs" / "aot_gpu.md"
+
+# (heads, K, V): the paper's 125M, 350M, 760M, 1.3B models, and xLSTM 7B; then narrow heads and those of the published kernel timings.
+MLSTM_SHAPES = ((4, 384, 384), (4, 512, 512), (4, 768, 768), (4, 1024, 1024), (8, 256, 512), (16, 128, 256), (12, 64, 64))
+SLSTM_SHAPES = ((4, 192), (4, 256), (4, 384), (4, 512), (12, 64), (48, 16))  # (heads, V)
+TOKENS, TIME = 65_536, 2048
+SLSTM_BATCH = 16
+DTYPES = {"mlstm/pallas_triton": ("bfloat16", "float16", "float32")}  # others: bfloat16
+
+
+class Case(NamedTuple):
+    op: str
+    backend: str
+    target: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return "/".join((self.op, self.backend, self.target, self.dtype, "x".join(map(str, self.shape))))
+
+
+class Kernel(NamedTuple):
+    """What ptxas says of one kernel; shared is in bytes and holds what a launch asks for where that is known."""
+
+    name: str
+    registers: int
+    spilled: int
+    shared: int
+    wgmma: int
+    mma: int
+
+
+def cases() -> list[Case]:
+    """All cases of the backends that this version has: Mosaic GPU's for Hopper only."""
+    from pallas_kernels.mlstm.api import BACKENDS as mlstm_backends
+    from pallas_kernels.slstm.api import BACKENDS as slstm_backends
+
+    found = []
+    for op, backends, shapes in (("mlstm", mlstm_backends, MLSTM_SHAPES), ("slstm", slstm_backends, SLSTM_SHAPES)):
+        for backend in ("pallas_gpu", "pallas_triton"):
+            for target in TARGETS if backend in backends else ():
+                if backend == "pallas_gpu" and target == "a100":
+                    continue
+                for dtype in DTYPES.get(f"{op}/{backend}", ("bfloat16",)):
+                    found += [Case(op, backend, target, dtype, shape) for shape in shapes]
+    return found
+
+
+def _program(case: Case) -> tuple[Any, tuple[tuple[tuple[int, ...], str], ...]]:
+    """A function and the (shape, dtype) of its arguments: all gradients of one call, through the outputs and the last state."""
+    import jax
+    import jax.numpy as jnp
+
+    from pallas_kernels import MLSTMState, SLSTMState, mlstm, slstm
+
+    def total(result: Any) -> jax.Array:
+        h, state = result
+        return sum(jnp.sum(x.astype(jnp.float32)) for x in (h, *state[:2]))
+
+    if case.op == "mlstm":
+        heads, K, V = case.shape
+        B = TOKENS // TIME
+        tokens = (((B, TIME, heads, K), case.dtype),) * 2 + (((B, TIME, heads, V), case.dtype),)
+        gates = (((B, TIME, heads), "float32"),) * 2
+        state = (((B, heads, K, V), "float32"), ((B, heads, K), "float32"), ((B, heads), "float32"))
+        arguments = (*tokens, *gates, *state, ((B, TIME), "int32"))
+
+        def loss(q, k, v, i, f, C, n, m, ids):
+            return total(mlstm(q, k, v, i, f, MLSTMState(C, n, m), segment_ids=ids, backend=case.backend))
+
+    else:
+        heads, V = case.shape
+        B = SLSTM_BATCH
+        weights = (((4, heads, V, V), case.dtype), ((4, heads, V), "float32"))
+        state = (((B, heads, V), "float32"),) * 4
+        arguments = (((B, TIME, 4, heads, V), case.dtype), *weights, *state, ((B, TIME), "int32"))
+
+        def loss(x, R, bias, c, n, h, m, ids):
+            return total(slstm(x, R, bias, SLSTMState(c, n, h, m), segment_ids=ids, backend=case.backend))
+
+    return jax.value_and_grad(loss, argnums=range(len(arguments) - 1)), arguments
+
+
+def _compile(case: Case) -> None:
+    """Compiles one case; the compilers leave their files where the environment says."""
+    import jax
+    import numpy as np
+    from jax.experimental import topologies
+
+    text = TARGETS[case.target].read_text()
+    topology = topologies.get_topology_desc(platform="cuda", topology_name=case.target, topology="1x1x1", target_config=text)
+    mesh = jax.sharding.Mesh(np.array(topology.devices), ("gpu",))
+    on_gpu = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    function, arguments = _program(case)
+    with jax.set_mesh(mesh):
+        jax.jit(function).lower(*(jax.ShapeDtypeStruct(*x, sharding=on_gpu) for x in arguments)).compile()
+
+
+def _run(case: Case, keep: str | None) -> tuple[list[Kernel], str]:
+    """(kernels, error) of one case, from a process of its own; error is the last line it wrote, or "" """
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(keep or folder)
+        mosaic, xla = folder / "mosaic", folder / "xla"
+        mosaic.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",  # a cached kernel leaves no files
+            "MOSAIC_GPU_DUMP_TO": str(mosaic),
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={xla} --xla_dump_emitter_re=ptx",
+        }
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.aot_gpu", "--compile", json.dumps(case)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            lines = [line for line in done.stderr.strip().splitlines() if line and not line.startswith(("--", "For simplicity"))]
+            return [], (lines or [f"exit status {done.returncode}"])[-1]
+        return _triton_kernels(xla, case) + _mosaic_kernels(mosaic), ""
+
+
+def _triton_kernels(folder: Path, case: Case) -> list[Kernel]:
+    """The kernels among XLA's PTX files: those named for an op. XLA's own fusions are left out."""
+    found = []
+    for path in sorted(folder.glob("*.ptx")):
+        text = path.read_text()
+        entry = re.search(r"\.entry\s+(\w+)", text)
+        if entry and entry[1].startswith(case.op):
+            arch = re.search(r"\.target\s+(\w+)", text)[1]
+            said = subprocess.run([_ptxas(), f"-arch={arch}", "-v", str(path), "-o", os.devnull], capture_output=True, text=True)
+            found.append(_kernel(entry[1], text, said.stderr + said.stdout, _triton_shared(text, folder, entry[1])))
+    return found
+
+
+def _triton_shared(ptx: str, folder: Path, name: str) -> int:
+    """Shared memory of a Triton kernel: the launch's, which XLA's list of what it launches tells."""
+    for path in folder.glob("*.thunk_sequence.txt"):
+        found = re.search(rf"\s{name} grid:.*shared_memory: (\d+) bytes", path.read_text())
+        if found:
+            return int(found[1])
+    return 0
+
+
+def _mosaic_kernels(folder: Path) -> list[Kernel]:
+    found = []
+    for path in sorted(folder.glob("*.ptxas")):
+        text = path.with_suffix(".ptx").read_text()
+        resources = path.with_suffix(".resources.txt")
+        shared = re.search(r"smem_scratch_bytes=(\d+)", resources.read_text()) if resources.exists() else None
+        found.append(_kernel(path.stem, text, path.read_text(), int(shared[1]) if shared else 0))
+    return found
+
+
+def _kernel(name: str, ptx: str, said: str, shared: int) -> Kernel:
+    registers = max(map(int, re.findall(r"[Uu]sed (\d+) registers", said)), default=0)
+    spilled = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
+    return Kernel(name, registers, spilled, shared, ptx.count("wgmma.mma_async"), len(re.findall(r"(?<!g)mma\.sync", ptx)))
+
+
+def _ptxas() -> str:
+    """ptxas of the same wheels that XLA takes it from."""
+    import nvidia.cu13
+
+    return str(Path(list(nvidia.cu13.__path__)[0]) / "bin" / "ptxas")
+
+
+def _report(results: list[tuple[Case, list[Kernel], str]]) -> str:
+    import jax
+
+    spills = sum(kernel.spilled > 0 for _, kernels, _ in results for kernel in kernels)
+    failed = sum(bool(error) for _, _, error in results)
+    lines = [
+        "# GPU kernels, compiled without a GPU",
+        "",
+        f"Written by `make aot-gpu` (`python -m benchmarks.aot_gpu`), jax {jax.__version__}: {len(results)} programs, "
+        f"{sum(len(kernels) for _, kernels, _ in results)} kernels, {spills} with spills, {failed} programs failed.",
+        "Each program is a call at batch x time = 65,536 tokens (sLSTM: batch 16, time 2048) with all gradients; T = 2048. WGMMA and MMA count "
+        "tensor core instructions in the PTX; shared memory is what one block asks for. This says nothing about speed.",
+    ]  # fmt: skip
+    title = None
+    for case, kernels, error in results:
+        if title != (title := f"{case.op} `{case.backend}`, {case.target.upper()}"):
+            head = "heads, K, V" if case.op == "mlstm" else "heads, V"
+            lines += ["", f"## {title}", "", f"| {head} | dtype | kernel | registers | spilled bytes | shared bytes | WGMMA | MMA |"]
+            lines += ["|---|---|---|---:|---:|---:|---:|---:|"]
+        shape = ", ".join(map(str, case.shape))
+        if error:
+            lines.append(f"| {shape} | {case.dtype} | failed: {error[:300].replace('|', '/')} | | | | | |")
+        for kernel in kernels:
+            lines.append(f"| {shape} | {case.dtype} | " + " | ".join(map(str, kernel)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="a regular expression that a case's name op/backend/target/dtype/shape must match")
+    parser.add_argument("--keep", help="a folder for the compilers' files, of one case at a time")
+    parser.add_argument("--compile", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.compile:
+        *names, shape = json.loads(arguments.compile)
+        _compile(Case(*names, tuple(shape)))
+        return 0
+    results = []
+    for case in cases():
+        if not re.search(arguments.only, str(case)):
+            continue
+        begin = time.perf_counter()
+        results.append((case, *_run(case, arguments.keep)))
+        _, kernels, error = results[-1]
+        print(f"{case}: {error or f'{len(kernels)} kernels'}, {time.perf_counter() - begin:.0f} s", flush=True)
+        for kernel in kernels:
+            print("   ", *(f"{name} {value}" for name, value in kernel._asdict().items()), flush=True)
+    if not arguments.only:
+        REPORT.write_text(_report(results))
+        print(f"wrote {REPORT}")
+    return int(any(error or any(kernel.spilled for kernel in kernels) for _, kernels, error in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
