@@ -7,12 +7,23 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.dispatch import Backend, dispatch
 from pallas_kernels.segments import segment_borders
+from pallas_kernels.slstm.pallas_tpu import slstm_pallas_tpu
 from pallas_kernels.slstm.recurrent import slstm_recurrent
 from pallas_kernels.typing import LastSegment, SegmentIds, SLSTMState, Values, state_dtype
 
 # A backend takes (x, recurrent_kernel, bias, state, starts, padding, *, recurrent_gradient_clip) and returns (h, state): the
 # state in float32 or float64, starts and padding `[B T]` bool or None. A Pallas backend joins here.
-BACKENDS = MappingProxyType({"recurrent": slstm_recurrent})
+BACKENDS = MappingProxyType({"recurrent": slstm_recurrent, "pallas_tpu": slstm_pallas_tpu})
+
+# What backend=None tries for more than one token, by device family (dispatch.py). One token is a step of "recurrent" everywhere.
+ORDER = MappingProxyType(
+    {
+        "tpu": ("pallas_tpu", "recurrent"),
+        "hopper": ("pallas_gpu", "recurrent"),
+        "gpu": ("recurrent",),
+        "cpu": ("recurrent",),
+    }
+)
 
 
 def slstm(
@@ -35,7 +46,8 @@ def slstm(
       previous_segment: the id that initial_state ended with; used with segment_ids only.
       recurrent_gradient_clip: bound on each entry of the gradient that reaches h_{t-1} through the recurrent kernel (the paper's
         training uses 10); None leaves the gradients exact.
-      backend: None (the best for the device), "recurrent", or a tuple of names to try in order.
+      backend: None (the best that serves the call on the device the program is lowered for, see ORDER), a name of BACKENDS, or a tuple
+        of names to try in order.
     Gradients are exact for all inputs and the initial state. The returned m carries none: the true state c·exp(m) needs none.
     Raises ValueError for shapes that do not fit, NotImplementedError where the backend can't serve the call.
     Source: arXiv 2405.04517, equations 8-17 and appendix A.2.
@@ -52,8 +64,9 @@ def slstm(
     starts = padding = None
     if segment_ids is not None:
         starts, padding = segment_borders(segment_ids, previous_segment)
+    order = ("recurrent",) if x.shape[1] == 1 else ORDER
     h, state = dispatch(
-        "slstm", BACKENDS, backend, ("recurrent",), x, recurrent_kernel, bias, state, starts, padding,
+        "slstm", BACKENDS, backend, order, x, recurrent_kernel, bias, state, starts, padding,
         recurrent_gradient_clip=recurrent_gradient_clip,
     )  # fmt: skip
     return h, state._replace(m=jax.lax.stop_gradient(state.m))

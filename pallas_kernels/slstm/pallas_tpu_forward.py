@@ -1,0 +1,123 @@
+"""The forward pass of the sLSTM's TPU kernel, and what both passes share: layout, settings, one token's gates."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+VMEM_LIMIT = 56 * 2**20  # bytes; the smallest VMEM among v5e (128 MiB), v5p (64), v6e (128), less what XLA takes itself
+START, PADDING = 1, 2  # a token's flag; 0: neither
+
+# Layout of this backend. G groups of heads, W lanes of a group, P = 4 W its gates in the order i, f, z, o; batch and time are padded.
+Tokens = Float[Array, "G T B W"]
+Gates = Float[Array, "G T B P"]
+States = Float[Array, "G S B W"]  # S = 4: c, n, h, m
+Flags = Int[Array, "T B 1"]
+
+
+class Settings(NamedTuple):
+    """What a call is compiled for: tokens and batch rows of a block, the gradient clip, how to interpret."""
+
+    tokens: int
+    rows: int
+    clip: float | None
+    interpret: Any
+
+
+def call_forward(
+    settings: Settings, x: Gates, R: Array, bias: Array, state: States, flags: Flags | None, *, keep: bool
+) -> tuple[Tokens, States, Float[Array, "G N S B W"] | None]:
+    """(h after each token, state after the last, state before each block if it is to be kept)."""
+    groups, time, batch, gates = x.shape
+    tokens, rows, width = settings.tokens, settings.rows, gates // 4
+    blocks = time // tokens
+    h, after, kept = pl.pallas_call(
+        functools.partial(_forward_kernel, precision=precision_of(x.dtype)),
+        grid=(groups, batch // rows, blocks),
+        in_specs=[
+            pl.BlockSpec((1, tokens, rows, gates), lambda g, b, t: (g, t, b, 0)),
+            pl.BlockSpec((1, width, gates), lambda g, b, t: (g, 0, 0), pipeline_mode=pl.Buffered(1)),
+            pl.BlockSpec((1, 1, gates), lambda g, b, t: (g, 0, 0)),
+            pl.BlockSpec((1, 4, rows, width), lambda g, b, t: (g, 0, b, 0)),
+            None if flags is None else pl.BlockSpec((tokens, rows, 1), lambda g, b, t: (t, b, 0)),
+        ],
+        out_specs=[
+            pl.BlockSpec((1, tokens, rows, width), lambda g, b, t: (g, t, b, 0)),
+            pl.BlockSpec((1, 4, rows, width), lambda g, b, t: (g, 0, b, 0)),
+            pl.BlockSpec((1, 1, 4, rows, width), lambda g, b, t: (g, t, 0, b, 0)) if keep else None,
+        ],
+        out_shape=[
+            jax.ShapeDtypeStruct((groups, time, batch, width), x.dtype),
+            jax.ShapeDtypeStruct(state.shape, jnp.float32),
+            jax.ShapeDtypeStruct((groups, blocks, 4, batch, width), jnp.float32) if keep else None,
+        ],
+        scratch_shapes=[pltpu.VMEM((4, rows, width), jnp.float32)],
+        compiler_params=compiler_params(),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * groups * time * batch * width * gates,
+            transcendentals=6 * groups * time * batch * width,
+            bytes_accessed=(gates + width) * groups * time * batch * x.dtype.itemsize,
+        ),
+        interpret=settings.interpret,
+        name="slstm_forward",
+    )(x, R.astype(x.dtype), bias, state, flags)
+    return h, after, kept
+
+
+def _forward_kernel(
+    x_ref: Any, R_ref: Any, bias_ref: Any, state_ref: Any, flags_ref: Any, h_ref: Any, after_ref: Any, kept_ref: Any, carry: Any,
+    *, precision: lax.Precision | None,
+) -> None:  # fmt: skip
+    """One block of tokens. carry is the state (c, n, h, m), which lives in VMEM from the first block to the last."""
+    width = R_ref.shape[1]
+
+    @pl.when(pl.program_id(2) == 0)
+    def _() -> None:
+        carry[...] = state_ref[0]
+
+    if kept_ref is not None:
+        kept_ref[0, 0] = carry[...]
+
+    def step(t: Array, _: None) -> None:
+        before = tuple(carry[part] for part in range(4))
+        c, n, h, m = before if flags_ref is None else reset(before, flags_ref[t])
+        raw = x_ref[0, t].astype(jnp.float32) + bias_ref[0]
+        raw = raw + jnp.dot(h.astype(R_ref.dtype), R_ref[0], precision=precision, preferred_element_type=jnp.float32)
+        i, f, z, o, m = gates_of(raw, n, m, width)
+        c, n = f * c + i * z, f * n + i
+        after = (c, n, o * (c / n), m)
+        if flags_ref is not None:
+            after = tuple(jnp.where(flags_ref[t] == PADDING, old, new) for old, new in zip(before, after, strict=True))
+        for part, value in enumerate(after):
+            carry[part] = value
+        h_ref[0, t] = after[2].astype(h_ref.dtype)
+
+    lax.fori_loop(0, x_ref.shape[1], step, None)
+    after_ref[0] = carry[...]
+
+
+def gates_of(raw: Float[Array, "B P"], n: Float[Array, "B W"], m: Float[Array, "B W"], width: int) -> tuple[Array, ...]:
+    """(i, f, z, o, m) of one token, stabilised; from an empty state (n = 0) m is the input gate's pre-activation."""
+    i, f, z, o = (raw[:, gate * width : (gate + 1) * width] for gate in range(4))
+    forgets = jnp.minimum(f, 0) - jnp.log1p(jnp.exp(-jnp.abs(f))) + m
+    m = jnp.where(n == 0, i, jnp.maximum(forgets, i))
+    return jnp.exp(i - m), jnp.exp(jnp.minimum(forgets - m, 60)), jnp.tanh(z), jax.nn.sigmoid(o), m
+
+
+def reset(parts: tuple[Array, ...], flag: Int[Array, "B 1"]) -> tuple[Array, ...]:
+    """Zeros in the rows where a token starts a document."""
+    return tuple(jnp.where(flag == START, 0, part) for part in parts)
+
+
+def precision_of(dtype: jnp.dtype) -> lax.Precision | None:
+    """The MXU multiplies bfloat16; six passes of it make a float32 product."""
+    return lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def compiler_params() -> pltpu.CompilerParams:
+    return pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT)
