@@ -28,9 +28,26 @@ def test_48_blocks_are_a_program_of_the_size_of_4():
     assert program_size(num_blocks=48) <= 1.01 * program_size(num_blocks=4)
 
 
-def test_the_papers_7_to_1_has_13_runs():
+def stack(config):
+    """The kinds and indices of all blocks, as the runs name them."""
+    return [(run.start + i, run.kinds[i % len(run.kinds)]) for run in block_runs(config) for i in range(run.repeats * len(run.kinds))]
+
+
+def test_the_papers_7_to_1_compiles_7_blocks():
+    """Its 13 runs of equal blocks are 3 runs of mLSTM blocks and two of the same three pairs."""
     config = ModelConfig(num_blocks=48, slstm_positions=(3, 5, 7, 40, 42, 44))
-    assert [length for _, _, _, length in block_runs(config)] == [3, 1, 1, 1, 1, 1, 32, 1, 1, 1, 1, 1, 3]
+    runs = block_runs(config)
+    assert sum(len(run.kinds) for run in runs) == 7
+    assert sorted(run.repeats for run in runs if len(run.kinds) == 2) == [3, 3]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"slstm_positions": (3, 5, 7, 40, 42, 44)}, {"slstm_positions": (0, 47)}, {"slstm_positions": ()}, {"ratio": "7:1"}, {"ratio": "0:1"}],
+)
+def test_the_runs_are_the_stack_in_its_order(fields):
+    config = ModelConfig(num_blocks=48, **fields)
+    assert stack(config) == list(enumerate(config.block_kinds))
 
 
 def test_ratio_places_the_slstm_blocks_at_the_end_of_each_period():

@@ -127,16 +127,18 @@ def refuse_unless(source: Mapping[str, Any], required: Mapping[str, Any], what: 
 
 
 def _entries(table: Table, config: ModelConfig) -> Iterable[tuple[tuple[str, ...], Entry, list[str]]]:
-    """(our path of the run, entry, their full names) of every parameter of every block, in the blocks' order."""
+    """(our path of the block, entry, their full names) of every parameter of every block, in the blocks' order."""
     for entry in table.outside:
         if not (config.tie_embeddings and entry.ours == "lm_head/kernel"):
             yield (), entry, list(entry.theirs)
-    for run, kind, start, length in block_runs(config):
-        for block in range(start, start + length):
-            for entry in table.blocks[kind]:
+    for run in block_runs(config):
+        for index in range(run.repeats * len(run.kinds)):
+            offset = index % len(run.kinds)
+            prefix = table.block_prefix.format(l=run.start + index)
+            for entry in table.blocks[run.kinds[offset]]:
                 if entry.ours.startswith("conv/") and not config.conv_width:
                     continue
-                yield ("backbone", run), entry, [table.block_prefix.format(l=block) + name for name in entry.theirs]
+                yield ("backbone", *run.paths()[offset]), entry, [prefix + name for name in entry.theirs]
 
 
 def _refuse(problems: list[str]) -> None:

@@ -1,7 +1,7 @@
-"""The stack of residual blocks: runs of equal blocks are scanned, states are explicit."""
+"""The stack of residual blocks: what repeats is scanned, states are explicit."""
 
-import itertools
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +28,7 @@ class BackboneState(NamedTuple):
     """What the stack remembers of a sequence.
 
     Attributes:
-        blocks: per run of equal blocks (by parameter name) the blocks' states, stacked on a leading axis.
+        blocks: per run (`block_runs`, by name) the blocks' states, stacked on a leading axis; a tuple for a pattern of several blocks.
         segment: id of the document that the states belong to; -1 before the first.
     """
 
@@ -36,14 +36,76 @@ class BackboneState(NamedTuple):
     segment: Int[Array, " B"]
 
 
-def block_runs(config: ModelConfig) -> list[tuple[str, str, int, int]]:
-    """(parameter name, kind, index of the first block, length) of each run of equal blocks."""
-    runs, start = [], 0
-    for kind, members in itertools.groupby(config.block_kinds):
-        length = len(list(members))
-        runs.append((f"blocks_{start}", kind, start, length))
-        start += length
-    return runs
+class BlockRun(NamedTuple):
+    """A stretch of blocks that is compiled once: a pattern of kinds, repeated.
+
+    Attributes:
+        name: of its parameters, after its first block. A pattern of several blocks has a level more: block_0, block_1, ...
+        kinds: the pattern.
+        start: index of the first block.
+        repeats: how often the pattern stands there; the leading axis of its parameters.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    start: int
+    repeats: int
+
+    def paths(self) -> list[tuple[str, ...]]:
+        """Where the parameters of the pattern's blocks are."""
+        if len(self.kinds) == 1:
+            return [(self.name,)]
+        return [(self.name, f"block_{offset}") for offset in range(len(self.kinds))]
+
+
+def block_runs(config: ModelConfig) -> list[BlockRun]:
+    """The stack as patterns that repeat, chosen so that as few blocks as possible are compiled.
+
+    Equal neighbours make a run; so do the three pairs of [7:1]'s positions 3, 5, 7: its 13 runs of equal blocks become 5 of 7 blocks.
+    """
+    kinds = config.block_kinds
+    best: list[tuple[int, int, tuple[BlockRun, ...]]] = [(0, 0, ())]  # (blocks compiled, runs, the runs) from each block to the end
+    for start in reversed(range(len(kinds))):
+        candidates = []
+        for period, repeats in _repetitions(kinds[start:]):
+            blocks, runs, rest = best[len(kinds) - start - period * repeats]
+            run = BlockRun(f"blocks_{start}", kinds[start : start + period], start, repeats)
+            candidates.append((blocks + period, runs + 1, (run, *rest)))
+        best.append(min(candidates, key=lambda candidate: candidate[:2]))
+    return list(best[-1][2])
+
+
+def _repetitions(kinds: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    """(period, repeats) of everything the sequence begins with: one kind any number of times, longer patterns at least twice."""
+    for period in range(1, len(kinds) // 2 + 1):
+        pattern = kinds[:period]
+        for repeats in range(2, len(kinds) // period + 1):
+            if kinds[(repeats - 1) * period : repeats * period] != pattern:
+                break
+            yield period, repeats
+    yield 1, 1
+
+
+class Pattern(nn.Module):
+    """Several blocks one after the other: the body of a scan over a pattern that repeats."""
+
+    config: ModelConfig
+    kinds: tuple[str, ...]
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: Activations, state: Any, first: Int[Array, ""], *segments: Any) -> tuple[Activations, Any]:
+        states = []
+        for offset, kind in enumerate(self.kinds):
+            block = _block(self.config, kind)(self.config, self.train, name=f"block_{offset}")
+            x, after = block(x, None if state is None else state[offset], first + offset, *segments)
+            states.append(after)
+        return x, tuple(states)
+
+
+def _block(config: ModelConfig, kind: str) -> type[nn.Module]:
+    block = BLOCKS[kind]
+    return nn.remat(block, prevent_cse=False) if config.remat == "block" else block  # inside a scan nothing can be merged anyway
 
 
 class Backbone(nn.Module):
@@ -76,23 +138,21 @@ class Backbone(nn.Module):
         x = x.astype(compute_dtype(config.dtype))
         previous_segment = None if state is None else state.segment
         block_states = {}
-        for name, kind, start, length in block_runs(config):
-            block = BLOCKS[kind]
-            if config.remat == "block":
-                block = nn.remat(block, prevent_cse=False)  # inside a scan nothing can be merged anyway
-            scanned = nn.scan(
-                block,
+        for run in block_runs(config):
+            body = _block(config, *run.kinds) if len(run.kinds) == 1 else functools.partial(Pattern, kinds=run.kinds)
+            scan = functools.partial(
+                nn.scan,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(0, 0, nn.broadcast, nn.broadcast),
-                length=length,
-                unroll=length if config.num_blocks <= SMALL_STACK else 1,
+                length=run.repeats,
+                unroll=run.repeats if config.num_blocks <= SMALL_STACK else 1,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            x, block_states[name] = scanned(config, train, name=name)(
+            x, block_states[run.name] = scan(body)(config, train=train, name=run.name)(
                 x,
-                None if state is None else state.blocks[name],
-                jnp.arange(start, start + length),
+                None if state is None else state.blocks[run.name],
+                run.start + len(run.kinds) * jnp.arange(run.repeats),
                 segment_ids,
                 previous_segment,
             )
@@ -113,11 +173,18 @@ class Backbone(nn.Module):
 
 def init_backbone_state(config: ModelConfig, batch_size: int, dtype=jnp.float32) -> BackboneState:
     """The empty state, a function of the configuration alone. `dtype` is that of the convolutions' windows."""
-    states = {name: _init_run(config, kind, length, batch_size, dtype) for name, kind, _, length in block_runs(config)}
+    states = {}
+    for run in block_runs(config):
+        pattern = tuple(_init_block(config, kind, batch_size, dtype) for kind in run.kinds)
+        states[run.name] = _repeated(pattern if len(pattern) > 1 else pattern[0], run.repeats)
     return BackboneState(states, jnp.full((batch_size,), -1, jnp.int32))
 
 
-def _init_run(config: ModelConfig, kind: str, length: int, batch_size: int, dtype):
+def _repeated(state: Any, repeats: int) -> Any:
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (repeats, *leaf.shape)), state)
+
+
+def _init_block(config: ModelConfig, kind: str, batch_size: int, dtype) -> Any:
     heads = config.num_heads
 
     def window(dim):
@@ -125,9 +192,7 @@ def _init_run(config: ModelConfig, kind: str, length: int, batch_size: int, dtyp
 
     if kind == "mlstm":
         inner = inner_dim(config)
-        state = MLSTMBlockState(init_mlstm_state(batch_size, heads, inner // heads, inner // heads), window(inner))
-    elif kind == "slstm":
-        state = SLSTMBlockState(init_slstm_state(batch_size, heads, config.dim // heads), window(config.dim))
-    else:
-        state = init_mlstm_state(batch_size, heads, qk_dim(config) // heads, config.dim // heads)
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (length, *leaf.shape)), state)
+        return MLSTMBlockState(init_mlstm_state(batch_size, heads, inner // heads, inner // heads), window(inner))
+    if kind == "slstm":
+        return SLSTMBlockState(init_slstm_state(batch_size, heads, config.dim // heads), window(config.dim))
+    return init_mlstm_state(batch_size, heads, qk_dim(config) // heads, config.dim // heads)
