@@ -6,6 +6,7 @@ bug and is passed on. A Pallas backend joins an op by an entry in that op's tabl
 
 import functools
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ import jax
 logger = logging.getLogger("pallas_kernels")
 
 Backend = str | tuple[str, ...] | None
+Order = Mapping[str, tuple[str, ...]]  # device family -> backends, best first
+
+HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")  # device kinds with sm_90
 
 # Names of the contract that are not built yet, so that asking for one is "not here" and not "misspelled".
 PLANNED = ("pallas_tpu", "pallas_gpu", "pallas_triton")
@@ -32,13 +36,24 @@ def target_device() -> tuple[str, str]:
     return device.platform, device.device_kind
 
 
+def device_family(platform: str, kind: str) -> str:
+    """ "tpu", "hopper" (sm_90), "gpu" (any other) or "cpu"; an unknown platform counts as the latter, whose forms run anywhere."""
+    if platform in ("gpu", "cuda", "rocm"):
+        return "hopper" if HOPPER.search(kind) else "gpu"
+    return "tpu" if platform == "tpu" else "cpu"
+
+
 def dispatch(
-    op: str, backends: Mapping[str, Callable], backend: Backend, order: tuple[str, ...], *args: Any, **kwargs: Any
+    op: str, backends: Mapping[str, Callable], backend: Backend, order: Order | tuple[str, ...], *args: Any, **kwargs: Any
 ) -> Any:
     """Calls the backend named, or the first of several (of `order` where backend is None) that serves the call.
 
+    order is a tuple, or one per device family, of which that of the device the program is lowered for is taken.
+
     Raises ValueError for a name that does not exist, NotImplementedError with the reasons where none serves.
     """
+    if isinstance(order, Mapping):
+        order = order[device_family(*target_device())]
     names = order if backend is None else (backend,) if isinstance(backend, str) else tuple(backend)
     if not names:
         raise ValueError(f"{op}: backend=() names no backend; give None, a name or a tuple of {_listed(backends)}.")

@@ -99,6 +99,7 @@ def parse_ratio(ratio: str) -> tuple[int, int]:
 def check(config: Config) -> None:
     """Raises `UserError` at the first thing that is wrong."""
     _check_single_values(config)
+    _check_backends(config.model)
     _check_blocks(config.model)
     _check_dimensions(config.model)
     _check_training(config)
@@ -131,6 +132,21 @@ def _check_single_values(config: Config) -> None:
             raise UserError(f"config key {key} is {value!r}; it must be below 1")
     if len(bias := config.model.forget_gate_bias) != 2:
         raise UserError(f"config key model.forget_gate_bias is {bias!r}; it must have two entries, for the first and the last head")
+
+
+def _check_backends(model: ModelConfig) -> None:
+    if model.mlstm_backend is None and model.slstm_backend is None:
+        return
+    from pallas_kernels.mlstm.api import BACKENDS as MLSTM_BACKENDS  # imports jax, which reading a config need not
+    from pallas_kernels.slstm.api import BACKENDS as SLSTM_BACKENDS
+
+    for key, names in (("mlstm_backend", MLSTM_BACKENDS), ("slstm_backend", SLSTM_BACKENDS)):
+        value = getattr(model, key)
+        if value is not None and value not in names:
+            raise UserError(
+                f"config key model.{key} is {value!r}; it must be one of {', '.join(map(repr, names))}, or unset for the best that the "
+                "device has"
+            )
 
 
 def _check_blocks(model: ModelConfig) -> None:

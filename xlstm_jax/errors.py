@@ -1,8 +1,22 @@
 """The one exception type for mistakes that a person can mend."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(ValueError):
     """Something the user gave is wrong: the message names the thing, its value and the remedy.
 
     `train.py` and `eval.py` print it as one line, without a traceback.
     """
+
+
+@contextlib.contextmanager
+def backend_of(key: str, value: str | None) -> Iterator[None]:
+    """Inside it, a kernel backend that the config asks for and that can't serve the model becomes a `UserError` naming the key."""
+    try:
+        yield
+    except NotImplementedError as reason:
+        if value is None:
+            raise
+        raise UserError(f"config key {key} is {value!r}, which can't be used here: {reason} Unset takes the best that can") from reason

@@ -26,6 +26,16 @@ BACKENDS = MappingProxyType(
     }
 )
 
+# What backend=None tries for more than one token, by device family (dispatch.py). One token is a step of "recurrent" everywhere.
+ORDER = MappingProxyType(
+    {
+        "tpu": ("pallas_tpu", "chunkwise"),
+        "hopper": ("pallas_gpu", "pallas_triton", "chunkwise"),
+        "gpu": ("pallas_triton", "chunkwise"),
+        "cpu": ("chunkwise",),
+    }
+)
+
 
 def mlstm(
     q: Keys,
@@ -49,9 +59,10 @@ def mlstm(
       segment_ids: drops the state between documents; a negative id is padding (output 0, state untouched). See segments.py.
       previous_segment: the id that initial_state ended with; used with segment_ids only.
       input_gate: "exponential" is the paper's; "sigmoid" has no normaliser, so that n and m stay zero and eps is unused.
-      chunk_size: tokens that "chunkwise" handles at once (None: chosen from T, K, V).
+      chunk_size: tokens that a chunkwise backend handles at once (None: chosen from T, K, V).
       eps: is added to the stabilised denominator.
-      backend: None (the best for the device), "recurrent", "parallel", "chunkwise", or a tuple of names to try in order.
+      backend: None (the best that serves the call on the device the program is lowered for, see ORDER), a name of BACKENDS, or a tuple
+        of names to try in order.
     Gradients are exact for all inputs and the initial state. The returned m carries none: the true state C·exp(m) needs none.
     Raises ValueError for shapes that do not fit, NotImplementedError where the backend can't serve the call.
     Source: arXiv 2405.04517, equations 19-27 and appendix A.3; the sigmoid gate: arXiv 2503.14376.
@@ -75,7 +86,7 @@ def mlstm(
         log_i, log_f = jnp.where(padding[..., None], -jnp.inf, log_i), jnp.where(padding[..., None], 0, log_f)
     state = _initial_state(initial_state, q.shape, v.shape[-1], dtype, normalise)
 
-    order = ("recurrent",) if q.shape[1] == 1 else ("chunkwise",)
+    order = ("recurrent",) if q.shape[1] == 1 else ORDER
     h, state = dispatch(
         "mlstm", BACKENDS, backend, order, q, k, v, log_i, log_f, state, starts,
         normalise=normalise, chunk_size=chunk_size, eps=eps,

@@ -49,6 +49,8 @@ def inputs_of(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
         r = np.random.default_rng(seed)
         for gate in [inputs["i"], inputs["f"]] if spec.K else [inputs["x"][:, :, 0], inputs["x"][:, :, 1]]:
             gate[...] = r.choice([-80.0, 80.0], size=gate.shape)
+        for name in {"q", "k"} & inputs.keys():  # no cancelling in n·q, whose reciprocal would blow up any form's rounding
+            inputs[name] = np.abs(inputs[name])
     if not spec.state:
         inputs = {name: x for name, x in inputs.items() if name not in ("C0", "c0", "n0", "h0", "m0")}
     elif spec.input_gate == "sigmoid":

@@ -1,5 +1,6 @@
 """Which backend a call gets, and what is said when none can serve it."""
 
+import importlib
 import logging
 
 import jax
@@ -62,12 +63,33 @@ def test_a_misspelled_name_is_a_mistake(backend):
         cases.run_mlstm(inputs, backend=backend)
 
 
-@pytest.mark.parametrize("name", dispatch.PLANNED)
-def test_a_pallas_backend_that_is_not_built_says_so(name):
-    inputs = cases.in_dtype(cases.mlstm_inputs(2), "float32")
-    with pytest.raises(NotImplementedError, match=f"mlstm: .*{name}: not part of this version"):
-        cases.run_mlstm(inputs, backend=name)
-    cases.run_mlstm(inputs, backend=(name, "chunkwise"))
+@pytest.mark.parametrize("cell", ("mlstm", "slstm"))
+def test_every_name_that_none_tries_is_a_backend_and_the_last_runs_anywhere(cell):
+    api = importlib.import_module(f"pallas_kernels.{cell}.api")
+    assert api.ORDER.keys() == {"tpu", "hopper", "gpu", "cpu"}
+    for names in api.ORDER.values():
+        assert api.BACKENDS.keys() | set(dispatch.PLANNED) >= set(names)
+        assert not names[-1].startswith("pallas")
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "family"),
+    [
+        ("cpu", "cpu", "cpu"),
+        ("tpu", "TPU v5 lite", "tpu"),
+        ("gpu", "NVIDIA H100 80GB HBM3", "hopper"),
+        ("gpu", "NVIDIA H200", "hopper"),
+        ("gpu", "NVIDIA GH200 480GB", "hopper"),
+        ("gpu", "NVIDIA A100-SXM4-80GB", "gpu"),
+        ("gpu", "NVIDIA B200", "gpu"),
+    ],
+)
+def test_none_takes_the_order_of_the_device_family(platform, kind, family):
+    order = {name: (name,) for name in ("cpu", "tpu", "hopper", "gpu")}
+    backends = {name: lambda name=name: name for name in order}
+    device = jax.sharding.AbstractDevice(kind, None, platform)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        assert dispatch.dispatch("op", backends, None, order) == family
 
 
 @pytest.mark.parametrize(("time", "expected"), ((1, "recurrent"), (2, "chunkwise")))

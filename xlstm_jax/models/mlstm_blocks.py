@@ -10,6 +10,7 @@ from flax import linen as nn
 from pallas_kernels import MLSTMState, mlstm
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.config_checks import ffn_dim, inner_dim, qk_dim
+from xlstm_jax.errors import backend_of
 from xlstm_jax.models.conv import CausalConv
 from xlstm_jax.models.initializers import head_linspace, shifted_normal, small_init, wang_init
 from xlstm_jax.models.layers import (
@@ -85,20 +86,21 @@ def _cell(
 ) -> tuple[HeadActivations, MLSTMState]:
     """The matrix memory as the config describes it."""
     i, f = jnp.split(soft_cap(gates, config.gate_soft_cap), 2, axis=-1)
-    return mlstm(
-        q,
-        k,
-        v,
-        i,
-        f,
-        state,
-        segment_ids=segment_ids,
-        previous_segment=previous_segment,
-        input_gate=config.input_gate,
-        chunk_size=config.chunk_size,
-        eps=config.cell_eps,
-        backend=config.mlstm_backend,
-    )
+    with backend_of("model.mlstm_backend", config.mlstm_backend):
+        return mlstm(
+            q,
+            k,
+            v,
+            i,
+            f,
+            state,
+            segment_ids=segment_ids,
+            previous_segment=previous_segment,
+            input_gate=config.input_gate,
+            chunk_size=config.chunk_size,
+            eps=config.cell_eps,
+            backend=config.mlstm_backend if q.shape[1] > 1 else None,  # one token is always the decode step
+        )
 
 
 class MLSTMBlock(nn.Module):

@@ -10,6 +10,7 @@ from flax import linen as nn
 from pallas_kernels import SLSTMState, slstm
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.config_checks import ffn_dim
+from xlstm_jax.errors import backend_of
 from xlstm_jax.models.conv import CausalConv
 from xlstm_jax.models.initializers import slstm_forget_bias, small_init, uniform, wang_init
 from xlstm_jax.models.layers import GatedFeedForward, HeadNorm, LayerNorm, split_heads
@@ -83,16 +84,17 @@ class SLSTMBlock(nn.Module):
         bias = self.param(
             "bias", nn.with_logical_partitioning(bias_init, axes[:-1]), (4, config.num_heads, head_dim)
         )
-        h, cell = slstm(
-            gates,
-            recurrent_kernel,
-            bias,
-            None if state is None else state.cell,
-            segment_ids=segment_ids,
-            previous_segment=previous_segment,
-            backend=config.slstm_backend,
-            recurrent_gradient_clip=config.recurrent_gradient_clip,
-        )
+        with backend_of("model.slstm_backend", config.slstm_backend):
+            h, cell = slstm(
+                gates,
+                recurrent_kernel,
+                bias,
+                None if state is None else state.cell,
+                segment_ids=segment_ids,
+                previous_segment=previous_segment,
+                backend=config.slstm_backend if gates.shape[1] > 1 else None,  # one token is always the decode step
+                recurrent_gradient_clip=config.recurrent_gradient_clip,
+            )
         y = HeadNorm(config.norm_eps, name="head_norm")(h).astype(x.dtype)
         x = x + nn.Dropout(config.dropout)(y, deterministic=not self.train)
 
