@@ -1,0 +1,353 @@
+"""The three Mosaic GPU kernels (Hopper, sm_90a) that the mLSTM's forward and backward passes are made of; see pallas_gpu.py.
+
+Each is a product of matrices with TMA pipelines and WGMMA: one warpgroup per block of threads computes one tile of at most 128 x 128 in
+float32 registers (128 a thread); two such blocks per multiprocessor (two rings of at most 96 KB) overlap one's epilogue with the other's
+products. Chunks are multiples of the tile's rows, so that a tile lies in one chunk. Tokens are `B T H *`, TMA slices the head out.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.mlstm.gates import TokenNumbers
+from pallas_kernels.typing import Keys, Values
+
+_DEPTH = 64  # what one step of a pipeline sums over: 128 bytes, the widest swizzle
+_ROWS, _COLUMNS = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)  # one number per row or column of a tile
+_SWIZZLE = (plgpu.TilingTransform((8, _DEPTH)), plgpu.SwizzleTransform(128))
+
+
+class Options(NamedTuple):
+    """What all kernels of a call share: the simulator's parameters or False, whether h is normalised, L, eps, 1/sqrt(K)."""
+
+    interpret: Any
+    normalise: bool
+    chunk: int
+    eps: float
+    scale: float
+
+    @property
+    def rows(self) -> int:
+        """Tokens of a tile."""
+        return min(self.chunk, 128)
+
+
+def walk(
+    options: Options,
+    x: Keys,
+    y: Values,
+    a: TokenNumbers,
+    w_last: Float[Array, "B H N"],
+    X: Float[Array, "B H K V"],
+    *,
+    reverse: bool = False,
+) -> tuple[Float[Array, "B H N K V"], Float[Array, "B H K V"]]:
+    """X <- w_last X + sum of a_t x_t y_t, chunk by chunk: X before each chunk, in the type of y, and after the last in float32.
+
+    a_t x_t is rounded to the type of x; X itself stays in float32 registers from the first chunk to the last.
+    """
+    batch, time, heads, tall_dim = x.shape
+    wide_dim, per_chunk = y.shape[-1], options.chunk // _DEPTH
+    chunks, tall, wide, steps = time // options.chunk, _tile(tall_dim), _tile(wide_dim), time // _DEPTH
+
+    def mlstm_walk(x, y, a, w_last, X, states, last, state, scaled):
+        b, head = _batch_and_head(heads)
+        i, j = _slice("tall", tall), _slice("wide", wide)
+        place = lambda step: (steps - 1 - step if reverse else step,)  # noqa: E731
+
+        def step(indices, x, y, a, X):
+            (at,) = indices
+            n = at // per_chunk
+            n = chunks - 1 - n if reverse else n
+            begins = at % per_chunk == 0
+
+            @pl.when(begins)
+            def _():
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                state[...] = X.astype(state.dtype)
+                plgpu.commit_smem()
+                plgpu.copy_smem_to_gmem(state, states.at[b, head, n, i, j])
+
+            X = X * jnp.where(begins, w_last[b, head, n], 1.0)
+            numbers = plgpu.load(x, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
+            numbers = numbers * lax.broadcast_in_dim(plgpu.load(a, layout=_ROWS), numbers.shape, [0])
+            scaled[...] = numbers.astype(scaled.dtype)
+            plgpu.commit_smem()
+            return _accumulate(options, lambda X: plgpu.wgmma(X, scaled.transpose((1, 0)), y), X)
+
+        pipeline = plgpu.emit_pipeline(
+            step,
+            grid=(steps,),
+            in_specs=[
+                _block((_DEPTH, tall), lambda at: (*place(at), lax.axis_index("tall"))),
+                _block((_DEPTH, wide), lambda at: (*place(at), lax.axis_index("wide"))),
+                plgpu.BlockSpec((_DEPTH,), place),
+            ],
+            max_concurrent_steps=3,
+            init_carry=plgpu.load(X.at[b, head, i, j], layout=plgpu.Layout.WGMMA, optimized=False),
+        )
+        last[b, head, i, j] = pipeline(x.at[b, :, head], y.at[b, :, head], a.at[b, head])
+        plgpu.wait_smem_to_gmem(0)
+
+    return _call(
+        mlstm_walk,
+        options,
+        {"wide": wide_dim // wide, "tall": tall_dim // tall, "bh": batch * heads},
+        [jax.ShapeDtypeStruct((batch, heads, chunks, tall_dim, wide_dim), y.dtype), jax.ShapeDtypeStruct(X.shape, jnp.float32)],
+        [_smem((tall, wide), y.dtype), _smem((_DEPTH, tall), x.dtype)],
+    )(x, y, a, w_last, X)
+
+
+def pairs(
+    options: Options,
+    x: Keys,
+    y: Keys,
+    row: TokenNumbers,
+    col: TokenNumbers,
+    document: Int[Array, "B T"],
+    times: TokenNumbers,
+    plus: TokenNumbers,
+) -> tuple[Float[Array, "B H T L"], TokenNumbers]:
+    """P_ts = s D_ts (times_t x_t·y_s + plus_t) for all s <= t of a chunk, in the type of x, and its float32 sums over s.
+
+    Tiles above the diagonal are not written.
+    """
+    batch, time, heads, width = x.shape
+    rows = options.rows
+    tiles = options.chunk // rows
+
+    def mlstm_pairs(x, y, row, col, document, times, plus, out, sums, tile, total, numbers, ids, barrier):
+        b, head = _batch_and_head(heads)
+        chunk, pair = lax.axis_index("chunk"), lax.axis_index("pair")
+        t = sum((pair >= m * (m + 1) // 2).astype(jnp.int32) for m in range(1, tiles)) if tiles > 1 else jnp.int32(0)
+        s = pair - t * (t + 1) // 2
+        of_t, of_s = (pl.ds(chunk * options.chunk + n * rows, rows) for n in (t, s))
+        for slot, (source, at) in enumerate(((row, of_t), (times, of_t), (plus, of_t), (col, of_s))):
+            plgpu.copy_gmem_to_smem(source.at[b, head, at], numbers.at[slot], barrier)
+        for slot, at in enumerate((of_t, of_s)):
+            plgpu.copy_gmem_to_smem(document.at[b, at], ids.at[slot], barrier)
+
+        def products(acc):
+            block = lambda n: _block((rows, _DEPTH), lambda d: (chunk * tiles + n, d), delay_release=1)  # noqa: E731
+
+            def step(_, x, y):
+                plgpu.wgmma(acc, x, y.transpose((1, 0)))
+                plgpu.wgmma_wait(1)
+
+            pipeline = plgpu.emit_pipeline(step, grid=(width // _DEPTH,), in_specs=[block(t), block(s)], max_concurrent_steps=3)
+            pipeline(x.at[b, :, head], y.at[b, :, head])
+            return acc[...]
+
+        S = pl.run_scoped(products, plgpu.ACC((rows, rows), jnp.float32))
+        plgpu.barrier_wait(barrier)
+        across = lambda source, layout: plgpu.load(source, layout=layout)  # noqa: E731
+        down = lambda slot: lax.broadcast_in_dim(across(numbers.at[slot], _ROWS), S.shape, [0])  # noqa: E731
+        same = lax.broadcast_in_dim(across(ids.at[0], _ROWS), S.shape, [0]) == lax.broadcast_in_dim(
+            across(ids.at[1], _COLUMNS), S.shape, [1]
+        )
+        of_t, of_s = (plgpu.broadcasted_iota(jnp.int32, S.shape, axis, layout=plgpu.Layout.WGMMA) for axis in (0, 1))
+        D = jnp.exp(down(0) + lax.broadcast_in_dim(across(numbers.at[3], _COLUMNS), S.shape, [1]))
+        P = jnp.where(same & (of_s + s * rows <= of_t + t * rows), options.scale * D * (S * down(1) + down(2)), 0.0)
+        tile[...] = P.astype(tile.dtype)
+        total[...] = jnp.sum(P, axis=1)
+        plgpu.commit_smem()
+        t = pl.ds(chunk * options.chunk + t * rows, rows)
+        plgpu.copy_smem_to_gmem(tile, out.at[b, head, t, pl.ds(s * rows, rows)])
+        plgpu.copy_smem_to_gmem(total, sums.at[s, b, head, t])
+        plgpu.wait_smem_to_gmem(0)
+
+    out, sums = _call(
+        mlstm_pairs,
+        options,
+        {"pair": tiles * (tiles + 1) // 2, "chunk": time // options.chunk, "bh": batch * heads},
+        [
+            jax.ShapeDtypeStruct((batch, heads, time, options.chunk), x.dtype),
+            jax.ShapeDtypeStruct((tiles, batch, heads, time), jnp.float32),
+        ],
+        [
+            _smem((rows, rows), x.dtype),
+            plgpu.SMEM((rows,), jnp.float32),
+            plgpu.SMEM((4, rows), jnp.float32),
+            plgpu.SMEM((2, rows), jnp.int32),
+            plgpu.Barrier(num_arrivals=6),
+        ],
+    )(x, y, row, col, document, times, plus)
+    written = jnp.arange(time) % options.chunk // rows >= jnp.arange(tiles)[:, None]
+    return out, jnp.sum(jnp.where(written[:, None, None], sums, 0), axis=0)
+
+
+def combine(
+    options: Options,
+    P: Float[Array, "B H T L"],
+    y: Values,
+    x: Keys,
+    states: Float[Array, "B H N K V"],
+    of_state: TokenNumbers,
+    *,
+    of_all: TokenNumbers | None = None,
+    column: tuple[TokenNumbers, Float[Array, "B H N V"]] | None = None,
+    dot_with: Values | None = None,
+    state_transposed: bool = False,
+    pairs_transposed: bool = False,
+) -> tuple[Values, TokenNumbers | None]:
+    """out_t = of_all_t (sum_s P_ts y_s + of_state_t x_t·state + column_t vector), the last two with their chunk's state and vector.
+
+    Transposed states are `B H N V K`; transposed pairs sum over the later tokens, P_st. Also the float32 dot products of out, before it is
+    rounded, with the rows of dot_with.
+    """
+    batch, time, heads, depth = x.shape
+    width, rows = y.shape[-1], options.rows
+    wide, tiles, per_tile = _tile(width), options.chunk // rows, rows // _DEPTH
+    column_numbers, vector = column if column else (of_state, None)
+    ins = [P, y, x, states, of_state]
+    ins += [of_all] if of_all is not None else []
+    ins += [column_numbers, vector] if column else []
+    ins += [dot_with] if dot_with is not None else []
+
+    def mlstm_combine(P, y, x, states, of_state, *rest):
+        rest = list(rest)
+        of_all_in = rest.pop(0) if of_all is not None else None
+        column_in, vector_in = (rest.pop(0), rest.pop(0)) if column else (None, None)
+        dot_in = rest.pop(0) if dot_with is not None else None
+        out = rest.pop(0)
+        dots = rest.pop(0) if dot_with is not None else None
+        tile, numbers, vector_smem, barrier = rest
+        b, head = _batch_and_head(heads)
+        at, j = lax.axis_index("tile"), lax.axis_index("wide")
+        chunk, t = at // tiles, at % tiles
+        tokens, columns = pl.ds(at * rows, rows), _slice("wide", wide)
+
+        copies = [(of_state.at[b, head, tokens], numbers.at[0])]
+        copies += [(of_all_in.at[b, head, tokens], numbers.at[1])] if of_all_in is not None else []
+        copies += [(column_in.at[b, head, tokens], numbers.at[1]), (vector_in.at[b, head, chunk, columns], vector_smem)] if column else []
+        copies += [(dot_in.at[b, tokens, head, columns], tile)] if dot_in is not None else []
+        for source, target in copies:
+            plgpu.copy_gmem_to_smem(source, target, barrier)
+
+        def from_state(acc):
+            def step(_, x, state):
+                plgpu.wgmma(acc, x, state.transpose((1, 0)) if state_transposed else state)
+                plgpu.wgmma_wait(1)
+
+            plgpu.emit_pipeline(
+                step,
+                grid=(depth // _DEPTH,),
+                in_specs=[
+                    _block((rows, _DEPTH), lambda d: (at, d), delay_release=1),
+                    _block((wide, _DEPTH), lambda d: (j, d), delay_release=1)
+                    if state_transposed
+                    else _block((_DEPTH, wide), lambda d: (d, j), delay_release=1),
+                ],
+                max_concurrent_steps=3,
+            )(x.at[b, :, head], states.at[b, head, chunk])
+            return acc[...]
+
+        result = pl.run_scoped(from_state, plgpu.ACC((rows, wide), jnp.float32))
+        plgpu.barrier_wait(barrier)
+        down = lambda slot: lax.broadcast_in_dim(plgpu.load(numbers.at[slot], layout=_ROWS), result.shape, [0])  # noqa: E731
+        result = result * down(0)
+        if column:
+            result = result + down(1) * lax.broadcast_in_dim(plgpu.load(vector_smem, layout=_COLUMNS), result.shape, [1])
+
+        def from_pairs(acc):
+            first = t * per_tile if pairs_transposed else 0
+
+            def step(_, P, y):
+                plgpu.wgmma(acc, P.transpose((1, 0)) if pairs_transposed else P, y)
+                plgpu.wgmma_wait(1)
+
+            begin = chunk * (options.chunk // _DEPTH) + first
+            plgpu.emit_pipeline(
+                step,
+                grid=(((tiles - t) if pairs_transposed else (t + 1)) * per_tile,),
+                in_specs=[
+                    _block((_DEPTH, rows), lambda d: (begin + d, t), delay_release=1)
+                    if pairs_transposed
+                    else _block((rows, _DEPTH), lambda d: (at, d), delay_release=1),
+                    _block((_DEPTH, wide), lambda d: (begin + d, j), delay_release=1),
+                ],
+                max_concurrent_steps=3,
+            )(P.at[b, head], y.at[b, :, head])
+
+        result = _accumulate(options, from_pairs, result)
+        if of_all_in is not None:
+            result = result * down(1)
+        if dots is not None:
+            other = plgpu.load(tile, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
+            numbers[0] = jnp.sum(result * other, axis=1)
+        tile[...] = result.astype(tile.dtype)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(tile, out.at[b, tokens, head, columns])
+        if dots is not None:
+            plgpu.copy_smem_to_gmem(numbers.at[0], dots.at[j, b, head, tokens])
+        plgpu.wait_smem_to_gmem(0)
+
+    outs = [jax.ShapeDtypeStruct(y.shape, y.dtype)]
+    outs += [jax.ShapeDtypeStruct((width // wide, batch, heads, time), jnp.float32)] if dot_with is not None else []
+    results = _call(
+        mlstm_combine,
+        options,
+        {"wide": width // wide, "tile": time // rows, "bh": batch * heads},
+        outs,
+        [
+            _smem((rows, wide), y.dtype),
+            plgpu.SMEM((2, rows), jnp.float32),
+            plgpu.SMEM((wide,), jnp.float32),
+            plgpu.Barrier(num_arrivals=len(ins) - 4),
+        ],
+    )(*ins)
+    return results[0], jnp.sum(results[1], axis=0) if dot_with is not None else None
+
+
+def _accumulate(options: Options, products: Any, start: Float[Array, "R C"]) -> Float[Array, "R C"]:
+    """The sum after products(accumulator), begun with `start`.
+
+    The simulator has no run_state (jax 0.11 to 0.12): there it is a fresh accumulator and a sum, which the machine would hold twice.
+    """
+    if options.interpret is False:
+        return pl.run_state(products)(plgpu.ACC.init(start))
+
+    def from_zero(acc: Any) -> Array:
+        products(acc)
+        return acc[...]
+
+    return start + pl.run_scoped(from_zero, plgpu.ACC(start.shape, jnp.float32))
+
+
+def _tile(size: int) -> int:
+    """The longer of 128 and 64 that divides a width."""
+    return 128 if size % 128 == 0 else 64
+
+
+def _smem(shape: tuple[int, int], dtype: Any) -> Any:
+    return plgpu.SMEM(shape, dtype, transforms=_SWIZZLE)
+
+
+def _block(shape: tuple[int, int], place: Any, delay_release: int = 0) -> Any:
+    return plgpu.BlockSpec(shape, place, transforms=_SWIZZLE, delay_release=delay_release)
+
+
+def _slice(axis: str, size: int) -> Any:
+    return pl.ds(lax.axis_index(axis) * size, size)
+
+
+def _batch_and_head(heads: int) -> tuple[Array, Array]:
+    at = lax.axis_index("bh")
+    return at // heads, at % heads
+
+
+def _call(kernel: Any, options: Options, grid: dict[str, int], outs: Any, scratch: Any) -> Any:
+    return plgpu.kernel(
+        kernel,
+        out_type=outs,
+        scratch_types=scratch,
+        grid=tuple(grid.values()),
+        grid_names=tuple(grid),
+        interpret=options.interpret,
+        kernel_name=kernel.__name__,
+    )
