@@ -91,6 +91,17 @@ def paper_fields(config: ModelConfig) -> dict:
     return fields
 
 
+def test_a_configuration_without_a_field_is_refused():
+    fields = large.export_config(read("large")[0])
+    del fields["hidden_size"]
+    with pytest.raises(UserError, match="no field 'hidden_size'"):
+        large.import_config(fields)
+    fields = paper_fields(read("paper")[0])
+    del fields["slstm_block"]["slstm"]["num_heads"]
+    with pytest.raises(UserError, match="no field 'num_heads'"):
+        paper.import_config(fields)
+
+
 @pytest.mark.parametrize(("field", "value"), [("use_bias", True), ("weight_mode", "fused"), ("v_dim_factor", 2.0)])
 def test_a_large_configuration_without_counterpart_is_refused(field, value):
     config, _, _, _ = read("large")

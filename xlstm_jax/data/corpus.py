@@ -12,6 +12,11 @@ NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "e
 # Suffixes that are never text: not even opened. Everything else in a folder is tried, and left out if it is not UTF-8.
 BINARY = {".bin", ".bz2", ".exe", ".gif", ".gz", ".ico", ".jpeg", ".jpg", ".mp3", ".mp4", ".npy", ".npz", ".o", ".pdf", ".png"}
 BINARY |= {".pyc", ".so", ".tar", ".webp", ".whl", ".xz", ".zip", ".zst"}
+# What the folders that the configs name are prepared from: data set and tokenizer on the Hugging Face hub.
+SOURCES = {
+    "slimpajama-gpt2": ("cerebras/SlimPajama-627B", "gpt2"),
+    "dclm-neox": ("mlfoundations/dclm-baseline-1.0", "EleutherAI/gpt-neox-20b"),
+}
 
 
 class Document(NamedTuple):
@@ -41,9 +46,10 @@ def read_corpus(path: str) -> list[Document]:
         files = sorted(_stdlib_files(root) if path == STDLIB else _text_files(root), key=lambda file: file.as_posix())
         documents = [document for file in files if (document := _read(file, file.relative_to(root).as_posix())) is not None]
     else:
+        source, tokenizer = SOURCES.get(root.name, ("SOURCE", "TOKENIZER"))
         raise UserError(
             f"data path {path!r} does not exist; prepare token shards there with `python -m xlstm_jax.data.prepare "
-            f"--source=cerebras/SlimPajama-627B --tokenizer=gpt2 --output={path}`, or point data.path to text"
+            f"--source={source} --tokenizer={tokenizer} --output={path}`, or point data.path to text"
         )
     documents = [document for document in documents if document.text]
     if not documents:

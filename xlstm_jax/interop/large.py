@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xlstm_jax.config import ModelConfig
-from xlstm_jax.interop.mapping import SAME, SIDE_BY_SIDE, TRANSPOSED, Entry, Table, refuse_unless
+from xlstm_jax.interop.mapping import SAME, SIDE_BY_SIDE, TRANSPOSED, Entry, Fields, Table, refuse_unless
 
 REQUIRED = {
     "use_bias": False,
@@ -47,8 +47,9 @@ def import_config(theirs: Mapping[str, Any]) -> ModelConfig:
     """Our configuration from the fields of their config.json.
 
     Raises:
-        UserError: a field has a value that this project has no counterpart for.
+        UserError: a field has a value that this project has no counterpart for, or is missing.
     """
+    theirs = Fields(theirs)
     refuse_unless(theirs, REQUIRED, "the model")
     return ModelConfig(
         vocab_size=theirs["vocab_size"],

@@ -115,6 +115,13 @@ def export_params(table: Table, config: ModelConfig, params: Any) -> dict[str, n
     return tensors
 
 
+class Fields(dict):
+    """The fields of their configuration; one that is missing is the checkpoint's fault."""
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"the checkpoint can't be converted: its configuration has no field {name!r}")
+
+
 def refuse_unless(source: Mapping[str, Any], required: Mapping[str, Any], what: str) -> None:
     """Raises `UserError` naming the fields of their configuration whose values this project has no counterpart for."""
     _refuse(

@@ -12,7 +12,7 @@ import numpy as np
 
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.errors import UserError
-from xlstm_jax.interop.mapping import BLOCKS_TRANSPOSED, CONV, SAME, TRANSPOSED, Entry, Table, Transform, refuse_unless
+from xlstm_jax.interop.mapping import BLOCKS_TRANSPOSED, CONV, SAME, TRANSPOSED, Entry, Fields, Table, Transform, refuse_unless
 
 RESIDUAL_WEIGHT = Transform(lambda w: 1 + w, lambda scale: (scale - 1,))
 GATES = Transform(  # four [H out in] and our [4 H in out]
@@ -75,17 +75,18 @@ def import_config(theirs: Mapping[str, Any]) -> ModelConfig:
     """Our configuration from `dataclasses.asdict` of an `xLSTMLMModelConfig`.
 
     Raises:
-        UserError: a field has a value that this project has no counterpart for.
+        UserError: a field has a value that this project has no counterpart for, or is missing.
     """
+    theirs = Fields(theirs)
     required = {"bias": False, "add_post_blocks_norm": True, "add_embedding_dropout": False}
     refuse_unless(theirs, required, "the model")
     positions = tuple(theirs["slstm_at"])
     mlstm, slstm, ffn = {}, {}, {}
     if len(positions) < theirs["num_blocks"]:
-        mlstm = theirs["mlstm_block"]["mlstm"]
+        mlstm = Fields(theirs["mlstm_block"]["mlstm"])
         refuse_unless(mlstm, {"bias": False, "round_proj_up_to_multiple_of": 64, "round_proj_up_dim_up": True}, "the mLSTM block")
     if positions:
-        slstm, ffn = theirs["slstm_block"]["slstm"], theirs["slstm_block"]["feedforward"]
+        slstm, ffn = (Fields(theirs["slstm_block"][part]) for part in ("slstm", "feedforward"))
         refuse_unless(slstm, {"function": "slstm", "group_norm_weight": True, "dropout": theirs["dropout"]}, "the sLSTM block")
         required = {"bias": False, "act_fn": "gelu", "ffn_type": "ffn_gated", "round_proj_up_to_multiple_of": 64}
         refuse_unless(ffn, required, "the feed-forward layer")
