@@ -10,6 +10,7 @@ from jaxtyping import Array
 from pallas_kernels.dispatch import Backend, dispatch
 from pallas_kernels.mlstm.chunkwise import mlstm_chunkwise
 from pallas_kernels.mlstm.pallas_gpu import mlstm_pallas_gpu
+from pallas_kernels.mlstm.pallas_tpu import mlstm_pallas_tpu
 from pallas_kernels.mlstm.pallas_triton import mlstm_pallas_triton
 from pallas_kernels.mlstm.parallel import mlstm_parallel
 from pallas_kernels.mlstm.recurrent import mlstm_recurrent
@@ -23,6 +24,7 @@ BACKENDS = MappingProxyType(
         "recurrent": mlstm_recurrent,
         "parallel": mlstm_parallel,
         "chunkwise": mlstm_chunkwise,
+        "pallas_tpu": mlstm_pallas_tpu,
         "pallas_gpu": mlstm_pallas_gpu,
         "pallas_triton": mlstm_pallas_triton,
     }

@@ -1,0 +1,124 @@
+"""The mLSTM on TPUs (Mosaic): one kernel forward, one back, with C in VMEM from the first chunk to the last.
+
+The grid walks the chunks of one head after the other. The forward kernel leaves the state for the backward one only before every S-th
+chunk (`default_blocks`); the backward kernel takes these stretches from the last to the first, computes the states before each of the S
+chunks again, which stay in VMEM, and then goes back through the chunks with dC in VMEM. See gates.py for the numbers it takes.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pallas_kernels.interpret import interpret_mode
+from pallas_kernels.mlstm.gates import chunk_gates, gate_gradients
+from pallas_kernels.mlstm.pallas_tpu_backward import call_backward
+from pallas_kernels.mlstm.pallas_tpu_forward import Settings, call_forward, pack
+from pallas_kernels.tuning import tuned
+from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
+
+LANES = 128  # of a vector register: K and V are filled up to a multiple of it
+MOST = 1024 * 1024  # of K·V: the backward kernel then takes about 40 of 56 MiB
+
+
+def mlstm_pallas_tpu(
+    q: Keys,
+    k: Keys,
+    v: Values,
+    log_i: Gates,
+    log_f: Gates,
+    state: MLSTMState,
+    starts: TokenFlags | None,
+    *,
+    normalise: bool,
+    chunk_size: int | None,
+    eps: float,
+) -> tuple[Values, MLSTMState]:
+    """The backend "pallas_tpu": bfloat16 (products of bfloat16, sums in float32) and float32 (precision HIGHEST).
+
+    K and V are filled up with zeros to a multiple of 128 where they are none, T to a multiple of the chunk.
+    Raises NotImplementedError for other or mixed types, K·V beyond 1024·1024, and chunks that are no multiple of 16 tokens.
+    """
+    mode = interpret_mode("tpu")
+    if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in (jnp.bfloat16, jnp.float32):
+        raise NotImplementedError(f"q, k, v must be all bfloat16 or all float32; they are {q.dtype}, {k.dtype}, {v.dtype}")
+    time, key_dim, value_dim = q.shape[1], q.shape[-1], v.shape[-1]
+    wide_key, wide_value = (-(-x // LANES) * LANES for x in (key_dim, value_dim))
+    if wide_key * wide_value > MOST:
+        raise NotImplementedError(f"the state of a head, K x V, must fit VMEM: up to {MOST} numbers, and not {key_dim} x {value_dim}")
+    if chunk_size is not None and (chunk_size % 16 or chunk_size > 512):
+        raise NotImplementedError(f"chunk_size must be a multiple of 16 up to 512; it is {chunk_size}")
+    size, spacing = blocks(time, wide_key, wide_value, q.dtype, chunk_size)
+
+    q, k, v = (_fill_last(_fill_time(x, size, 0), width) for x, width in ((q, wide_key), (k, wide_key), (v, wide_value)))
+    log_i, log_f = _fill_time(log_i, size, -jnp.inf), _fill_time(log_f, size, 0)
+    starts = None if starts is None else _fill_time(starts, size, False)
+    C = jnp.swapaxes(_fill_last(jnp.swapaxes(_fill_last(state.C, wide_value), 2, 3), wide_key), 2, 3)
+    settings = Settings(size, spacing, normalise, eps, key_dim**-0.5, mode)
+    h, state = _mlstm(settings, q, k, v, log_i, log_f, MLSTMState(C, _fill_last(state.n, wide_key), state.m), starts)
+    return h[:, :time, :, :value_dim], MLSTMState(state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m)
+
+
+def blocks(time: int, key_dim: int, value_dim: int, dtype: jnp.dtype, chunk_size: int | None) -> tuple[int, int]:
+    """(tokens of a chunk, chunks between two states that are kept): as given, as measured, or by `default_blocks`."""
+    known = tuned("mlstm/pallas_tpu", K=key_dim, V=value_dim, dtype=jnp.dtype(dtype).name) or {}
+    return default_blocks(time, key_dim, value_dim, dtype, chunk_size or known.get("chunk_size"))
+
+
+def default_blocks(time: int, key_dim: int, value_dim: int, dtype: jnp.dtype, chunk_size: int | None = None) -> tuple[int, int]:
+    """(L tokens of a chunk, S chunks between two states that are kept for the backward pass).
+
+    L: per token a chunk costs 2·L·(K+V) FLOPs for its pairs and 4·K·V for the state on the matrix unit, and about 3·K·V/L operations of
+    the vector unit (1/32 of its rate on v5e) for decaying and rounding C: 256 for 512 x 512 and beyond, 128 below.
+    S: a kept state is 4·K·V bytes, against 4·(K+V) bytes per token of q, k, v, h in bfloat16. 2048 tokens apart it is 4·1024·1024/2048 =
+    2 KB of 8 KB for the widest head (1.25), less for others, and nothing for T <= 2048. The S states of a stretch are in VMEM in
+    the type of the inputs, up to 16 MiB: exactly 8 chunks of 256 tokens at 1024 x 1024.
+    """
+    itemsize = jnp.dtype(dtype).itemsize
+    wide = key_dim * value_dim >= 512 * 512 and itemsize == 2
+    size = chunk_size or min(256 if wide else 128, -(-time // 16) * 16)
+    chunks = -(-time // size)
+    spacing = max(1, min(2048 // size, 2**24 // (key_dim * value_dim * itemsize), chunks))
+    stretches = -(-chunks // spacing)
+    return size, -(-chunks // stretches)
+
+
+def _fill_time(x: Float[Array, "B T *D"], size: int, neutral: Any) -> Float[Array, "B N*L *D"]:
+    missing = -x.shape[1] % size
+    return jnp.pad(x, ((0, 0), (0, missing), *((0, 0) for _ in x.shape[2:])), constant_values=neutral) if missing else x
+
+
+def _fill_last(x: Float[Array, "*B K"], width: int) -> Float[Array, "*B W"]:
+    missing = width - x.shape[-1]
+    return jnp.pad(x, (*((0, 0) for _ in x.shape[1:]), (0, missing))) if missing else x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mlstm(
+    settings: Settings, q: Keys, k: Keys, v: Values, log_i: Gates, log_f: Gates, state: MLSTMState, starts: TokenFlags | None
+) -> tuple[Values, MLSTMState]:
+    """All sizes filled up."""
+    return _forward(settings, q, k, v, log_i, log_f, state, starts, keep=False)[0]
+
+
+def _forward(
+    settings: Settings, q: Keys, k: Keys, v: Values, log_i: Gates, log_f: Gates, state: MLSTMState, starts: Any, keep: bool = True
+) -> Any:
+    gates = chunk_gates(log_i, log_f, state.m, starts, settings.size, normalise=settings.normalise)
+    numbers = pack(gates, settings)
+    h, after, kept = call_forward(settings, q, k, v, numbers, state, keep=keep)
+    return (h, after._replace(m=gates.m[..., -1])), (q, k, v, h, numbers, state, kept, starts)
+
+
+def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
+    q, k, v, h, numbers, state, kept, starts = residuals
+    dh, after = cotangents
+    (dq, dk, dv), (dC, dn), (q_dq, k_dk, overlap) = call_backward(settings, q, k, v, h, dh, numbers, state, kept, after)
+    d_log_i, d_log_f = gate_gradients(q_dq, k_dk, overlap, starts)
+    dm = jnp.sum(state.C * dC, axis=(-2, -1)) + jnp.sum(state.n * dn, axis=-1)
+    return dq, dk, dv, d_log_i, d_log_f, MLSTMState(dC, dn, dm if settings.normalise else jnp.zeros_like(dm)), None
+
+
+_mlstm.defvjp(_forward, _backward)

@@ -1,0 +1,256 @@
+"""The backward pass of the mLSTM's TPU kernel: every stretch of S chunks is walked twice, on for the states and back for the gradients.
+
+With y = numerator, d = max(|qn|, floor) + eps, s = 1/sqrt(K), ' for what is after the chunk:
+  dS_ts = s D_ts (dh_t·v_s / d_t + dqn_t)                       dqn_t = -sign(qn_t) (dh_t·h_t) / d_t where |qn_t| > floor_t
+  dq_t = sum_s dS_ts k_s + s w_t (C dh_t / d_t + n dqn_t)       dk_s = sum_t dS_ts q_t + kept_s (dC' v_s + dn')
+  dv_s = sum_t s D_ts (q_t·k_s) dh_t / d_t + kept_s k_s dC'     dC = w_last dC' + sum_t (s w_t / d_t) q_t dh_t
+  dn = w_last dn' + sum_t s w_t dqn_t q_t                       <C', dC'> = w_last <C, dC'> + sum_s kept_s k_s·(dC' v_s)
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array
+
+from pallas_kernels.mlstm.gates import TokenNumbers
+from pallas_kernels.mlstm.pallas_tpu_forward import (
+    FLOOR,
+    KEPT,
+    QN,
+    ROWS,
+    VMEM_LIMIT,
+    Kept,
+    Numbers,
+    Settings,
+    W,
+    by_head,
+    decays,
+    last,
+    numbers_of,
+    products,
+    tile_of,
+    to_rows,
+)  # fmt: skip
+from pallas_kernels.typing import Keys, MLSTMState, Values
+
+
+def call_backward(
+    settings: Settings,
+    q: Keys,
+    k: Keys,
+    v: Values,
+    h: Values,
+    dh: Values,
+    numbers: Numbers,
+    state: MLSTMState,
+    kept: Kept,
+    after: MLSTMState,
+) -> tuple[tuple[Keys, Keys, Values], tuple[Array, Array], tuple[TokenNumbers, TokenNumbers, Array]]:
+    """((dq, dk, dv), (dC0, dn0), (q·dq, k·dk, <C, dC> + <n, dn> after each chunk)); after has the cotangents of the last state."""
+    batch, heads, chunks = numbers.shape[:3]
+    kept_C, kept_n, qn = kept
+    dn = after.n if settings.normalise else jnp.zeros_like(after.n)
+    call = backward_call(settings, q.dtype, batch, heads, chunks, q.shape[-1], v.shape[-1])
+    numbers = numbers.at[:, :, :, QN].set(qn[:, :, :, 0])
+    n, dn = state.n[:, :, None], dn[:, :, None]
+    h = by_head(h) if settings.normalise else None
+    *gradients, dC, dn, sums = call(by_head(q), by_head(k), by_head(v), h, by_head(dh), numbers, state.C, n, kept_C, kept_n, after.C, dn)
+    q_dq, k_dk = (sums[:, :, :, row].reshape(batch, heads, -1) for row in range(2))
+    gradients = tuple(x.reshape(y.shape) for x, y in zip(gradients, (q, k, v), strict=True))
+    return gradients, (dC, dn[:, :, 0]), (q_dq, k_dk, sums[:, :, :, 2, 0])
+
+
+def backward_call(settings: Settings, dtype: Any, batch: int, heads: int, chunks: int, key_dim: int, value_dim: int) -> Any:
+    """The Pallas call on (q, k, v, h or None, dh as `B T H*K`, numbers, C0, n0, kept C and n, cotangents of the last C and n)."""
+    size, spacing = settings.size, settings.spacing
+    stretches = -(-chunks // spacing)
+
+    def early(g: Array, j: Array) -> Array:  # on, then back
+        return jnp.minimum((stretches - 1 - g) * spacing + jnp.where(j < spacing, j, 2 * spacing - 1 - j), chunks - 1)
+
+    def late(g: Array, j: Array) -> Array:  # waits, then back
+        return jnp.minimum((stretches - 1 - g) * spacing + jnp.minimum(spacing - 1, 2 * spacing - 1 - j), chunks - 1)
+
+    def tokens(width: int, chunk: Any) -> pl.BlockSpec:
+        return pl.BlockSpec((1, size, width), lambda b, h, g, j: (b, chunk(g, j), h))
+
+    def per_head(*shape: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, 1, *shape), lambda b, h, g, j: (b, h, 0, 0))
+
+    def per_chunk(chunk: Any, *shape: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, 1, 1, *shape), lambda b, h, g, j: (b, h, chunk(g, j), 0, 0))
+
+    in_hbm = pl.BlockSpec(memory_space=pl.ANY)
+    before_stretch = pl.BlockSpec((1, 1, 1, 1, key_dim), lambda b, h, g, j: (b, h, jnp.maximum(stretches - 2 - g, 0), 0, 0))
+    outs = [
+        *(((batch, chunks * size, heads * width), dtype, tokens(width, late)) for width in (key_dim, key_dim, value_dim)),
+        ((batch, heads, key_dim, value_dim), jnp.float32, per_head(key_dim, value_dim)),
+        ((batch, heads, 1, key_dim), jnp.float32, per_head(1, key_dim)),
+        ((batch, heads, chunks, ROWS, size), jnp.float32, per_chunk(late, ROWS, size)),
+    ]
+    per_token = 4 * size * (key_dim + value_dim) + 2 * size * key_dim + 10 * key_dim * value_dim
+    return pl.pallas_call(
+        _kernel(settings, chunks, key_dim, value_dim),
+        grid=(batch, heads, stretches, 2 * spacing),
+        in_specs=[
+            tokens(key_dim, late),
+            tokens(key_dim, early),
+            tokens(value_dim, early),
+            tokens(value_dim, late) if settings.normalise else None,
+            tokens(value_dim, late),
+            per_chunk(early, ROWS, size),
+            in_hbm,
+            per_head(1, key_dim),
+            in_hbm,
+            before_stretch,
+            in_hbm,
+            per_head(1, key_dim),
+        ],
+        out_specs=[block for _, _, block in outs],
+        out_shape=[jax.ShapeDtypeStruct(shape, kind) for shape, kind, _ in outs],
+        scratch_shapes=[
+            pltpu.VMEM((key_dim, value_dim), jnp.float32),
+            pltpu.VMEM((1, key_dim), jnp.float32),
+            pltpu.VMEM((spacing, key_dim, value_dim), dtype),
+            pltpu.VMEM((spacing, 1, key_dim), jnp.float32),
+            pltpu.VMEM((size, key_dim), dtype),
+            pltpu.SemaphoreType.DMA,
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=batch * heads * chunks * size * per_token,
+            transcendentals=batch * heads * chunks * size * size,
+            bytes_accessed=backward_bytes(settings, dtype, batch, heads, chunks, key_dim, value_dim),
+        ),
+        interpret=settings.interpret,
+        name="mlstm_backward",
+    )
+
+
+def backward_bytes(settings: Settings, dtype: Any, batch: int, heads: int, chunks: int, key_dim: int, value_dim: int) -> int:
+    """Bytes that the backward kernel moves between HBM and VMEM; k, v and the gates' numbers are read once more for the states."""
+    stretches = -(-chunks // settings.spacing)
+    once = 4 * key_dim + (4 if settings.normalise else 3) * value_dim
+    again = (chunks - stretches) / chunks  # the last chunk of a stretch stays where it is
+    per_token = (once + again * (key_dim + value_dim)) * jnp.dtype(dtype).itemsize + 4 * ROWS * (2 + again)
+    return batch * heads * int(chunks * settings.size * per_token + (2 + stretches) * 4 * key_dim * (value_dim + 1))
+
+
+def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> Any:
+    """One chunk of one head, on its way on (a state into the stack) or back (gradients). dC and dn are the blocks of the results."""
+    size, spacing, normalise, eps, scale, _ = settings
+    tall, wide = tile_of(key_dim), tile_of(value_dim)
+    stretches, dot = -(-chunks // spacing), products(settings.interpret)
+
+    def kernel(
+        q_ref, k_ref, v_ref, h_ref, dh_ref, numbers_ref, C0_ref, n0_ref, kept_C_ref, kept_n_ref, dC_last_ref, dn_last_ref,
+        dq_ref, dk_ref, dv_ref, dC_ref, dn_ref, sums_ref,
+        C_ref, n_ref, all_C_ref, all_n_ref, weighted_ref, arrived,
+    ):  # fmt: skip
+        b, head, g, j = (pl.program_id(axis) for axis in range(4))
+        stretch = stretches - 1 - g
+        place = jnp.where(j < spacing, j, 2 * spacing - 1 - j)
+        exists = stretch * spacing + place < chunks
+
+        def fetch(source: Any, target: Any) -> None:
+            copy = pltpu.make_async_copy(source, target, arrived)
+            copy.start()
+            copy.wait()
+
+        @pl.when((g == 0) & (j == 0))
+        def _() -> None:
+            fetch(dC_last_ref.at[b, head], dC_ref.at[0, 0])
+            dn_ref[...] = dn_last_ref[...]
+
+        @pl.when((j == 0) & (stretch == 0))
+        def _() -> None:
+            fetch(C0_ref.at[b, head], C_ref)
+            n_ref[...] = n0_ref[0, 0]
+
+        @pl.when((j == 0) & (stretch > 0))
+        def _() -> None:
+            fetch(kept_C_ref.at[b, head, stretch - 1], C_ref)
+            n_ref[...] = kept_n_ref[0, 0, 0]
+
+        @pl.when((j < spacing) & exists)
+        def _() -> None:
+            all_n_ref[place] = n_ref[...]
+
+            def store(i: Array, _: None) -> None:
+                rows = pl.ds(pl.multiple_of(i * tall, tall), tall)
+                all_C_ref[place, rows, :] = C_ref[rows, :].astype(all_C_ref.dtype)
+
+            lax.fori_loop(0, key_dim // tall, store, None)
+
+        @pl.when((j < spacing - 1) & exists)  # nothing reads the state after the last
+        def _() -> None:
+            numbers, columns = numbers_of(numbers_ref)
+            w_last = last(numbers, W)
+            kept_k = columns[KEPT] * k_ref[0].astype(jnp.float32)
+            weighted_ref[...] = kept_k.astype(weighted_ref.dtype)
+            if normalise:
+                n_ref[...] = w_last * n_ref[...] + jnp.sum(kept_k, axis=0, keepdims=True)
+
+            def step(i: Array, _: None) -> None:
+                rows = pl.ds(pl.multiple_of(i * tall, tall), tall)
+                C_ref[rows, :] = w_last * C_ref[rows, :] + dot(weighted_ref[:, rows], v_ref[0], (0, 0))
+
+            lax.fori_loop(0, key_dim // tall, step, None)
+
+        @pl.when((j >= spacing) & exists)
+        def _() -> None:
+            numbers, columns = numbers_of(numbers_ref)
+            w, w_last, kept, low = scale * columns[W], last(numbers, W), columns[KEPT], q_ref.dtype
+            dqn, per_d = jnp.zeros((size, 1), jnp.float32), jnp.ones((size, 1), jnp.float32)
+            if normalise:
+                qn, floor = columns[QN], columns[FLOOR]
+                per_d = 1 / (jnp.maximum(jnp.abs(qn), floor) + eps)
+                overlap = jnp.sum(h_ref[0].astype(jnp.float32) * dh_ref[0].astype(jnp.float32), axis=1, keepdims=True)
+                dqn = jnp.where(jnp.abs(qn) > floor, -jnp.sign(qn) * per_d * overlap, 0)
+            D = decays(numbers, columns)
+            S = ((dot(q_ref[0], k_ref[0], (1, 1)) * D) * per_d).T.astype(low)
+            dS = (dot(dh_ref[0], v_ref[0], (1, 1)) * per_d + dqn) * D
+            dS, dS_turned = dS.astype(low), dS.T.astype(low)
+            weighted_ref[...] = ((w * per_d) * q_ref[0].astype(jnp.float32)).astype(low)
+
+            def values(i: Array, _: None) -> None:
+                at = pl.ds(pl.multiple_of(i * wide, wide), wide)
+                dv = dot(S, dh_ref[0, :, at]) + kept * dot(k_ref[0], dC_ref[0, 0, :, at].astype(low))
+                dv_ref[0, :, at] = dv.astype(low)
+
+            lax.fori_loop(0, value_dim // wide, values, None)
+
+            def keys(i: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+                q_dq, k_dk, overlap = sums
+                at = pl.ds(pl.multiple_of(i * tall, tall), tall)
+                q, k, C, dC = q_ref[0, :, at], k_ref[0, :, at], all_C_ref[place, at, :], dC_ref[0, 0, at, :]
+                n, dn = all_n_ref[place, :, at], dn_ref[0, 0, :, at]
+                kept_dC = kept * (dot(v_ref[0], dC.astype(low), (1, 1)) + dn)
+                dq = dot(dS, k) + w * (per_d * dot(dh_ref[0], C, (1, 1)) + dqn * n)
+                dk = dot(dS_turned, q) + kept_dC
+                dq_ref[0, :, at], dk_ref[0, :, at] = dq.astype(low), dk.astype(low)
+                q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+                inner = total(C.astype(jnp.float32) * dC) + total(n * dn)
+                overlap = overlap + total(k * kept_dC) + w_last * inner
+                dC_ref[0, 0, at, :] = w_last * dC + dot(weighted_ref[:, at], dh_ref[0], (0, 0))
+                if normalise:
+                    dn_ref[0, 0, :, at] = w_last * dn + jnp.sum((w * dqn) * q, axis=0, keepdims=True)
+                q_dq, k_dk = q_dq + jnp.sum(q * dq, axis=1, keepdims=True), k_dk + jnp.sum(k * dk, axis=1, keepdims=True)
+                return q_dq, k_dk, overlap
+
+            zero = jnp.zeros((size, 1), jnp.float32)
+            q_dq, k_dk, overlap = lax.fori_loop(0, key_dim // tall, keys, (zero, zero, jnp.zeros((1, 1), jnp.float32)))
+            sums_ref[0, 0, 0] = to_rows(q_dq, k_dk, jnp.broadcast_to(overlap, (size, 1)))[:ROWS]
+
+    return kernel
+
+
+def total(x: Array) -> Array:
+    """The sum of all entries, `1 1`."""
+    return jnp.sum(jnp.sum(x, axis=0, keepdims=True), axis=1, keepdims=True)

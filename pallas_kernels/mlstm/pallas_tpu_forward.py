@@ -1,0 +1,230 @@
+"""The forward pass of the mLSTM's TPU kernel, and what both passes share: settings, the packed numbers of the gates, blocks."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from pallas_kernels.mlstm.gates import ChunkGates
+from pallas_kernels.typing import Keys, MLSTMState, Values
+
+VMEM_LIMIT = 56 * 2**20  # bytes; the smallest VMEM among v5e (128 MiB), v5p (64), v6e (128), less what XLA takes itself
+
+# Rows of the numbers of a chunk. ROW has log(1/sqrt(K)) added, so that D comes with it; QN is the forward pass' result.
+ROW, COL, W, KEPT, FLOOR, DOCUMENT, QN = range(7)
+ROWS = 8  # one register high
+
+Numbers = Float[Array, "B H N 8 L"]
+Kept = tuple[Float[Array, "B H G K V"], Float[Array, "B H G 1 K"], Float[Array, "B H N 1 L"]]
+
+
+class Settings(NamedTuple):
+    """What a call is compiled for: L, chunks between two kept states, the kind of gate, eps, 1/sqrt(K), how to interpret."""
+
+    size: int
+    spacing: int
+    normalise: bool
+    eps: float
+    scale: float
+    interpret: Any
+
+
+def pack(gates: ChunkGates, settings: Settings) -> Numbers:
+    """The gates' numbers per chunk, a token per lane; the rows are named above."""
+    batch, heads, time = gates.row.shape
+    document = jnp.broadcast_to(gates.document[:, None].astype(jnp.float32), gates.row.shape)
+    rows = [gates.row + math.log(settings.scale), gates.col, gates.w, gates.kept, gates.floor, document]
+    rows += [jnp.zeros_like(gates.row)] * (ROWS - len(rows))
+    return jnp.stack([x.reshape(batch, heads, -1, settings.size) for x in rows], axis=3)
+
+
+def by_head(x: Float[Array, "B T H K"]) -> Float[Array, "B T H*K"]:
+    """The view whose blocks are one head wide; free where K is a multiple of 128."""
+    return x.reshape(*x.shape[:2], -1)
+
+
+def call_forward(
+    settings: Settings, q: Keys, k: Keys, v: Values, numbers: Numbers, state: MLSTMState, *, keep: bool
+) -> tuple[Values, MLSTMState, Kept | None]:
+    """(h, state after the last chunk, what the backward pass needs: C and n before every stretch but the first, and qn)."""
+    batch, heads, chunks = numbers.shape[:3]
+    call = forward_call(settings, q.dtype, batch, heads, chunks, q.shape[-1], v.shape[-1], keep=keep)
+    h, C, n, *kept = call(by_head(q), by_head(k), by_head(v), numbers, state.C, state.n[:, :, None])
+    return h.reshape(v.shape), MLSTMState(C, n[:, :, 0], state.m), tuple(kept) if keep else None
+
+
+def forward_call(
+    settings: Settings, dtype: Any, batch: int, heads: int, chunks: int, key_dim: int, value_dim: int, *, keep: bool
+) -> Any:
+    """The Pallas call on (q, k, v as `B T H*K`, numbers, C0, n0 `B H 1 K`)."""
+    size, spacing = settings.size, settings.spacing
+    stretches = max(1, -(-chunks // spacing) - 1)  # whose state is kept; one block is there even if nothing is written to it
+
+    def tokens(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, size, width), lambda b, h, n: (b, n, h))
+
+    def per_head(*shape: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, 1, *shape), lambda b, h, n: (b, h, 0, 0))
+
+    def per_chunk(*shape: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, 1, 1, *shape), lambda b, h, n: (b, h, n, 0, 0))
+
+    def per_stretch(*shape: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, 1, 1, *shape), lambda b, h, n: (b, h, jnp.maximum(n // spacing - 1, 0), 0, 0))
+
+    outs = [
+        ((batch, chunks * size, heads * value_dim), dtype, tokens(value_dim)),
+        ((batch, heads, key_dim, value_dim), jnp.float32, per_head(key_dim, value_dim)),
+        ((batch, heads, 1, key_dim), jnp.float32, per_head(1, key_dim)),
+    ]
+    if keep:
+        outs += [
+            ((batch, heads, stretches, key_dim, value_dim), jnp.float32, per_stretch(key_dim, value_dim)),
+            ((batch, heads, stretches, 1, key_dim), jnp.float32, per_stretch(1, key_dim)),
+            ((batch, heads, chunks, 1, size), jnp.float32, per_chunk(1, size)),
+        ]
+    pairs = batch * heads * chunks * size
+    return pl.pallas_call(
+        _kernel(settings, key_dim, value_dim, keep=keep),
+        grid=(batch, heads, chunks),
+        in_specs=[
+            tokens(key_dim),
+            tokens(key_dim),
+            tokens(value_dim),
+            per_chunk(ROWS, size),
+            pl.BlockSpec(memory_space=pl.ANY),
+            per_head(1, key_dim),
+        ],
+        out_specs=[block for _, _, block in outs],
+        out_shape=[jax.ShapeDtypeStruct(shape, kind) for shape, kind, _ in outs],
+        scratch_shapes=[pltpu.VMEM((key_dim, size), dtype), pltpu.SemaphoreType.DMA],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=pairs * (2 * size * (key_dim + value_dim) + 4 * key_dim * value_dim),
+            transcendentals=pairs * size,
+            bytes_accessed=forward_bytes(settings, dtype, batch, heads, chunks, key_dim, value_dim, keep=keep),
+        ),
+        interpret=settings.interpret,
+        name="mlstm_forward",
+    )
+
+
+def forward_bytes(settings: Settings, dtype: Any, batch: int, heads: int, chunks: int, key_dim: int, value_dim: int, *, keep: bool) -> int:
+    """Bytes that the forward kernel moves between HBM and VMEM; states before the first and after the last chunk included."""
+    state = 4 * key_dim * (value_dim + 1)
+    per_token = 2 * (key_dim + value_dim) * jnp.dtype(dtype).itemsize + 4 * ROWS + (4 if keep else 0)
+    kept = max(1, -(-chunks // settings.spacing) - 1) if keep else 0
+    return batch * heads * (chunks * settings.size * per_token + (2 + kept) * state)
+
+
+def _kernel(settings: Settings, key_dim: int, value_dim: int, *, keep: bool) -> Any:
+    """One chunk of one head. C and n are the blocks of the last state, which stay in VMEM from the first chunk to the last."""
+    size, spacing, normalise, eps, scale, _ = settings
+    tile, dot = tile_of(value_dim), products(settings.interpret)
+
+    def kernel(q_ref, k_ref, v_ref, numbers_ref, C0_ref, n0_ref, h_ref, C_ref, n_ref, *rest):
+        kept_C_ref, kept_n_ref, qn_ref = rest[:3] if keep else (None, None, None)
+        k_turned_ref, arrived = rest[-2:]
+        b, h, chunk = (pl.program_id(axis) for axis in range(3))
+
+        @pl.when(chunk == 0)
+        def _() -> None:
+            copy = pltpu.make_async_copy(C0_ref.at[b, h], C_ref.at[0, 0], arrived)
+            copy.start()
+            n_ref[...] = n0_ref[...]
+            copy.wait()
+
+        if keep:
+
+            @pl.when((chunk > 0) & (chunk % spacing == 0))
+            def _() -> None:
+                kept_C_ref[0, 0, 0] = C_ref[0, 0]
+                kept_n_ref[0, 0, 0] = n_ref[0, 0]
+
+        numbers, columns = numbers_of(numbers_ref)
+        w, w_last, kept = scale * columns[W], last(numbers, W), columns[KEPT]
+        q, k = q_ref[0], k_ref[0]
+        S = dot(q, k, (1, 1)) * decays(numbers, columns)
+        per_d = 1.0
+        if normalise:
+            n = n_ref[0, 0]
+            qn = jnp.sum(S, axis=1, keepdims=True) + w * jnp.sum(q.astype(jnp.float32) * n, axis=1, keepdims=True)
+            per_d = 1 / (jnp.maximum(jnp.abs(qn), columns[FLOOR]) + eps)
+            if keep:
+                qn_ref[0, 0, 0] = to_rows(qn)[:1]
+        elif keep:
+            qn_ref[...] = jnp.zeros_like(qn_ref)
+
+        kept_k = kept * k.astype(jnp.float32)
+        k_turned_ref[...] = kept_k.T.astype(k.dtype)
+        if normalise:
+            n_ref[0, 0] = w_last * n + jnp.sum(kept_k, axis=0, keepdims=True)
+        S, w = (S * per_d).astype(q.dtype), w * per_d
+
+        def step(j: Array, _: None) -> None:
+            at = pl.ds(pl.multiple_of(j * tile, tile), tile)
+            v, C = v_ref[0, :, at], C_ref[0, 0, :, at]
+            h_ref[0, :, at] = (dot(S, v) + w * dot(q_ref[0], C.astype(q.dtype))).astype(h_ref.dtype)
+            C_ref[0, 0, :, at] = w_last * C + dot(k_turned_ref[...], v)
+
+        lax.fori_loop(0, value_dim // tile, step, None)
+
+    return kernel
+
+
+def tile_of(width: int, longest: int = 512) -> int:
+    """The widest part of K or V, a multiple of 128 up to `longest`, that divides it: products are taken part by part."""
+    return next(tile for tile in range(longest, 0, -128) if width % tile == 0)
+
+
+def numbers_of(ref: Any) -> tuple[Float[Array, "8 L"], list[Float[Array, "L 1"]]]:
+    """The numbers of a chunk by rows (a token per lane) and by columns (a token per sublane)."""
+    numbers = ref[0, 0, 0]
+    turned = numbers.T
+    return numbers, [turned[:, i : i + 1] for i in range(ROWS)]
+
+
+def last(numbers: Float[Array, "8 L"], row: int) -> Float[Array, "1 1"]:
+    return numbers[row : row + 1, numbers.shape[1] - 1 :]
+
+
+def to_rows(*columns: Float[Array, "L 1"]) -> Float[Array, "128 L"]:
+    """Columns as the first rows of an array: a token per lane again."""
+    size = columns[0].shape[0]
+    lane = lax.broadcasted_iota(jnp.int32, (size, 128), 1)
+    packed = jnp.zeros((size, 128), jnp.float32)
+    for i, column in enumerate(columns):
+        packed = jnp.where(lane == i, column, packed)
+    return packed.T
+
+
+def decays(numbers: Float[Array, "8 L"], columns: list[Float[Array, "L 1"]]) -> Float[Array, "L L"]:
+    """D_ts / sqrt(K) of a chunk."""
+    size = numbers.shape[1]
+    t, s = (lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1))
+    pairs = (s <= t) & (columns[DOCUMENT] == numbers[DOCUMENT : DOCUMENT + 1])
+    return jnp.exp(jnp.where(pairs, columns[ROW] + numbers[COL : COL + 1], -jnp.inf))
+
+
+def products(interpret: Any) -> Any:
+    """dot(x, y, contract) of two matrices with float32 sums; contract names the axis of each that is summed over.
+
+    The matrix unit multiplies bfloat16; six passes of it make a float32 product. XLA on a CPU has no product of bfloat16 with sums in
+    float32 for every layout: interpreted, the same numbers are multiplied as float32, in which their products are exact.
+    """
+
+    def dot(x: Array, y: Array, contract: tuple[int, int] = (1, 0)) -> Array:
+        if interpret:
+            x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+        dims = (((contract[0],), (contract[1],)), ((), ()))
+        precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+        return lax.dot_general(x, y, dims, precision=precision, preferred_element_type=jnp.float32)
+
+    return dot
