@@ -1,8 +1,8 @@
 """The three Mosaic GPU kernels (Hopper, sm_90a) that the mLSTM's forward and backward passes are made of; see pallas_gpu.py.
 
 Each is a product of matrices with TMA pipelines and WGMMA: one warpgroup per block of threads computes one tile of at most 128 x 128 in
-float32 registers (128 a thread); two such blocks per multiprocessor (two rings of at most 96 KB) overlap one's epilogue with the other's
-products. Chunks are multiples of the tile's rows, so that a tile lies in one chunk. Tokens are `B T H *`, TMA slices the head out.
+float32 registers (128 a thread). Two such blocks fit a multiprocessor (rings of at most 96 KB, whose memory the epilogue's tile takes over;
+at most 255 registers), so that one's products run while the other waits or writes: no warp is specialised. Chunks are multiples of the tile's rows, so that a tile lies in one chunk. Tokens are `B T H *`, TMA slices the head out.
 """
 
 from typing import Any, NamedTuple
@@ -55,7 +55,7 @@ def walk(
     wide_dim, per_chunk = y.shape[-1], options.chunk // _DEPTH
     chunks, tall, wide, steps = time // options.chunk, _tile(tall_dim), _tile(wide_dim), time // _DEPTH
 
-    def mlstm_walk(x, y, a, w_last, X, states, last, state, scaled):
+    def mlstm_walk(x, y, a, w_last, X, states, last, state):
         b, head = _batch_and_head(heads)
         i, j = _slice("tall", tall), _slice("wide", wide)
         place = lambda step: (steps - 1 - step if reverse else step,)  # noqa: E731
@@ -76,9 +76,9 @@ def walk(
             X = X * jnp.where(begins, w_last[b, head, n], 1.0)
             numbers = plgpu.load(x, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
             numbers = numbers * lax.broadcast_in_dim(plgpu.load(a, layout=_ROWS), numbers.shape, [0])
-            scaled[...] = numbers.astype(scaled.dtype)
+            x[...] = numbers.astype(x.dtype)  # in its slot of the ring: a buffer more, and two blocks did not fit a multiprocessor
             plgpu.commit_smem()
-            return _accumulate(options, lambda X: plgpu.wgmma(X, scaled.transpose((1, 0)), y), X)
+            return _accumulate(options, lambda X: plgpu.wgmma(X, x.transpose((1, 0)), y), X)
 
         pipeline = plgpu.emit_pipeline(
             step,
@@ -88,7 +88,7 @@ def walk(
                 _block((_DEPTH, wide), lambda at: (*place(at), lax.axis_index("wide"))),
                 plgpu.BlockSpec((_DEPTH,), place),
             ],
-            max_concurrent_steps=3,
+            max_concurrent_steps=2,
             init_carry=plgpu.load(X.at[b, head, i, j], layout=plgpu.Layout.WGMMA, optimized=False),
         )
         last[b, head, i, j] = pipeline(x.at[b, :, head], y.at[b, :, head], a.at[b, head])
@@ -99,7 +99,7 @@ def walk(
         options,
         {"wide": wide_dim // wide, "tall": tall_dim // tall, "bh": batch * heads},
         [jax.ShapeDtypeStruct((batch, heads, chunks, tall_dim, wide_dim), y.dtype), jax.ShapeDtypeStruct(X.shape, jnp.float32)],
-        [_smem((tall, wide), y.dtype), _smem((_DEPTH, tall), x.dtype)],
+        [_smem((tall, wide), y.dtype)],
     )(x, y, a, w_last, X)
 
 
@@ -121,7 +121,7 @@ def pairs(
     rows = options.rows
     tiles = options.chunk // rows
 
-    def mlstm_pairs(x, y, row, col, document, times, plus, out, sums, tile, total, numbers, ids, barrier):
+    def mlstm_pairs(x, y, row, col, document, times, plus, out, sums, total, numbers, ids, barrier):
         b, head = _batch_and_head(heads)
         chunk, pair = lax.axis_index("chunk"), lax.axis_index("pair")
         t = sum((pair >= m * (m + 1) // 2).astype(jnp.int32) for m in range(1, tiles)) if tiles > 1 else jnp.int32(0)
@@ -153,13 +153,17 @@ def pairs(
         of_t, of_s = (plgpu.broadcasted_iota(jnp.int32, S.shape, axis, layout=plgpu.Layout.WGMMA) for axis in (0, 1))
         D = jnp.exp(down(0) + lax.broadcast_in_dim(across(numbers.at[3], _COLUMNS), S.shape, [1]))
         P = jnp.where(same & (of_s + s * rows <= of_t + t * rows), options.scale * D * (S * down(1) + down(2)), 0.0)
-        tile[...] = P.astype(tile.dtype)
-        total[...] = jnp.sum(P, axis=1)
-        plgpu.commit_smem()
         t = pl.ds(chunk * options.chunk + t * rows, rows)
-        plgpu.copy_smem_to_gmem(tile, out.at[b, head, t, pl.ds(s * rows, rows)])
-        plgpu.copy_smem_to_gmem(total, sums.at[s, b, head, t])
-        plgpu.wait_smem_to_gmem(0)
+
+        def write(tile):
+            tile[...] = P.astype(tile.dtype)
+            total[...] = jnp.sum(P, axis=1)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(tile, out.at[b, head, t, pl.ds(s * rows, rows)])
+            plgpu.copy_smem_to_gmem(total, sums.at[s, b, head, t])
+            plgpu.wait_smem_to_gmem(0)
+
+        pl.run_scoped(write, _smem((rows, rows), out.dtype))
 
     out, sums = _call(
         mlstm_pairs,
@@ -170,7 +174,6 @@ def pairs(
             jax.ShapeDtypeStruct((tiles, batch, heads, time), jnp.float32),
         ],
         [
-            _smem((rows, rows), x.dtype),
             plgpu.SMEM((rows,), jnp.float32),
             plgpu.SMEM((4, rows), jnp.float32),
             plgpu.SMEM((2, rows), jnp.int32),
@@ -216,7 +219,7 @@ def combine(
         dot_in = rest.pop(0) if dot_with is not None else None
         out = rest.pop(0)
         dots = rest.pop(0) if dot_with is not None else None
-        tile, numbers, vector_smem, barrier = rest
+        numbers, vector_smem, barrier, dot_barrier = rest
         b, head = _batch_and_head(heads)
         at, j = lax.axis_index("tile"), lax.axis_index("wide")
         chunk, t = at // tiles, at % tiles
@@ -225,7 +228,6 @@ def combine(
         copies = [(of_state.at[b, head, tokens], numbers.at[0])]
         copies += [(of_all_in.at[b, head, tokens], numbers.at[1])] if of_all_in is not None else []
         copies += [(column_in.at[b, head, tokens], numbers.at[1]), (vector_in.at[b, head, chunk, columns], vector_smem)] if column else []
-        copies += [(dot_in.at[b, tokens, head, columns], tile)] if dot_in is not None else []
         for source, target in copies:
             plgpu.copy_gmem_to_smem(source, target, barrier)
 
@@ -277,15 +279,21 @@ def combine(
         result = _accumulate(options, from_pairs, result)
         if of_all_in is not None:
             result = result * down(1)
-        if dots is not None:
-            other = plgpu.load(tile, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
-            numbers[0] = jnp.sum(result * other, axis=1)
-        tile[...] = result.astype(tile.dtype)
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(tile, out.at[b, tokens, head, columns])
-        if dots is not None:
-            plgpu.copy_smem_to_gmem(numbers.at[0], dots.at[j, b, head, tokens])
-        plgpu.wait_smem_to_gmem(0)
+
+        def write(tile):
+            if dots is not None:
+                plgpu.copy_gmem_to_smem(dot_in.at[b, tokens, head, columns], tile, dot_barrier)
+                plgpu.barrier_wait(dot_barrier)
+                other = plgpu.load(tile, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
+                numbers[0] = jnp.sum(result * other, axis=1)
+            tile[...] = result.astype(tile.dtype)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(tile, out.at[b, tokens, head, columns])
+            if dots is not None:
+                plgpu.copy_smem_to_gmem(numbers.at[0], dots.at[j, b, head, tokens])
+            plgpu.wait_smem_to_gmem(0)
+
+        pl.run_scoped(write, _smem((rows, wide), out.dtype))
 
     outs = [jax.ShapeDtypeStruct(y.shape, y.dtype)]
     outs += [jax.ShapeDtypeStruct((width // wide, batch, heads, time), jnp.float32)] if dot_with is not None else []
@@ -295,10 +303,10 @@ def combine(
         {"wide": width // wide, "tile": time // rows, "bh": batch * heads},
         outs,
         [
-            _smem((rows, wide), y.dtype),
             plgpu.SMEM((2, rows), jnp.float32),
             plgpu.SMEM((wide,), jnp.float32),
-            plgpu.Barrier(num_arrivals=len(ins) - 4),
+            plgpu.Barrier(num_arrivals=1 + (of_all is not None) + 2 * (column is not None)),
+            plgpu.Barrier(),
         ],
     )(*ins)
     return results[0], jnp.sum(results[1], axis=0) if dot_with is not None else None
