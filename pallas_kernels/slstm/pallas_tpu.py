@@ -1,6 +1,6 @@
 """The sLSTM as a Pallas TPU (Mosaic) kernel: R stays in VMEM while the grid walks the blocks of tokens; the state never leaves it.
 
-Grid: (groups of heads, blocks of batch rows, blocks of tokens), the last one sequential. One token is one product `[Bt W] @ [W 4W]` and
+Grid: (groups of heads, blocks of batch rows, blocks of tokens), the last one sequential. One token is four products `[Bt W] @ [W W]` and
 the pointwise equations. A TPU register is 8 sublanes by 128 lanes, so batch rows are padded to a multiple of 8 and heads to W, a multiple
 of 128 lanes; heads narrower than that share one block, with R block-diagonal. The forward pass keeps h, which is its output, and the
 state before every block; the backward pass (pallas_tpu_backward.py) computes the rest again.
@@ -18,7 +18,18 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.interpret import interpret_mode
 from pallas_kernels.slstm.pallas_tpu_backward import call_backward
-from pallas_kernels.slstm.pallas_tpu_forward import PADDING, START, VMEM_LIMIT, Flags, Gates, Settings, States, Tokens, call_forward
+from pallas_kernels.slstm.pallas_tpu_forward import (
+    PADDING,
+    START,
+    VMEM_LIMIT,
+    Flags,
+    Gates,
+    Settings,
+    States,
+    Tokens,
+    Weights,
+    call_forward,
+)
 from pallas_kernels.typing import SLSTMState, TokenFlags, Values
 
 LANES, SUBLANES = 128, 8
@@ -49,15 +60,13 @@ def slstm_pallas_tpu(
     if starts is not None or time % tokens:
         flags = jnp.zeros((batch, time), jnp.int32) if starts is None else jnp.where(padding, PADDING, jnp.where(starts, START, 0))
         flags = _fill(_fill(flags.T, 0, tokens, PADDING), 1, rows)[..., None].astype(jnp.int32)
-    wx = _fill(_fill(jnp.transpose(_pack(x, packed, width), (3, 1, 0, 2, 4)), 1, tokens), 2, rows)
-    R = _pack(_block_diagonal(recurrent_kernel, packed), packed, width)  # [heads of a group, V, 4, G, W], the first two are one lane axis
-    R = jnp.moveaxis(R.reshape(packed * dim, 4, heads // packed, width), 2, 0)
-    R = _fill(R, 1, width).reshape(-1, width, 4 * width)
-    gate_bias = jnp.moveaxis(_pack(bias.astype(jnp.float32), packed, width), 1, 0).reshape(-1, 1, 4 * width)
+    wx = _fill(_fill(jnp.transpose(_pack(x, packed, width), (3, 1, 2, 0, 4)), 1, tokens), 3, rows)
+    R = _block_diagonal(recurrent_kernel, packed, width)
+    gate_bias = jnp.swapaxes(_pack(bias.astype(jnp.float32), packed, width), 0, 1)[:, :, None]
     states = _fill(jnp.transpose(_pack(jnp.stack(state), packed, width), (2, 0, 1, 3)), 2, rows)
 
     settings = Settings(tokens, rows, recurrent_gradient_clip, interpret)
-    h, after = _slstm(settings, wx.reshape(*wx.shape[:3], -1), R, gate_bias, states, flags)
+    h, after = _slstm(settings, wx, R, gate_bias, states, flags)
     h = jnp.transpose(_unpack(h, packed, dim), (2, 1, 0, 3, 4)).reshape(-1, h.shape[1], heads, dim)[:batch, :time]
     if padding is not None:
         h = jnp.where(padding[..., None, None], 0, h)
@@ -99,13 +108,13 @@ def vmem_bytes(tokens: int, rows: int, width: int, itemsize: int) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _slstm(
-    settings: Settings, x: Gates, R: Float[Array, "G W P"], bias: Float[Array, "G 1 P"], state: States, flags: Flags | None
+    settings: Settings, x: Gates, R: Weights, bias: Float[Array, "G 4 1 W"], state: States, flags: Flags | None
 ) -> tuple[Tokens, States]:
     h, after, _ = call_forward(settings, x, R, bias, state, flags, keep=False)
     return h, after
 
 
-def _forward(settings: Settings, x: Gates, R: Array, bias: Array, state: States, flags: Flags | None) -> Any:
+def _forward(settings: Settings, x: Gates, R: Weights, bias: Array, state: States, flags: Flags | None) -> Any:
     h, after, kept = call_forward(settings, x, R, bias, state, flags, keep=True)
     return (h, after), (x, R, bias, flags, h, kept)
 
@@ -127,10 +136,13 @@ def _unpack(x: Float[Array, "*D W"], packed: int, dim: int) -> Float[Array, "*D 
     return x[..., : packed * dim].reshape(*x.shape[:-1], packed, dim)
 
 
-def _block_diagonal(R: Float[Array, "4 H V V"], packed: int) -> Float[Array, "M V 4 H V"]:
-    """Entry [p, v, :, h, w] leads from lane (p, v) of head h's group to head h: R's where h is the p-th of its group, else 0."""
-    here = jnp.arange(R.shape[1]) % packed == jnp.arange(packed)[:, None]
-    return jnp.where(here[:, None, None, :, None], jnp.transpose(R, (2, 0, 1, 3)), 0)
+def _block_diagonal(R: Float[Array, "4 H V V"], packed: int, width: int) -> Weights:
+    """The matrices of a group's heads along the diagonal of one, zeros around them."""
+    gates, heads, dim, _ = R.shape
+    R = R.reshape(gates, heads // packed, packed, dim, 1, dim)
+    R = jnp.where(jnp.eye(packed, dtype=bool)[:, None, :, None], R, 0)
+    R = jnp.swapaxes(R.reshape(gates, -1, packed * dim, packed * dim), 0, 1)
+    return _fill(_fill(R, 2, width), 3, width)
 
 
 def _fill(x: Array, axis: int, size: int, value: int = 0) -> Array:

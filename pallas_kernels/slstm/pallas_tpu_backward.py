@@ -1,8 +1,8 @@
 """The backward pass of the sLSTM's TPU kernel: blocks of tokens from the last to the first.
 
-For each block, with h of every token and the state before the block at hand: all pre-activations with one product over the block, then
-(c, n, m) token by token without any product, then the gradient token by token backwards with one product `[Bt 4W] @ [4W W]` each, then
-the gradient of R with one product over the block. Names: with y = o c / n,
+For each block, with h of every token and the state before the block at hand: all pre-activations with one product per gate over the
+block; (c, n, m) token by token, without any product; the gradient token by token backwards, with one product per gate each; the
+gradient of R with one product per gate over the block. Names: with y = o c / n,
 
   dc += dh o / n        do~ = dh (c / n) o (1 - o)      di~ = (dc z + dn) i         dc_before = dc f
   dn -= dh o c / n^2    dz~ = dc i (1 - z^2)            df~ = (dc c_before + dn n_before) f sigmoid(-f~)
@@ -23,9 +23,11 @@ from pallas_kernels.slstm.pallas_tpu_forward import (
     START,
     Flags,
     Gates,
+    Rows,
     Settings,
     States,
     Tokens,
+    Weights,
     compiler_params,
     gates_of,
     precision_of,
@@ -34,61 +36,61 @@ from pallas_kernels.slstm.pallas_tpu_forward import (
 
 
 def call_backward(
-    settings: Settings, x: Gates, R: Float[Array, "G W P"], bias: Array, flags: Flags | None, h: Tokens,
+    settings: Settings, x: Gates, R: Weights, bias: Float[Array, "G 4 1 W"], flags: Flags | None, h: Tokens,
     kept: Float[Array, "G N S B W"], dh: Tokens, d_after: States,
-) -> tuple[Gates, Float[Array, "G W P"], Float[Array, "G 1 P"], States]:  # fmt: skip
+) -> tuple[Gates, Weights, Float[Array, "G 4 1 W"], States]:  # fmt: skip
     """Cotangents of x, R, bias and the state before the first token (m's: <c, dc> + <n, dn>)."""
-    groups, time, batch, gates = x.shape
-    tokens, rows, width = settings.tokens, settings.rows, gates // 4
+    groups, time, _, batch, width = x.shape
+    tokens, rows = settings.tokens, settings.rows
     blocks, batches = time // tokens, batch // rows
     weights = R.astype(x.dtype)
     once = {"pipeline_mode": pl.Buffered(1)}
     last = blocks - 1
 
-    def per_token(size: int) -> pl.BlockSpec:
-        return pl.BlockSpec((1, tokens, rows, size), lambda g, b, t: (g, last - t, b, 0))
+    gates_of_block = pl.BlockSpec((1, tokens, 4, rows, width), lambda g, b, t: (g, last - t, 0, b, 0))
+    block = pl.BlockSpec((1, tokens, rows, width), lambda g, b, t: (g, last - t, b, 0))
 
     dx, dR, d_bias, d_state = pl.pallas_call(
         functools.partial(_kernel, clip=settings.clip, precision=precision_of(x.dtype)),
         grid=(groups, batches, blocks),
         in_specs=[
-            per_token(gates),
-            pl.BlockSpec((1, width, gates), lambda g, b, t: (g, 0, 0), **once),
-            pl.BlockSpec((1, gates, width), lambda g, b, t: (g, 0, 0), **once),
-            pl.BlockSpec((1, 1, gates), lambda g, b, t: (g, 0, 0)),
+            gates_of_block,
+            pl.BlockSpec((1, 4, width, width), lambda g, b, t: (g, 0, 0, 0), **once),
+            pl.BlockSpec((1, 4, width, width), lambda g, b, t: (g, 0, 0, 0), **once),
+            pl.BlockSpec((1, 4, 1, width), lambda g, b, t: (g, 0, 0, 0)),
             None if flags is None else pl.BlockSpec((tokens, rows, 1), lambda g, b, t: (last - t, b, 0)),
-            per_token(width),
+            block,
             pl.BlockSpec((1, 1, 4, rows, width), lambda g, b, t: (g, last - t, 0, b, 0)),
-            per_token(width),
+            block,
             pl.BlockSpec((1, 4, rows, width), lambda g, b, t: (g, 0, b, 0)),
         ],
         out_specs=[
-            per_token(gates),
-            pl.BlockSpec((1, 1, width, gates), lambda g, b, t: (g, b, 0, 0), **once),
-            pl.BlockSpec((1, 1, 1, gates), lambda g, b, t: (g, b, 0, 0)),
+            gates_of_block,
+            pl.BlockSpec((1, 1, 4, width, width), lambda g, b, t: (g, b, 0, 0, 0), **once),
+            pl.BlockSpec((1, 1, 4, 1, width), lambda g, b, t: (g, b, 0, 0, 0)),
             pl.BlockSpec((1, 3, rows, width), lambda g, b, t: (g, 0, b, 0)),
         ],
         out_shape=[
             jax.ShapeDtypeStruct(x.shape, x.dtype),
-            jax.ShapeDtypeStruct((groups, batches, width, gates), jnp.float32),
-            jax.ShapeDtypeStruct((groups, batches, 1, gates), jnp.float32),
+            jax.ShapeDtypeStruct((groups, batches, 4, width, width), jnp.float32),
+            jax.ShapeDtypeStruct((groups, batches, 4, 1, width), jnp.float32),
             jax.ShapeDtypeStruct((groups, 3, batch, width), jnp.float32),
         ],
         scratch_shapes=[
             pltpu.VMEM((3, rows, width), jnp.float32),
-            pltpu.VMEM((tokens, rows, gates), jnp.float32),
+            pltpu.VMEM((4, tokens, rows, width), jnp.float32),
             pltpu.VMEM((3, tokens, rows, width), jnp.float32),
             pltpu.VMEM((tokens, rows, width), jnp.float32),
         ],
         compiler_params=compiler_params(),
         cost_estimate=pl.CostEstimate(
-            flops=3 * 2 * groups * time * batch * width * gates,
+            flops=3 * 8 * groups * time * batch * width * width,
             transcendentals=12 * groups * time * batch * width,
-            bytes_accessed=2 * (gates + width) * groups * time * batch * x.dtype.itemsize,
+            bytes_accessed=10 * width * groups * time * batch * x.dtype.itemsize,
         ),
         interpret=settings.interpret,
         name="slstm_backward",
-    )(x, weights, jnp.swapaxes(weights, 1, 2), bias, flags, h, kept, dh, d_after)
+    )(x, weights, jnp.swapaxes(weights, 2, 3), bias, flags, h, kept, dh, d_after)
     dc, dn, d_h = (d_state[:, part] for part in range(3))
     dm = kept[:, 0, 0] * dc + kept[:, 0, 1] * dn  # the true state is c·exp(m)
     return dx, jnp.sum(dR, axis=1).astype(R.dtype), jnp.sum(d_bias, axis=1), jnp.stack([dc, dn, d_h, dm], axis=1)
@@ -101,8 +103,7 @@ def _kernel(
     *, clip: float | None, precision: lax.Precision | None,
 ) -> None:  # fmt: skip
     """One block. carry holds (dc, dn, dh) of the state after it; raw_ref first the pre-activations, then their cotangents."""
-    tokens, rows, gates = raw_ref.shape
-    width = gates // 4
+    _, tokens, rows, width = raw_ref.shape
     dot = functools.partial(jnp.dot, precision=precision, preferred_element_type=jnp.float32)
 
     @pl.when(pl.program_id(2) == 0)
@@ -117,12 +118,14 @@ def _kernel(
     if flags_ref is not None:
         h_before[...] = jnp.where(flags_ref[...] == START, 0, h_before[...])
     flat = h_before[...].reshape(tokens * rows, width).astype(R_ref.dtype)
-    raw_ref[...] = dot(flat, R_ref[0]).reshape(tokens, rows, gates) + x_ref[0].astype(jnp.float32) + bias_ref[...]
+    for gate in range(4):
+        mixed = dot(flat, R_ref[0, gate]).reshape(tokens, rows, width)
+        raw_ref[gate] = mixed + x_ref[0, :, gate].astype(jnp.float32) + bias_ref[0, gate]
 
-    def forward(t: Array, before: tuple[Array, ...]) -> tuple[Array, ...]:
+    def forward(t: Array, before: tuple[Rows, ...]) -> tuple[Rows, ...]:
         c, n, m = before if flags_ref is None else reset(before, flags_ref[t])
         states[0, t], states[1, t], states[2, t] = c, n, m
-        i, f, z, _, m = gates_of(raw_ref[t], n, m, width)
+        i, f, z, _, m = gates_of(*(raw_ref[gate, t] for gate in range(4)), n, m)
         after = (f * c + i * z, f * n + i, m)
         if flags_ref is not None:
             after = tuple(jnp.where(flags_ref[t] == PADDING, old, new) for old, new in zip(before, after, strict=True))
@@ -132,21 +135,22 @@ def _kernel(
 
     def backward(step: Array, _: None) -> None:
         t = tokens - 1 - step
-        raw, c_before, n_before = raw_ref[t], states[0, t], states[1, t]
-        i, f, z, o, _ = gates_of(raw, n_before, states[2, t], width)
+        raw, c_before, n_before = [raw_ref[gate, t] for gate in range(4)], states[0, t], states[1, t]
+        i, f, z, o, _ = gates_of(*raw, n_before, states[2, t])
         c, n = f * c_before + i * z, f * n_before + i
         after = tuple(carry[part] for part in range(3))
         dh = after[2] + dh_ref[0, t].astype(jnp.float32)
         y, per_n = c / n, dh * o / n
         dc, dn = after[0] + per_n, after[1] - per_n * y
         d_i = (dc * z + dn) * i
-        d_f = (dc * c_before + dn * n_before) * f * jax.nn.sigmoid(-raw[:, width : 2 * width])
-        d_raw = jnp.concatenate([d_i, d_f, dc * i * (1 - z * z), dh * y * o * (1 - o)], axis=1)
-        if flags_ref is not None:
-            d_raw = jnp.where(flags_ref[t] == PADDING, 0, d_raw)
-        raw_ref[t] = d_raw
-        dx_ref[0, t] = d_raw.astype(dx_ref.dtype)
-        dh_before = dot(d_raw.astype(R_back_ref.dtype), R_back_ref[0])
+        d_f = (dc * c_before + dn * n_before) * f * jax.nn.sigmoid(-raw[1])
+        dh_before = jnp.zeros((rows, width), jnp.float32)
+        for gate, d_raw in enumerate((d_i, d_f, dc * i * (1 - z * z), dh * y * o * (1 - o))):
+            if flags_ref is not None:
+                d_raw = jnp.where(flags_ref[t] == PADDING, 0, d_raw)
+            raw_ref[gate, t] = d_raw
+            dx_ref[0, t, gate] = d_raw.astype(dx_ref.dtype)
+            dh_before += dot(d_raw.astype(R_back_ref.dtype), R_back_ref[0, gate])
         if clip is not None:
             dh_before = jnp.clip(dh_before, -clip, clip)
         before = (dc * f, dn * f, dh_before)
@@ -158,9 +162,11 @@ def _kernel(
 
     lax.fori_loop(0, tokens, backward, None)
 
-    d_raw = raw_ref[...].reshape(tokens * rows, gates)
-    dR_ref[0, 0] += lax.dot_general(
-        flat, d_raw.astype(flat.dtype), (((0,), (0,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+    dot_over_tokens = functools.partial(
+        lax.dot_general, dimension_numbers=(((0,), (0,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
     )
-    d_bias_ref[0, 0] += jnp.sum(d_raw, axis=0, keepdims=True)
+    for gate in range(4):
+        d_raw = raw_ref[gate].reshape(tokens * rows, width)
+        dR_ref[0, 0, gate] += dot_over_tokens(flat, d_raw.astype(flat.dtype))
+        d_bias_ref[0, 0, gate] += jnp.sum(d_raw, axis=0, keepdims=True)
     d_state_ref[0] = carry[...]

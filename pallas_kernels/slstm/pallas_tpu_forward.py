@@ -13,11 +13,14 @@ from jaxtyping import Array, Float, Int
 VMEM_LIMIT = 56 * 2**20  # bytes; the smallest VMEM among v5e (128 MiB), v5p (64), v6e (128), less what XLA takes itself
 START, PADDING = 1, 2  # a token's flag; 0: neither
 
-# Layout of this backend. G groups of heads, W lanes of a group, P = 4 W its gates in the order i, f, z, o; batch and time are padded.
+# Layout of this backend. G groups of heads, W lanes of a group, 4 gates in the order i, f, z, o; batch and time are padded. The gates come
+# before the rows, so that one transpose makes x from [B T 4 H V]: joining gates and lanes, [B 4W], would cost a second pass over x.
 Tokens = Float[Array, "G T B W"]
-Gates = Float[Array, "G T B P"]
+Gates = Float[Array, "G T 4 B W"]
+Weights = Float[Array, "G 4 W W"]
 States = Float[Array, "G S B W"]  # S = 4: c, n, h, m
 Flags = Int[Array, "T B 1"]
+Rows = Float[Array, "B W"]  # of one token
 
 
 class Settings(NamedTuple):
@@ -30,19 +33,19 @@ class Settings(NamedTuple):
 
 
 def call_forward(
-    settings: Settings, x: Gates, R: Array, bias: Array, state: States, flags: Flags | None, *, keep: bool
+    settings: Settings, x: Gates, R: Weights, bias: Float[Array, "G 4 1 W"], state: States, flags: Flags | None, *, keep: bool
 ) -> tuple[Tokens, States, Float[Array, "G N S B W"] | None]:
     """(h after each token, state after the last, state before each block if it is to be kept)."""
-    groups, time, batch, gates = x.shape
-    tokens, rows, width = settings.tokens, settings.rows, gates // 4
+    groups, time, _, batch, width = x.shape
+    tokens, rows = settings.tokens, settings.rows
     blocks = time // tokens
     h, after, kept = pl.pallas_call(
         functools.partial(_forward_kernel, precision=precision_of(x.dtype)),
         grid=(groups, batch // rows, blocks),
         in_specs=[
-            pl.BlockSpec((1, tokens, rows, gates), lambda g, b, t: (g, t, b, 0)),
-            pl.BlockSpec((1, width, gates), lambda g, b, t: (g, 0, 0), pipeline_mode=pl.Buffered(1)),
-            pl.BlockSpec((1, 1, gates), lambda g, b, t: (g, 0, 0)),
+            pl.BlockSpec((1, tokens, 4, rows, width), lambda g, b, t: (g, t, 0, b, 0)),
+            pl.BlockSpec((1, 4, width, width), lambda g, b, t: (g, 0, 0, 0), pipeline_mode=pl.Buffered(1)),
+            pl.BlockSpec((1, 4, 1, width), lambda g, b, t: (g, 0, 0, 0)),
             pl.BlockSpec((1, 4, rows, width), lambda g, b, t: (g, 0, b, 0)),
             None if flags is None else pl.BlockSpec((tokens, rows, 1), lambda g, b, t: (t, b, 0)),
         ],
@@ -59,9 +62,9 @@ def call_forward(
         scratch_shapes=[pltpu.VMEM((4, rows, width), jnp.float32)],
         compiler_params=compiler_params(),
         cost_estimate=pl.CostEstimate(
-            flops=2 * groups * time * batch * width * gates,
+            flops=8 * groups * time * batch * width * width,
             transcendentals=6 * groups * time * batch * width,
-            bytes_accessed=(gates + width) * groups * time * batch * x.dtype.itemsize,
+            bytes_accessed=5 * width * groups * time * batch * x.dtype.itemsize,
         ),
         interpret=settings.interpret,
         name="slstm_forward",
@@ -74,8 +77,6 @@ def _forward_kernel(
     *, precision: lax.Precision | None,
 ) -> None:  # fmt: skip
     """One block of tokens. carry is the state (c, n, h, m), which lives in VMEM from the first block to the last."""
-    width = R_ref.shape[1]
-
     @pl.when(pl.program_id(2) == 0)
     def _() -> None:
         carry[...] = state_ref[0]
@@ -86,9 +87,10 @@ def _forward_kernel(
     def step(t: Array, _: None) -> None:
         before = tuple(carry[part] for part in range(4))
         c, n, h, m = before if flags_ref is None else reset(before, flags_ref[t])
-        raw = x_ref[0, t].astype(jnp.float32) + bias_ref[0]
-        raw = raw + jnp.dot(h.astype(R_ref.dtype), R_ref[0], precision=precision, preferred_element_type=jnp.float32)
-        i, f, z, o, m = gates_of(raw, n, m, width)
+        h = h.astype(R_ref.dtype)
+        mixed = [jnp.dot(h, R_ref[0, gate], precision=precision, preferred_element_type=jnp.float32) for gate in range(4)]
+        raw = (x_ref[0, t, gate].astype(jnp.float32) + bias_ref[0, gate] + mixed[gate] for gate in range(4))
+        i, f, z, o, m = gates_of(*raw, n, m)
         c, n = f * c + i * z, f * n + i
         after = (c, n, o * (c / n), m)
         if flags_ref is not None:
@@ -101,15 +103,17 @@ def _forward_kernel(
     after_ref[0] = carry[...]
 
 
-def gates_of(raw: Float[Array, "B P"], n: Float[Array, "B W"], m: Float[Array, "B W"], width: int) -> tuple[Array, ...]:
-    """(i, f, z, o, m) of one token, stabilised; from an empty state (n = 0) m is the input gate's pre-activation."""
-    i, f, z, o = (raw[:, gate * width : (gate + 1) * width] for gate in range(4))
+def gates_of(i: Rows, f: Rows, z: Rows, o: Rows, n: Rows, m: Rows) -> tuple[Rows, ...]:
+    """(i, f, z, o, m) of one token from its pre-activations and the (n, m) before it, stabilised.
+
+    From an empty state (n = 0) the new m is the input gate's pre-activation.
+    """
     forgets = jnp.minimum(f, 0) - jnp.log1p(jnp.exp(-jnp.abs(f))) + m
     m = jnp.where(n == 0, i, jnp.maximum(forgets, i))
     return jnp.exp(i - m), jnp.exp(jnp.minimum(forgets - m, 60)), jnp.tanh(z), jax.nn.sigmoid(o), m
 
 
-def reset(parts: tuple[Array, ...], flag: Int[Array, "B 1"]) -> tuple[Array, ...]:
+def reset(parts: tuple[Rows, ...], flag: Int[Array, "B 1"]) -> tuple[Rows, ...]:
     """Zeros in the rows where a token starts a document."""
     return tuple(jnp.where(flag == START, 0, part) for part in parts)
 

@@ -50,6 +50,19 @@ def test_the_runs_are_the_stack_in_its_order(fields):
     assert stack(config) == list(enumerate(config.block_kinds))
 
 
+def test_states_that_nobody_uses_leave_no_trace():
+    """The compiled forward pass stacks the blocks' memories up only where they are asked for."""
+    model = build_model(ModelConfig(dim=16, num_heads=2, num_blocks=6, vocab_size=23))
+    variables = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+    memories = f"f32[6,{len(TOKENS)},2,32,32]"
+
+    def program(call):
+        return jax.jit(call).lower(variables, TOKENS).compile().as_text()
+
+    assert memories in program(lambda variables, tokens: model.apply(variables, tokens))
+    assert memories not in program(lambda variables, tokens: model.apply(variables, tokens)[0])
+
+
 def test_ratio_places_the_slstm_blocks_at_the_end_of_each_period():
     assert ModelConfig(num_blocks=8, ratio="3:1").block_kinds == ("mlstm", "mlstm", "mlstm", "slstm") * 2
 
