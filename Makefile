@@ -1,22 +1,24 @@
-# make train | test | quick | parity | lint      PYTHON=python3.12 chooses the interpreter, VENV=.venv312 another environment
+# make train | test | quick | kernels | parity | benchmark-cpu | aot-gpu | lint
+# PYTHON=python3.12 chooses the interpreter, VENV=.venv312 and DEV=.venv312-dev other environments.
 PYTHON ?= python3
 VENV ?= .venv
+DEV ?= .venv-dev
 WORKDIR ?= runs/quickstart
-BIN := $(VENV)/bin
-PYTEST := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-$(notdir $(VENV)) $(BIN)/python -m pytest -q -p no:cacheprovider
+PYTEST := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-$(notdir $(DEV)) $(DEV)/bin/python -m pytest -q -p no:cacheprovider
 
-.PHONY: train test quick kernels parity benchmark-cpu lint clean
+.PHONY: train test quick kernels parity benchmark-cpu aot-gpu lint clean
 
+# Huge pages spare XLA the page faults of its temporaries (docs/performance.md).
 train: $(VENV)/installed
-	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/python train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 
-test: $(VENV)/installed-dev
+test: $(DEV)/installed
 	$(PYTEST) -n 2
 
-quick: $(VENV)/installed-dev
+quick: $(DEV)/installed
 	$(PYTEST) -n 2 -m "not slow"
 
-kernels: $(VENV)/installed-dev
+kernels: $(DEV)/installed
 	$(PYTEST) -n 2 tests/kernels
 
 parity: .venv-parity/installed
@@ -25,20 +27,29 @@ parity: .venv-parity/installed
 benchmark-cpu: .venv-parity/installed
 	.venv-parity/bin/python -m benchmarks.cpu_vs_pytorch
 
-lint: $(VENV)/installed-dev
-	$(BIN)/ruff check .
+lint: $(DEV)/installed
+	$(DEV)/bin/ruff check .
 
-# Environments: made once, again when pyproject.toml changes.
-$(VENV)/bin/python:
+# Compiles every GPU kernel to machine code, without a GPU; Mosaic GPU needs jax >= 0.11, so PYTHON=python3.12 or later. 4 GB.
+aot-gpu: .venv-aot/installed
+	.venv-aot/bin/python -m benchmarks.aot_gpu
+
+# Environments: made once, again when pyproject.toml changes. The one for tests is apart, because libtpu in it makes every program of
+# that environment look for a TPU.
+$(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-
-$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable .
+	$(VENV)/bin/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	touch $@ $(VENV)/installed
+$(DEV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+.venv-aot/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-aot
+	.venv-aot/bin/python -m pip install --quiet --editable ".[cuda13]"
+	touch $@
 
 .venv-parity/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-parity
