@@ -1,0 +1,295 @@
+"""Checks the kernels, then times them: ms, TFLOP/s, GB/s and the share of the roofline, beside public kernels in the same run.
+
+    python -m benchmarks.kernels              # on a GPU or TPU: benchmarks/results/kernels_<device>.json
+    python -m benchmarks.kernels --quick      # tiny sizes, on the CPU too: whether the benchmark works, no numbers to keep
+    python -m benchmarks.kernels --tune       # the fastest chunk of each kernel: pallas_kernels/tuned/<device>.json
+    python -m benchmarks.kernels --predict    # no device: benchmarks/results/kernels_predicted_h200.json
+
+Each kernel is compared with the float64 recurrence at a short length, and its timed outputs and gradients with those of the XLA form.
+Times are device times from the profiler, or wall clock over a loop of calls where the profiler has none; medians. FLOPs and bytes are those
+of roofline.py: what the function needs, not what the kernel does.
+"""
+
+import argparse
+import datetime
+import functools
+import json
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room on the same GPU
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import rivals, roofline
+from pallas_kernels import mlstm, slstm
+from pallas_kernels.dispatch import device_family, target_device
+from pallas_kernels.mlstm.api import ORDER as MLSTM_ORDER
+from pallas_kernels.slstm.api import ORDER as SLSTM_ORDER
+from pallas_kernels.tuning import file_name
+from tests.kernels import pallas_base, specs
+from tests.kernels.specs import Spec
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+TABLES = pathlib.Path(__file__).parents[1] / "pallas_kernels" / "tuned"
+QUICK = (Spec("2x16x32-T64", 64, 16, 32, B=1, state=False, dtype="float32"), Spec("2x16-T8", 8, 0, 16, B=2, state=False, dtype="float32"))
+# Chunk lengths that --tune tries.
+CHUNKS = {"pallas_tpu": (64, 128, 256, 512), "pallas_gpu": (64, 128, 256, 512, 1024), "pallas_triton": (32, 64, 128)}
+
+
+def arguments(spec: Spec, seed: int = 0) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """(inputs, cotangent of h), random, made on the device."""
+    keys = jax.random.split(jax.random.key(seed), 6)
+    tokens, dtype = (spec.B, spec.T, spec.H), spec.dtype
+    normal = jax.random.normal
+    if spec.K:
+        shapes = ((*tokens, spec.K), (*tokens, spec.K), (*tokens, spec.V))
+        inputs = [normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=False)]
+        inputs += [normal(keys[3], tokens), normal(keys[4], tokens) + 3]
+    else:
+        inputs = [normal(keys[0], (spec.B, spec.T, 4, spec.H, spec.V), dtype)]
+        inputs += [normal(keys[1], (4, spec.H, spec.V, spec.V)) / spec.V**0.5, normal(keys[2], (4, spec.H, spec.V))]
+    return tuple(inputs), normal(keys[5], (*tokens, spec.V), dtype)
+
+
+def programs(spec: Spec, backend: str, **options: Any) -> tuple[Callable, Callable]:
+    """(forward, forward with the gradients of all inputs), jitted; both take the inputs and the cotangent."""
+    if spec.K:
+        options = {"input_gate": spec.input_gate} | options
+    op = functools.partial(mlstm if spec.K else slstm, backend=backend, **options)
+
+    def forward(inputs: Any, cotangent: jax.Array) -> Any:
+        del cotangent
+        return op(*inputs)[0]
+
+    def both(inputs: Any, cotangent: jax.Array) -> Any:
+        h, pull = jax.vjp(lambda *x: op(*x)[0], *inputs)
+        return h, *pull(cotangent)
+
+    return jax.jit(forward), jax.jit(both)
+
+
+def check(spec: Spec, backend: str) -> float:
+    """Largest relative error against the float64 recurrence at a short length, documents and states included; asserts the tolerance."""
+    short = spec.but(B=1, H=min(spec.H, 2), T=min(spec.T, 193), documents="borders", state=True)
+    options = {"chunk_size": short.chunk} if spec.K else {}  # the timed chunk may be longer than this: `ours` compares that too
+    return max(pallas_base.check(backend, short, mode=False, **options).values())
+
+
+def difference(got: Any, expected: Any) -> float:
+    """The largest difference of an array, relative to its largest entry."""
+
+    def relative(x: jax.Array, y: jax.Array) -> jax.Array:
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+        return jnp.max(jnp.abs(x - y)) / jnp.max(jnp.abs(y))
+
+    return float(np.max(jnp.stack(jax.tree.leaves(jax.tree.map(relative, got, expected)))))  # NaN stays NaN
+
+
+def seconds(program: Callable, inputs: Any, repetitions: int) -> tuple[float, str]:
+    """(median time of a call, "device" or "wall")."""
+    for _ in range(2):
+        jax.block_until_ready(program(*inputs))
+    rounds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        results = [program(*inputs) for _ in range(2)]
+        jax.block_until_ready(results)
+        rounds.append((time.perf_counter() - start) / 2)
+    wall = statistics.median(rounds)
+    if target_device()[0] == "cpu":
+        return wall, "wall"
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(repetitions):
+                jax.block_until_ready(program(*inputs))
+        events = [event for file in pathlib.Path(folder).rglob("*.xplane.pb") for event in device_events(file)]
+    device = per_call(events, repetitions)
+    return (device, "device") if device else (wall, "wall")
+
+
+def device_events(file: pathlib.Path) -> Iterable[tuple[float, float]]:
+    """(start, duration) in seconds of what ran on the device: a TPU's programs, a GPU's kernels."""
+    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+        if not plane.name.startswith("/device:"):
+            continue
+        lines = list(plane.lines)
+        modules = [line for line in lines if line.name == "XLA Modules"]
+        for line in modules or [line for line in lines if line.name.startswith("Stream")]:
+            yield from ((event.start_ns / 1e9, event.duration_ns / 1e9) for event in line.events)
+
+
+def per_call(events: Iterable[tuple[float, float]], calls: int) -> float | None:
+    """Median over calls of the time their events took; None if the events can't be shared out evenly, or there are none."""
+    events = sorted(events)
+    if not events or len(events) % calls:
+        return None
+    size = len(events) // calls
+    return statistics.median(sum(duration for _, duration in events[i : i + size]) for i in range(0, len(events), size))
+
+
+def row(spec: Spec, name: str, backward: bool, took: float, source: str, **more: Any) -> dict[str, Any]:
+    """One line of the table."""
+    work = roofline.least_work(spec, backward)
+    least = roofline.least_seconds(work, target_device()[1])
+    return {
+        "case": spec.name,
+        "kernel": name,
+        "pass": "forward+backward" if backward else "forward",
+        "ms": took * 1e3,
+        "tflops": work.flops / took / 1e12,
+        "gb_per_s": work.bytes / took / 1e9,
+        "share_of_roofline": least and least / took,
+        "microseconds_per_step": None if spec.K else took / spec.T * 1e6,
+        "time_from": source,
+        **more,
+    }
+
+
+def ours(spec: Spec, repetitions: int) -> list[dict[str, Any]]:
+    """Rows of the backends that the device has, the XLA form last in the order and first to run."""
+    names = (MLSTM_ORDER if spec.K else SLSTM_ORDER)[device_family(*target_device())]
+    inputs, rows, expected = arguments(spec), [], None
+    for backend in reversed(names):
+        try:
+            error = check(spec, backend)
+            forward, both = programs(spec, backend)
+            results = both(*inputs)
+        except NotImplementedError as reason:
+            print(f"{spec.name}: {backend} is left out: {reason}")
+            continue
+        more = {"error_to_float64": error}
+        if expected is None:
+            expected = results
+        else:
+            more["difference_to_xla"] = difference(results, expected)
+            assert more["difference_to_xla"] <= 2 * spec.tolerance, f"{spec.name}, {backend}: {more}"
+        del results
+        for backward, program in ((False, forward), (True, both)):
+            rows.append(row(spec, backend, backward, *seconds(program, inputs, repetitions), **more))
+            show(rows[-1])
+    return rows
+
+
+def theirs(spec: Spec, repetitions: int) -> list[dict[str, Any]]:
+    """Rows of the rivals; one that fails is reported and left out."""
+    rows = []
+    for name, call, inputs in rivals.rivals(spec) if spec.K else ():
+        try:
+            for backward in (False, True):
+                took = rivals.seconds(call, inputs, backward=backward, repetitions=repetitions)
+                rows.append(row(spec, name, backward, took, "CUDA events"))
+                show(rows[-1])
+        except Exception as error:  # not our code: whatever it raises at a shape is a result
+            print(f"{spec.name}: {name} failed: {type(error).__name__}: {str(error).splitlines()[:1]}")
+            rows.append({"case": spec.name, "kernel": name, "failed": f"{type(error).__name__}: {error}"[:300]})
+    return rows
+
+
+def show(result: dict[str, Any]) -> None:
+    share = "" if result["share_of_roofline"] is None else f"{result['share_of_roofline']:6.1%} of the roofline"
+    step = "" if result["microseconds_per_step"] is None else f"{result['microseconds_per_step']:7.2f} µs/step"
+    print(
+        f"{result['case']:18} {result['kernel']:22} {result['pass']:17} {result['ms']:9.3f} ms {result['tflops']:7.1f} TFLOP/s "
+        f"{result['gb_per_s']:7.0f} GB/s {share}{step}",
+        flush=True,
+    )
+
+
+def tune(cases: Iterable[Spec], chunks: dict[str, tuple[int, ...]], path: pathlib.Path, repetitions: int = 10) -> dict[str, Any]:
+    """Times forward and backward with every chunk length and writes the fastest of each K, V, dtype into the table at path."""
+    table = json.loads(path.read_text()) if path.exists() else {}
+    for spec in cases:
+        inputs, shape = arguments(spec), {"K": spec.K, "V": spec.V, "dtype": spec.dtype}
+        for backend, sizes in chunks.items():
+            times = {}
+            for size in sizes:
+                try:
+                    times[size] = seconds(programs(spec, backend, chunk_size=size)[1], inputs, repetitions)[0]
+                except (NotImplementedError, jax.errors.JaxRuntimeError) as reason:  # not served, or too large for the chip
+                    print(f"{spec.name}: {backend} with {size}: {str(reason).splitlines()[0]}")
+            if not times:
+                continue
+            best = min(times, key=times.get)
+            print(f"{spec.name}: {backend} is fastest with {best}: {({size: f'{took * 1e3:.3f} ms' for size, took in times.items()})}")
+            entries = [entry for entry in table.get(f"mlstm/{backend}", []) if entry["shape"] != shape]
+            table[f"mlstm/{backend}"] = [*entries, {"shape": shape, "blocks": {"chunk_size": best}}]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(table, indent=1) + "\n")
+    return table
+
+
+def predict() -> list[dict[str, Any]]:
+    """Bytes, FLOPs and expected ms of pallas_gpu on an H200, to hold the first measurement against."""
+    from pallas_kernels.mlstm.pallas_gpu import default_chunk_size
+
+    kind, rows = "NVIDIA H200", []
+    for spec in specs.MLSTM_SPEED + specs.SLSTM_SPEED:
+        for backward in (False, True) if spec.K else (False,):
+            work = roofline.least_work(spec, backward)
+            result = {"case": spec.name, "pass": "forward+backward" if backward else "forward", "least": work._asdict()}
+            result["roofline_ms"] = roofline.least_seconds(work, kind) * 1e3
+            if spec.K:
+                chunk = default_chunk_size(spec.T, spec.K, spec.V)
+                kernels = roofline.hopper_kernels(spec, chunk, backward)
+                took = roofline.expected_seconds(kernels, kind)
+                done = sum(kernels.values(), roofline.Work(0, 0))
+                result |= {"chunk_size": chunk, "of_our_kernels": done._asdict(), "expected_ms": took * 1e3}
+                result |= {"expected_share_of_roofline": result["roofline_ms"] / result["expected_ms"]}
+                result["kernels_ms"] = {n: roofline.expected_seconds({n: w}, kind) * 1e3 for n, w in kernels.items()}
+            else:
+                step = roofline.expected_slstm_step(spec)
+                result |= {"expected_microseconds_per_step": step * 1e6, "expected_ms": step * spec.T * 1e3}
+            rows.append(result)
+            print(f"{spec.name:18} {result['pass']:17} roofline {result['roofline_ms']:7.3f} ms, expected {result['expected_ms']:7.3f} ms")
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; prints, and writes only where --out says")
+    parser.add_argument("--tune", action="store_true", help="write the fastest chunk lengths instead")
+    parser.add_argument("--predict", action="store_true", help="write what an H200 should take instead; needs no device")
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--out", type=pathlib.Path, help="another file for the result")
+    options = parser.parse_args(argv)
+
+    if options.predict:
+        note = {"device": "NVIDIA H200", "of": "pallas_gpu, not measured", "command": "python -m benchmarks.kernels --predict"}
+        write(options.out or RESULTS / "kernels_predicted_h200.json", note, predict())
+        return
+    platform, kind = target_device()
+    cases = [spec for spec in (QUICK if options.quick else specs.MLSTM_SPEED + specs.SLSTM_SPEED) if options.only in spec.name]
+    print(f"{kind} ({platform}), jax {jax.__version__}, {len(cases)} cases")
+    if options.tune:
+        names = [name for name in MLSTM_ORDER[device_family(platform, kind)] if name in CHUNKS]
+        short = [spec for spec in cases if spec.K and spec.T <= 2048]
+        tune(short, {name: CHUNKS[name] for name in names}, options.out or TABLES / file_name(kind), options.repetitions)
+        return
+    if platform == "cpu" and not options.quick:
+        raise SystemExit("error: the CPU would take hours for these sizes; use --quick, or --predict")
+    absent = rivals.missing()
+    for name, reason in absent.items():
+        print(f"not timed: {name}: {reason}")
+    rows = [result for spec in cases for result in ours(spec, options.repetitions) + theirs(spec, options.repetitions)]
+    path = options.out or (None if options.quick else RESULTS / ("kernels_" + file_name(kind)))
+    if path:
+        note = {"device": kind, "jax": jax.__version__, "date": datetime.date.today().isoformat(), "not_timed": absent}
+        write(path, note, rows)
+
+
+def write(path: pathlib.Path, note: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    path.write_text(json.dumps({**note, "rows": rows}, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

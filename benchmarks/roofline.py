@@ -1,0 +1,116 @@
+"""What a kernel can't do without, against what a chip can do: bytes, FLOPs, the least time; and what our Hopper kernels should take.
+
+Least work of the mLSTM: matrix products of the chunkwise form at L = 64, the causal half of a chunk's pairs, nothing computed twice;
+every input and output moved once. So a share of this roofline says nothing about how a kernel cuts its work.
+"""
+
+from typing import NamedTuple
+
+from tests.kernels.specs import Spec
+
+CHUNK = 64
+
+# (dense bf16 FLOP/s, bytes/s of memory) by the beginning of jax's device kind; the manufacturers' data sheets. The longest one wins.
+CHIPS = {
+    "NVIDIA A100": (312e12, 2.04e12),  # 80 GB
+    "NVIDIA H100 PCIe": (756e12, 2.0e12),
+    "NVIDIA H100": (989e12, 3.35e12),
+    "NVIDIA H200": (989e12, 4.8e12),
+    "TPU v5 lite": (197e12, 0.819e12),
+    "TPU v5": (459e12, 2.765e12),  # v5p names itself so
+    "TPU v6 lite": (918e12, 1.64e12),
+}
+
+
+class Work(NamedTuple):
+    """FLOPs of matrix products and bytes of memory traffic."""
+
+    flops: float
+    bytes: float
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.flops + other.flops, self.bytes + other.bytes)
+
+    def __rmul__(self, factor: float) -> "Work":
+        return Work(factor * self.flops, factor * self.bytes)
+
+
+def chip(device_kind: str) -> tuple[float, float] | None:
+    """The rates of a device; None for one that is not in the table."""
+    known = [name for name in CHIPS if device_kind.startswith(name)]
+    return CHIPS[max(known, key=len)] if known else None
+
+
+def least_work(spec: Spec, backward: bool) -> Work:
+    """Of one call, of its gradients too where backward."""
+    item = 4 if spec.dtype == "float32" else 2
+    tokens, K, V = spec.B * spec.T * spec.H, spec.K, spec.V
+    if not K:  # sLSTM: R h, then d_raw R^T and h^T d_raw; x is four gates
+        forward = Work(8 * V * V, item * 5 * V)
+        return tokens * (forward + Work(16 * V * V, item * 10 * V) if backward else forward)
+    forward = Work(CHUNK * (K + V) + 4 * K * V, item * (2 * K + 2 * V) + 8)
+    back = Work(CHUNK * (3 * K + 2 * V) + 8 * K * V, item * (4 * K + 4 * V) + 16)  # reads q, k, v, h, dh, writes dq, dk, dv
+    return tokens * (forward + back if backward else forward)
+
+
+def least_seconds(work: Work, device_kind: str) -> float | None:
+    """The larger of the times for FLOPs and for bytes."""
+    rates = chip(device_kind)
+    return rates and max(work.flops / rates[0], work.bytes / rates[1])
+
+
+# What a well-made kernel reaches of the data sheet: copies on an H200 4.1 of 4.8 TB/s, large bf16 products 790 of 989 TFLOP/s; tiles of
+# 128 x 128 by one warpgroup reach about two thirds of the latter, since each feeds 64 instead of 32 FLOPs per byte of shared memory.
+MEMORY, PRODUCTS = 0.8, 0.5
+
+
+def hopper_kernels(spec: Spec, chunk: int, backward: bool) -> dict[str, Work]:
+    """The work of each kernel of mlstm/pallas_gpu.py, bf16; tiles of one chunk that read the same data find it in the L2 cache.
+
+    A chunk's state is 2·K·V bytes, its pairs L·L bytes (the causal half), each written and read again.
+    """
+    K, V, tokens = spec.K, spec.V, spec.B * spec.T * spec.H
+    state, pairs, q, v = 2 * K * V / chunk, chunk, 2 * K, 2 * V
+    walk, by_values = Work(2 * K * V, q + v + state), Work(chunk * V + 2 * K * V, pairs + state + q + 2 * v)
+    by_keys = Work(chunk * K + 2 * K * V, pairs + state + 3 * q + v)
+    kernels = {
+        "walk": walk,
+        "pairs": Work(chunk * K, 2 * q + pairs),
+        "combine h": by_values,
+        "normaliser (XLA)": Work(0, 2 * q + 40),
+    }
+    if backward:
+        kernels |= {
+            "walk again": walk,
+            "walk back": walk,
+            "pairs again": Work(chunk * K, 2 * q + pairs),
+            "pairs dS": Work(chunk * V, 2 * v + pairs),
+            "combine dv": by_values,
+            "combine dq": by_keys,
+            "combine dk": by_keys,
+            "overlaps, dh·h, normaliser (XLA)": Work(0, 2 * state + 2 * v + 2 * q + 80),
+        }
+    return {name: tokens * work for name, work in kernels.items()}
+
+
+def expected_seconds(kernels: dict[str, Work], device_kind: str) -> float:
+    """Every kernel takes the larger of its two times at what kernels reach, one after the other."""
+    flops, memory = CHIPS[device_kind]
+    return sum(max(work.flops / (PRODUCTS * flops), work.bytes / (MEMORY * memory)) for work in kernels.values())
+
+
+CLOCK = 1.755e9  # Hz of an H200 under load
+SMEM_BYTES_PER_CYCLE = 128  # of one multiprocessor
+
+
+def expected_slstm_step(spec: Spec) -> float:
+    """Seconds per time step of slstm/pallas_gpu.py's forward kernel; all blocks run at once, so a step is one block's.
+
+    In cycles: R of 64 units and four gates streams from shared memory through WGMMA (4·64·V·2 bytes at 128 a cycle); 300 for waiting for
+    WGMMA, x and h; 40 per thread and cell for the equations, rows·64/128 cells a thread. Heads wider than 64 exchange h through the L2
+    cache: store, cluster barrier, load, 600 to 700 cycles each for the two copies and 250 for the barrier.
+    """
+    rows = 16 if spec.V <= 384 else 8
+    product = 4 * 64 * max(64, spec.V) * 2 / SMEM_BYTES_PER_CYCLE
+    exchange = 1550 if spec.V > 64 else 100
+    return (product + 300 + 40 * rows * 64 / 128 + exchange) / CLOCK
