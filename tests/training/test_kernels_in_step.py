@@ -45,7 +45,6 @@ def kernels_in(program: str) -> list[str]:
     return [name for name, target in TARGETS.items() for _ in range(program.count(f"custom_call {target}"))]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device_kind", "platform", "model", "backend"),
     [
@@ -63,7 +62,6 @@ def test_the_step_runs_on_the_devices_own_kernels(device_kind, platform, model, 
     assert set(found) == {backend}
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="pallas_gpu needs jax 0.11, and the sLSTM has no other GPU kernel")
 def test_the_slstm_of_a_step_for_an_h100_is_a_kernel():
     found = kernels_in(lowered_step("NVIDIA H100 80GB HBM3", "gpu", SLSTM_ONLY))
