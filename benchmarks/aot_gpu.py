@@ -1,12 +1,12 @@
 """Compiles every GPU kernel for GPUs that are not there, to machine code, and reports what ptxas says of each.
 
   pip install "jax[cuda13]" jaxtyping                             # an environment of its own, about 4 GB; no GPU is needed
-  python -m benchmarks.aot_gpu                                    # all kernels, for the A100, H100 and H200: docs/aot_gpu.md
-  python -m benchmarks.aot_gpu --only mlstm/pallas_triton/a100    # those whose name has this in it, printed only
+  python -m benchmarks.aot_gpu                                    # all: docs/aot_gpu.md
+  python -m benchmarks.aot_gpu --only mlstm/pallas_triton/a100    # those with this in their names, printed only
 
 A case is one value and gradient of all inputs, so that it has the forward and the backward kernels, at one of the paper's shapes. The
-report tells, per kernel: registers per thread, bytes spilled to local memory, shared memory per block, and how many tensor core instructions
-its PTX has: WGMMA (Hopper's, a warpgroup at once) and MMA (one warp at a time). It says nothing about speed.
+report tells, per kernel: registers per thread, bytes spilled to local memory, shared memory per block, and how many tensor core
+instructions its PTX has: WGMMA (Hopper's, a warpgroup at once) and MMA (one warp at a time). It says nothing about speed.
 Every case is compiled by a process of its own: a compiler that crashes fails one case.
 """
 
@@ -196,8 +196,8 @@ def _report(results: list[tuple[Case, list[Kernel], str]]) -> str:
         "",
         f"Written by `make aot-gpu` (`python -m benchmarks.aot_gpu`), jax {jax.__version__}: {len(results)} programs, "
         f"{sum(len(kernels) for _, kernels, _ in results)} kernels, {spills} with spills, {failed} programs failed.",
-        "Each program is a call at batch x time = 65,536 tokens (sLSTM: batch 16, time 2048) with all gradients; T = 2048. WGMMA and MMA count "
-        "tensor core instructions in the PTX; shared memory is what one block asks for. This says nothing about speed.",
+        "Each program is a call at batch x time = 65,536 tokens (sLSTM: batch 16, time 2048) with all gradients; T = 2048. WGMMA and MMA "
+        "count tensor core instructions in the PTX; shared memory is what one block asks for. This says nothing about speed.",
     ]  # fmt: skip
     title = None
     for case, kernels, error in results:

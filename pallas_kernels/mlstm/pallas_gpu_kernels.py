@@ -1,8 +1,9 @@
 """The three Mosaic GPU kernels (Hopper, sm_90a) that the mLSTM's forward and backward passes are made of; see pallas_gpu.py.
 
 Each is a product of matrices with TMA pipelines and WGMMA: one warpgroup per block of threads computes one tile of at most 128 x 128 in
-float32 registers (128 a thread). Two such blocks fit a multiprocessor (rings of at most 96 KB, whose memory the epilogue's tile takes over;
-at most 255 registers), so that one's products run while the other waits or writes: no warp is specialised. Chunks are multiples of the tile's rows, so that a tile lies in one chunk. Tokens are `B T H *`, TMA slices the head out.
+float32 registers (128 a thread). Two such blocks fit a multiprocessor (rings of at most 96 KB, whose memory the epilogue's tile takes
+over; at most 255 registers), so that one's products run while the other waits or writes: no warp is specialised. Chunks are multiples of
+the tile's rows, so that a tile lies in one chunk. Tokens are `B T H *`, TMA slices the head out.
 """
 
 from typing import Any, NamedTuple

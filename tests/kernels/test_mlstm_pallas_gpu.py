@@ -1,0 +1,111 @@
+"""The backend "pallas_gpu" against the float64 reference, in Mosaic GPU's simulator, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.interpret import interpreted
+from pallas_kernels.mlstm import mlstm
+from pallas_kernels.mlstm.pallas_gpu import default_chunk_size
+from tests.kernels import pallas_base
+from tests.kernels.specs import Spec
+
+needs_simulator = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the simulator of Mosaic GPU begins with jax 0.11")
+
+
+def simulator(**parameters):
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    return plgpu.InterpretGPUParams(**parameters)
+
+
+def check(spec: Spec, **parameters) -> None:
+    pallas_base.check("pallas_gpu", spec, mode=simulator(**parameters), chunk_size=spec.chunk)
+
+
+@needs_simulator
+@pytest.mark.slow
+def test_documents_and_padding_at_the_borders_of_chunks():
+    check(Spec("borders", T=129, K=64, V=64, B=2, H=1, documents="borders"))
+
+
+@needs_simulator
+@pytest.mark.slow
+def test_no_memory_is_read_unwritten_and_nothing_races_where_a_chunk_has_several_tiles():
+    """193 tokens in a chunk of 256: two tiles of rows, of which the upper right pair is never written."""
+    check(Spec("tiles", T=193, K=64, V=64, B=1, H=1, chunk=256), uninitialized_memory="nan", detect_races=True)
+
+
+@needs_simulator
+@pytest.mark.slow
+def test_sigmoid_gate_in_float16_with_two_heads():
+    check(Spec("sigmoid", T=65, K=64, V=64, B=1, H=2, dtype="float16", input_gate="sigmoid"))
+
+
+@needs_simulator
+@pytest.mark.slow
+def test_tiles_of_128_and_64_columns_and_widths_that_are_filled_up():
+    """K 80 becomes one tile of 128, V 192 is three of 64; 30 tokens fill up one chunk of 128."""
+    check(Spec("widths", T=30, K=80, V=192, B=1, H=1, chunk=128))
+
+
+@needs_simulator
+@pytest.mark.slow
+def test_gates_that_jump_between_nothing_and_everything():
+    check(Spec("extreme", T=65, K=64, V=64, B=1, H=1, gates="extreme", documents="random"))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dtype": "float32"}, "bfloat16 or all float16"),
+        ({"time": 1}, "one token"),
+        ({"chunk_size": 96}, "chunk_size"),
+        ({"mode": True}, "simulator"),
+        ({"mode": False}, "needs a GPU"),
+    ],
+    ids=lambda x: str(x),
+)
+@needs_simulator
+def test_refuses_with_the_reason(change, reason):
+    given = {"dtype": "bfloat16", "time": 4, "chunk_size": None, "mode": simulator()} | change
+    x, gate = jnp.zeros((1, given["time"], 1, 64), given["dtype"]), jnp.zeros((1, given["time"], 1))
+    with interpreted(given["mode"]), pytest.raises(NotImplementedError, match=reason):
+        mlstm(x, x, x, gate, gate, backend="pallas_gpu", chunk_size=given["chunk_size"])
+
+
+@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="jax is new enough here")
+def test_says_which_jax_it_needs():
+    x, gate = jnp.zeros((1, 4, 1, 64), jnp.bfloat16), jnp.zeros((1, 4, 1))
+    with pytest.raises(NotImplementedError, match=r"jax >= 0\.11"):
+        mlstm(x, x, x, gate, gate, backend="pallas_gpu")
+
+
+@needs_simulator
+@pytest.mark.parametrize("kind", ["NVIDIA H200", "NVIDIA A100-SXM4-80GB"])
+def test_lowers_for_hopper_only(kind):
+    """A training step: 3 kernels forward, 7 backward, each one a Mosaic GPU call."""
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
+    x, gate = jax.ShapeDtypeStruct((1, 512, 2, 128), jnp.bfloat16), jax.ShapeDtypeStruct((1, 512, 2), jnp.float32)
+
+    def loss(*inputs):
+        return jnp.sum(mlstm(*inputs, backend="pallas_gpu")[0].astype(jnp.float32))
+
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        traced = jax.jit(jax.value_and_grad(loss, argnums=range(5)))
+        if "H200" not in kind:
+            with pytest.raises(NotImplementedError, match="sm_90"):
+                traced.trace(x, x, x, gate, gate)
+            return
+        text = traced.trace(x, x, x, gate, gate).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@mosaic_gpu") == 10
+
+
+@pytest.mark.parametrize(
+    ("time", "key_dim", "value_dim", "size"),
+    [(8192, 64, 64, 64), (8192, 128, 256, 256), (8192, 512, 512, 512), (2048, 1024, 1024, 512), (100, 1024, 1024, 128), (2, 64, 64, 64)],
+)
+def test_wide_heads_take_long_chunks(time, key_dim, value_dim, size):
+    assert default_chunk_size(time, key_dim, value_dim) == size
+    assert np.log2(size) % 1 == 0
