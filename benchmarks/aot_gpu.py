@@ -1,16 +1,20 @@
 """Compiles every GPU kernel for GPUs that are not there, to machine code, and reports what ptxas says of each.
 
   pip install "jax[cuda13]" jaxtyping                             # an environment of its own, about 4 GB; no GPU is needed
-  python -m benchmarks.aot_gpu                                    # all: docs/aot_gpu.md
-  python -m benchmarks.aot_gpu --only mlstm/pallas_triton/a100    # those with this in their names, printed only
+  python -m benchmarks.aot_gpu                                    # all that changed since the report: docs/aot_gpu.md
+  python -m benchmarks.aot_gpu --only mlstm/pallas_triton/a100    # those of them with this in their names
 
 A case is one value and gradient of all inputs, so that it has the forward and the backward kernels, at one of the paper's shapes. The
 report tells, per kernel: registers per thread, bytes spilled to local memory, shared memory per block, and how many tensor core
 instructions its PTX has: WGMMA (Hopper's, a warpgroup at once) and MMA (one warp at a time). It says nothing about speed.
-Every case is compiled by a process of its own: a compiler that crashes fails one case.
+Every case is compiled by a process of its own: a compiler that crashes fails one case. What is known is in
+benchmarks/results/aot_gpu.json, with a hash of the kernel's sources: a case is compiled again when they or jax change, or with --again.
 """
 
 import argparse
+import collections
+import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -22,14 +26,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 TARGETS = {path.stem: path for path in sorted(Path(__file__).parent.glob("gpu_targets/*.pbtxt"))}
-REPORT = Path(__file__).parent.parent / "docs" / "aot_gpu.md"
+ROOT = Path(__file__).parent.parent
+REPORT = ROOT / "docs" / "aot_gpu.md"
+RESULTS = ROOT / "benchmarks" / "results" / "aot_gpu.json"
 
 # (heads, K, V): the paper's 125M, 350M, 760M, 1.3B models, and xLSTM 7B; then narrow heads and those of the published kernel timings.
 MLSTM_SHAPES = ((4, 384, 384), (4, 512, 512), (4, 768, 768), (4, 1024, 1024), (8, 256, 512), (16, 128, 256), (12, 64, 64))
 SLSTM_SHAPES = ((4, 192), (4, 256), (4, 384), (4, 512), (12, 64), (48, 16))  # (heads, V)
 TOKENS, TIME = 65_536, 2048
 SLSTM_BATCH = 16
-DTYPES = {"mlstm/pallas_triton": ("bfloat16", "float16", "float32")}  # others: bfloat16
+# Others: bfloat16. On Hopper pallas_triton serves float32, which pallas_gpu refuses; float16 is like bfloat16.
+DTYPES = {
+    "mlstm/pallas_triton/a100": ("bfloat16", "float16", "float32"),
+    "mlstm/pallas_triton/h100": ("bfloat16", "float32"),
+    "mlstm/pallas_triton/h200": ("bfloat16", "float32"),
+}
 
 
 class Case(NamedTuple):
@@ -65,7 +76,7 @@ def cases() -> list[Case]:
             for target in TARGETS if backend in backends else ():
                 if backend == "pallas_gpu" and target == "a100":
                     continue
-                for dtype in DTYPES.get(f"{op}/{backend}", ("bfloat16",)):
+                for dtype in DTYPES.get(f"{op}/{backend}/{target}", ("bfloat16",)):
                     found += [Case(op, backend, target, dtype, shape) for shape in shapes]
     return found
 
@@ -138,7 +149,7 @@ def _run(case: Case, keep: str | None) -> tuple[list[Kernel], str]:
         if done.returncode:
             lines = [line for line in done.stderr.strip().splitlines() if line and not line.startswith(("--", "For simplicity"))]
             return [], (lines or [f"exit status {done.returncode}"])[-1]
-        return _triton_kernels(xla, case) + _mosaic_kernels(mosaic), ""
+        return sorted(_triton_kernels(xla, case) + _mosaic_kernels(mosaic)), ""
 
 
 def _triton_kernels(folder: Path, case: Case) -> list[Kernel]:
@@ -164,12 +175,14 @@ def _triton_shared(ptx: str, folder: Path, name: str) -> int:
 
 
 def _mosaic_kernels(folder: Path) -> list[Kernel]:
+    """Those that the compiler left a log of; kernels that equal another are compiled once."""
     found = []
     for path in sorted(folder.glob("*.ptxas")):
-        text = path.with_suffix(".ptx").read_text()
-        resources = path.with_suffix(".resources.txt")
-        shared = re.search(r"smem_scratch_bytes=(\d+)", resources.read_text()) if resources.exists() else None
-        found.append(_kernel(path.stem, text, path.read_text(), int(shared[1]) if shared else 0))
+        launch = re.compile(r"gpu\.launch_func .* dynamic_shared_memory_size %c(\d+)_i32")
+        with path.with_suffix(".mlir-passes.log").open() as passes:
+            shared = next((int(match[1]) for line in passes if (match := launch.search(line))), 0)
+        name = re.sub(r"_\d+$", "", path.stem)
+        found.append(_kernel(name, path.with_suffix(".ptx").read_text(), path.read_text(), shared))
     return found
 
 
@@ -186,57 +199,85 @@ def _ptxas() -> str:
     return str(Path(list(nvidia.cu13.__path__)[0]) / "bin" / "ptxas")
 
 
-def _report(results: list[tuple[Case, list[Kernel], str]]) -> str:
-    import jax
+def _sources(case: Case) -> str:
+    """A hash of jax's version and of the files that make a case's kernels."""
+    folder = ROOT / "pallas_kernels" / case.op
+    files = [*sorted(folder.glob(f"{case.backend}*.py")), *sorted(folder.glob("gates.py"))]
+    text = importlib.metadata.version("jax") + "".join(path.read_text() for path in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    spills = sum(kernel.spilled > 0 for _, kernels, _ in results for kernel in kernels)
-    failed = sum(bool(error) for _, _, error in results)
+
+def _load() -> dict[str, dict[str, Any]]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def _save(known: dict[str, dict[str, Any]]) -> None:
+    """One line per case, and the report."""
+    lines = [f"{json.dumps(name)}: {json.dumps(result)}" for name, result in sorted(known.items())]
+    RESULTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    REPORT.write_text(_report(known))
+
+
+def _report(known: dict[str, dict[str, Any]]) -> str:
+    """Of all cases whose result belongs to the present sources."""
+    results = {case: known[str(case)] for case in cases() if known.get(str(case), {}).get("sources") == _sources(case)}
+    kernels = [Kernel(*kernel) for result in results.values() for kernel in result["kernels"]]
+    spills = sum(kernel.spilled > 0 for kernel in kernels)
+    failed = sum(bool(result["error"]) for result in results.values())
     lines = [
         "# GPU kernels, compiled without a GPU",
         "",
-        f"Written by `make aot-gpu` (`python -m benchmarks.aot_gpu`), jax {jax.__version__}: {len(results)} programs, "
-        f"{sum(len(kernels) for _, kernels, _ in results)} kernels, {spills} with spills, {failed} programs failed.",
-        "Each program is a call at batch x time = 65,536 tokens (sLSTM: batch 16, time 2048) with all gradients; T = 2048. WGMMA and MMA "
-        "count tensor core instructions in the PTX; shared memory is what one block asks for. This says nothing about speed.",
+        f"Written by `make aot-gpu` (`python -m benchmarks.aot_gpu`), jax {importlib.metadata.version('jax')}: {len(results)} of "
+        f"{len(cases())} programs, {len(kernels)} kernels, {spills} with spills; {failed} programs failed.",
+        "Each program is a call at batch x time = 65,536 tokens (sLSTM: batch 16) with all gradients; T = 2048. WGMMA and MMA "
+        "count tensor core instructions in the PTX; shared memory is what one block asks for, registers are one thread's. "
+        "Times x: so many kernels of the program that differ only in what they are called with. This says nothing about speed.",
     ]  # fmt: skip
     title = None
-    for case, kernels, error in results:
+    for case, result in results.items():
         if title != (title := f"{case.op} `{case.backend}`, {case.target.upper()}"):
             head = "heads, K, V" if case.op == "mlstm" else "heads, V"
             lines += ["", f"## {title}", "", f"| {head} | dtype | kernel | registers | spilled bytes | shared bytes | WGMMA | MMA |"]
             lines += ["|---|---|---|---:|---:|---:|---:|---:|"]
         shape = ", ".join(map(str, case.shape))
-        if error:
-            lines.append(f"| {shape} | {case.dtype} | failed: {error[:300].replace('|', '/')} | | | | | |")
-        for kernel in kernels:
-            lines.append(f"| {shape} | {case.dtype} | " + " | ".join(map(str, kernel)) + " |")
+        if result["error"]:
+            lines.append(f"| {shape} | {case.dtype} | failed: {result['error'][:300].replace('|', '/')} | | | | | |")
+        for (name, *numbers), times in collections.Counter(map(tuple, result["kernels"])).items():
+            name = f"{name} x {times}" if times > 1 else name
+            lines.append(f"| {shape} | {case.dtype} | {name} | " + " | ".join(map(str, numbers)) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="a regular expression that a case's name op/backend/target/dtype/shape must match")
-    parser.add_argument("--keep", help="a folder for the compilers' files, of one case at a time")
+    parser.add_argument("--again", action="store_true", help="compile also what is known")
+    parser.add_argument("--keep", help="a folder for the compilers' files, of one case at a time; nothing is written to the report")
     parser.add_argument("--compile", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.compile:
         *names, shape = json.loads(arguments.compile)
         _compile(Case(*names, tuple(shape)))
         return 0
-    results = []
+    bad = 0
     for case in cases():
-        if not re.search(arguments.only, str(case)):
+        sources = _sources(case)
+        known = _load().get(str(case), {})
+        fresh = known.get("sources") == sources and not known["error"] and not arguments.again and not arguments.keep
+        if fresh or not re.search(arguments.only, str(case)):
             continue
         begin = time.perf_counter()
-        results.append((case, *_run(case, arguments.keep)))
-        _, kernels, error = results[-1]
+        kernels, error = _run(case, arguments.keep)
         print(f"{case}: {error or f'{len(kernels)} kernels'}, {time.perf_counter() - begin:.0f} s", flush=True)
         for kernel in kernels:
             print("   ", *(f"{name} {value}" for name, value in kernel._asdict().items()), flush=True)
-    if not arguments.only:
-        REPORT.write_text(_report(results))
+        bad += bool(error) or any(kernel.spilled for kernel in kernels)
+        if not arguments.keep:
+            _save(_load() | {str(case): {"sources": sources, "kernels": kernels, "error": error}})
+    if not arguments.keep:
+        _save(_load())
         print(f"wrote {REPORT}")
-    return int(any(error or any(kernel.spilled for kernel in kernels) for _, kernels, error in results))
+    return int(bad > 0)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pallas_kernels.dispatch import target_device
+from pallas_kernels.dispatch import HOPPER, target_device
 from pallas_kernels.interpret import interpret_mode
 from pallas_kernels.mlstm.gates import TokenNumbers, chunk_gates, gate_gradients, output_gradients
+from pallas_kernels.tuning import tuned
 from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
-
-_HOPPER = ("H100", "H200", "H800", "H20")  # parts of device kinds; GH200 too
 
 CHUNKS = (64, 128, 256, 512, 1024)
 
@@ -55,17 +54,18 @@ def mlstm_pallas_gpu(
     if mode is True:
         raise NotImplementedError("it is interpreted by Mosaic GPU's simulator alone, interpreted(plgpu.InterpretGPUParams())")
     kind = target_device()[1]
-    if mode is False and not any(name in kind for name in _HOPPER):
+    if mode is False and not HOPPER.search(kind):
         raise NotImplementedError(f"it needs an NVIDIA GPU with sm_90, and this program is lowered for a {kind}")
     if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in (jnp.bfloat16, jnp.float16):
         raise NotImplementedError(f"q, k, v must be all bfloat16 or all float16; they are {q.dtype}, {k.dtype}, {v.dtype}")
     if q.shape[1] == 1:
         raise NotImplementedError('one token is a step of the recurrence; "recurrent" does it')
-    size = chunk_size or default_chunk_size(q.shape[1], q.shape[-1], v.shape[-1])
+    time, key_dim, value_dim = q.shape[1], q.shape[-1], v.shape[-1]
+    known = tuned("mlstm/pallas_gpu", K=key_dim, V=value_dim, dtype=q.dtype.name) or {}
+    size = chunk_size or default_chunk_size(time, key_dim, value_dim, known.get("chunk_size"))
     if size not in CHUNKS:
         raise NotImplementedError(f"chunk_size must be one of {CHUNKS}; it is {size}")
 
-    time, key_dim, value_dim = q.shape[1], q.shape[-1], v.shape[-1]
     q, k, v = (_fill(x, size, 0, 1) for x in (q, k, v))
     q, k, v = (_fill(x, 64, 0) for x in (q, k, v))
     log_i, log_f = _fill(log_i, size, -jnp.inf, 1), _fill(log_f, size, 0, 1)
@@ -75,15 +75,15 @@ def mlstm_pallas_gpu(
     return h[:, :time, :, :value_dim], MLSTMState(state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m)
 
 
-def default_chunk_size(time: int, key_dim: int, value_dim: int) -> int:
-    """Tokens per chunk; short sequences take the shortest chunk that holds them.
+def default_chunk_size(time: int, key_dim: int, value_dim: int, measured: int | None = None) -> int:
+    """Tokens per chunk, the measured number where there is one; short sequences take the shortest chunk that holds them.
 
     Per token and head a chunk of L costs 4·K·V/L bytes for its state, written and read in bf16, and about 2·L for its pairs, likewise
     (half of L·L of them): least at L = sqrt(2·K·V), rounded down to a power of two (128/256: 256, 512/512: 512, 1024/1024: 1024). The
     pairs cost L·(K+V) FLOPs more, which at 4 heads of 1024 is worth more than the state's bytes: at most 512.
     """
     best = 1 << ((2 * key_dim * value_dim).bit_length() - 1) // 2
-    longest = min(512, max(64, best))
+    longest = measured or min(512, max(64, best))
     return min(longest, max(64, 1 << (time - 1).bit_length()))
 
 

@@ -55,8 +55,8 @@ def mlstm_pallas_triton(
     time, key_dim, value_dim = q.shape[1], q.shape[-1], v.shape[-1]
     if time == 1:
         raise NotImplementedError('it is for sequences, one step is "recurrent"')
-    blocks = default_blocks(time, key_dim, value_dim, q.dtype, kind)
-    blocks = blocks._replace(**(tuned("mlstm/pallas_triton", K=key_dim, V=value_dim, dtype=q.dtype.name) or {}))
+    known = tuned("mlstm/pallas_triton", K=key_dim, V=value_dim, dtype=q.dtype.name) or {}
+    blocks = default_blocks(time, key_dim, value_dim, q.dtype, kind, known.get("chunk_size"))
     size = chunk_size or blocks.chunk
     if size not in CHUNKS:
         raise NotImplementedError(f"chunk_size must be one of {CHUNKS}; it is {size}")
@@ -70,8 +70,10 @@ def mlstm_pallas_triton(
     return h[:, :time, :, :value_dim], MLSTMState(state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m)
 
 
-def default_blocks(time: int, key_dim: int, value_dim: int, dtype: DTypeLike, device_kind: str) -> kernels.Blocks:
-    """Sizes for which no kernel spills registers (docs/aot_gpu.md); L is the longest of those.
+def default_blocks(
+    time: int, key_dim: int, value_dim: int, dtype: DTypeLike, device_kind: str, measured: int | None = None
+) -> kernels.Blocks:
+    """Sizes for which no kernel spills registers (docs/aot_gpu.md); L is the measured one, or the longest of those.
 
     A chunk's state is written and read once: 4·K·V/L bytes per token in bfloat16, against 4·(K+V) for q, k, v and h. At L = 128 that is 1.0
     to 1.5 KB for heads of 128/256 and 8.2 to 4.1 KB for 512/512. The work within chunks is 2·L·(K·V/wide + V) products per token against
@@ -85,7 +87,7 @@ def default_blocks(time: int, key_dim: int, value_dim: int, dtype: DTypeLike, de
     else:
         wide_heads = key_dim * value_dim >= 128 * 128
         chunk, blocks = 128 if hopper and wide_heads else 64, kernels.Blocks(0, tall=64, wide=128, keys=64, deep=64, warps=8)
-    return blocks._replace(chunk=min(chunk, max(16, pl.next_power_of_2(time))))
+    return blocks._replace(chunk=min(measured or chunk, max(16, pl.next_power_of_2(time))))
 
 
 def _fill_time(x: Float[Array, "B T *D"], size: int, neutral: Any) -> Float[Array, "B N*L *D"]:

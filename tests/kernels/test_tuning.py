@@ -1,12 +1,14 @@
 """Block sizes from `pallas_kernels/tuned/`: which entry a call gets."""
 
+import importlib
 import importlib.resources
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import tuning
+from pallas_kernels import mlstm, tuning
 
 TABLE = {
     "op/kernel": [
@@ -50,6 +52,42 @@ def test_no_table_for_this_cpu():
 def test_a_file_is_named_for_the_device_kind():
     assert tuning.file_name("NVIDIA H100 80GB HBM3") == "nvidia_h100_80gb_hbm3.json"
     assert tuning.file_name("TPU v5 lite") == "tpu_v5_lite.json"
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind", "measured"),
+    [
+        ("pallas_tpu", "TPU v5 lite", 64),
+        ("pallas_triton", "NVIDIA A100-SXM4-80GB", 32),
+        pytest.param(
+            "pallas_gpu",
+            "NVIDIA H200",
+            256,
+            marks=pytest.mark.skipif(jax.__version_info__ < (0, 11), reason='"pallas_gpu" needs jax >= 0.11'),
+        ),
+    ],
+)
+def test_the_mlstm_takes_the_chunk_that_was_measured(monkeypatch, backend, kind, measured):
+    """What `python -m benchmarks.kernels --tune` writes; a chunk_size in the call goes before it, other types keep the heuristic."""
+    seen = []
+    module = importlib.import_module(f"pallas_kernels.mlstm.{backend}")
+    gates = module.chunk_gates
+    spy = lambda log_i, log_f, m0, starts, size, **options: seen.append(size) or gates(log_i, log_f, m0, starts, size, **options)  # noqa: E731
+    monkeypatch.setattr(module, "chunk_gates", spy)
+    entry = {"shape": {"K": 128, "V": 128, "dtype": "bfloat16"}, "blocks": {"chunk_size": measured}}
+    monkeypatch.setattr(tuning, "_table", {kind: {f"mlstm/{backend}": [entry]}}.__getitem__)
+
+    def chunk(dtype="bfloat16", time=512, **options):
+        x, gate = jax.ShapeDtypeStruct((1, time, 1, 128), dtype), jax.ShapeDtypeStruct((1, time, 1), jnp.float32)
+        device = jax.sharding.AbstractDevice(kind, None, "tpu" if "TPU" in kind else "gpu")
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+            jax.eval_shape(lambda *inputs: mlstm(*inputs, backend=backend, **options), x, x, x, gate, gate)
+        return seen.pop()
+
+    assert chunk() == measured
+    assert chunk(chunk_size=measured // 2) == measured // 2
+    assert chunk("float32" if backend == "pallas_tpu" else "float16") != measured
+    assert chunk(time=20) <= 64 or backend == "pallas_tpu"
 
 
 def test_every_table_in_the_package_is_well_formed():
