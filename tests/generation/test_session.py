@@ -1,0 +1,179 @@
+"""Sessions are exact: padding, cutting, forking, stopping and storing change nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.generation.conftest import VOCABULARY, build
+from xlstm_jax.errors import UserError
+from xlstm_jax.generation import session as sessions
+from xlstm_jax.generation.decoding import NOTHING, decode, row_keys
+from xlstm_jax.generation.sampling import GREEDY, Sampling
+from xlstm_jax.generation.session import read, take
+
+RNG = np.random.default_rng(0)
+PROMPTS = [RNG.integers(0, VOCABULARY, length).tolist() for length in (5, 1, 12)]
+SPACE = 12
+DRAWN = Sampling(temperature=1.5)
+
+
+def write(model, params, session, seeds=None, sampling=GREEDY, stop_tokens=None, num_tokens=SPACE):
+    """(session, tokens, ended) after up to `num_tokens` more; one program per set of rules."""
+    batch = len(session.position)
+    keys = row_keys(range(batch) if seeds is None else seeds)
+    ended = jnp.zeros(batch, bool)
+    session, tokens, ended = decode(
+        model, params, session, keys, ended, num_tokens, space=SPACE, sampling=sampling, stop_tokens=stop_tokens
+    )
+    return session, np.asarray(tokens), np.asarray(ended)
+
+
+def assert_same(first, second, atol=2e-5):
+    """Equal sessions; states as C·exp(m), which is what they mean."""
+    np.testing.assert_allclose(first.logits, second.logits, atol=atol)
+    np.testing.assert_array_equal(first.position, second.position)
+    np.testing.assert_array_equal(first.seen, second.seen)
+    for one, other in zip(meaning(first), meaning(second), strict=True):
+        scale = max(1.0, float(np.abs(one).max()))
+        np.testing.assert_allclose(one, other, atol=atol * scale)
+
+
+def meaning(session) -> list[np.ndarray]:
+    """The states' arrays, stabilisers multiplied out (small models: exp does not overflow)."""
+    def unscaled(node):
+        if not hasattr(node, "m"):
+            return node
+        m = np.asarray(node.m, np.float64)
+        wide = {name: np.asarray(x, np.float64) for name, x in node._asdict().items() if name != "m"}
+        scale = {name: np.exp(m).reshape(m.shape + (1,) * (x.ndim - m.ndim)) for name, x in wide.items()}
+        return [x if name == "h" else x * scale[name] for name, x in wide.items()]
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.tree.map(unscaled, session.state.blocks, is_leaf=lambda x: hasattr(x, "m")))]
+
+
+def test_the_logits_of_every_step_are_the_teacher_forced_ones(model_and_params):
+    model, params = model_and_params
+    session = read(model, params, PROMPTS[2:])
+    tokens, seen = [], [np.asarray(session.logits)]
+    for _ in range(SPACE):
+        session, token, _ = write(model, params, session, num_tokens=1)
+        tokens.append(int(token[0, 0]))
+        seen.append(np.asarray(session.logits))
+    text = np.array([PROMPTS[2] + tokens])
+    expected, _ = jax.jit(model.apply)({"params": params}, text)
+    np.testing.assert_allclose(np.concatenate(seen), expected[0, len(PROMPTS[2]) - 1 :], atol=1e-4)
+    assert tokens == expected[0, len(PROMPTS[2]) - 1 : -1].argmax(axis=-1).tolist()
+    assert len(set(tokens)) > 2  # a model stuck on one token would prove little
+    _, at_once, _ = write(model, params, read(model, params, PROMPTS[2:]))
+    assert at_once[0].tolist() == tokens
+
+
+def test_a_padded_prompt_gives_what_it_gives_alone(model_and_params):
+    model, params = model_and_params
+    together = read(model, params, PROMPTS)
+    after, tokens, _ = write(model, params, together, seeds=[7, 8, 9], sampling=DRAWN)
+    for row in (1, 2):  # the longest and the shortest
+        alone = read(model, params, PROMPTS[row : row + 1])
+        assert_same(take(together, [row]), alone)
+        after_alone, tokens_alone, _ = write(model, params, alone, seeds=[7 + row], sampling=DRAWN)
+        np.testing.assert_array_equal(tokens[row], tokens_alone[0])
+        assert_same(take(after, [row]), after_alone)
+
+
+def test_a_long_prompt_is_read_piece_by_piece(paper_model, monkeypatch):
+    model, params = paper_model
+    whole = read(model, params, PROMPTS)
+    monkeypatch.setattr(sessions, "PIECE", 4)
+    assert_same(read(model, params, PROMPTS), whole)
+
+
+def test_reading_goes_on_where_it_stopped(paper_model):
+    model, params = paper_model
+    session = read(model, params, [prompt[:1] for prompt in PROMPTS])
+    assert_same(read(model, params, [prompt[1:] for prompt in PROMPTS], session), read(model, params, PROMPTS))
+
+
+def test_forks_do_not_touch_each_other_or_their_origin(model_and_params):
+    model, params = model_and_params
+    origin = read(model, params, PROMPTS)
+    before = [np.array(leaf) for leaf in jax.tree.leaves(origin)]
+    forks = take(origin, [2, 2, 2])
+    _, tokens, _ = write(model, params, forks, seeds=[5, 6, 5], sampling=DRAWN)
+    assert (tokens[0] != tokens[1]).any()
+    np.testing.assert_array_equal(tokens[0], tokens[2])
+    _, alone, _ = write(model, params, take(origin, [2]), seeds=[6], sampling=DRAWN)
+    np.testing.assert_array_equal(tokens[1], alone[0])
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(origin), before)
+
+
+def test_a_text_drawn_in_parts_is_the_text_drawn_at_once(paper_model):
+    model, params = paper_model
+    start = read(model, params, PROMPTS)
+    after, tokens, _ = write(model, params, start, sampling=DRAWN)
+    session, first, _ = write(model, params, start, sampling=DRAWN, num_tokens=5)
+    session, rest, _ = write(model, params, session, sampling=DRAWN, num_tokens=SPACE - 5)
+    np.testing.assert_array_equal(np.concatenate([first[:, :5], rest[:, : SPACE - 5]], axis=1), tokens)
+    assert_same(session, after)
+
+
+def test_a_stop_token_ends_its_row_and_freezes_its_state(model_and_params):
+    model, params = model_and_params
+    start = read(model, params, PROMPTS)
+    _, free, _ = write(model, params, start, sampling=DRAWN)
+    stop = int(free[0, 3])
+    session, tokens, ended = write(model, params, start, sampling=DRAWN, stop_tokens=(stop,))
+    for row in range(3):
+        at = free[row].tolist().index(stop) + 1 if stop in free[row] else SPACE
+        assert ended[row] == (stop in free[row])
+        np.testing.assert_array_equal(tokens[row, :at], free[row, :at])
+        assert (tokens[row, at:] == NOTHING).all()
+    assert ended[0]
+    assert_same(take(session, [0]), read(model, params, [PROMPTS[0] + free[0, : free[0].tolist().index(stop) + 1].tolist()]), atol=1e-4)
+
+
+def test_merging_takes_rows_from_two_sessions(paper_model):
+    model, params = paper_model
+    first, second = read(model, params, PROMPTS), read(model, params, [[1], [2], [3]])
+    merged = sessions.merge([True, False, True], first, second)
+    for row, source in enumerate((first, second, first)):
+        assert_same(take(merged, [row]), take(source, [row]), atol=0)
+
+
+def test_a_stored_session_goes_on_as_if_nothing_had_happened(model_and_params, tmp_path):
+    model, params = model_and_params
+    session = read(model, params, PROMPTS)
+    sessions.save(session, tmp_path / "session.npz", model)
+    restored = sessions.load(tmp_path / "session.npz", model)
+    jax.tree.map(np.testing.assert_array_equal, restored, session)
+
+
+def test_a_session_of_another_model_or_a_broken_file_is_refused(paper_model, tmp_path):
+    model, params = paper_model
+    sessions.save(read(model, params, PROMPTS[:1]), tmp_path / "session.npz", model)
+    with pytest.raises(UserError, match="of another model"):
+        sessions.load(tmp_path / "session.npz", build("7b")[0])
+    (tmp_path / "broken.npz").write_bytes(b"no archive")
+    with pytest.raises(UserError, match="can't be read"):
+        sessions.load(tmp_path / "broken.npz", model)
+
+
+def test_an_empty_prompt_is_refused(paper_model):
+    with pytest.raises(UserError, match="empty"):
+        read(*paper_model, [[1], []])
+
+
+@pytest.mark.slow
+def test_a_long_text_stays_finite_at_flat_memory(model_and_params):
+    """20,000 tokens."""
+    model, params = model_and_params
+    session = read(model, params, PROMPTS[:1])
+    shapes = jax.tree.map(jnp.shape, session)
+    for _ in range(4):
+        session, tokens, _ = decode(
+            model, params, session, row_keys([0]), jnp.zeros(1, bool), 5000, space=5000, sampling=DRAWN
+        )
+        assert np.asarray(tokens).min() >= 0
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(session))
+        assert jax.tree.map(jnp.shape, session) == shapes
+    assert int(session.position[0]) == 20_000 + len(PROMPTS[0])
