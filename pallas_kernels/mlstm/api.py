@@ -15,7 +15,7 @@ from pallas_kernels.mlstm.pallas_triton import mlstm_pallas_triton
 from pallas_kernels.mlstm.parallel import mlstm_parallel
 from pallas_kernels.mlstm.recurrent import mlstm_recurrent
 from pallas_kernels.segments import segment_borders
-from pallas_kernels.typing import Gates, Keys, LastSegment, MLSTMState, SegmentIds, Values, state_dtype
+from pallas_kernels.typing import Gates, Keys, LastSegment, MLSTMState, SegmentIds, TokenFlags, Values, state_dtype
 
 # A backend takes (q, k, v, log_i, log_f, state, starts, *, normalise, chunk_size, eps) and returns (h, state): q as it was given, with
 # neutral padding, log gates and state in float32 or float64, starts `[B T]` bool or None. A Pallas backend joins here.
@@ -79,16 +79,13 @@ def mlstm(
 
     dtype = state_dtype(q, k, v, i, f)
     normalise = input_gate == "exponential"
-    starts = None
+    starts = padding = None
     if segment_ids is not None:
         starts, padding = segment_borders(segment_ids, previous_segment)
         i, f = (jnp.where(padding[..., None], 0, x) for x in (i, f))
         q, k, v = (jnp.where(padding[..., None, None], 0, x) for x in (q, k, v))
-    log_i = i.astype(dtype) if normalise else jax.nn.log_sigmoid(i.astype(dtype))
-    log_f = jax.nn.log_sigmoid(f.astype(dtype))
-    if segment_ids is not None:  # a token that neither writes nor forgets
-        log_i, log_f = jnp.where(padding[..., None], -jnp.inf, log_i), jnp.where(padding[..., None], 0, log_f)
-    state = _initial_state(initial_state, q.shape, v.shape[-1], dtype, normalise)
+    log_i, log_f = log_gates(i, f, padding, dtype, normalise)
+    state = starting_state(initial_state, q.shape, v.shape[-1], dtype, normalise)
 
     order = ("recurrent",) if q.shape[1] == 1 else ORDER
     h, state = dispatch(
@@ -98,7 +95,16 @@ def mlstm(
     return h, state._replace(m=jax.lax.stop_gradient(state.m))
 
 
-def _initial_state(
+def log_gates(i: Gates, f: Gates, padding: TokenFlags | None, dtype: jnp.dtype, normalise: bool) -> tuple[Gates, Gates]:
+    """Logarithms of what a token writes and of what it leaves; padding neither writes nor forgets."""
+    log_i = i.astype(dtype) if normalise else jax.nn.log_sigmoid(i.astype(dtype))
+    log_f = jax.nn.log_sigmoid(f.astype(dtype))
+    if padding is None:
+        return log_i, log_f
+    return jnp.where(padding[..., None], -jnp.inf, log_i), jnp.where(padding[..., None], 0, log_f)
+
+
+def starting_state(
     state: MLSTMState | None, q_shape: tuple[int, ...], value_dim: int, dtype: jnp.dtype, normalise: bool
 ) -> MLSTMState:
     """The given state in the type of the computation, or the empty one; n and m are zero where there is no normaliser."""

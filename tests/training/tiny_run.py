@@ -14,6 +14,7 @@ def get_config():
     config.optimizer.learning_rate = 1e-2
     config.optimizer.warmup_steps = 2
     config.train.steps = 6
+    config.mesh.data = 1
     config.log.every = 1
     config.log.tensorboard = False
     config.eval.every = 100

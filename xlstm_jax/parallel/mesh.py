@@ -30,15 +30,18 @@ LOGICAL_AXIS_RULES = (
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """A mesh of `devices` (default: all) with the axes data, fsdp, tensor, sequence; one size may be -1, "what is left".
 
-    The axes are Auto: jax's default, Explicit, makes linen's sharding constraints fail.
+    The axes are Auto: jax's default, Explicit, makes linen's sharding constraints fail. Without a -1 a single process may use fewer
+    devices than there are: the first ones.
 
     Raises:
-        UserError: the sizes' product is not the number of devices.
+        UserError: the sizes' product does not fit the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = dataclasses.asdict(config)
     fixed = math.prod(size for size in sizes.values() if size != -1)
     shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes.values())
+    if -1 not in sizes.values() and jax.process_count() == 1:
+        devices = devices[:fixed]
     if math.prod(shape) != len(devices):
         raise UserError(
             f"config section mesh is {sizes}, which does not fit {len(devices)} devices; the product must be their number"

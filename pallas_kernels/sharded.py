@@ -1,0 +1,129 @@
+"""The cells on a device mesh: any backend under `jax.shard_map`, each device with its part of batch, heads and time.
+
+A Pallas kernel can't be cut up by the compiler as an XLA program can: it has to be told. `mlstm` and `slstm` here are those of the
+package with four more arguments, so that a layer needs to know of no mesh:
+  mesh: the mesh, None for the one in context (`jax.set_mesh`); without any the plain function runs.
+  batch_axis, head_axis, sequence_axis: the mesh axis (or tuple of axes) that B, H and T are spread over; None for none.
+An axis whose size does not divide its dimension is left out, and each of its devices computes all of it: a single row, a single token.
+The initial and the last state are spread over batch and heads, and the same on all devices of the sequence axis.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from pallas_kernels.mlstm import mlstm as mlstm_on_one_device
+from pallas_kernels.mlstm.sequence_parallel import mlstm_sequence_parallel
+from pallas_kernels.slstm import slstm as slstm_on_one_device
+from pallas_kernels.typing import Gates, Keys, LastSegment, MLSTMState, SegmentIds, SLSTMState, Values
+
+Axis = str | tuple[str, ...] | None
+
+
+def mlstm(
+    q: Keys,
+    k: Keys,
+    v: Values,
+    i: Gates,
+    f: Gates,
+    initial_state: MLSTMState | None = None,
+    *,
+    segment_ids: SegmentIds | None = None,
+    previous_segment: LastSegment | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
+    batch_axis: Axis = None,
+    head_axis: Axis = None,
+    sequence_axis: Axis = None,
+    **options: Any,
+) -> tuple[Values, MLSTMState]:
+    """`pallas_kernels.mlstm` with B, T and H spread over a mesh; other options go to it. See the module and sequence_parallel.py."""
+    mesh = _mesh(mesh)
+    rows, time, heads, _ = q.shape
+    batch, sequence, head = (
+        _usable(mesh, axis, size) for axis, size in ((batch_axis, rows), (sequence_axis, time), (head_axis, heads))
+    )
+
+    def cell(q, k, v, i, f, state, segment_ids, previous_segment):
+        documents = {"segment_ids": segment_ids, "previous_segment": previous_segment}
+        if sequence is None:
+            return mlstm_on_one_device(q, k, v, i, f, state, **documents, **options)
+        return mlstm_sequence_parallel(q, k, v, i, f, state, axis_name=sequence, **documents, **options)
+
+    tokens = P(batch, sequence, head)
+    state = P(batch, head)
+    specs = (tokens, tokens, tokens, tokens, tokens, state, P(batch, sequence), P(batch))
+    run = _spread(cell, mesh, (batch, sequence, head), specs, (tokens, state))
+    return run(q, k, v, i, f, initial_state, segment_ids, previous_segment)
+
+
+def slstm(
+    x: Float[Array, "B T 4 H V"],
+    recurrent_kernel: Float[Array, "4 H V V"],
+    bias: Float[Array, "4 H V"],
+    initial_state: SLSTMState | None = None,
+    *,
+    segment_ids: SegmentIds | None = None,
+    previous_segment: LastSegment | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
+    batch_axis: Axis = None,
+    head_axis: Axis = None,
+    sequence_axis: Axis = None,
+    **options: Any,
+) -> tuple[Values, SLSTMState]:
+    """`pallas_kernels.slstm` with B and H spread over a mesh; other options go to it.
+
+    Raises:
+        NotImplementedError: the sequence axis has more than one device.
+    """
+    mesh = _mesh(mesh)
+    rows, time, _, heads, _ = x.shape
+    if _usable(mesh, sequence_axis, time) is not None:
+        raise NotImplementedError(
+            f"slstm: the time can't be spread over the mesh axis {sequence_axis!r}. The output of each token enters the gates of the next "
+            "one (R h), so that nothing can be said of a part of the sequence before the part before it is done; spread batch or heads. "
+            "The mLSTM is linear in its state and can."
+        )
+    batch, head = _usable(mesh, batch_axis, rows), _usable(mesh, head_axis, heads)
+
+    def cell(x, recurrent_kernel, bias, state, segment_ids, previous_segment):
+        return slstm_on_one_device(
+            x, recurrent_kernel, bias, state, segment_ids=segment_ids, previous_segment=previous_segment, **options
+        )
+
+    weights, state = P(None, head), P(batch, head)
+    specs = (P(batch, None, None, head), weights, weights, state, P(batch), P(batch))
+    run = _spread(cell, mesh, (batch, head), specs, (P(batch, None, head), state))
+    return run(x, recurrent_kernel, bias, initial_state, segment_ids, previous_segment)
+
+
+def _mesh(mesh: Mesh | AbstractMesh | None) -> Mesh | AbstractMesh | None:
+    if mesh is None:
+        mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
+
+
+def _usable(mesh: Mesh | AbstractMesh | None, axis: Axis, size: int) -> Axis:
+    """The axis, or None where it has one device only or does not divide the dimension's size."""
+    if mesh is None or axis is None:
+        return None
+    names = (axis,) if isinstance(axis, str) else axis
+    missing = [name for name in names if name not in mesh.shape]
+    if missing:
+        raise ValueError(f"pallas_kernels.sharded: the mesh has the axes {', '.join(mesh.shape)}, not {', '.join(missing)}.")
+    devices = math.prod(mesh.shape[name] for name in names)
+    return axis if devices > 1 and size % devices == 0 else None
+
+
+def _spread(cell: Callable, mesh: Mesh | AbstractMesh | None, axes: tuple[Axis, ...], in_specs: Any, out_specs: Any) -> Callable:
+    """The cell under shard_map, which a mesh of one device needs as little as no mesh at all.
+
+    check_vma is off: Pallas kernels do not say over which axes their results vary.
+    """
+    if mesh is None or math.prod(mesh.shape.values()) == 1:
+        return cell
+    return jax.shard_map(cell, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
