@@ -7,13 +7,14 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.dispatch import Backend, dispatch
 from pallas_kernels.segments import segment_borders
+from pallas_kernels.slstm.pallas_gpu import slstm_pallas_gpu
 from pallas_kernels.slstm.pallas_tpu import slstm_pallas_tpu
 from pallas_kernels.slstm.recurrent import slstm_recurrent
 from pallas_kernels.typing import LastSegment, SegmentIds, SLSTMState, Values, state_dtype
 
 # A backend takes (x, recurrent_kernel, bias, state, starts, padding, *, recurrent_gradient_clip) and returns (h, state): the
 # state in float32 or float64, starts and padding `[B T]` bool or None. A Pallas backend joins here.
-BACKENDS = MappingProxyType({"recurrent": slstm_recurrent, "pallas_tpu": slstm_pallas_tpu})
+BACKENDS = MappingProxyType({"recurrent": slstm_recurrent, "pallas_tpu": slstm_pallas_tpu, "pallas_gpu": slstm_pallas_gpu})
 
 # What backend=None tries for more than one token, by device family (dispatch.py). One token is a step of "recurrent" everywhere.
 ORDER = MappingProxyType(
