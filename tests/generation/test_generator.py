@@ -1,5 +1,6 @@
 """Texts in, texts out: prompts of different lengths, streaming, stops; sessions stand exactly where the text ends."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ RULES = Sampling(temperature=2.0, top_k=200)
 @pytest.fixture(scope="module")
 def texts() -> Generator:
     model = build_model(ModelConfig(vocab_size=257, dim=16, num_blocks=1, num_heads=2))
-    params = init_params(model, seed=0)
+    params = jax.jit(lambda: init_params(model, seed=0))()
     params["lm_head"]["kernel"] = params["lm_head"]["kernel"] * 20
     return Generator(model, params, ByteTokenizer())
 
@@ -57,14 +58,14 @@ def test_after_a_stop_string_the_session_has_read_up_to_it_and_no_further(texts)
 
 
 def test_two_turns_are_one_text(texts):
-    first = texts.read(["ab"])
-    both = texts.read(["ab and more"])
-    assert_same(texts.read([" and more"], first), both)
+    first = texts.read(TEXTS)
+    both = texts.read(["ab and more", "a longer one goes on"])
+    assert_same(texts.read([" and more", " goes on"], first), both)
 
 
 def test_ids_beyond_the_tokenizer_are_never_drawn(texts):
     model = build_model(ModelConfig(vocab_size=320, dim=16, num_blocks=1, num_heads=2))
-    padded = Generator(model, init_params(model, seed=0), ByteTokenizer())
+    padded = Generator(model, jax.jit(lambda: init_params(model, seed=0))(), ByteTokenizer())
     written = padded.write(padded.read(["a"] * 8), 16, sampling=Sampling(temperature=50.0), stop_at_end_of_text=False)
     drawn = np.array(written.tokens)
     assert drawn.shape == (8, 16) and 200 < drawn.max() <= 256

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.errors import UserError
-from xlstm_jax.interop import large, mapping, paper
+from xlstm_jax.interop import large, mapping, paper, tensor_files
 from xlstm_jax.models import build_model
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -56,11 +56,30 @@ def test_ours_to_theirs_to_ours_is_the_same(name):
 @pytest.mark.parametrize("name", KINDS)
 def test_theirs_to_ours_to_theirs_is_the_same(name):
     config, tensors, _, _ = read(name)
-    exported = mapping.export_params(KINDS[name].table(config), config, import_params(name, config, tensors))
+    table = KINDS[name].table(config)
+    params = import_params(name, config, tensors)
+    exported = mapping.export_params(table, config, params)
     assert exported.keys() == tensors.keys()
+    rounding = mapping.rounding_tensors(table, config)
+    assert bool(rounding) == (name == "paper")
     for key, tensor in tensors.items():
-        residual = name == "paper" and "norm" in key  # w is kept as 1 + w, which rounds
-        np.testing.assert_allclose(exported[key], tensor, rtol=0, atol=1e-7 if residual else 0, err_msg=key)
+        if key in rounding:  # w is kept as 1 + w, which rounds: another w with the same 1 + w comes back, unless the first one was kept
+            np.testing.assert_array_equal(1 + exported[key], 1 + tensor, err_msg=key)
+        else:
+            np.testing.assert_array_equal(exported[key], tensor, err_msg=key)
+    exported = mapping.export_params(table, config, params, {key: tensors[key] for key in rounding})
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(exported[key], tensor, err_msg=key)
+
+
+def test_a_kept_norm_weight_is_used_only_where_it_still_holds():
+    config, tensors, _, _ = read("paper")
+    table, params = paper.table(config), import_params("paper", config, tensors)
+    name, scale = "xlstm_block_stack.post_blocks_norm.weight", params["backbone"]["final_norm"]["scale"]
+    scale[3] = 1.75
+    exported = mapping.export_params(table, config, params, {name: tensors[name]})[name]
+    assert exported[3] == 0.75
+    np.testing.assert_array_equal(np.delete(exported, 3), np.delete(tensors[name], 3))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -84,11 +103,7 @@ def test_configurations_go_there_and_back(name):
 
 
 def paper_fields(config: ModelConfig) -> dict:
-    """What `dataclasses.asdict` of their configuration has beside the fields that are exported."""
-    fields = paper.export_config(config, context_length=80)
-    fields |= {"bias": False, "add_post_blocks_norm": True, "add_embedding_dropout": False}
-    fields["slstm_block"]["slstm"] |= {"function": "slstm", "group_norm_weight": True, "dropout": config.dropout}
-    return fields
+    return paper.export_full_config(config, context_length=80)
 
 
 def test_a_configuration_without_a_field_is_refused():
@@ -102,7 +117,7 @@ def test_a_configuration_without_a_field_is_refused():
         paper.import_config(fields)
 
 
-@pytest.mark.parametrize(("field", "value"), [("use_bias", True), ("weight_mode", "fused"), ("v_dim_factor", 2.0)])
+@pytest.mark.parametrize(("field", "value"), [("use_bias", True), ("norm_reduction_force_float32", False), ("v_dim_factor", 2.0)])
 def test_a_large_configuration_without_counterpart_is_refused(field, value):
     config, _, _, _ = read("large")
     with pytest.raises(UserError, match=f"{field} = {value!r}; only"):
@@ -127,3 +142,26 @@ def test_a_model_that_theirs_can_not_be_is_refused(name, change, field):
     config = dataclasses.replace(read(name)[0], **change)
     with pytest.raises(UserError, match=field):
         paper.export_config(config, 80) if name == "paper" else large.export_config(config)
+
+
+def test_fused_tensors_are_the_rows_of_single_ones():
+    config, tensors, _, _ = read("large")
+    single = [tensor_files.Tensor(name, tensor.shape, lambda tensor=tensor: tensor) for name, tensor in tensors.items()]
+    fused = {tensor.name: tensor.make() for tensor in large.fuse(single)}
+    assert len(fused) == len(tensors) - 6 * config.num_blocks
+    q = tensors["backbone.blocks.0.mlstm_layer.q.weight"]
+    np.testing.assert_array_equal(fused["backbone.blocks.0.mlstm_layer.qkv_opreact.weight"][: len(q)], q)
+    split = large.split_fused(config, fused)
+    assert split.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(split[name], tensor, err_msg=name)
+
+    del fused["backbone.blocks.0.mlstm_layer.qkv_opreact.weight"]
+    fused["backbone.blocks.0.ffn.proj_up_gate_z.weight"] = np.zeros((3, 2))
+    with pytest.raises(UserError, match="qkv_opreact.weight is missing; .*proj_up_gate_z.weight has shape \\(3, 2\\)"):
+        large.split_fused(config, fused)
+
+
+def test_a_weight_mode_that_nobody_knows_is_refused():
+    with pytest.raises(UserError, match="weight_mode is 'other'"):
+        large.import_config({**large.export_config(read("large")[0]), "weight_mode": "other"})

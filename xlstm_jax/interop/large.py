@@ -1,19 +1,37 @@
-"""Hugging Face `xLSTMForCausalLM` (transformers 5.23, the format of NX-AI/xLSTM-7b): the 7b block, `weight_mode="single"`."""
+"""Hugging Face `xLSTMForCausalLM` (transformers 5.23, the format of NX-AI/xLSTM-7b): the 7b block.
 
-from collections.abc import Mapping
+PyPI `xlstm`'s `xLSTMLarge` has the same tensors, the embedding under another name. With `weight_mode="fused"` some are one tensor:
+`split_fused` and `fuse` cut and join their rows.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from xlstm_jax.config import ModelConfig
-from xlstm_jax.interop.mapping import SAME, SIDE_BY_SIDE, TRANSPOSED, Entry, Fields, Table, refuse_unless
+from xlstm_jax.config_checks import ffn_dim, qk_dim
+from xlstm_jax.errors import UserError
+from xlstm_jax.interop.mapping import SAME, SIDE_BY_SIDE, TRANSPOSED, Entry, Fields, Table, Tensors, refuse_unless
+from xlstm_jax.interop.tensor_files import Tensor
 
 REQUIRED = {
     "use_bias": False,
     "add_out_norm": True,
-    "weight_mode": "single",
     "v_dim_factor": 1.0,
     "ffn_round_up_to_multiple_of": 64,
     "norm_reduction_force_float32": True,
 }
+
+
+# Tensors of a block that are one tensor in the fused mode, in the order of their rows.
+FUSED = {
+    "mlstm_layer.qkv_opreact.weight": tuple(f"mlstm_layer.{part}.weight" for part in ("q", "k", "v", "ogate_preact")),
+    "mlstm_layer.ifgate_preact.weight": ("mlstm_layer.igate_preact.weight", "mlstm_layer.fgate_preact.weight"),
+    "mlstm_layer.ifgate_preact.bias": ("mlstm_layer.igate_preact.bias", "mlstm_layer.fgate_preact.bias"),
+    "ffn.proj_up_gate_z.weight": ("ffn.proj_up_gate.weight", "ffn.proj_up.weight"),
+}
+EMBEDDING, PYPI_EMBEDDING = "backbone.embeddings.weight", "embedding.weight"
 
 
 def table(config: ModelConfig) -> Table:
@@ -36,7 +54,7 @@ def table(config: ModelConfig) -> Table:
         Entry("ffn/down_projection/kernel", ("ffn.proj_down.weight",), TRANSPOSED),
     )
     outside = (
-        Entry("embedding/embedding", ("backbone.embeddings.weight",), SAME),
+        Entry("embedding/embedding", (EMBEDDING,), SAME),
         Entry("backbone/final_norm/scale", ("backbone.out_norm.weight",), SAME),
         Entry("lm_head/kernel", ("lm_head.weight",), TRANSPOSED),
     )
@@ -51,6 +69,8 @@ def import_config(theirs: Mapping[str, Any]) -> ModelConfig:
     """
     theirs = Fields(theirs)
     refuse_unless(theirs, REQUIRED, "the model")
+    if (mode := theirs.get("weight_mode", "single")) not in ("single", "fused"):
+        raise UserError(f"the checkpoint can't be converted: weight_mode is {mode!r}; it must be 'single' or 'fused'")
     return ModelConfig(
         vocab_size=theirs["vocab_size"],
         dim=theirs["hidden_size"],
@@ -69,7 +89,7 @@ def import_config(theirs: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def export_config(config: ModelConfig) -> dict[str, Any]:
+def export_config(config: ModelConfig, weight_mode: str = "single") -> dict[str, Any]:
     """The fields of their config.json that describe the architecture.
 
     Raises:
@@ -94,5 +114,77 @@ def export_config(config: ModelConfig) -> dict[str, Any]:
         "norm_eps": config.norm_eps,
         "eps": config.cell_eps,
         "tie_word_embeddings": config.tie_embeddings,
+        "weight_mode": weight_mode,
         **REQUIRED,
     }
+
+
+def import_pypi_config(theirs: Mapping[str, Any]) -> ModelConfig:
+    """The same from the config.yaml of PyPI `xlstm`'s `xLSTMLarge`, whose tensors are always stored in the single mode."""
+    theirs = Fields(theirs)
+    names = {"hidden_size": theirs["embedding_dim"], "num_hidden_layers": theirs["num_blocks"]}
+    return import_config({**theirs, **names, "tie_word_embeddings": False, "weight_mode": "single"})
+
+
+def export_pypi_config(config: ModelConfig) -> dict[str, Any]:
+    """The fields of an `xLSTMLargeConfig`."""
+    if config.tie_embeddings:
+        raise UserError("the checkpoint can't be converted: xLSTMLarge has no tied embeddings; export to the Hugging Face format")
+    not_theirs = ("model_type", "hidden_size", "num_hidden_layers", "tie_word_embeddings")
+    return {name: value for name, value in export_config(config).items() if name not in not_theirs}
+
+
+def split_fused(config: ModelConfig, tensors: Tensors) -> dict[str, np.ndarray]:
+    """Fused tensors as those of the single mode: views of their rows.
+
+    Raises:
+        UserError: a fused tensor is missing or has another number of rows; all of them are named.
+    """
+    rows = _rows(config)
+    result, problems = dict(tensors), []
+    for block in range(config.num_blocks):
+        prefix = f"backbone.blocks.{block}."
+        for fused, parts in FUSED.items():
+            whole = result.pop(prefix + fused, None)
+            wanted = [rows[part] for part in parts]
+            if whole is None:
+                problems.append(f"{prefix}{fused} is missing")
+            elif whole.ndim == 0 or len(whole) != sum(wanted):
+                problems.append(f"{prefix}{fused} has shape {tuple(whole.shape)} instead of {sum(wanted)} rows")
+            else:
+                pieces = np.split(whole, np.cumsum(wanted)[:-1])
+                result |= {prefix + part: piece for part, piece in zip(parts, pieces, strict=True)}
+    if problems:
+        raise UserError(f"the checkpoint can't be converted: {'; '.join(problems[:8])}")
+    return result
+
+
+def fuse(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Tensors of the single mode as those of the fused mode, each joined when it is written."""
+    whole_of = {part: fused for fused, parts in FUSED.items() for part in parts}
+    waiting: dict[str, list[Tensor]] = {}
+    for tensor in tensors:
+        prefix, name = _cut_prefix(tensor.name)
+        if name not in whole_of:
+            yield tensor
+            continue
+        fused = prefix + whole_of[name]
+        pieces = waiting.setdefault(fused, [])
+        pieces.append(tensor)
+        if len(pieces) == len(FUSED[whole_of[name]]):
+            pieces.sort(key=lambda piece, order=FUSED[whole_of[name]]: order.index(_cut_prefix(piece.name)[1]))
+            shape = (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
+            yield Tensor(fused, shape, lambda pieces=pieces: np.concatenate([piece.make() for piece in pieces]))
+
+
+def _rows(config: ModelConfig) -> dict[str, int]:
+    layer = {"q": qk_dim(config), "k": qk_dim(config), "v": config.dim, "ogate_preact": config.dim}
+    rows = {f"mlstm_layer.{name}.weight": count for name, count in layer.items()}
+    rows |= {name: config.num_heads for fused, parts in FUSED.items() if "ifgate" in fused for name in parts}
+    return rows | {name: ffn_dim(config) for name in FUSED["ffn.proj_up_gate_z.weight"]}
+
+
+def _cut_prefix(name: str) -> tuple[str, str]:
+    """("backbone.blocks.3.", "norm_ffn.weight")"""
+    parts = name.split(".")
+    return ("".join(part + "." for part in parts[:3]), ".".join(parts[3:])) if parts[:2] == ["backbone", "blocks"] else ("", name)

@@ -4,23 +4,28 @@ An `Entry` ties one of our parameters to one or more of their tensors by an inve
 list of entries; neither is written by itself. Arrays are NumPy, so that nothing here needs PyTorch.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.errors import UserError
+from xlstm_jax.interop.tensor_files import Tensor
 from xlstm_jax.models.backbone import block_runs
 
 Tensors = Mapping[str, np.ndarray]
 
 
 class Transform(NamedTuple):
-    """Their tensors (one argument each) to our parameter, and back to as many tensors."""
+    """Their tensors (one argument each) to our parameter, and back to as many tensors.
+
+    `rounds`: elementwise on one tensor, and only nearly invertible in float32.
+    """
 
     to_ours: Callable[..., np.ndarray]
     to_theirs: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+    rounds: bool = False
 
 
 class Entry(NamedTuple):
@@ -75,44 +80,71 @@ def import_params(table: Table, config: ModelConfig, tensors: Tensors, shapes: A
     _refuse(problems)
 
     params: dict = {}
-    rows: dict[tuple[str, ...], list[np.ndarray]] = {}
+    position: dict[tuple[str, ...], int] = {}
     for place, entry, names in entries:
         path = (*place, *entry.ours.split("/"))
         leaf = _get(shapes, path)
+        row = position.get(path, 0)
+        position[path] = row + 1
         shape = leaf.shape[1:] if place else leaf.shape
-        expected = [part.shape for part in entry.transform.to_theirs(np.zeros(shape, np.float32))]
         given = [tensors[name] for name in names]
         wrong = [
-            f"{name} has shape {tuple(tensor.shape)} instead of {expected_shape}"
-            for name, tensor, expected_shape in zip(names, given, expected, strict=True)
-            if tuple(tensor.shape) != expected_shape
+            f"{name} has shape {tuple(tensor.shape)} instead of {expected}"
+            for name, tensor, expected in zip(names, given, _their_shapes(entry, shape), strict=True)
+            if tuple(tensor.shape) != expected
         ]
         problems += wrong
-        if not wrong:
-            array = entry.transform.to_ours(*(np.asarray(tensor, np.float32) for tensor in given))
-            rows.setdefault(path, []).append(array)
-            if not place:
-                _set(params, path, array)
+        if wrong or problems:
+            continue
+        if row == 0:  # one copy in memory: blocks are written into their place in the stack
+            _set(params, path, np.empty(leaf.shape, np.float32))
+        target = _get(params, path)
+        (target[row] if place else target)[...] = entry.transform.to_ours(*(np.asarray(tensor, np.float32) for tensor in given))
     _refuse(problems)
-    for path, arrays in rows.items():
-        if path[0] == "backbone" and path[1].startswith("blocks_"):
-            _set(params, path, np.stack(arrays))
     return params
 
 
-def export_params(table: Table, config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
+def export_params(table: Table, config: ModelConfig, params: Any, originals: Tensors | None = None) -> dict[str, np.ndarray]:
     """Their tensors from our (unboxed) parameter tree: the inverse of `import_params`."""
-    tensors = {}
+    return {tensor.name: np.ascontiguousarray(tensor.make()) for tensor in exported_tensors(table, config, params, originals)}
+
+
+def exported_tensors(table: Table, config: ModelConfig, params: Any, originals: Tensors | None = None) -> Iterator[Tensor]:
+    """The same one by one, each made when it is written.
+
+    Args:
+        originals: of `rounding_tensors`, kept by the import. What the model still has of them is exported to the bit: w where 1 + w is
+            unchanged.
+    """
+    originals = originals or {}
     position: dict[tuple[str, ...], int] = {}
     for place, entry, names in _entries(table, config):
         path = (*place, *entry.ours.split("/"))
-        array = np.asarray(_get(params, path))
-        if place:
-            row = position.get(path, 0)
-            position[path], array = row + 1, array[row]
-        for name, tensor in zip(names, entry.transform.to_theirs(array), strict=True):
-            tensors[name] = np.ascontiguousarray(tensor)
-    return tensors
+        leaf = _get(params, path)
+        row = position.get(path, 0)
+        position[path] = row + 1
+        shapes = _their_shapes(entry, leaf.shape[1:] if place else leaf.shape)
+        for part, (name, shape) in enumerate(zip(names, shapes, strict=True)):
+
+            def make(leaf=leaf, place=place, row=row, entry=entry, part=part, name=name) -> np.ndarray:
+                ours = np.asarray(leaf)[row] if place else np.asarray(leaf)
+                theirs = entry.transform.to_theirs(ours)[part]
+                if name in originals and originals[name].shape == theirs.shape:
+                    original = np.asarray(originals[name], np.float32)
+                    theirs = np.where(entry.transform.to_ours(original) == ours, original, theirs)
+                return theirs
+
+            yield Tensor(name, shape, make)
+
+
+def rounding_tensors(table: Table, config: ModelConfig) -> list[str]:
+    """Names of their tensors that ours can't give back to the bit."""
+    return [name for _, entry, names in _entries(table, config) for name in names if entry.transform.rounds]
+
+
+def _their_shapes(entry: Entry, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    stand_in = np.broadcast_to(np.float32(0), shape)  # of any size without memory
+    return [part.shape for part in entry.transform.to_theirs(stand_in)]
 
 
 class Fields(dict):

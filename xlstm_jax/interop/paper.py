@@ -14,7 +14,7 @@ from xlstm_jax.config import ModelConfig
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop.mapping import BLOCKS_TRANSPOSED, CONV, SAME, TRANSPOSED, Entry, Fields, Table, Transform, refuse_unless
 
-RESIDUAL_WEIGHT = Transform(lambda w: 1 + w, lambda scale: (scale - 1,))
+RESIDUAL_WEIGHT = Transform(lambda w: 1 + w, lambda scale: (scale - 1,), rounds=True)
 GATES = Transform(  # four [H out in] and our [4 H in out]
     lambda *gates: np.stack([np.swapaxes(gate, 1, 2) for gate in gates]),
     lambda kernel: tuple(np.swapaxes(gate, 1, 2) for gate in kernel),
@@ -88,7 +88,7 @@ def import_config(theirs: Mapping[str, Any]) -> ModelConfig:
     if positions:
         slstm, ffn = (Fields(theirs["slstm_block"][part]) for part in ("slstm", "feedforward"))
         refuse_unless(slstm, {"function": "slstm", "group_norm_weight": True, "dropout": theirs["dropout"]}, "the sLSTM block")
-        required = {"bias": False, "act_fn": "gelu", "ffn_type": "ffn_gated", "round_proj_up_to_multiple_of": 64}
+        required = {"bias": False, "act_fn": "gelu", "ff_type": "ffn_gated", "round_proj_up_to_multiple_of": 64}
         refuse_unless(ffn, required, "the feed-forward layer")
     both = [cell for cell in (mlstm, slstm) if cell]
     for field in ("num_heads", "conv1d_kernel_size"):
@@ -142,3 +142,16 @@ def export_config(config: ModelConfig, context_length: int) -> dict[str, Any]:
         if positions
         else None,
     }
+
+
+def export_full_config(config: ModelConfig, context_length: int) -> dict[str, Any]:
+    """The same with the fields that are always so: the config.json of an exported folder, which `import_config` reads back."""
+    fields = export_config(config, context_length)
+    fields |= {"bias": False, "add_post_blocks_norm": True, "add_embedding_dropout": False}
+    always = {"dropout": config.dropout, "bias": False}
+    if fields["mlstm_block"]:
+        fields["mlstm_block"]["mlstm"] |= {**always, "round_proj_up_to_multiple_of": 64, "round_proj_up_dim_up": True}
+    if fields["slstm_block"]:
+        fields["slstm_block"]["slstm"] |= {"function": "slstm", "group_norm_weight": True, "dropout": config.dropout}
+        fields["slstm_block"]["feedforward"] |= {**always, "ff_type": "ffn_gated", "round_proj_up_to_multiple_of": 64}
+    return fields
