@@ -72,9 +72,9 @@ def default_blocks(time: int, key_dim: int, value_dim: int, dtype: jnp.dtype, ch
 
     L: per token a chunk costs 2·L·(K+V) FLOPs for its pairs and 4·K·V for the state on the matrix unit, and about 3·K·V/L operations of
     the vector unit (1/32 of its rate on v5e) for decaying and rounding C: 256 for 512 x 512 and beyond, 128 below.
-    S: a kept state is 4·K·V bytes, against 4·(K+V) bytes per token of q, k, v, h in bfloat16. 2048 tokens apart it is 4·1024·1024/2048 =
-    2 KB of 8 KB for the widest head (1.25), less for others, and nothing for T <= 2048. The S states of a stretch are in VMEM in
-    the type of the inputs, up to 16 MiB: exactly 8 chunks of 256 tokens at 1024 x 1024.
+    S: in bfloat16 a kept state is 2·K·V bytes, against 4·(K+V) bytes per token of q, k, v, h. 2048 tokens apart it is 2·1024·1024/2048 =
+    1 KB of 8 KB for the widest head, less for others, and nothing for T <= 2048. The S states of a stretch are in VMEM in the type of
+    the inputs, up to 16 MiB: exactly 8 chunks of 256 tokens at 1024 x 1024.
     """
     itemsize = jnp.dtype(dtype).itemsize
     wide = key_dim * value_dim >= 512 * 512 and itemsize == 2

@@ -52,13 +52,12 @@ def call_backward(
 ) -> tuple[tuple[Keys, Keys, Values], tuple[Array, Array], tuple[TokenNumbers, TokenNumbers, Array]]:
     """((dq, dk, dv), (dC0, dn0), (q·dq, k·dk, <C, dC> + <n, dn> after each chunk)); after has the cotangents of the last state."""
     batch, heads, chunks = numbers.shape[:3]
-    kept_C, kept_n, qn = kept
     dn = after.n if settings.normalise else jnp.zeros_like(after.n)
     call = backward_call(settings, q.dtype, batch, heads, chunks, q.shape[-1], v.shape[-1])
-    numbers = numbers.at[:, :, :, QN].set(qn[:, :, :, 0])
+    numbers = numbers.at[:, :, :, QN].set(kept.qn[:, :, :, 0])
     n, dn = state.n[:, :, None], dn[:, :, None]
     h = by_head(h) if settings.normalise else None
-    *gradients, dC, dn, sums = call(by_head(q), by_head(k), by_head(v), h, by_head(dh), numbers, state.C, n, kept_C, kept_n, after.C, dn)
+    *gradients, dC, dn, sums = call(by_head(q), by_head(k), by_head(v), h, by_head(dh), numbers, state.C, n, kept.C, kept.n, after.C, dn)
     q_dq, k_dk = (sums[:, :, :, row].reshape(batch, heads, -1) for row in range(2))
     gradients = tuple(x.reshape(y.shape) for x, y in zip(gradients, (q, k, v), strict=True))
     return gradients, (dC, dn[:, :, 0]), (q_dq, k_dk, sums[:, :, :, 2, 0])
@@ -105,8 +104,8 @@ def backward_call(settings: Settings, dtype: Any, batch: int, heads: int, chunks
             per_chunk(early, ROWS, size),
             in_hbm,
             per_head(1, key_dim),
-            in_hbm,
-            before_stretch,
+            in_hbm if stretches > 1 else None,
+            before_stretch if stretches > 1 else None,
             in_hbm,
             per_head(1, key_dim),
         ],
@@ -139,7 +138,8 @@ def backward_bytes(settings: Settings, dtype: Any, batch: int, heads: int, chunk
     once = 4 * key_dim + (4 if settings.normalise else 3) * value_dim
     again = (chunks - stretches) / chunks  # the last chunk of a stretch stays where it is
     per_token = (once + again * (key_dim + value_dim)) * jnp.dtype(dtype).itemsize + 4 * ROWS * (2 + again)
-    return batch * heads * int(chunks * settings.size * per_token + (2 + stretches) * 4 * key_dim * (value_dim + 1))
+    kept = (stretches - 1) * key_dim * (value_dim * jnp.dtype(dtype).itemsize + 4)
+    return batch * heads * (round(chunks * settings.size * per_token) + 3 * 4 * key_dim * (value_dim + 1) + kept)
 
 
 def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> Any:
@@ -173,10 +173,13 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
             fetch(C0_ref.at[b, head], C_ref)
             n_ref[...] = n0_ref[0, 0]
 
-        @pl.when((j == 0) & (stretch > 0))
-        def _() -> None:
-            fetch(kept_C_ref.at[b, head, stretch - 1], C_ref)
-            n_ref[...] = kept_n_ref[0, 0, 0]
+        if stretches > 1:
+
+            @pl.when((j == 0) & (stretch > 0))
+            def _() -> None:
+                fetch(kept_C_ref.at[b, head, stretch - 1], all_C_ref.at[0])
+                C_ref[...] = all_C_ref[0].astype(jnp.float32)
+                n_ref[...] = kept_n_ref[0, 0, 0]
 
         @pl.when((j < spacing) & exists)
         def _() -> None:

@@ -20,7 +20,17 @@ ROW, COL, W, KEPT, FLOOR, DOCUMENT, QN = range(7)
 ROWS = 8  # one register high
 
 Numbers = Float[Array, "B H N 8 L"]
-Kept = tuple[Float[Array, "B H G K V"], Float[Array, "B H G 1 K"], Float[Array, "B H N 1 L"]]
+
+
+class Kept(NamedTuple):
+    """What the backward pass needs: n·q, and C (in the type of the inputs) and n before every stretch but the first (None: there is one).
+
+    C is rounded as where it enters a product. Every stretch starts from the forward pass' C, so that these errors do not add up.
+    """
+
+    qn: Float[Array, "B H N 1 L"]
+    C: Float[Array, "B H G K V"] | None = None
+    n: Float[Array, "B H G 1 K"] | None = None
 
 
 class Settings(NamedTuple):
@@ -51,11 +61,11 @@ def by_head(x: Float[Array, "B T H K"]) -> Float[Array, "B T H*K"]:
 def call_forward(
     settings: Settings, q: Keys, k: Keys, v: Values, numbers: Numbers, state: MLSTMState, *, keep: bool
 ) -> tuple[Values, MLSTMState, Kept | None]:
-    """(h, state after the last chunk, what the backward pass needs: C and n before every stretch but the first, and qn)."""
+    """(h, state after the last chunk, what the backward pass needs if it is to be kept)."""
     batch, heads, chunks = numbers.shape[:3]
     call = forward_call(settings, q.dtype, batch, heads, chunks, q.shape[-1], v.shape[-1], keep=keep)
     h, C, n, *kept = call(by_head(q), by_head(k), by_head(v), numbers, state.C, state.n[:, :, None])
-    return h.reshape(v.shape), MLSTMState(C, n[:, :, 0], state.m), tuple(kept) if keep else None
+    return h.reshape(v.shape), MLSTMState(C, n[:, :, 0], state.m), Kept(*kept) if keep else None
 
 
 def forward_call(
@@ -63,7 +73,7 @@ def forward_call(
 ) -> Any:
     """The Pallas call on (q, k, v as `B T H*K`, numbers, C0, n0 `B H 1 K`)."""
     size, spacing = settings.size, settings.spacing
-    stretches = max(1, -(-chunks // spacing) - 1)  # whose state is kept; one block is there even if nothing is written to it
+    stretches = -(-chunks // spacing)
 
     def tokens(width: int) -> pl.BlockSpec:
         return pl.BlockSpec((1, size, width), lambda b, h, n: (b, n, h))
@@ -83,14 +93,15 @@ def forward_call(
         ((batch, heads, 1, key_dim), jnp.float32, per_head(1, key_dim)),
     ]
     if keep:
+        outs += [((batch, heads, chunks, 1, size), jnp.float32, per_chunk(1, size))]
+    if keep and stretches > 1:
         outs += [
-            ((batch, heads, stretches, key_dim, value_dim), jnp.float32, per_stretch(key_dim, value_dim)),
-            ((batch, heads, stretches, 1, key_dim), jnp.float32, per_stretch(1, key_dim)),
-            ((batch, heads, chunks, 1, size), jnp.float32, per_chunk(1, size)),
+            ((batch, heads, stretches - 1, key_dim, value_dim), dtype, per_stretch(key_dim, value_dim)),
+            ((batch, heads, stretches - 1, 1, key_dim), jnp.float32, per_stretch(1, key_dim)),
         ]
     pairs = batch * heads * chunks * size
     return pl.pallas_call(
-        _kernel(settings, key_dim, value_dim, keep=keep),
+        _kernel(settings, chunks, value_dim, keep=keep),
         grid=(batch, heads, chunks),
         in_specs=[
             tokens(key_dim),
@@ -120,18 +131,18 @@ def forward_bytes(settings: Settings, dtype: Any, batch: int, heads: int, chunks
     """Bytes that the forward kernel moves between HBM and VMEM; states before the first and after the last chunk included."""
     state = 4 * key_dim * (value_dim + 1)
     per_token = 2 * (key_dim + value_dim) * jnp.dtype(dtype).itemsize + 4 * ROWS + (4 if keep else 0)
-    kept = max(1, -(-chunks // settings.spacing) - 1) if keep else 0
-    return batch * heads * (chunks * settings.size * per_token + (2 + kept) * state)
+    stretches = -(-chunks // settings.spacing) - 1 if keep else 0
+    kept = stretches * key_dim * (value_dim * jnp.dtype(dtype).itemsize + 4)
+    return batch * heads * (chunks * settings.size * per_token + 2 * state + kept)
 
 
-def _kernel(settings: Settings, key_dim: int, value_dim: int, *, keep: bool) -> Any:
+def _kernel(settings: Settings, chunks: int, value_dim: int, *, keep: bool) -> Any:
     """One chunk of one head. C and n are the blocks of the last state, which stay in VMEM from the first chunk to the last."""
     size, spacing, normalise, eps, scale, _ = settings
     tile, dot = tile_of(value_dim), products(settings.interpret)
 
     def kernel(q_ref, k_ref, v_ref, numbers_ref, C0_ref, n0_ref, h_ref, C_ref, n_ref, *rest):
-        kept_C_ref, kept_n_ref, qn_ref = rest[:3] if keep else (None, None, None)
-        k_turned_ref, arrived = rest[-2:]
+        *kept_refs, k_turned_ref, arrived = rest
         b, h, chunk = (pl.program_id(axis) for axis in range(3))
 
         @pl.when(chunk == 0)
@@ -141,11 +152,12 @@ def _kernel(settings: Settings, key_dim: int, value_dim: int, *, keep: bool) -> 
             n_ref[...] = n0_ref[...]
             copy.wait()
 
-        if keep:
+        if keep and chunks > spacing:
+            kept_C_ref, kept_n_ref = kept_refs[1:]
 
             @pl.when((chunk > 0) & (chunk % spacing == 0))
             def _() -> None:
-                kept_C_ref[0, 0, 0] = C_ref[0, 0]
+                kept_C_ref[0, 0, 0] = C_ref[0, 0].astype(kept_C_ref.dtype)
                 kept_n_ref[0, 0, 0] = n_ref[0, 0]
 
         numbers, columns = numbers_of(numbers_ref)
@@ -158,9 +170,9 @@ def _kernel(settings: Settings, key_dim: int, value_dim: int, *, keep: bool) -> 
             qn = jnp.sum(S, axis=1, keepdims=True) + w * jnp.sum(q.astype(jnp.float32) * n, axis=1, keepdims=True)
             per_d = 1 / (jnp.maximum(jnp.abs(qn), columns[FLOOR]) + eps)
             if keep:
-                qn_ref[0, 0, 0] = to_rows(qn)[:1]
+                kept_refs[0][0, 0, 0] = to_rows(qn)[:1]
         elif keep:
-            qn_ref[...] = jnp.zeros_like(qn_ref)
+            kept_refs[0][...] = jnp.zeros_like(kept_refs[0])
 
         kept_k = kept * k.astype(jnp.float32)
         k_turned_ref[...] = kept_k.T.astype(k.dtype)

@@ -68,8 +68,10 @@ def evaluate(backend: Any, spec: Spec, *, mode: Any = True, seed: int = 0, eps: 
         values = [h.astype(jnp.float32), *_scaled_states(state, factor)]
         return reference.weighted(values, weights), values
 
+    # Interpreted, most of the time is XLA's, for a program that no user compiles.
+    compiler_options = None if mode is False else cases.QUICK_COMPILE
     with interpreted(mode):
-        gradients, values = jax.jit(jax.grad(loss, has_aux=True))(floats)
+        gradients, values = jax.jit(jax.grad(loss, has_aux=True), compiler_options=compiler_options)(floats)
     return [np.asarray(x, np.float64) for x in values], {name: np.asarray(x, np.float64) for name, x in gradients.items()}
 
 
