@@ -198,8 +198,6 @@ def _open_prepared(config: DataConfig, path: str, split: str) -> TokenSource:
             f"data.tokenizer {config.tokenizer!r} is not the one that {path!r} was prepared with ({manifest.tokenizer!r}, "
             f"sha256 {manifest.tokenizer_hash[:12]}); point data.tokenizer to that file"
         )
-    arrays = shards.open_shards(path, manifest)
-    start = np.array([manifest.end_of_text], np.dtype(manifest.dtype))
-    tokens = shards.ShardedTokens([start, *arrays])
+    tokens = shards.open_shards(path, manifest)
     description = f"{split}: {path}: {manifest.documents:,} documents, {manifest.tokens:,} tokens of {manifest.tokenizer!r}"
     return TokenSource(tokens, tokenizer, manifest.documents, manifest.bytes, None, (description,))

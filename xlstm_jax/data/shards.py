@@ -4,9 +4,12 @@ A prepared folder holds `train/`, `validation/`, each with `manifest.json` and i
 file. A split's token stream is its shards in the manifest's order; every document ends with the end-of-text token.
 """
 
+import bisect
 import dataclasses
+import functools
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +19,7 @@ from xlstm_jax.errors import UserError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+OPEN_FILES = 256  # at a time, in each process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,18 @@ class Shard:
     file: str
     tokens: int
     sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """A file that tokens were made of, in the order of the tokens. Its sha256 is that of the hub, where it is known."""
+
+    file: str
+    size: int
+    sha256: str | None
+    shard: str
+    documents: int
+    tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,37 +57,104 @@ class Manifest:
     documents: int
     bytes: int  # of the documents' UTF-8 text
     shards: tuple[Shard, ...]
+    source: str = "memory"
+    inputs: tuple[Input, ...] = ()
+    damaged: dict[str, int] = dataclasses.field(default_factory=dict)  # records left out, by kind; report.jsonl names each
+    request: dict = dataclasses.field(default_factory=dict)  # what `xlstm_jax.data.prepare` was asked for
     format: int = FORMAT
+
+    def fingerprint(self) -> int:
+        """53 bits that another content, order or tokenizer changes; exact as a number of JSON."""
+        content = json.dumps([self.tokenizer_hash, self.dtype, [(shard.tokens, shard.sha256) for shard in self.shards]])
+        return int(hashlib.sha256(content.encode()).hexdigest()[:13], 16)
+
+
+class ShardWriter:
+    """One shard while it is written: `path` exists when it is complete, and a killed process leaves a `.partial` file."""
+
+    def __init__(self, path: pathlib.Path, dtype: str):
+        self.path, self._dtype = path, np.dtype(dtype).newbyteorder("<")
+        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        self._file = open(self._partial, "wb")
+        self._hash, self.tokens = hashlib.sha256(), 0
+
+    def write(self, ids: np.ndarray) -> None:
+        """Appends tokens."""
+        content = ids.astype(self._dtype).tobytes()
+        self._file.write(content)
+        self._hash.update(content)
+        self.tokens += len(ids)
+
+    def close(self) -> Shard:
+        """Completes the file, safe from a loss of power."""
+        with self._file as file:
+            file.flush()
+            os.fsync(file.fileno())
+        self._partial.replace(self.path)
+        return Shard(self.path.name, self.tokens, self._hash.hexdigest())
 
 
 class ShardedTokens:
-    """The token stream of several memory-mapped shards; `stream[start:stop]` reads across their borders."""
+    """The token stream of a split in several files; `stream[start:stop]` reads across their borders.
 
-    def __init__(self, arrays: Sequence[np.ndarray]):
-        self._arrays = list(arrays)
-        self._ends = np.cumsum([len(array) for array in self._arrays])
+    It starts with an end-of-text token that stands in no file. Files are opened when they are read, at most `OPEN_FILES` at a time,
+    and not taken along to other processes.
+    """
+
+    def __init__(self, paths: Sequence[pathlib.Path], lengths: Sequence[int], dtype: str, end_of_text: int):
+        self._paths, self._dtype = list(paths), np.dtype(dtype).newbyteorder("<")
+        self._start = np.array([end_of_text], self._dtype)
+        self._ends = np.cumsum([1, *lengths]).tolist()
+        self._open = functools.lru_cache(OPEN_FILES)(_OpenFile)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def __getitem__(self, span: slice) -> np.ndarray:
         start, stop, step = span.indices(len(self))
         if step != 1:
             raise ValueError(f"a token stream is read in steps of 1, not {step}")
         parts = []
-        shard = int(np.searchsorted(self._ends, start, side="right"))
+        part = bisect.bisect_right(self._ends, start)  # 0 is the token in front, k the file k - 1
         while start < stop:
-            first = int(self._ends[shard]) - len(self._arrays[shard])
-            end = min(stop, int(self._ends[shard]))
-            parts.append(self._arrays[shard][start - first : end - first])
-            start, shard = end, shard + 1
-        return np.concatenate(parts) if parts else np.zeros(0, self._arrays[0].dtype)
+            end = min(stop, self._ends[part])
+            parts.append(self._read(part - 1, start - self._ends[part - 1], end - start) if part else self._start)
+            start, part = end, part + 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else self._start[:0]
+
+    def _read(self, file: int, first: int, count: int) -> np.ndarray:
+        size = self._dtype.itemsize
+        content = os.pread(self._open(self._paths[file]).descriptor, count * size, first * size)
+        if len(content) != count * size:
+            raise OSError(f"shard {self._paths[file]} has become shorter while it is read")
+        return np.frombuffer(content, self._dtype)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _open=functools.lru_cache(OPEN_FILES)(_OpenFile))
+
+
+class _OpenFile:
+    """A file descriptor that closes with its last user."""
+
+    def __init__(self, path: pathlib.Path):
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self):
+        os.close(self.descriptor)
+
+
+def dtype_of(vocab_size: int) -> str:
+    """The smallest type that holds all ids."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
 def write_shards(
     folder: pathlib.Path, split: str, tokenizer, documents: Iterable[str], tokens_per_shard: int = 1 << 27
 ) -> Manifest:
-    """Tokenizes documents into `folder/split/`; the manifest is written last, so that a killed run leaves no half of a corpus.
+    """Tokenizes documents in memory into `folder/split/`; `xlstm_jax.data.prepare` does it for files.
 
     `tokenizer` is one of `xlstm_jax.data.tokenizer`; an existing manifest is not overwritten (`UserError`).
     """
@@ -79,37 +162,56 @@ def write_shards(
     if (target / MANIFEST).exists():
         raise UserError(f"{str(target)!r} holds a prepared corpus already; give another folder or remove it")
     target.mkdir(parents=True, exist_ok=True)
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    shards, pending, num_documents, num_bytes = [], [], 0, 0
-
-    def flush():
-        tokens = np.concatenate(pending)
-        name = f"tokens-{len(shards):05d}.bin"
-        (target / name).write_bytes(tokens.tobytes())
-        shards.append(Shard(name, len(tokens), hashlib.sha256(tokens.tobytes()).hexdigest()))
-        pending.clear()
-
+    shards, writer, num_documents, num_bytes = [], None, 0, 0
     for text in documents:
-        pending.append(np.append(tokenizer.encode(text), tokenizer.end_of_text).astype(dtype))
+        writer = writer or ShardWriter(target / shard_name(len(shards)), dtype_of(tokenizer.vocab_size))
+        writer.write(tokenizer.encode_batch([text], [True]))
         num_documents, num_bytes = num_documents + 1, num_bytes + len(text.encode())
-        if sum(map(len, pending)) >= tokens_per_shard:
-            flush()
-    if pending:
-        flush()
-    manifest = Manifest(
+        if writer.tokens >= tokens_per_shard:
+            shards.append(writer.close())
+            writer = None
+    if writer:
+        shards.append(writer.close())
+    manifest = make_manifest(split, tokenizer, shards, num_documents, num_bytes)
+    write_manifest(target, manifest)
+    return manifest
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"tokens-{number:05d}.bin"
+
+
+def make_manifest(split: str, tokenizer, shards: Sequence[Shard], documents: int, num_bytes: int, **more) -> Manifest:
+    """The manifest of complete shards."""
+    return Manifest(
         split=split,
         tokenizer=tokenizer.name,
         tokenizer_hash=tokenizer.hash,
         vocab_size=tokenizer.vocab_size,
         end_of_text=tokenizer.end_of_text,
-        dtype="uint16" if dtype.itemsize == 2 else "uint32",
+        dtype=dtype_of(tokenizer.vocab_size),
         tokens=sum(shard.tokens for shard in shards),
-        documents=num_documents,
+        documents=documents,
         bytes=num_bytes,
         shards=tuple(shards),
+        **more,
     )
-    (target / MANIFEST).write_text(json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
-    return manifest
+
+
+def write_manifest(folder: pathlib.Path, manifest: Manifest) -> None:
+    """Writes `folder/manifest.json`, whole or not at all."""
+    write_whole(folder / MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a text file that is there whole or not at all, whenever the process ends."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with open(partial, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def is_prepared(folder: str) -> bool:
@@ -128,6 +230,7 @@ def read_manifest(folder: str, split: str) -> Manifest:
     try:
         values = json.loads(path.read_text())
         values["shards"] = tuple(Shard(**shard) for shard in values["shards"])
+        values["inputs"] = tuple(Input(**entry) for entry in values["inputs"])
         manifest = Manifest(**values)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); prepare the data again") from None
@@ -152,24 +255,24 @@ def _contradiction(manifest: Manifest) -> str | None:
     return None
 
 
-def open_shards(folder: str, manifest: Manifest) -> list[np.ndarray]:
-    """The memory-mapped shards; every shard's size is checked (`UserError`), its hash by `verify` only."""
-    dtype = np.dtype(manifest.dtype).newbyteorder("<")
-    arrays = []
-    for shard in manifest.shards:
-        path = pathlib.Path(folder) / manifest.split / shard.file
+def open_shards(folder: str, manifest: Manifest) -> ShardedTokens:
+    """The token stream of a split; every shard's size is checked (`UserError`), its hash by `verify` only."""
+    itemsize = np.dtype(manifest.dtype).itemsize
+    paths = [pathlib.Path(folder) / manifest.split / shard.file for shard in manifest.shards]
+    for path, shard in zip(paths, manifest.shards, strict=True):
         size = path.stat().st_size if path.is_file() else None
-        if size != shard.tokens * dtype.itemsize:
+        if size != shard.tokens * itemsize:
             found = "missing" if size is None else f"{size} bytes long"
-            raise UserError(f"shard {path} is {found}, its manifest says {shard.tokens * dtype.itemsize} bytes; prepare it again")
-        arrays.append(np.memmap(path, dtype, mode="r"))
-    return arrays
+            raise UserError(f"shard {path} is {found}, its manifest says {shard.tokens * itemsize} bytes; prepare it again")
+    return ShardedTokens(paths, [shard.tokens for shard in manifest.shards], manifest.dtype, manifest.end_of_text)
 
 
 def verify(folder: str, manifest: Manifest) -> list[str]:
     """The files whose content is not what the manifest says."""
-    return [
-        shard.file
-        for shard in manifest.shards
-        if hashlib.sha256((pathlib.Path(folder) / manifest.split / shard.file).read_bytes()).hexdigest() != shard.sha256
-    ]
+    damaged = []
+    for shard in manifest.shards:
+        path = pathlib.Path(folder) / manifest.split / shard.file
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                damaged.append(shard.file)
+    return damaged

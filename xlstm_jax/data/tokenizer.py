@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
@@ -24,6 +25,11 @@ class ByteTokenizer:
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, uint16."""
         return np.frombuffer(text.encode(), np.uint8).astype(np.uint16)
+
+    def encode_batch(self, texts: Sequence[str], ends: Sequence[bool]) -> np.ndarray:
+        """Ids of several texts in a row, with an end-of-text token after each one whose entry of `ends` is true."""
+        end = np.array([self.end_of_text], np.uint16)
+        return np.concatenate([part for text, ended in zip(texts, ends, strict=True) for part in (self.encode(text), end[:ended])])
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of ids; ends of text become line feeds, bytes that are no UTF-8 become U+FFFD."""
@@ -50,6 +56,15 @@ class FileTokenizer:
         """Ids of a text, without special tokens; uint32."""
         return np.asarray(self.tokenizer.encode(text, add_special_tokens=False).ids, np.uint32)
 
+    def encode_batch(self, texts: Sequence[str], ends: Sequence[bool]) -> np.ndarray:
+        """Ids of several texts in a row, with an end-of-text token after each one whose entry of `ends` is true."""
+        ids = []
+        for encoding, ended in zip(self.tokenizer.encode_batch_fast(texts, add_special_tokens=False), ends, strict=True):
+            ids += encoding.ids
+            if ended:
+                ids.append(self.end_of_text)
+        return np.asarray(ids, np.uint32)
+
     def decode(self, ids: np.ndarray) -> str:
         """The text of ids, special tokens included."""
         return self.tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
@@ -74,6 +89,9 @@ def load_tokenizer(name: str) -> Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"data.tokenizer {name!r} is no file of the `tokenizers` library: {error}") from None
+    tokenizer.no_truncation()  # which a file may ask for
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # a text that speaks of "<|endoftext|>" does not end there
     end_of_text = tokenizer.token_to_id(END_OF_TEXT)
     if end_of_text is None:
         raise UserError(f"data.tokenizer {name!r} has no token {END_OF_TEXT!r}; add it, documents are separated by it")

@@ -1,0 +1,97 @@
+"""Text pieces to tokens: many documents at a time, and a long one in parts that give the tokens of the whole."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from xlstm_jax.data.documents import Piece
+from xlstm_jax.data.tokenizer import Tokenizer
+
+BATCH = 1 << 20  # characters tokenized at a time; the `tokenizers` library takes about 150 bytes for each token of them
+LONGEST = 1 << 20  # characters of a part
+SEARCH = 1 << 16  # how far before the end of a part a place to cut is looked for
+WINDOW = 256  # characters on either side on which a cut is tried
+TRIES = 32
+WORD_ENDS = re.compile(r"(?<=\S)(?=\s)")  # no token of a byte-level BPE crosses these
+KIND_CHANGES = re.compile(r"(?<=[^\W\d_])(?=[\W\d_])|(?<=\d)(?=\D)")
+
+
+class Tokens:
+    """The tokens of one batch of text.
+
+    Attributes:
+        ids: documents, each that ends here with an end-of-text token.
+        parts: the text.
+    """
+
+    def __init__(self, ids: np.ndarray, parts: list[Piece]):
+        self.ids, self.parts = ids, parts
+
+    @property
+    def documents(self) -> int:
+        """How many end here."""
+        return sum(part.last for part in self.parts)
+
+    @property
+    def bytes(self) -> int:
+        """Of the text, as UTF-8."""
+        return sum(len(part.text) if part.text.isascii() else len(part.text.encode()) for part in self.parts)
+
+    def up_to_document_end(self, tokens: int, end_of_text: int) -> "Tokens | None":
+        """What there is up to the first document's end at which there are at least so many tokens; None if there is none."""
+        ends = np.flatnonzero(self.ids == end_of_text)
+        documents = int(np.searchsorted(ends, tokens - 1)) + 1
+        if documents > len(ends):
+            return None
+        last_parts = [k for k, part in enumerate(self.parts, 1) if part.last]
+        return Tokens(self.ids[: ends[documents - 1] + 1], self.parts[: last_parts[documents - 1]])
+
+
+def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Tokens]:
+    """Tokens of a stream of documents, in order, `BATCH` characters at a time."""
+    batch, size = [], 0
+    for part in _parts(pieces, tokenizer):
+        batch.append(part)
+        size += len(part.text)
+        if size >= BATCH:
+            yield _encode(batch, tokenizer)
+            batch, size = [], 0
+    if batch:
+        yield _encode(batch, tokenizer)
+
+
+def _encode(batch: list[Piece], tokenizer: Tokenizer) -> Tokens:
+    return Tokens(tokenizer.encode_batch([part.text for part in batch], [part.last for part in batch]), batch)
+
+
+def _parts(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Piece]:
+    """Parts of at most `LONGEST` characters that can be tokenized one by one."""
+    rest = ""
+    for text, last in pieces:
+        text, start = rest + text, 0
+        while len(text) - start > LONGEST:
+            cut = find_cut(text, start, start + LONGEST, tokenizer)
+            yield Piece(text[start:cut], False)
+            start = cut
+        rest = text[start:]
+        if last:
+            yield Piece(rest, True)
+            rest = ""
+
+
+def find_cut(text: str, start: int, end: int, tokenizer: Tokenizer) -> int:
+    """The last place between `start` and `end` where a cut leaves the tokens as they are; tried on the text around it.
+
+    Ends of words come first, then changes between letters, digits and the rest. Where neither is found within `SEARCH` characters,
+    `end` itself: the text stays whole, a word of 65,536 letters gets other tokens.
+    """
+    start = max(end - SEARCH, start + 1)
+    for pattern in (WORD_ENDS, KIND_CHANGES):
+        places = [match.start() for match in pattern.finditer(text, start, end)]
+        for place in places[: -TRIES - 1 : -1]:
+            before, after = text[max(place - WINDOW, 0) : place], text[place : place + WINDOW]
+            whole = tokenizer.encode(before + after)
+            if np.array_equal(whole, np.concatenate([tokenizer.encode(before), tokenizer.encode(after)])):
+                return place
+    return end
