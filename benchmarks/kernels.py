@@ -2,7 +2,7 @@
 
     python -m benchmarks.kernels              # on a GPU or TPU: benchmarks/results/kernels_<device>.json
     python -m benchmarks.kernels --quick      # tiny sizes, on the CPU too: whether the benchmark works, no numbers to keep
-    python -m benchmarks.kernels --tune       # the fastest chunk of each kernel: pallas_kernels/tuned/<device>.json
+    python -m benchmarks.kernels --tune       # the fastest right chunk of each kernel: pallas_kernels/tuned/<device>.json
     python -m benchmarks.kernels --predict    # no device: benchmarks/results/kernels_predicted_h200.json
 
 Each kernel is compared with the float64 recurrence at a short length, and its timed outputs and gradients with those of the XLA form.
@@ -204,17 +204,25 @@ def show(result: dict[str, Any]) -> None:
 
 
 def tune(cases: Iterable[Spec], chunks: dict[str, tuple[int, ...]], path: pathlib.Path, repetitions: int = 10) -> dict[str, Any]:
-    """Times forward and backward with every chunk length and writes the fastest of each K, V, dtype into the table at path."""
+    """Times forward and backward with every chunk length and writes the fastest of each K, V, dtype into the table at path.
+
+    A chunk length whose results are not those of the XLA form is an error, as it is in `ours`.
+    """
     table = json.loads(path.read_text()) if path.exists() else {}
     for spec in cases:
         inputs, shape = arguments(spec), {"K": spec.K, "V": spec.V, "dtype": spec.dtype}
+        expected = programs(spec, "chunkwise")[1](*inputs)
         for backend, sizes in chunks.items():
             times = {}
             for size in sizes:
+                program = programs(spec, backend, chunk_size=size)[1]
                 try:
-                    times[size] = seconds(programs(spec, backend, chunk_size=size)[1], inputs, repetitions)[0]
+                    error = difference(program(*inputs), expected)
                 except (NotImplementedError, jax.errors.JaxRuntimeError) as reason:  # not served, or too large for the chip
                     print(f"{spec.name}: {backend} with {size}: {str(reason).splitlines()[0]}")
+                    continue
+                assert error <= 2 * spec.tolerance, f"{spec.name}: {backend} with {size} is {error:.1e} off"
+                times[size] = seconds(program, inputs, repetitions)[0]
             if not times:
                 continue
             best = min(times, key=times.get)
@@ -272,6 +280,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.tune:
         names = [name for name in MLSTM_ORDER[device_family(platform, kind)] if name in CHUNKS]
         short = [spec for spec in cases if spec.K and spec.T <= 2048]
+        short += [] if options.quick else [spec for spec in specs.MLSTM_MODELS if options.only in spec.name]
         tune(short, {name: CHUNKS[name] for name in names}, options.out or TABLES / file_name(kind), options.repetitions)
         return
     if platform == "cpu" and not options.quick:

@@ -48,10 +48,18 @@ def test_a_difference_that_is_not_a_number_is_seen():
     assert math.isnan(kernels.difference([jnp.ones(2), jnp.array([jnp.nan])], [jnp.ones(2), jnp.ones(1)]))
 
 
+@pytest.mark.slow
 def test_tuning_writes_the_fastest_of_each_shape_and_keeps_the_rest(tmp_path, monkeypatch):
     took = {16: 3.0, 32: 1.0, 64: 2.0}
-    monkeypatch.setattr(kernels, "programs", lambda spec, backend, chunk_size: (None, chunk_size))
-    monkeypatch.setattr(kernels, "seconds", lambda program, inputs, repetitions: (took[program], "device"))
+    true_programs, of = kernels.programs, {}
+
+    def programs(spec, backend, **options):
+        forward, both = true_programs(spec, backend, **options)
+        of[both] = options.get("chunk_size")
+        return forward, both
+
+    monkeypatch.setattr(kernels, "programs", programs)
+    monkeypatch.setattr(kernels, "seconds", lambda program, inputs, repetitions: (took[of[program]], "device"))
     path = tmp_path / "device.json"
     other = {"shape": {"K": 1, "V": 1, "dtype": "float32"}, "blocks": {"chunk_size": 7}}
     path.write_text(json.dumps({"mlstm/chunkwise": [other]}))
@@ -59,6 +67,13 @@ def test_tuning_writes_the_fastest_of_each_shape_and_keeps_the_rest(tmp_path, mo
         kernels.tune(kernels.QUICK[:1], {"chunkwise": (16, 32, 64)}, path)
     best = {"shape": {"K": 16, "V": 32, "dtype": "float32"}, "blocks": {"chunk_size": 32}}
     assert json.loads(path.read_text()) == {"mlstm/chunkwise": [other, best]}
+
+
+def test_a_chunk_that_gives_wrong_results_is_never_tuned(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "difference", lambda got, expected: 0.1)
+    with pytest.raises(AssertionError, match="chunkwise with 16 is 1.0e-01 off"):
+        kernels.tune(kernels.QUICK[:1], {"chunkwise": (16,)}, tmp_path / "device.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_calls_time_is_the_sum_of_its_kernels_and_the_median_over_calls():

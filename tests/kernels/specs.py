@@ -142,3 +142,5 @@ SLSTM_SPEED = tuple(
 
 # The paper's models: heads and head dims of their mLSTM blocks (K = V) and sLSTM blocks, 7B's as K, V.
 MODELS = {"125m": (4, 384, 384), "350m": (4, 512, 512), "760m": (4, 768, 768), "1.3b": (4, 1024, 1024), "7b": (8, 256, 512)}
+# Their mLSTM blocks that are not among the timed ones; tuned with them.
+MLSTM_MODELS = tuple(_speed(*heads, 2048) for heads in MODELS.values() if heads not in SPEED_HEADS)
