@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -267,12 +267,13 @@ def open_shards(folder: str, manifest: Manifest) -> ShardedTokens:
     return ShardedTokens(paths, [shard.tokens for shard in manifest.shards], manifest.dtype, manifest.end_of_text)
 
 
-def verify(folder: str, manifest: Manifest) -> list[str]:
-    """The files whose content is not what the manifest says."""
+def verify(folder: str, manifest: Manifest, progress: Callable[[], object] = lambda: None) -> list[str]:
+    """The files whose content is not what the manifest says; `progress` is called after each file."""
     damaged = []
     for shard in manifest.shards:
         path = pathlib.Path(folder) / manifest.split / shard.file
         with open(path, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
                 damaged.append(shard.file)
+        progress()
     return damaged
