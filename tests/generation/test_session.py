@@ -69,6 +69,7 @@ def test_the_logits_of_every_step_are_the_teacher_forced_ones(model_and_params):
     assert at_once[0].tolist() == tokens
 
 
+@pytest.mark.slow
 def test_a_padded_prompt_gives_what_it_gives_alone(model_and_params):
     model, params = model_and_params
     together = read(model, params, PROMPTS)
@@ -81,6 +82,7 @@ def test_a_padded_prompt_gives_what_it_gives_alone(model_and_params):
         assert_same(take(after, [row]), after_alone)
 
 
+@pytest.mark.slow
 def test_a_long_prompt_is_read_piece_by_piece(paper_model, monkeypatch):
     model, params = paper_model
     whole = read(model, params, PROMPTS)
@@ -88,6 +90,7 @@ def test_a_long_prompt_is_read_piece_by_piece(paper_model, monkeypatch):
     assert_same(read(model, params, PROMPTS), whole)
 
 
+@pytest.mark.slow
 def test_reading_goes_on_where_it_stopped(paper_model):
     model, params = paper_model
     session = read(model, params, [prompt[:1] for prompt in PROMPTS])
@@ -117,6 +120,7 @@ def test_a_text_drawn_in_parts_is_the_text_drawn_at_once(paper_model):
     assert_same(session, after)
 
 
+@pytest.mark.slow
 def test_a_stop_token_ends_its_row_and_freezes_its_state(model_and_params):
     model, params = model_and_params
     start = read(model, params, PROMPTS)

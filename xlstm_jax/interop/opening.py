@@ -1,0 +1,71 @@
+"""A model that is ready to use, from wherever it is: a run, an imported folder, a Hugging Face folder or name."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from xlstm_jax.config import Config, DataConfig
+from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
+from xlstm_jax.errors import UserError
+from xlstm_jax.interop.convert import import_params
+from xlstm_jax.interop.folders import TOKENIZER, is_run, open_source
+from xlstm_jax.models import build_model
+from xlstm_jax.training.checkpoints import read_params
+from xlstm_jax.training.run_folder import find_run
+from xlstm_jax.training.state import abstract_params
+
+
+class Opened(NamedTuple):
+    """A model with its parameters on the devices.
+
+    Attributes:
+        step: of the checkpoint; 0 for other projects' models.
+        folder: where the checkpoint is; results of evaluations go below it.
+    """
+
+    config: Config
+    model: nn.Module
+    params: Any
+    tokenizer: Tokenizer
+    step: int
+    folder: pathlib.Path
+
+
+def open_checkpoint(name: str, step: int | None = None, sharding: jax.sharding.Sharding | None = None) -> Opened:
+    """The model of a run's or an imported folder's newest checkpoint (or that of `step`), or of another project's checkpoint.
+
+    Args:
+        sharding: of every parameter; default: all on the first device.
+
+    Raises:
+        UserError: there is no such checkpoint, or no tokenizer.
+    """
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if is_run(name):
+        folder = find_run(name).root
+        config = find_run(name).read_config()
+        tokenizer = _tokenizer(folder, config.data.tokenizer)
+        model = build_model(config.model)
+        step, params = read_params(name, abstract_params(model, sharding), step)
+        return Opened(config, model, params, tokenizer, step, folder)
+    source = open_source(name)
+    tokenizer = _tokenizer(source.folder, "byte")
+    if tokenizer.vocab_size > source.config.vocab_size:
+        raise UserError(
+            f"the tokenizer of {name!r} has {tokenizer.vocab_size} ids, the model {source.config.vocab_size}; put the model's own "
+            f"{TOKENIZER} into its folder"
+        )
+    config = Config(model=source.config, data=DataConfig(tokenizer=_tokenizer_name(source.folder, "byte"), context_length=2048))
+    params = jax.tree.map(lambda array: jax.device_put(array, sharding), import_params(source))
+    return Opened(config, build_model(config.model), params, tokenizer, 0, source.folder)
+
+
+def _tokenizer_name(folder: pathlib.Path, name: str) -> str:
+    """A tokenizer.json in the folder goes before the configuration's path, so that folders can be moved."""
+    return str(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else name
+
+
+def _tokenizer(folder: pathlib.Path, name: str) -> Tokenizer:
+    return load_tokenizer(_tokenizer_name(folder, name))
