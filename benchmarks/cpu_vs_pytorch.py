@@ -26,7 +26,7 @@ import torch
 from tests.parity.originals import ours, paper, paper_model, tensors_of
 from xlstm_jax.analysis.flops import training_flops_per_token
 from xlstm_jax.config import ModelConfig
-from xlstm_jax.training.step import cross_entropy_sum
+from xlstm_jax.training.cross_entropy import cross_entropy_sum
 
 THREADS, BATCH, RATE = 2, 8, 1e-3
 CASES = [("[1:0]", (), 256), ("[1:0]", (), 1024), ("[3:1]", (1,), 256)]

@@ -88,6 +88,17 @@ def number(values: flags.FlagValues, name: str) -> int | None:
     return None if given is None else int(given)
 
 
+def span(values: flags.FlagValues, name: str) -> tuple[int, int] | None:
+    """The value of an optional flag like 10:12, two counts of which the second is not the smaller."""
+    given = values[name].value
+    if given is None:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", given)
+    if not match or int(match[1]) > int(match[2]):
+        raise UserError(f"--{name} is {given!r}; it must be FIRST:LAST, for example 10:12")
+    return int(match[1]), int(match[2])
+
+
 def _check_config_flags(argv: Sequence[str]) -> None:
     """Names a bad config file or an unknown key before ml_collections does, whose words are less helpful."""
     following = [*argv[1:], ""]

@@ -56,7 +56,7 @@ class ModelConfig:
     tie_embeddings: bool = False  # the vocabulary projection is the transposed embedding
     dropout: float = 0.0  # on each residual branch, in training only
     dtype: str = "auto"  # compute dtype; "auto" is bfloat16, on the CPU float32. Parameters are always float32
-    remat: str = "none"  # "block": keep only each block's input and recompute the rest in the backward pass
+    remat: str = "none"  # recompute in the backward pass: "block" all but each block's input, "dots" all but its projections too
     mlstm_backend: str | None = None  # one of pallas_kernels' names; None takes the best that serves the device
     slstm_backend: str | None = None
     chunk_size: int | None = None  # mLSTM: L; None leaves it to the backend
@@ -118,11 +118,17 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Length of the run."""
+    """Length of the run, and what happens when a step goes wrong."""
 
     steps: int = 1000
     accumulation_steps: int = 1  # micro-batches per optimizer step, weighted by their tokens
     seed: int = 0  # of initialisation and dropout
+    spike_deviations: float | None = None  # skip a step whose loss is so many standard deviations above the last ones' mean
+    spike_window: int = 128  # how many losses that is measured on
+    max_skipped: int = 10  # stop after so many skipped steps in a row; a loss that isn't finite always skips its step
+    watchdog_seconds: int | None = None  # print all threads' stacks when a step takes longer
+    watchdog_ends: bool = False  # and end the process
+    heartbeat_seconds: int = 100  # with several processes: when one that is silent counts as dead, and all others are ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +138,7 @@ class CheckpointConfig:
     every: int = 1000  # steps; the last step is always saved
     keep_latest: int = 2
     keep_best: int = 1  # by held-out loss
+    keep_every: int | None = None  # steps: the checkpoints at its multiples are kept for good
     init_from: str | None = None  # a run's folder or an imported one: start from its parameters at step 0
 
 
@@ -141,6 +148,7 @@ class LogConfig:
 
     every: int = 10  # steps
     tensorboard: bool = True
+    wandb: str | None = None  # project at Weights & Biases
 
 
 @dataclasses.dataclass(frozen=True)

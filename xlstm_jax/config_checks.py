@@ -16,7 +16,7 @@ CHOICES = {
     "model.input_gate": ("exponential", "sigmoid"),
     "model.slstm_recurrent_init": ("zeros", "uniform"),
     "model.dtype": ("auto", "float32", "bfloat16", "float16", "float64"),
-    "model.remat": ("none", "block"),
+    "model.remat": ("none", "block", "dots"),
     "optimizer.schedule": ("cosine", "exponential", "constant"),
 }
 
@@ -42,9 +42,14 @@ AT_LEAST = {
     "optimizer.weight_decay": 0.0,
     "train.steps": 1,
     "train.accumulation_steps": 1,
+    "train.spike_window": 2,
+    "train.max_skipped": 1,
+    "train.watchdog_seconds": 1,
+    "train.heartbeat_seconds": 1,
     "checkpoint.every": 1,
     "checkpoint.keep_latest": 1,
     "checkpoint.keep_best": 0,
+    "checkpoint.keep_every": 1,
     "log.every": 1,
     "eval.every": 1,
     "eval.batch_size": 1,
@@ -62,6 +67,7 @@ ABOVE_ZERO = (
     "model.recurrent_gradient_clip",
     "optimizer.clip_norm",
     "optimizer.decay_steps",
+    "train.spike_deviations",
 )
 
 FRACTIONS = ("model.dropout", "optimizer.final_fraction", "optimizer.beta1", "optimizer.beta2")

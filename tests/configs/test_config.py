@@ -124,7 +124,7 @@ def test_a_config_dict_is_locked():
         ({"data.batch_size": 15, "train.accumulation_steps": 2}, "data.batch_size is 15, not divisible"),
         ({"train.steps": 10}, "do not fit into train.steps 10"),
         ({"mesh.data": -1, "mesh.fsdp": -1}, "at most one may be -1"),
-        ({"model.mlstm_backend": "chunkwize"}, "model.mlstm_backend is 'chunkwize'; must be one of 'recurrent', .*'chunkwise'.*or unset"),
+        ({"model.mlstm_backend": "chunkwize"}, "model.mlstm_backend is 'chunkwize'; it must be one of .*'chunkwise'.*or unset"),
         ({"model.slstm_backend": "chunkwise"}, "model.slstm_backend is 'chunkwise'; it must be one of 'recurrent'"),
         ({"optimizer.schedule": "linear"}, "optimizer.schedule is 'linear'"),
     ],

@@ -44,8 +44,9 @@ def no_op_step(monkeypatch):
         def step(state, batch):
             number = int(state.step) + 1
             loss = jnp.float32("nan" if number == poisoned["at"] else number)
+            skipped = jnp.int32(number == poisoned["at"])
             metrics = {"loss": loss, "tokens": jnp.int32(64), "grad_norm": loss, "learning_rate": jnp.float32(0)}
-            return state._replace(step=state.step + 1), metrics
+            return state._replace(step=state.step + 1), metrics | {"skipped": skipped, "skipped_in_a_row": skipped}
 
         return step
 

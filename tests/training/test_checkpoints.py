@@ -1,6 +1,8 @@
 """Checkpoints: exact, the latest and the best kept, damage and misfits named."""
 
+import resource
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from xlstm_jax.config import CheckpointConfig, Config
+from xlstm_jax.config import CheckpointConfig, Config, TrainConfig
 from xlstm_jax.errors import UserError
 from xlstm_jax.training.checkpoints import Checkpoints, read_params, shape_differences, write_params
 from xlstm_jax.training.run_folder import find_run
@@ -20,7 +22,7 @@ HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 def make_state(value=0.0) -> TrainState:
     params = {"layer": {"kernel": jnp.full((40, 30), value), "bias": jnp.arange(3.0)}}
-    return start_from(params, OPTIMIZER)._replace(step=jnp.int32(value))
+    return start_from(params, OPTIMIZER, TrainConfig())._replace(step=jnp.int32(value))
 
 
 def abstract(tree):
@@ -56,7 +58,7 @@ def test_a_state_comes_back_exactly_with_its_place_in_the_data(folder):
         checkpoints.save(state, 3, {"next_sample": 12}, 1.5)
     with Checkpoints(folder, CheckpointConfig(), 3) as checkpoints:
         assert checkpoints.latest_step() == 3
-        restored, position = checkpoints.restore(abstract(state))
+        restored, position, _ = checkpoints.restore(abstract(state))
     assert equal(restored, state) and position == {"next_sample": 12}
     assert jax.tree.structure(restored) == jax.tree.structure(state)
 
@@ -96,10 +98,7 @@ def test_without_a_best_only_the_latest_are_kept(folder):
     assert kept(folder) == [3]
 
 
-@pytest.mark.parametrize("damage", ["data cut short", "item missing", "metadata garbled", "run garbled"])
-def test_a_damaged_newest_checkpoint_is_named_with_the_way_on(folder, damage):
-    save_steps(folder, [2.0, 1.0])
-    newest = folder.checkpoints / "2"
+def damage_checkpoint(newest, damage):
     if damage == "data cut short":
         for path in newest.glob("params/**/d/*"):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -107,21 +106,89 @@ def test_a_damaged_newest_checkpoint_is_named_with_the_way_on(folder, damage):
         shutil.rmtree(newest / "params")
     elif damage == "metadata garbled":
         (newest / "params/_METADATA").write_text("{")
-    else:
+    elif damage == "run garbled":
         (newest / "run/metadata").write_text("{")
+    else:
+        (newest / "metrics/metrics").write_text("{")
+
+
+@pytest.mark.parametrize("damage", ["data cut short", "item missing", "metadata garbled", "run garbled", "loss garbled"])
+def test_a_damaged_newest_checkpoint_is_reported_set_aside_and_the_one_before_is_used(folder, damage, capsys):
+    save_steps(folder, [2.0, 1.0])
+    damage_checkpoint(folder.checkpoints / "2", damage)
     with Checkpoints(folder, CheckpointConfig(every=1), 9) as checkpoints:
-        with pytest.raises(UserError, match=r"checkpoints/2' is damaged .*move that folder away.* goes on from step 1"):
+        restored, position, step = checkpoints.restore(abstract(make_state()))
+        assert step == 1 and position == {"next_sample": 4} and equal(restored, make_state(1))
+        checkpoints.save(make_state(2), 2, {}, None)
+    assert "checkpoint of step 2 is passed over" in capsys.readouterr().err
+    assert kept(folder) == [1, 2] and [path.name for path in folder.damaged_checkpoints.iterdir()] == ["2"]
+
+
+def test_a_half_written_checkpoint_is_none(folder):
+    save_steps(folder, [2.0, 1.0])
+    (folder.checkpoints / "2").rename(folder.checkpoints / "2.orbax-checkpoint-tmp")
+    with Checkpoints(folder, CheckpointConfig(every=1), 9) as checkpoints:
+        assert checkpoints.restore(abstract(make_state()))[2] == 1
+        checkpoints.save(make_state(2), 2, {}, None)
+    with Checkpoints(folder, CheckpointConfig(every=1), 9) as checkpoints:
+        assert equal(checkpoints.restore(abstract(make_state()))[0], make_state(2))
+
+
+def test_where_no_checkpoint_can_be_read_the_run_does_not_start_anew_by_itself(folder, capsys):
+    save_steps(folder, [2.0, 1.0])
+    for step in (1, 2):
+        damage_checkpoint(folder.checkpoints / str(step), "data cut short")
+    with Checkpoints(folder, CheckpointConfig(every=1), 9) as checkpoints:
+        with pytest.raises(UserError, match=r"no checkpoint of .* can be read any more; they are in damaged_checkpoints"):
             checkpoints.restore(abstract(make_state()))
-    shutil.rmtree(newest)
+    assert len(list(folder.damaged_checkpoints.iterdir())) == 2
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 4 KB; the writes themselves fail, as on a full disk."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def fill(full):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]) if full else before)
+
+    yield fill
+    fill(False)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_reported_training_goes_on_and_the_old_checkpoints_survive(folder, full_disk, capsys):
+    draw = jax.random.normal(jax.random.key(0), (100, 100))
+    large = [make_state(step)._replace(params={"kernel": step * draw}) for step in range(4)]
+    large = [state._replace(opt_state=OPTIMIZER.init(state.params)) for state in large]
     with Checkpoints(folder, CheckpointConfig(every=1), 9) as checkpoints:
-        assert equal(checkpoints.restore(abstract(make_state()))[0], make_state(1))
+        checkpoints.save(large[1], 1, {}, None)
+        checkpoints.finish()
+        full_disk(True)
+        checkpoints.save(large[2], 2, {}, None)
+        checkpoints.finish()
+        full_disk(False)
+        assert "step 2: the disk is full, so this step is NOT saved" in capsys.readouterr().err
+        assert kept(folder) == [1]
+        assert equal(checkpoints.restore(abstract(large[0]))[0], large[1])
+        checkpoints.save(large[3], 3, {}, None)
+    assert kept(folder) == [1, 3]
 
 
-def test_a_garbled_list_of_losses_is_named(folder):
-    save_steps(folder, [2.0])
-    (folder.checkpoints / "1/metrics/metrics").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        Checkpoints(folder, CheckpointConfig(), 9)
+def test_any_other_error_of_an_asynchronous_save_is_raised(folder, monkeypatch):
+    checkpoints = Checkpoints(folder, CheckpointConfig(every=1), 9)
+
+    def broken(*_, **__):
+        raise RuntimeError("the network is gone")
+
+    with pytest.raises(RuntimeError, match="the network is gone"), checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "wait_until_finished", broken)
+        checkpoints.save(make_state(1), 1, {}, None)
+
+
+def test_every_nth_checkpoint_is_kept_for_good(folder):
+    save_steps(folder, [None] * 7, keep_latest=1, keep_best=0, keep_every=3)
+    assert kept(folder) == [3, 6, 7]
 
 
 def test_parameters_alone_make_a_folder_to_start_from(folder):
@@ -169,5 +236,5 @@ def test_a_folder_without_checkpoints_is_named(tmp_path):
 def test_another_format_version_is_named(folder, monkeypatch):
     save_steps(folder, [1.0])
     monkeypatch.setattr("xlstm_jax.training.checkpoints.FORMAT_VERSION", 99)
-    with pytest.raises(UserError, match="has the format version 1, this program reads 99"):
+    with pytest.raises(UserError, match="has the format version 2, this program reads 99"):
         read_params(folder.root, abstract(make_state().params))

@@ -25,7 +25,7 @@ def lowered_step(device_kind: str, platform: str, model: ModelConfig = MODEL) ->
         network = build_model(model)
         schedule = make_schedule(config.optimizer, config.train.steps)
         optimizer = make_optimizer(config.optimizer, schedule)
-        state = jax.eval_shape(lambda: init_state(network, optimizer, seed=0))
+        state = jax.eval_shape(lambda: init_state(network, optimizer, config.train))
         ids = jax.ShapeDtypeStruct((2, 256), jnp.int32)
         batch = Batch(tokens=ids, targets=ids, mask=jax.ShapeDtypeStruct((2, 256), jnp.bool_), segment_ids=ids)
         step = make_train_step(network, optimizer, schedule, config)

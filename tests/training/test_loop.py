@@ -1,5 +1,6 @@
 """A whole run, in this process: its folder, its last lines, resuming, starting from parameters, and who waits for whom."""
 
+import itertools
 import json
 import re
 
@@ -66,7 +67,9 @@ def test_it_ends_with_the_held_out_line_a_sample_and_the_figure(finished):
 
 def test_every_step_is_shown_on_one_line(finished):
     shown = re.findall(
-        r"^step (\d)/6  loss \S+  grad norm \S+  lr \S+  tokens/s \S+  MFU n/a  time left \S+$", finished[2], re.MULTILINE
+        r"^step (\d)/6  loss \S+  grad norm \S+  lr \S+  tokens/s \S+  per device \S+  MFU n/a  time left \S+  skipped 0$",
+        finished[2],
+        re.MULTILINE,
     )
     assert shown == list("123456")
 
@@ -102,12 +105,12 @@ class Stop(Exception):
 
 
 def stop_at(monkeypatch, step):
-    original = loop.read_metrics
+    original, read_so_far = loop.read_metrics, itertools.count(1)
 
-    def read(number, metrics):
-        if number == step:
+    def read(metrics):
+        if next(read_so_far) == step:
             raise Stop
-        return original(number, metrics)
+        return original(metrics)
 
     monkeypatch.setattr(loop, "read_metrics", read)
 
@@ -130,7 +133,7 @@ def test_a_stopped_run_goes_on_with_the_same_losses_to_the_last_bit(tiny, tmp_pa
 
 
 def test_a_steps_metrics_are_read_after_the_next_step_was_dispatched(tiny, tmp_path, monkeypatch):
-    events, make_train_step, read_metrics = [], loop.make_train_step, loop.read_metrics
+    events, make_train_step, read_metrics, read = [], loop.make_train_step, loop.read_metrics, itertools.count(1)
 
     def recording_make(*args):
         step, dispatched = make_train_step(*args), iter(range(1, 100))
@@ -142,9 +145,9 @@ def test_a_steps_metrics_are_read_after_the_next_step_was_dispatched(tiny, tmp_p
 
         return recording_step
 
-    def recording_read(number, metrics):
-        events.append(("read", number))
-        return read_metrics(number, metrics)
+    def recording_read(metrics):
+        events.append(("read", next(read)))
+        return read_metrics(metrics)
 
     monkeypatch.setattr(loop, "make_train_step", recording_make)
     monkeypatch.setattr(loop, "read_metrics", recording_read)
@@ -154,15 +157,16 @@ def test_a_steps_metrics_are_read_after_the_next_step_was_dispatched(tiny, tmp_p
     assert [step for kind, step in events if kind == "read"] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_checkpoints(tiny, tmp_path, no_op_step):
+def test_a_step_whose_loss_is_no_number_is_shown_with_its_samples_and_the_run_goes_on(tiny, tmp_path, no_op_step, capsys):
     no_op_step["at"] = 4
-    with pytest.raises(UserError, match=r"step 4: the loss is nan.*optimizer\.learning_rate"):
-        loop.train(tiny({"checkpoint.every": 2}), tmp_path)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2"]
-    assert max(losses(tmp_path)) == 3
+    loop.train(tiny({"checkpoint.every": 2}), tmp_path)
+    assert "step 4/6  SKIPPED: loss nan  grad norm nan  samples 12 to 15  1 skipped so far" in capsys.readouterr().out
+    [event] = [record for record in read_records(tmp_path / "metrics.jsonl") if record["split"] == "skipped"]
+    assert (event["step"], event["loss"], event["first_sample"], event["last_sample"]) == (4, "nan", 12, 15)
+    assert list(losses(tmp_path)) == [1, 2, 3, 5, 6]
 
 
-def test_parameters_that_are_no_numbers_end_the_run_at_its_first_step(tiny, tmp_path, monkeypatch):
+def test_a_run_without_a_good_step_ends_and_names_the_samples(tiny, tmp_path, monkeypatch):
     init_state = loop.init_state
 
     def broken(*args):
@@ -170,8 +174,9 @@ def test_parameters_that_are_no_numbers_end_the_run_at_its_first_step(tiny, tmp_
         return state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
 
     monkeypatch.setattr(loop, "init_state", broken)
-    with pytest.raises(UserError, match="step 1: the loss is nan"):
-        loop.train(tiny(), tmp_path)
+    with pytest.raises(UserError, match=r"step 3: 3 steps in a row were skipped \(train\.max_skipped 3\), the loss is nan; .* are 0 to 11"):
+        loop.train(tiny({"train.max_skipped": 3}), tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_a_run_starts_from_the_parameters_of_another(tiny, finished, tmp_path, capsys, no_op_step):

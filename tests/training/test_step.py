@@ -10,9 +10,10 @@ import pytest
 
 from xlstm_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from xlstm_jax.data.loader import Batch
+from xlstm_jax.training.cross_entropy import cross_entropy_sum
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.state import init_state
-from xlstm_jax.training.step import cross_entropy_sum, make_train_step, mean_loss_and_gradient, split_batch
+from xlstm_jax.training.step import make_train_step, mean_loss_and_gradient, split_batch
 
 
 class StandIn(nn.Module):
@@ -20,13 +21,25 @@ class StandIn(nn.Module):
 
     rate: float = 0.0
 
-    @nn.compact
-    def __call__(self, tokens, state=None, *, segment_ids=None, train=False):
-        x = nn.Embed(11, 8, name="embedding")(tokens)
+    def setup(self):
+        self.embedding, self.head = nn.Embed(11, 8), self.param("head", nn.initializers.normal(0.3), (8, 11))
+        self.dropout = nn.Dropout(self.rate)
+
+    def __call__(self, tokens):
+        return self.logits(self.hidden(tokens)[0], self.head_kernel())
+
+    def hidden(self, tokens, state=None, *, segment_ids=None, train=False):
+        x = self.embedding(tokens)
         if segment_ids is not None:
             x = x + segment_ids[..., None]
-        x = nn.Dropout(self.rate, deterministic=not train)(x)
-        return nn.Dense(11, name="lm_head")(jnp.tanh(x)), state
+        return jnp.tanh(self.dropout(x, deterministic=not train)), state
+
+    def head_kernel(self):
+        return self.head
+
+    @nn.nowrap
+    def logits(self, y, kernel):
+        return y @ kernel
 
 
 def ragged_batch(rows=6, length=5, seed=0) -> Batch:
@@ -49,7 +62,7 @@ def stepper(config, model=None):
     model = model or StandIn()
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    return make_train_step(model, optimizer, schedule, config), init_state(model, optimizer, config.train.seed)
+    return make_train_step(model, optimizer, schedule, config), init_state(model, optimizer, config.train)
 
 
 def test_the_loss_counts_exactly_the_masked_in_tokens():
@@ -80,7 +93,7 @@ def test_softmax_and_sum_are_float32_for_bfloat16_logits():
 def test_the_reported_loss_is_the_mean_over_counted_tokens():
     step, state = stepper(config())
     batch = ragged_batch()
-    logits, _ = StandIn().apply({"params": state.params}, batch.tokens)
+    logits = StandIn().apply({"params": state.params}, batch.tokens)
     expected = cross_entropy_sum(logits, batch.targets, batch.mask) / 15
     _, metrics = step(state, batch)
     assert metrics["tokens"] == 15
@@ -104,7 +117,7 @@ def test_a_mean_of_micro_batch_means_would_have_been_noticed():
     batch, (_, state) = ragged_batch(), stepper(config())
 
     def loss(params, part, key):
-        return cross_entropy_sum(StandIn().apply({"params": params}, part.tokens)[0], part.targets, part.mask)
+        return cross_entropy_sum(StandIn().apply({"params": params}, part.tokens), part.targets, part.mask)
 
     whole = mean_loss_and_gradient(loss, state.params, batch, jax.random.key(0), 1)[0]
     parts = split_batch(batch, 6)  # the first row counts no token at all

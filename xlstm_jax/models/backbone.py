@@ -103,9 +103,18 @@ class Pattern(nn.Module):
         return x, tuple(states)
 
 
+# What the backward pass finds of a block, besides its input; the rest it computes again.
+REMAT_POLICIES = {
+    "block": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # the projections' results
+}
+
+
 def _block(config: ModelConfig, kind: str) -> type[nn.Module]:
     block = BLOCKS[kind]
-    return nn.remat(block, prevent_cse=False) if config.remat == "block" else block  # inside a scan nothing can be merged anyway
+    if config.remat == "none":
+        return block
+    return nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[config.remat])  # inside a scan nothing can be merged anyway
 
 
 class Backbone(nn.Module):

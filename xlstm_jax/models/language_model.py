@@ -6,9 +6,9 @@ from flax import linen as nn
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.models.backbone import Backbone, BackboneState, init_backbone_state
 from xlstm_jax.models.initializers import small_init
-from xlstm_jax.models.layers import Projection, project, soft_cap
+from xlstm_jax.models.layers import Kernel, project, soft_cap
 from xlstm_jax.parallel import compute_dtype
-from xlstm_jax.typing import Activations, Logits, SegmentIds, Tokens
+from xlstm_jax.typing import Activations, Array, Float, Logits, SegmentIds, Tokens
 
 
 class LanguageModel(nn.Module):
@@ -25,7 +25,7 @@ class LanguageModel(nn.Module):
         )
         self.backbone = Backbone(self.config)
         if not self.config.tie_embeddings:
-            self.lm_head = Projection(self.config.vocab_size, ("embed", "vocab"), init)
+            self.lm_head = Kernel(self.config.vocab_size, ("embed", "vocab"), init)
 
     def __call__(
         self,
@@ -53,8 +53,16 @@ class LanguageModel(nn.Module):
 
     def head(self, y: Activations) -> Logits:
         """The vocabulary projection, in float32 after the product."""
-        y = y.astype(compute_dtype(self.config.dtype))
-        logits = project(y, self.embedding.embedding.T) if self.config.tie_embeddings else self.lm_head(y)
+        return self.logits(y, self.head_kernel())
+
+    def head_kernel(self) -> Float[Array, "D E"]:
+        """The kernel of the vocabulary projection, so that a loss can take the vocabulary in parts."""
+        return self.embedding.embedding.T if self.config.tie_embeddings else self.lm_head(self.config.dim)
+
+    @nn.nowrap
+    def logits(self, y: Activations, kernel: Float[Array, "D E"]) -> Logits:
+        """The logits that some columns of the kernel give; no parameters are read."""
+        logits = project(y.astype(compute_dtype(self.config.dtype)), kernel)
         return soft_cap(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), self.config.logit_soft_cap)
 
     @nn.nowrap

@@ -61,6 +61,18 @@ class SplitProjection(nn.Module):
         return [project(x, part) for part in jnp.split(_kernel(self, x.shape[-1]), self.parts, axis=-1)]
 
 
+class Kernel(nn.Module):
+    """The kernel of a `Projection` by itself; attributes as there."""
+
+    features: int
+    axes: tuple[str, str]
+    init: Initializer
+
+    @nn.compact
+    def __call__(self, dim: int) -> Float[Array, "D F"]:
+        return _kernel(self, dim)
+
+
 def _kernel(module: Any, dim: int) -> Float[Array, "D F"]:
     return module.param("kernel", nn.with_logical_partitioning(module.init, module.axes), (dim, module.features))
 

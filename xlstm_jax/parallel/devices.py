@@ -18,3 +18,9 @@ def compute_dtype(name: str) -> jnp.dtype:
     if name == "auto":
         name = "float32" if platform() == "cpu" else "bfloat16"
     return jnp.dtype(name)
+
+
+def num_devices() -> int:
+    """How many devices a program is spread over: those of the mesh in context, else one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size

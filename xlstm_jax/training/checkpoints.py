@@ -1,57 +1,73 @@
 """Checkpoints: what is kept of a run, and parameters from elsewhere.
 
-One Orbax composite per step, `checkpoints/<step>/`: `params`; `optimizer` (step and moments); `run` (a small JSON: format
+One Orbax composite per step, `checkpoints/<step>/`: `params`; `optimizer` (step, moments, guard); `run` (a small JSON: format
 version, step, position in the data). Evaluation and `checkpoint.init_from` read `params` and `run` alone, so a folder without
 `optimizer` will do.
 """
 
+import contextlib
+import errno
+import json
 import math
 import pathlib
+import re
+import shutil
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from xlstm_jax.config import CheckpointConfig, Config
 from xlstm_jax.errors import UserError
+from xlstm_jax.parallel import is_first_process
 from xlstm_jax.training.run_folder import RunFolder, find_run, open_run, write_config
 from xlstm_jax.training.state import TrainState
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SHOWN_DIFFERENCES = 5
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint can't be read."""
 
 
 class Checkpoints:
-    """The checkpoints that a training run writes: every `every` steps and at the end, the latest and the best ones kept."""
+    """The checkpoints that a training run writes: every `every` steps and at the end; the latest, the best and some are kept."""
 
     def __init__(self, folder: RunFolder, config: CheckpointConfig, steps: int):
-        self._path = folder.checkpoints
-        self._manager = _open(
-            self._path,
-            policies.CheckpointManagerOptions(
-                save_decision_policy=policies.AnySavePolicy(
-                    [policies.FixedIntervalPolicy(config.every), policies.SpecificStepsPolicy({steps})]
-                ),
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(config.keep_latest),
-                        policies.BestN(get_metric_fn=_loss_of, reverse=True, n=config.keep_best),
-                    ]
-                ),
-                # The policies decide. But without best_fn Orbax doesn't write the metrics, and a resumed run forgets the best.
-                best_fn=_loss_of,
-                best_mode="min",
-                cleanup_tmp_directories=True,
+        self._folder, self._path, self._saving = folder, folder.checkpoints, None
+        kept = [policies.LatestN(config.keep_latest), policies.BestN(get_metric_fn=_loss_of, reverse=True, n=config.keep_best)]
+        if config.keep_every is not None:
+            kept.append(policies.EveryNSteps(config.keep_every))
+        options = policies.CheckpointManagerOptions(
+            save_decision_policy=policies.AnySavePolicy(
+                [policies.FixedIntervalPolicy(config.every), policies.SpecificStepsPolicy({steps})]
             ),
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            # The policies decide. But without best_fn Orbax doesn't write the metrics, and a resumed run forgets the best.
+            best_fn=_loss_of,
+            best_mode="min",
+            cleanup_tmp_directories=True,
         )
+        if is_first_process():
+            for damaged in _without_readable_loss(self._path):
+                _set_aside(folder, damaged, "its held-out loss can't be read")
+        _wait_for_all("checkpoints listed")
+        self._manager = _open(self._path, options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception) -> None:
-        self._manager.close()  # waits for a save in progress and raises its error
+        try:
+            self.finish()
+        finally:
+            self._manager.close()
 
     def latest_step(self) -> int | None:
         """Of the newest checkpoint; None where there is none."""
@@ -61,33 +77,87 @@ class Checkpoints:
         """Whether this step is to be saved."""
         return self._manager.should_save(step)
 
-    def save(self, state: TrainState, step: int, position: dict[str, Any], held_out_loss: float | None) -> None:
-        """Starts saving; returns when the device's memory has been read, while files are still being written."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-                run=ocp.args.JsonSave({"format_version": FORMAT_VERSION, "step": step, "position": position}),
-            ),
-            metrics={} if held_out_loss is None else {"loss": held_out_loss},
-        )
+    def save(self, state: TrainState, step: int, position: dict[str, Any], held_out_loss: float | None, *, force: bool = False) -> None:
+        """Starts saving; returns when the device's memory has been read, while files are still being written.
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest state and its position in the data; `abstract` has its shapes, dtypes and shardings.
+        A full disk is reported, the save given up and what it has written removed. `force` saves a step that is not due.
 
         Raises:
-            UserError: the checkpoint is damaged, or of another format or model.
+            Exception: whatever else this save or, as it was not waited for, the one before has failed with.
         """
-        step = self.latest_step()
+        self.finish()
+        self._saving = step
+        with self._reporting_a_full_disk():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state, "guard": state.guard}),
+                    run=ocp.args.JsonSave({"format_version": FORMAT_VERSION, "step": step, "position": position}),
+                ),
+                metrics={} if held_out_loss is None else {"loss": held_out_loss},
+                force=force,
+            )
+
+    def finish(self) -> None:
+        """Waits for the save in progress; raises its error if it has failed with one."""
+        if self._saving is not None:
+            with self._reporting_a_full_disk():
+                self._manager.wait_until_finished()
+            self._saving = None
+
+    @contextlib.contextmanager
+    def _reporting_a_full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not _is_full_disk(error):
+                raise
+            step, self._saving = self._saving, None
+            for remains in self._path.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(remains, ignore_errors=True)
+            print(
+                f"step {step}: the disk is full, so this step is NOT saved ({self._path}; {_first_line(error)}). Training goes on; "
+                f"the newest checkpoint is of step {self.latest_step()}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any], int] | None:
+        """The newest state that can be read, its position in the data and its step; `abstract` has its shapes, dtypes and shardings.
+
+        Checkpoints that are damaged are reported on the way and moved to `damaged_checkpoints`. None where there never was one.
+
+        Raises:
+            UserError: all checkpoints are damaged, or the newest is of another format or model.
+        """
+        damage = None
+        while (step := self.latest_step()) is not None:
+            restored, damage = None, None
+            try:
+                restored = self._restore(step, abstract)
+            except DamagedCheckpoint as error:
+                damage = error
+            if _everywhere(damage is None):
+                return restored
+            if is_first_process():
+                _set_aside(self._folder, step, damage or "another process can't read it")
+            _wait_for_all(f"checkpoint {step} set aside")
+            self._manager.reload()
+        if damage is not None:
+            raise UserError(f"no checkpoint of {str(self._folder.root)!r} can be read any more; they are in damaged_checkpoints there")
+        return None
+
+    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any], int]:
         run = _read_run(self._manager, self._path, step)
         _check_shapes(self._manager, self._path, step, abstract.params)
         args = ocp.args.Composite(
             params=ocp.args.StandardRestore(abstract.params),
-            optimizer=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
+            optimizer=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state, "guard": abstract.guard}),
         )
-        restored = _guarded(self._manager, self._path, step, lambda: self._manager.restore(step, args=args))
-        return TrainState(restored.optimizer["step"], restored.params, restored.optimizer["opt_state"]), run["position"]
+        restored = _guarded(self._path, step, lambda: self._manager.restore(step, args=args))
+        optimizer = restored.optimizer
+        return TrainState(optimizer["step"], restored.params, optimizer["opt_state"], optimizer["guard"]), run["position"], step
 
 
 def read_params(root: str | pathlib.Path, abstract_params: Any, step: int | None = None) -> tuple[int, Any]:
@@ -110,7 +180,7 @@ def read_params(root: str | pathlib.Path, abstract_params: Any, step: int | None
         _read_run(manager, folder.checkpoints, step)
         _check_shapes(manager, folder.checkpoints, step, abstract_params)
         args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
-        return step, _guarded(manager, folder.checkpoints, step, lambda: manager.restore(step, args=args)).params
+        return step, _guarded(folder.checkpoints, step, lambda: manager.restore(step, args=args)).params
 
 
 def write_params(root: str | pathlib.Path, config: Config, params: Any) -> None:
@@ -156,7 +226,7 @@ def _open(path: pathlib.Path, options: policies.CheckpointManagerOptions) -> ocp
     try:
         return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
     except Exception as error:  # the metrics of every checkpoint are read here
-        raise UserError(f"the checkpoints in {str(path)!r} can't be listed, one is damaged: {_first_line(error)}") from error
+        raise DamagedCheckpoint(f"the checkpoints in {str(path)!r} can't be listed, one is damaged: {_first_line(error)}") from error
 
 
 def _loss_of(metrics: dict[str, float]) -> float:
@@ -164,8 +234,8 @@ def _loss_of(metrics: dict[str, float]) -> float:
     return metrics.get("loss", math.inf)
 
 
-def _guarded(manager: ocp.CheckpointManager, path: pathlib.Path, step: int, read):
-    """The result of `read`; whatever it raises becomes one message with the way on."""
+def _guarded(path: pathlib.Path, step: int, read: Callable[[], Any]) -> Any:
+    """The result of `read`; whatever it raises becomes a `DamagedCheckpoint`."""
     show = sys.unraisablehook
 
     def show_others(unraisable) -> None:
@@ -179,14 +249,48 @@ def _guarded(manager: ocp.CheckpointManager, path: pathlib.Path, step: int, read
         sys.unraisablehook = show
         return result
     except Exception as error:  # Orbax and TensorStore raise many types for a broken file
-        earlier = [other for other in manager.all_steps() if other < step]
-        way_on = (
-            f"the run then goes on from step {max(earlier)}" if earlier else "there is no earlier one, so the run starts anew"
-        )
-        raise UserError(
-            f"checkpoint {str(path / str(step))!r} is damaged ({_first_line(error)}); move that folder away and start again: "
-            f"{way_on}"
-        ) from error
+        raise DamagedCheckpoint(f"checkpoint {str(path / str(step))!r} is damaged: {_first_line(error)}") from error
+
+
+def _without_readable_loss(path: pathlib.Path) -> list[int]:
+    """The steps whose file of metrics is no JSON; Orbax reads all of them when it lists the checkpoints."""
+    damaged = []
+    for file in path.glob("*/metrics/metrics"):
+        try:
+            json.loads(file.read_text())
+        except ValueError:
+            damaged.append(int(file.parent.parent.name))
+    return damaged
+
+
+def _set_aside(folder: RunFolder, step: int, reason: object) -> None:
+    """Moves a checkpoint out of the way and says so; nothing is deleted."""
+    place = folder.damaged_checkpoints / str(step)
+    while place.exists():
+        place = place.with_name(f"{place.name}_again")
+    place.parent.mkdir(exist_ok=True)
+    (folder.checkpoints / str(step)).rename(place)
+    print(f"checkpoint of step {step} is passed over ({reason}); it is now {place}", file=sys.stderr, flush=True)
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _everywhere(good: bool) -> bool:
+    """Whether it is so in all processes."""
+    return good if jax.process_count() == 1 else bool(multihost_utils.process_allgather(good).all())
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether there was no room for a file: by the error's number, which TensorStore has in its text."""
+    while error is not None:
+        numbers = {getattr(error, "errno", None), *map(int, re.findall(r"os_error_code='(\d+)'", str(error)))}
+        if numbers & set(NO_ROOM):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _first_line(error: Exception) -> str:
@@ -196,7 +300,7 @@ def _first_line(error: Exception) -> str:
 
 def _read_run(manager: ocp.CheckpointManager, path: pathlib.Path, step: int) -> dict[str, Any]:
     args = ocp.args.Composite(run=ocp.args.JsonRestore())
-    run = _guarded(manager, path, step, lambda: manager.restore(step, args=args).run)
+    run = _guarded(path, step, lambda: manager.restore(step, args=args).run)
     if run["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"checkpoint {str(path / str(step))!r} has the format version {run['format_version']}, this program reads "
@@ -206,7 +310,7 @@ def _read_run(manager: ocp.CheckpointManager, path: pathlib.Path, step: int) -> 
 
 
 def _check_shapes(manager: ocp.CheckpointManager, path: pathlib.Path, step: int, abstract_params: Any) -> None:
-    found = _guarded(manager, path, step, lambda: manager.item_metadata(step)["params"].tree)
+    found = _guarded(path, step, lambda: manager.item_metadata(step)["params"].tree)
     differences = shape_differences(found, abstract_params)
     if differences:
         more = len(differences) - SHOWN_DIFFERENCES

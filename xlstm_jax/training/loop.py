@@ -1,7 +1,7 @@
 """A training run from top to bottom: data, folder, state, the loop, and what is shown at the end.
 
 The device never waits for the host: step n's metrics are read after step n+1 was dispatched. Where the host needs the state
-itself (evaluation, checkpoint, the end) they are read first, so that no state that came from a bad step is saved.
+itself (evaluation, checkpoint, the end) they are read first.
 """
 
 import functools
@@ -19,38 +19,57 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.perplexity import Perplexity, make_eval_step, perplexity_of
 from xlstm_jax.generation import generate
 from xlstm_jax.models import LanguageModel, build_model
-from xlstm_jax.parallel import batch_sharding, make_mesh, replicated
+from xlstm_jax.parallel import batch_sharding, is_first_process, make_mesh, put_batch, replicated, start_processes
 from xlstm_jax.training.checkpoints import Checkpoints, read_params
-from xlstm_jax.training.metrics import MetricsWriter, Speed, console_line, draw_loss
+from xlstm_jax.training.metrics import MetricsWriter, console_line, draw_loss, read_records, skipped_line
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
+from xlstm_jax.training.preemption import Preempted, Preemption
+from xlstm_jax.training.profile import Profile
 from xlstm_jax.training.run_folder import open_run, write_config
 from xlstm_jax.training.state import TrainState, abstract_params, abstract_state, init_state, start_from
 from xlstm_jax.training.step import Metrics, make_train_step
+from xlstm_jax.training.timing import Speed, WallTime
+from xlstm_jax.training.watchdog import Watchdog
 
 
-def train(config: Config, workdir: str) -> Perplexity:
+def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) -> Perplexity:
     """Trains, or goes on with, the run in `workdir`; returns the last held-out evaluation.
 
+    Args:
+        profile: first and last step of which a trace is written to `workdir`/profile.
+
     Raises:
-        UserError: data, folder, configuration or checkpoint are not as they should be, or the loss is no longer finite.
+        UserError: data, folder, configuration or checkpoint are not as they should be, or too many steps in a row were skipped.
+        Preempted: the process got SIGTERM; the run is saved.
     """
+    start_processes(config.train.heartbeat_seconds)
     # What can be wrong is found before any device works and before anything is written.
     folder = open_run(workdir, config)
+    if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR names another
+        jax.config.update("jax_compilation_cache_dir", str(folder.root.parent / "compilation_cache"))
     schedule = make_schedule(config.optimizer, config.train.steps)
     source = open_split(config.data, "train", config.model.vocab_size)
     held_out = open_split(config.data, "validation", config.model.vocab_size)
     train_batches(source, config.data)  # refuses a source that is shorter than one sample
-    print(*source.description, *held_out.description, sep="\n", flush=True)
+    _say(*source.description, *held_out.description)
 
     mesh = make_mesh(config.mesh)
     to_devices = batch_sharding(mesh, config.data.batch_size)
     steps = config.train.steps
     model, optimizer = build_model(config.model), make_optimizer(config.optimizer, schedule)
-    with jax.set_mesh(mesh), Checkpoints(folder, config.checkpoint, steps) as checkpoints:
-        state, start = _starting_state(model, optimizer, config, source, checkpoints, mesh)
+    wall_time = WallTime(read_records(folder.metrics))
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(folder, config.checkpoint, steps) as checkpoints,
+        Preemption() as preemption,
+        Watchdog(config.train.watchdog_seconds, ends=config.train.watchdog_ends) as watchdog,
+        Profile(folder.profile, profile) as profiler,
+    ):
+        with wall_time.spent_on("checkpoint"):
+            state, start = _starting_state(model, optimizer, config, source, checkpoints, mesh)
         write_config(folder, config)
         device = mesh.devices.flat[0].device_kind
-        print(f"model: {count_parameters(state.params):,} parameters, on {mesh.size} x {device}; run: {folder.root}", flush=True)
+        _say(f"model: {count_parameters(state.params):,} parameters, on {mesh.size} x {device}; run: {folder.root}")
 
         train_step = make_train_step(model, optimizer, schedule, config)
         evaluate = functools.partial(
@@ -61,66 +80,105 @@ def train(config: Config, workdir: str) -> Perplexity:
         flops_share = training_flops_per_token(config.model) / (peak * mesh.size) if peak else None
         result, pending = None, None
 
-        with MetricsWriter(folder, start, tensorboard=config.log.tensorboard) as writer:
+        with MetricsWriter(folder, start, tensorboard=config.log.tensorboard, wandb=config.log.wandb) as writer:
 
             def report(step: int, metrics: Metrics) -> None:
-                values = read_metrics(step, metrics)
+                values = read_metrics(metrics)
                 speed.count(values["tokens"])
-                if step == 1 or step == steps or step % config.log.every == 0:
+                if values["skipped_in_a_row"]:
+                    report_skipped(step, values)
+                elif step == 1 or step == steps or step % config.log.every == 0:
                     rate, seconds_left = speed.read(step)
-                    values["tokens_per_second"] = rate
+                    values |= {"tokens_per_second": rate, "tokens_per_second_per_device": rate and rate / mesh.size}
                     values["mfu"] = rate * flops_share if rate and flops_share else None
-                    writer.write(step, "train", values)
-                    print(console_line(step, steps, values, seconds_left), flush=True)
+                    writer.write(step, "train", values | wall_time.values())
+                    _say(console_line(step, steps, values, seconds_left))
+
+            def report_skipped(step: int, values: dict[str, Any]) -> None:
+                samples = {"first_sample": (step - 1) * config.data.batch_size, "last_sample": step * config.data.batch_size - 1}
+                writer.write(step, "skipped", values | samples)
+                _say(skipped_line(step, steps, values, **samples))
+                if (in_a_row := values["skipped_in_a_row"]) >= config.train.max_skipped:
+                    raise UserError(
+                        f"step {step}: {in_a_row} steps in a row were skipped (train.max_skipped {config.train.max_skipped}), the loss is "
+                        f"{values['loss']}; their samples are {samples['last_sample'] + 1 - in_a_row * config.data.batch_size} to "
+                        f"{samples['last_sample']}, more in {folder.metrics}. Parameters and checkpoints are as before. Lower "
+                        "optimizer.learning_rate or optimizer.clip_norm, lengthen optimizer.warmup_steps, or look at the data, in another "
+                        "--workdir"
+                    )
 
             batches = train_batches(source, config.data, start)
             for step in range(start + 1, steps + 1):
-                state, metrics = train_step(state, jax.device_put(next(batches), to_devices))
+                with wall_time.spent_on("data"):
+                    batch = put_batch(next(batches), to_devices)
+                profiler.before(step)
+                if step == start + 1:
+                    with wall_time.spent_on("compile"):
+                        state, metrics = train_step(state, batch)
+                else:
+                    watchdog.step()
+                    state, metrics = train_step(state, batch)
                 if pending is not None:
                     report(*pending)
                 pending = (step, metrics)
+                profiler.after(step, metrics)
 
                 evaluation_due = step % config.eval.every == 0 or step == steps
-                if not (evaluation_due or checkpoints.due(step)):
+                preempted = preemption.reached(step)
+                if not (evaluation_due or preempted or checkpoints.due(step)):
                     continue
                 report(*pending)
                 pending, result = None, None
+                watchdog.pause()
                 if evaluation_due:
-                    result = evaluate(state.params, held_out)
-                    _check_finite(step, "held-out loss", result.loss)
+                    with wall_time.spent_on("evaluation"):
+                        result = evaluate(state.params, held_out)
+                    _check_finite(step, result.loss)
                     writer.write(step, "validation", result.values())
-                    draw_loss(folder)
+                    _draw_loss(folder)
                     if step < steps:
-                        print(f"step {step:>{len(str(steps))}}/{steps}  {result.line()}", flush=True)
-                if checkpoints.due(step):
-                    position = _position(source, config, step)
-                    checkpoints.save(state, step, position, None if result is None else result.loss)
+                        _say(f"step {step:>{len(str(steps))}}/{steps}  {result.line()}")
+                if preempted or checkpoints.due(step):
+                    with wall_time.spent_on("checkpoint"):
+                        position = _position(source, config, step)
+                        checkpoints.save(state, step, position, None if result is None else result.loss, force=preempted)
+                if preempted and step < steps:
+                    checkpoints.finish()
+                    raise Preempted(f"SIGTERM: step {step} is saved, the same command goes on from there")
                 speed.pause()  # what this took is no training time
 
         if result is None:  # the run was finished already
             result = evaluate(state.params, held_out)
-        print(f"held-out {result.line(held_out.gzip_bits_per_byte())}", flush=True)
+        _say(f"held-out {result.line(held_out.gzip_bits_per_byte())}")
         if config.eval.sample_tokens:
             text = sample_text(model, state.params, held_out, config)
-            folder.samples.write_text(f"step {steps}\n{text}\n")
-            print(f"sample:\n{text}", flush=True)
-    draw_loss(folder)
-    print(folder.loss_figure, flush=True)
+            if is_first_process():
+                folder.samples.write_text(f"step {steps}\n{text}\n")
+            _say(f"sample:\n{text}")
+    _draw_loss(folder)
+    _say(folder.loss_figure)
     return result
 
 
-def read_metrics(step: int, metrics: Metrics) -> dict[str, Any]:
-    """A step's metrics as numbers on the host, which waits until the step is done; raises `UserError` where one is not finite."""
-    values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-    _check_finite(step, "loss", values["loss"])
-    _check_finite(step, "gradient norm", values["grad_norm"])
-    return values
+def read_metrics(metrics: Metrics) -> dict[str, Any]:
+    """A step's metrics as numbers on the host, which waits until the step is done."""
+    return {name: value.item() for name, value in jax.device_get(metrics).items()}
 
 
-def _check_finite(step: int, name: str, value: float) -> None:
-    if not math.isfinite(value):
+def _say(*lines: Any) -> None:
+    if is_first_process():
+        print(*lines, sep="\n", flush=True)
+
+
+def _draw_loss(folder: Any) -> None:
+    if is_first_process():
+        draw_loss(folder)
+
+
+def _check_finite(step: int, loss: float) -> None:
+    if not math.isfinite(loss):
         raise UserError(
-            f"step {step}: the {name} is {value}; training stops, earlier checkpoints are kept. Lower optimizer.learning_rate or "
+            f"step {step}: the held-out loss is {loss}; training stops, earlier checkpoints are kept. Lower optimizer.learning_rate or "
             "optimizer.clip_norm, lengthen optimizer.warmup_steps, or look at the data, in another --workdir"
         )
 
@@ -134,21 +192,21 @@ def _starting_state(
 ) -> tuple[TrainState, int]:
     """The newest checkpoint's state and step; else, at step 0, the parameters of `checkpoint.init_from` or fresh ones."""
     everywhere = replicated(mesh)
-    if checkpoints.latest_step() is not None:
-        state, position = checkpoints.restore(abstract_state(model, optimizer, everywhere))
-        start = checkpoints.latest_step()
+    restored = checkpoints.restore(abstract_state(model, optimizer, config.train, everywhere))
+    if restored is not None:
+        state, position, start = restored
         expected = _position(source, config, start)
         if position != expected:
             raise UserError(
                 f"the data have changed since step {start} was saved: then {position}, now {expected}; give another --workdir"
             )
-        print(f"resumed from step {start}", flush=True)
+        _say(f"resumed from step {start}")
         return state, start
     if config.checkpoint.init_from is not None:
         step, params = read_params(config.checkpoint.init_from, abstract_params(model, everywhere))
-        print(f"parameters of step {step} of {config.checkpoint.init_from}", flush=True)
-        return jax.jit(lambda params: start_from(params, optimizer), out_shardings=everywhere)(params), 0
-    return jax.jit(lambda: init_state(model, optimizer, config.train.seed), out_shardings=everywhere)(), 0
+        _say(f"parameters of step {step} of {config.checkpoint.init_from}")
+        return jax.jit(lambda params: start_from(params, optimizer, config.train), out_shardings=everywhere)(params), 0
+    return jax.jit(lambda: init_state(model, optimizer, config.train), out_shardings=everywhere)(), 0
 
 
 def sample_text(model: LanguageModel, params: Any, source: TokenSource, config: Config) -> str:

@@ -3,52 +3,77 @@
 import json
 import math
 import pathlib
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import tensorboardX
 from matplotlib.figure import Figure
 
+from xlstm_jax.errors import UserError
+from xlstm_jax.parallel import is_first_process
 from xlstm_jax.training.run_folder import RunFolder
 
 
 class MetricsWriter:
-    """Appends to metrics.jsonl and TensorBoard.
+    """Appends to metrics.jsonl, TensorBoard and, where a project is named, Weights & Biases; in the first process alone.
 
     A run that is resumed at step s writes everything after s again, so what a killed run wrote beyond s is dropped first; an
     event that is there already is not written twice. Each line is on disk when `write` returns.
     """
 
-    def __init__(self, folder: RunFolder, resumed_at: int, *, tensorboard: bool):
+    def __init__(self, folder: RunFolder, resumed_at: int, *, tensorboard: bool, wandb: str | None = None):
+        self._silent = not is_first_process()
+        self._board = self._wandb = None
+        if self._silent:
+            return
         records = [record for record in read_records(folder.metrics) if record["step"] <= resumed_at]
         rewritten = folder.metrics.with_name("metrics.jsonl.tmp")
         rewritten.write_text("".join(json.dumps(record) + "\n" for record in records))
         rewritten.replace(folder.metrics)
         self._there = {(record["step"], record["split"]) for record in records}
         self._file = folder.metrics.open("a")
-        self._board = None
         if tensorboard:
             self._board = tensorboardX.SummaryWriter(str(folder.tensorboard), purge_step=resumed_at + 1)
+        if wandb is not None:
+            self._wandb = _open_wandb(folder, wandb)
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, *exception) -> None:
+        if self._silent:
+            return
         self._file.close()
         if self._board is not None:
             self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
     def write(self, step: int, split: str, values: Mapping[str, float | int | None]) -> None:
-        """One event; what is None is left out."""
-        if (step, split) in self._there:
+        """One event; what is None is left out, what is no finite number is written as text ("nan")."""
+        if self._silent or (step, split) in self._there:
             return
         self._there.add((step, split))
         values = {name: value for name, value in values.items() if value is not None}
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        as_text = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, "split": split, **as_text}) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{split}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+
+
+def _open_wandb(folder: RunFolder, project: str):
+    """A W&B run that a resumed training run goes on with."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            f"config key log.wandb is {project!r}, but wandb is not installed; run: pip install 'xlstm-jax-stack[wandb]'"
+        ) from None
+    name, config = folder.root.name, json.loads(folder.config.read_text())
+    return wandb.init(project=project, name=name, id=name, resume="allow", dir=str(folder.root), config=config)
 
 
 def read_records(path: pathlib.Path) -> list[dict]:
@@ -63,42 +88,10 @@ def read_records(path: pathlib.Path) -> list[dict]:
     return records
 
 
-class Speed:
-    """Tokens per second and time left, with compilation, evaluation and checkpoints left out."""
-
-    def __init__(self, steps: int, clock: Callable[[], float] = time.perf_counter):
-        self._steps, self._clock = steps, clock
-        self._total_seconds, self._total_steps = 0.0, 0
-        self._since: float | None = None
-        self._tokens, self._done = 0, 0
-
-    def pause(self) -> None:
-        """Ends the window; the next step that is counted starts another and is not measured itself."""
-        self._since = None
-
-    def count(self, tokens: int) -> None:
-        """One more step is done."""
-        if self._since is None:
-            self._since, self._tokens, self._done = self._clock(), 0, 0
-            return
-        self._tokens, self._done = self._tokens + tokens, self._done + 1
-
-    def read(self, step: int) -> tuple[float | None, float | None]:
-        """Tokens per second since the last call and seconds left after `step`; None where nothing was measured yet."""
-        rate = None
-        if self._since is not None and self._done:
-            now = self._clock()
-            seconds = max(now - self._since, 1e-9)
-            rate = self._tokens / seconds
-            self._total_seconds, self._total_steps = self._total_seconds + seconds, self._total_steps + self._done
-            self._since, self._tokens, self._done = now, 0, 0
-        left = (self._steps - step) * self._total_seconds / self._total_steps if self._total_steps else None
-        return rate, left
-
-
 def console_line(step: int, steps: int, values: Mapping[str, float | None], seconds_left: float | None) -> str:
     """One line per event; it starts with its step, so that it survives being mixed with other output."""
     rate, mfu = values.get("tokens_per_second"), values.get("mfu")
+    per_device = values.get("tokens_per_second_per_device")
     return "  ".join(
         [
             f"step {step:>{len(str(steps))}}/{steps}",
@@ -106,9 +99,19 @@ def console_line(step: int, steps: int, values: Mapping[str, float | None], seco
             f"grad norm {values['grad_norm']:.2f}",
             f"lr {values['learning_rate']:.2e}",
             f"tokens/s {'n/a' if rate is None else f'{rate:,.0f}'}",
+            f"per device {'n/a' if per_device is None else f'{per_device:,.0f}'}",
             f"MFU {'n/a' if mfu is None else f'{mfu:.1%}'}",
             f"time left {duration(seconds_left)}",
+            f"skipped {values['skipped']}",
         ]
+    )
+
+
+def skipped_line(step: int, steps: int, values: Mapping[str, float], first_sample: int, last_sample: int) -> str:
+    """One line per step whose update was not applied."""
+    return (
+        f"step {step:>{len(str(steps))}}/{steps}  SKIPPED: loss {values['loss']:.4f}  grad norm {values['grad_norm']:.2f}  "
+        f"samples {first_sample} to {last_sample}  {values['skipped']} skipped so far"
     )
 
 

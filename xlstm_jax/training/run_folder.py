@@ -7,6 +7,7 @@ from typing import Any
 
 from xlstm_jax.config import Config, from_json
 from xlstm_jax.errors import UserError
+from xlstm_jax.parallel import is_first_process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,16 @@ class RunFolder:
     def checkpoints(self) -> pathlib.Path:
         """Folder with one folder per saved step."""
         return self.root / "checkpoints"
+
+    @property
+    def damaged_checkpoints(self) -> pathlib.Path:
+        """Where checkpoints that can't be read are moved to."""
+        return self.root / "damaged_checkpoints"
+
+    @property
+    def profile(self) -> pathlib.Path:
+        """Folder of traces for TensorBoard and xprof."""
+        return self.root / "profile"
 
     @property
     def loss_figure(self) -> pathlib.Path:
@@ -89,7 +100,7 @@ def write_config(folder: RunFolder, config: Config) -> None:
     Raises:
         UserError: the folder can't be made or written to.
     """
-    if folder.config.exists():
+    if folder.config.exists() or not is_first_process():
         return
     try:
         folder.root.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a training step changes: the number of steps done, the parameters and the optimizer's moments."""
+"""What a training step changes: the number of steps done, the parameters, the optimizer's moments, the guard's window."""
 
 from typing import Any, NamedTuple
 
@@ -8,13 +8,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from xlstm_jax.config import TrainConfig
+from xlstm_jax.training.guard import GuardState, init_guard
+
 
 class TrainState(NamedTuple):
     """Everything that has to be kept to go on training; dropout keys and data follow from the step."""
 
-    step: Int[Array, ""]  # updates done
+    step: Int[Array, ""]  # batches seen
     params: Any  # float32, without flax's partitioning boxes
     opt_state: Any
+    guard: GuardState
 
 
 def init_params(model: nn.Module, seed: int) -> Any:
@@ -23,14 +27,14 @@ def init_params(model: nn.Module, seed: int) -> Any:
     return nn.meta.unbox(variables)["params"]
 
 
-def init_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def init_state(model: nn.Module, optimizer: optax.GradientTransformation, config: TrainConfig) -> TrainState:
     """The state before step 1. Trace it under `jit`, or under `jax.eval_shape` for shapes alone."""
-    return start_from(init_params(model, seed), optimizer)
+    return start_from(init_params(model, config.seed), optimizer, config)
 
 
-def start_from(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def start_from(params: Any, optimizer: optax.GradientTransformation, config: TrainConfig) -> TrainState:
     """The state before step 1 with given parameters."""
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), init_guard(config.spike_window))
 
 
 def abstract_params(model: nn.Module, sharding: jax.sharding.Sharding | None = None) -> Any:
@@ -38,9 +42,11 @@ def abstract_params(model: nn.Module, sharding: jax.sharding.Sharding | None = N
     return with_sharding(jax.eval_shape(lambda: init_params(model, seed=0)), sharding)
 
 
-def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, sharding: jax.sharding.Sharding) -> TrainState:
+def abstract_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, config: TrainConfig, sharding: jax.sharding.Sharding
+) -> TrainState:
     """The same for the whole state."""
-    return with_sharding(jax.eval_shape(lambda: init_state(model, optimizer, seed=0)), sharding)
+    return with_sharding(jax.eval_shape(lambda: init_state(model, optimizer, config)), sharding)
 
 
 def with_sharding(shapes: Any, sharding: jax.sharding.Sharding | None) -> Any:

@@ -11,19 +11,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xlstm_jax.config import Config
 from xlstm_jax.data.loader import Batch
+from xlstm_jax.parallel import num_devices
+from xlstm_jax.training.cross_entropy import projected_cross_entropy_sum, vocabulary_parts
+from xlstm_jax.training.guard import accepts, after_step
 from xlstm_jax.training.state import TrainState
 
 Metrics = dict[str, Array]  # scalars on the device
-
-
-def cross_entropy_sum(
-    logits: Float[Array, "B T E"], targets: Int[Array, "B T"], mask: Float[Array, "B T"] | Bool[Array, "B T"]
-) -> Float[Array, ""]:
-    """The summed negative log-likelihood of the targets where the mask is set, nats; softmax and sum in float32."""
-    logits = logits.astype(jnp.float32)
-    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    losses = jax.nn.logsumexp(logits, axis=-1) - target_logits
-    return jnp.sum(jnp.where(mask.astype(bool), losses, 0.0))  # where: what is masked can't be NaN times 0
 
 
 def loss_sum(
@@ -31,14 +24,17 @@ def loss_sum(
 ) -> Float[Array, ""]:
     """The summed loss of one batch, nats; in training mode when a dropout key is given."""
     training = dropout_key is not None
-    logits, _ = model.apply(
+    y, _ = model.apply(
         {"params": params},
         batch.tokens,
         segment_ids=batch.segment_ids if reset_at_document else None,
         train=training,
         rngs={"dropout": dropout_key} if training else None,
+        method="hidden",
     )
-    return cross_entropy_sum(logits, batch.targets, batch.mask)
+    kernel = model.apply({"params": params}, method="head_kernel")
+    parts = vocabulary_parts(batch.targets.size * kernel.shape[1], num_devices())
+    return projected_cross_entropy_sum(model.logits, y, kernel, batch.targets, batch.mask, parts=parts)
 
 
 def count_tokens(mask: Float[Array, "*shape"] | Bool[Array, "*shape"]) -> Int[Array, ""]:
@@ -80,7 +76,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step: state and batch to the next state and its metrics. The given state's memory is reused (donated).
 
-    Metrics are device scalars: loss (mean over counted tokens, nats), tokens, grad_norm (before clipping), learning_rate.
+    Metrics are device scalars: loss (mean over counted tokens, nats), tokens, grad_norm (before clipping), learning_rate (that the
+    update has if it is applied), param_norm and update_norm (after and of it), skipped (steps so far whose update was not),
+    skipped_in_a_row (of those, up to this step).
     """
 
     def loss(params, batch, key):
@@ -89,14 +87,28 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         mean_loss, gradient = mean_loss_and_gradient(loss, state.params, batch, key, config.train.accumulation_steps)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        grad_norm = optax.tree.norm(gradient)
+        accepted = accepts(state.guard, mean_loss, grad_norm, config.train.spike_deviations)
+
+        def update() -> tuple[Any, Any, Array]:
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+            return optax.apply_updates(state.params, updates), opt_state, optax.tree.norm(updates)
+
+        def keep() -> tuple[Any, Any, Array]:
+            return state.params, state.opt_state, jnp.zeros_like(grad_norm)
+
+        params, opt_state, update_norm = jax.lax.cond(accepted, update, keep)
+        guard = after_step(state.guard, accepted, mean_loss)
         metrics = {
             "loss": mean_loss,
             "tokens": count_tokens(batch.mask),
-            "grad_norm": optax.tree.norm(gradient),
-            "learning_rate": schedule(state.step + 1),
+            "grad_norm": grad_norm,
+            "param_norm": optax.tree.norm(params),
+            "update_norm": update_norm,
+            "learning_rate": schedule(state.guard.accepted + 1),
+            "skipped": guard.skipped,
+            "skipped_in_a_row": guard.in_a_row,
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, guard), metrics
 
     return jax.jit(train_step, donate_argnums=0)
