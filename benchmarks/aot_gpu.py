@@ -181,12 +181,12 @@ def _mosaic_kernels(folder: Path) -> list[Kernel]:
         launch = re.compile(r"gpu\.launch_func .* dynamic_shared_memory_size %c(\d+)_i32")
         with path.with_suffix(".mlir-passes.log").open() as passes:
             shared = next((int(match[1]) for line in passes if (match := launch.search(line))), 0)
-        name = re.sub(r"_\d+$", "", path.stem)
-        found.append(_kernel(name, path.with_suffix(".ptx").read_text(), path.read_text(), shared))
+        found.append(_kernel(path.stem, path.with_suffix(".ptx").read_text(), path.read_text(), shared))
     return found
 
 
 def _kernel(name: str, ptx: str, said: str, shared: int) -> Kernel:
+    name = re.sub(r"_+\d+$", "", name)  # of several calls of one kernel
     registers = max(map(int, re.findall(r"[Uu]sed (\d+) registers", said)), default=0)
     spilled = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
     return Kernel(name, registers, spilled, shared, ptx.count("wgmma.mma_async"), len(re.findall(r"(?<!g)mma\.sync", ptx)))
