@@ -11,7 +11,7 @@ import numpy as np
 
 from xlstm_jax.config import Config
 from xlstm_jax.data.loader import Batch, TokenSource, eval_batches
-from xlstm_jax.parallel import batch_sharding
+from xlstm_jax.parallel import batch_sharding, put_batch
 from xlstm_jax.training.step import count_tokens, loss_sum
 
 EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
@@ -89,7 +89,7 @@ def perplexity_of(
         reset_at_document=config.data.reset_at_document,
     )
     to_devices = batch_sharding(mesh, config.eval.batch_size)
-    on_devices = (jax.device_put(batch, to_devices) for batch in batches)
+    on_devices = (put_batch(batch, to_devices) for batch in batches)
     return evaluate(eval_step, params, on_devices, scored_bytes(source, config.eval.max_tokens))
 
 

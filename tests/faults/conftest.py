@@ -1,0 +1,5 @@
+"""The tiny run of the training tests."""
+
+from tests.training.conftest import arguments, compilation_cache, corpus
+
+__all__ = ["arguments", "compilation_cache", "corpus"]
