@@ -113,7 +113,7 @@ def expected_slstm_step(spec: Spec) -> float:
     WGMMA, x and h; 40 per thread and cell for the equations, rows·64/128 cells a thread. Heads wider than 64 exchange h through the L2
     cache: store, cluster barrier, load, 600 to 700 cycles each for the two copies and 250 for the barrier.
     """
-    rows = 16 if spec.V <= 384 else 8
+    rows = 8  # of the batch's 16: two blocks for each 64 units of a head do not fill the GPU
     product = 4 * 64 * max(64, spec.V) * 2 / SMEM_BYTES_PER_CYCLE
     exchange = 1550 if spec.V > 64 else 100
     return (product + 300 + 40 * rows * 64 / 128 + exchange) / CLOCK

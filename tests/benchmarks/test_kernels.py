@@ -109,3 +109,18 @@ def test_the_committed_prediction_is_what_the_model_says_now(capsys):
     assert {row["case"] for row in committed} == {spec.name for spec in specs.MLSTM_SPEED + specs.SLSTM_SPEED}
     for row in committed:
         assert row["expected_ms"] > row["roofline_ms"]
+
+
+def test_the_page_on_kernels_prints_the_prediction():
+    page = (COMMITTED.parents[2] / "docs" / "kernels.md").read_text().splitlines()
+    for row in json.loads(COMMITTED.read_text())["rows"]:
+        if "chunk_size" in row:
+            heads = row["case"].split("-")[0].replace("x", ", ")
+            (line,) = [line for line in page if line.startswith(f"| {heads} | {row['pass']} |")]
+            share = f"{row['expected_share_of_roofline']:.0%}".replace("%", " %")
+            assert [cell.strip() for cell in line.split("|")][4:8] == [
+                f"{row['roofline_ms']:.2f}",
+                f"{row['of_our_kernels']['bytes'] / 1e9:.1f}, {row['of_our_kernels']['flops'] / 1e12:.2f}",
+                f"{row['expected_ms']:.2f}",
+                share,
+            ]
