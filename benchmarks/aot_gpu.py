@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-TARGETS = {path.stem: path for path in sorted(Path(__file__).parent.glob("gpu_targets/*.pbtxt"))}
+TARGETS = {path.stem: path for path in sorted(Path(__file__).parents[1].glob("xlstm_jax/parallel/gpu_targets/*.pbtxt"))}
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "docs" / "aot_gpu.md"
 RESULTS = ROOT / "benchmarks" / "results" / "aot_gpu.json"

@@ -1,0 +1,79 @@
+"""Bytes of collectives and calls of kernels are read from programs that jax compiled, and from the forms that TPUs have."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from xlstm_jax.analysis.hlo import array_bytes, collective_bytes, kernel_calls
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    assert jax.device_count() >= 8, "tests/conftest.py gives the CPU eight devices"
+    return jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
+
+
+def compiled(function, mesh, *arrays):
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec)) for shape, spec in arrays]
+    return jax.jit(function, out_shardings=NamedSharding(mesh, P())).lower(*arrays).compile().as_text()
+
+
+def test_a_sum_over_devices(mesh):
+    """Each device's part of x.T @ x is [16 16] float32."""
+    text = compiled(lambda x: x.T @ x, mesh, ((64, 16), P("devices")))
+    assert collective_bytes(text) == {"all-reduce": 16 * 16 * 4}
+
+
+def test_an_array_that_is_gathered(mesh):
+    text = compiled(lambda x: x + 1, mesh, ((64, 16), P("devices")))
+    assert collective_bytes(text) == {"all-gather": 64 * 16 * 4}
+
+
+def test_what_is_in_a_loop_counts_as_often_as_it_runs(mesh):
+    def loop(x):
+        return jax.lax.scan(lambda y, _: (jnp.tanh(y @ (x.T @ x)), None), jnp.ones((16, 16)), length=5)[0]
+
+    def sum_in_the_loop(x):
+        return jax.lax.scan(lambda y, row: (jnp.tanh(y + jnp.sum(x * row)), None), jnp.zeros(()), jnp.arange(5.0))[0]
+
+    assert collective_bytes(compiled(loop, mesh, ((64, 16), P("devices"))))["all-reduce"] % (16 * 16 * 4) == 0
+    assert collective_bytes(compiled(sum_in_the_loop, mesh, ((64, 16), P("devices")))) == {"all-reduce": 5 * 4}
+
+
+def test_one_device_moves_nothing(mesh):
+    assert collective_bytes(jax.jit(lambda x: x.T @ x).lower(jnp.ones((8, 8))).compile().as_text()) == {}
+
+
+TPU = """
+HloModule step
+
+%fused (p: bf16[8,4]) -> bf16[64,4] {
+  %p = bf16[8,4]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[64,4]{1,0} all-gather(%p), dimensions={0}
+}
+
+%body (t: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %ag = (bf16[8,4]{1,0}, bf16[64,4]{1,0}) all-gather-start(%x), dimensions={0}
+  %ars = f32[16]{0} all-reduce-start(%y), to_apply=%add
+  %cp = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%z)
+  %k = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", metadata={op_name="mlstm"}
+}
+
+ENTRY %main.1 (x: bf16[8,4]) -> bf16[64,4] {
+  %while.1 = (s32[], bf16[8,4]{1,0}) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"48"}}
+  %f = bf16[64,4]{1,0} fusion(%x), kind=kCustom, calls=%fused
+  %other = f32[8]{0} custom-call(%x), custom_call_target="Sharding"
+}
+"""
+
+
+def test_asynchronous_and_fused_collectives_and_kernels_in_loops():
+    assert collective_bytes(TPU) == {"all-gather": 48 * 64 * 4 * 2 + 64 * 4 * 2, "all-reduce": 48 * 64, "collective-permute": 48 * 16}
+    assert kernel_calls(TPU) == {"pallas_tpu": 48}
+
+
+@pytest.mark.parametrize(("dtype", "shape", "size"), [("f32", "8,128", 4096), ("bf16", "", 2), ("pred", "3", 3), ("s8", "8", 8)])
+def test_bytes_of_an_array(dtype, shape, size):
+    assert array_bytes(dtype, shape) == size

@@ -1,0 +1,86 @@
+"""What a compiled program does, read from its HLO text: bytes of collectives and calls of kernels, loops counted with their trips."""
+
+import collections
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+# Targets of custom calls that are this project's kernels, and the backend that makes them.
+KERNELS = {"tpu_custom_call": "pallas_tpu", "mosaic_gpu": "pallas_gpu", "__gpu$xla.gpu.triton": "pallas_triton"}
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_TARGET = re.compile(r'custom_call_target="([^"]+)"')
+
+
+def collective_bytes(text: str) -> dict[str, int]:
+    """Bytes of the results of all collectives of one run on one device, by kind; those that do not occur are left out."""
+    total: dict[str, int] = collections.defaultdict(int)
+    for times, result, opcode, _ in _instructions(text):
+        kind = opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            total[kind] += times * _result_bytes(result, started=opcode.endswith("-start") and kind != "all-reduce")
+    return dict(total)
+
+
+def kernel_calls(text: str) -> dict[str, int]:
+    """How often one run calls kernels of each Pallas backend."""
+    total: dict[str, int] = collections.defaultdict(int)
+    for times, _, opcode, line in _instructions(text):
+        target = _TARGET.search(line) if opcode == "custom-call" else None
+        if target and target[1] in KERNELS:
+            total[KERNELS[target[1]]] += times
+    return dict(total)
+
+
+def array_bytes(dtype: str, shape: str) -> int:
+    """Bytes of an array such as f32[8,128]."""
+    bits = int((re.search(r"\d+", dtype) or [8])[0])  # pred has no number
+    return max(bits, 8) // 8 * math.prod(int(size) for size in shape.split(",") if size)
+
+
+def _result_bytes(result: str, *, started: bool) -> int:
+    """Of an asynchronous collective, whose result holds its operands too, the second half."""
+    sizes = [array_bytes(*array) for array in _ARRAY.findall(result) if array != ("u32", "")]
+    return sum(sizes[len(sizes) // 2 :] if started else sizes)
+
+
+def _instructions(text: str) -> Iterator[tuple[int, str, str, str]]:
+    """(times that it runs, type of the result, opcode, line) of every instruction."""
+    bodies: dict[str, list[str]] = {}
+    entry = None
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            bodies[name := header[2]] = []
+            entry = name if header[1] else entry
+        elif bodies:
+            bodies[name].append(line)
+    times = _times(bodies, entry)
+    for name, lines in bodies.items():
+        for line in lines:
+            if times[name] and (match := _INSTRUCTION.match(line)):
+                yield times[name], match[1], match[2], line
+
+
+def _times(bodies: Mapping[str, list[str]], entry: str | None) -> dict[str, int]:
+    """How often each computation runs; a branch counts as taken, a loop without a known number of trips as one."""
+    callers: dict[str, list[tuple[str, int]]] = collections.defaultdict(list)
+    for name, lines in bodies.items():
+        for line in lines:
+            trips = int(match[1]) if " while(" in line and (match := _TRIPS.search(line)) else 1
+            for one, several in _CALLED.findall(line):
+                for called in (one, *re.findall(r"[\w.\-]+", several)):
+                    if called:
+                        callers[called].append((name, trips))
+
+    @functools.cache
+    def times(name: str) -> int:
+        return 1 if name == entry else sum(times(caller) * trips for caller, trips in callers[name])
+
+    return {name: times(name) for name in bodies}
