@@ -78,8 +78,12 @@ class ModelConfig:
 class DataConfig:
     """Where the tokens come from and how they are cut into samples."""
 
-    path: str = "stdlib"  # "stdlib" (the embedded corpus), text file, folder of text, or a folder with prepared token shards
-    validation_path: str | None = None  # the same for the held-out tokens; None: every `holdout_every`-th file of `path`
+    # "stdlib" (the embedded corpus), text file, folder of text, folder with prepared token shards, "synthetic" (random tokens), or a
+    # mixture of these by weight: "a:0.7,b:0.3"
+    path: str = "stdlib"
+    max_tokens: int | None = None  # train on the first tokens only
+    validation_path: str | None = None  # of the held-out tokens; None: a prepared `path`'s own, else every `holdout_every`-th file
+    validation_sets: str | None = None  # more held-out data, "name=path,name=path", logged as validation/name
     holdout_every: int = 20
     tokenizer: str = "byte"  # or a file of the `tokenizers` library
     context_length: int = 256  # T, tokens

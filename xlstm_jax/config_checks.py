@@ -33,6 +33,7 @@ AT_LEAST = {
     "model.input_gate_bias_std": 0.0,
     "data.context_length": 1,
     "data.batch_size": 1,
+    "data.max_tokens": 1,
     "data.holdout_every": 2,
     "data.workers": 0,
     "optimizer.learning_rate": 0.0,

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from xlstm_jax.config import DataConfig
-from xlstm_jax.data.loader import Batch, eval_batches, make_sample, open_split, train_batches
+from xlstm_jax.data import loader, shards
+from xlstm_jax.data.loader import Batch, document_positions, eval_batches, make_batch, open_split, position, train_batches
+from xlstm_jax.data.tokenizer import ByteTokenizer
 from xlstm_jax.errors import UserError
 
 TEXTS = {f"{k:02d}.txt": f"document {k} " * (3 + k % 5) for k in range(40)}
@@ -83,25 +85,108 @@ def test_another_seed_is_another_order(config):
     assert not np.array_equal(other.tokens, next(train_batches(source, config)).tokens)
 
 
-@pytest.mark.slow
-def test_reader_processes_give_the_same_batches(config):
+@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
+def test_any_number_of_hosts_reads_the_same_global_batches(config, hosts):
+    config = dataclasses.replace(config, batch_size=8)
     source = open_split(config, "train", 320)
-    ours = take(train_batches(source, dataclasses.replace(config, workers=1)), 3)
-    for batch, expected in zip(ours, take(train_batches(source, config), 3), strict=True):
-        np.testing.assert_array_equal(batch.tokens, expected.tokens)
+    parts = [take(train_batches(source, config, start_step=3, part=part, parts=hosts), 4) for part in range(hosts)]
+    for step, expected in enumerate(take(train_batches(source, config, start_step=3), 4)):
+        for ours, theirs in zip(zip(*(part[step] for part in parts), strict=True), expected, strict=True):
+            np.testing.assert_array_equal(np.concatenate(ours), theirs)
+
+
+def test_hosts_that_can_not_share_a_batch_are_refused(config):
+    with pytest.raises(UserError, match="data.batch_size is 4, which 3 hosts can't share"):
+        train_batches(open_split(config, "train", 320), config, parts=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+def test_any_number_of_reader_processes_gives_the_same_batches(config, tmp_path_factory, workers):
+    """Of prepared shards: the processes open the files themselves."""
+    folder = tmp_path_factory.mktemp("prepared")
+    shards.write_shards(folder, "train", ByteTokenizer(), TEXTS.values(), tokens_per_shard=100)
+    config = dataclasses.replace(config, path=str(folder))
+    source = open_split(config, "train", 320)
+    count = 20 if workers == 1 else 5
+    ours = take(train_batches(source, dataclasses.replace(config, workers=workers), 2, part=1, parts=2), count)
+    for batch, expected in zip(ours, take(train_batches(source, config, 2, part=1, parts=2), count), strict=True):
+        for mine, theirs in zip(batch, expected, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+class Counted:
+    """A stream that counts what is read of it."""
+
+    def __init__(self, tokens):
+        self.tokens, self.reads = tokens, 0
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, span):
+        self.reads += 1
+        return self.tokens[span]
+
+
+def test_resuming_reads_nothing_again(config):
+    source = open_split(config, "train", 320)
+    counted = Counted(source.tokens)
+    next(train_batches(dataclasses.replace(source, tokens=counted), config, start_step=10_000_000))
+    assert counted.reads <= (loader.READ_AHEAD + 2) * config.batch_size
+
+
+def test_the_position_is_a_few_numbers_and_other_data_have_others(config, tmp_path_factory):
+    numbers = position(open_split(config, "train", 320), config, 7)
+    trained_on = [text for name, text in TEXTS.items() if name not in ("19.txt", "39.txt")]
+    assert numbers.pop("fingerprint") and numbers == {"next_sample": 28, "stream_tokens": 1 + sum(len(text) + 1 for text in trained_on)}
+    folder = tmp_path_factory.mktemp("swapped")
+    names = sorted(TEXTS)
+    for name, text in zip(names, [TEXTS[name] for name in [names[1], names[0], *names[2:]]], strict=True):
+        (folder / name).write_text(text)
+    swapped = dataclasses.replace(config, path=str(folder))
+    before, after = (position(open_split(given, "train", 320), given, 7) for given in (config, swapped))
+    assert before["stream_tokens"] == after["stream_tokens"] and before != after
+
+
+WINDOWS = np.array([[5, 9, 6, 7, 9, 8], [9, 9, 1, 1, 1, 1]], np.uint16)
 
 
 def test_targets_are_the_next_tokens_and_documents_are_numbered():
-    sample = make_sample(np.array([5, 9, 6, 7, 9, 8]), 5, end_of_text=9, reset_at_document=False)
-    np.testing.assert_array_equal(sample.tokens, [5, 9, 6, 7, 9])
-    np.testing.assert_array_equal(sample.targets, [9, 6, 7, 9, 8])
-    np.testing.assert_array_equal(sample.segment_ids, [0, 0, 1, 1, 1])
-    np.testing.assert_array_equal(sample.mask, [1, 1, 1, 1, 1])
+    batch = make_batch(WINDOWS, end_of_text=9, reset_at_document=False)
+    np.testing.assert_array_equal(batch.tokens, [[5, 9, 6, 7, 9], [9, 9, 1, 1, 1]])
+    np.testing.assert_array_equal(batch.targets, [[9, 6, 7, 9, 8], [9, 1, 1, 1, 1]])
+    np.testing.assert_array_equal(batch.segment_ids, [[0, 0, 1, 1, 1], [0, 1, 2, 2, 2]])
+    assert batch.mask.all()
+    assert [array.dtype for array in batch] == [np.int32, np.int32, bool, np.int32]
 
 
 def test_with_resets_the_first_token_of_a_document_is_no_target():
-    sample = make_sample(np.array([5, 9, 6, 7, 9, 8]), 5, end_of_text=9, reset_at_document=True)
-    np.testing.assert_array_equal(sample.mask, [1, 0, 1, 1, 0])
+    batch = make_batch(WINDOWS, end_of_text=9, reset_at_document=True)
+    np.testing.assert_array_equal(batch.mask, [[1, 0, 1, 1, 0], [0, 0, 1, 1, 1]])
+
+
+def test_positions_count_from_the_beginning_of_each_document():
+    segment_ids = make_batch(WINDOWS, end_of_text=9, reset_at_document=False).segment_ids
+    np.testing.assert_array_equal(document_positions(segment_ids), [[0, 1, 0, 1, 2], [0, 0, 0, 1, 2]])
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_documents_decode_from_a_batch_by_their_segment_ids(config, reset):
+    """What counts as a target of segment n is the text of the n-th document, from its second byte on where states are reset."""
+    config = dataclasses.replace(config, context_length=150, batch_size=1, reset_at_document=reset)
+    source = open_split(config, "train", 320)
+    whole = source.text.decode()
+    for batch in take(train_batches(source, config), 8):
+        inside = 0
+        for segment in range(1, batch.segment_ids.max()):  # the first and the last are cut off
+            here = batch.segment_ids == segment
+            text = source.tokenizer.decode(batch.tokens[here])
+            assert text.endswith("\n") and text[:-1] in TEXTS.values() and text[:-1] in whole
+            targets = source.tokenizer.decode(batch.targets[here & batch.mask])
+            assert targets == (text[1:] if reset else text[1:] + source.tokenizer.decode(batch.targets[here][-1:]))
+            inside += 1
+        assert inside
 
 
 @pytest.mark.parametrize(("batch_size", "context_length"), [(1, 7), (3, 16), (8, 1000)])

@@ -41,7 +41,7 @@ def test_a_run_leaves_the_promised_files(finished):
     workdir, config, _ = finished
     assert json.loads((workdir / "config.json").read_text()) == json.loads(config.to_json())
     assert {path.name for path in workdir.iterdir()} == {
-        "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "loss.png", "samples.txt",
+        "config.json", "data.json", "metrics.jsonl", "tensorboard", "checkpoints", "loss.png", "samples.txt",
     }  # fmt: skip
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"3", "6"}
     first = read_records(workdir / "metrics.jsonl")[0]

@@ -2,7 +2,7 @@
 
 from xlstm_jax.parallel.devices import compute_dtype, num_devices, platform
 from xlstm_jax.parallel.mesh import LOGICAL_AXIS_RULES, batch_sharding, make_mesh, replicated
-from xlstm_jax.parallel.processes import is_first_process, put_batch, start_processes
+from xlstm_jax.parallel.processes import is_first_process, own_part, put_batch, start_processes
 
 __all__ = [
     "LOGICAL_AXIS_RULES",
@@ -11,6 +11,7 @@ __all__ = [
     "is_first_process",
     "make_mesh",
     "num_devices",
+    "own_part",
     "platform",
     "put_batch",
     "replicated",

@@ -48,12 +48,31 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def put_batch(batch: Any, sharding: jax.sharding.Sharding) -> Any:
-    """The arrays of a batch on all devices of the sharding; each process gives its own devices their part of the whole batch."""
+def own_part(sharding: jax.sharding.Sharding, batch_size: int, context_length: int) -> tuple[int, int]:
+    """Which part of a batch's rows this process has to read, and of how many equal parts: (0, 1) is all of them."""
+    rows = [index[0].indices(batch_size)[:2] for index in sharding.addressable_devices_indices_map((batch_size, context_length)).values()]
+    start, stop = min(first for first, _ in rows), max(last for _, last in rows)
+    size = stop - start
+    if batch_size % size or start % size:
+        return 0, 1
+    return start // size, batch_size // size
+
+
+def put_batch(batch: Any, sharding: jax.sharding.Sharding, part: int = 0, parts: int = 1) -> Any:
+    """The arrays of a batch on all devices of the sharding; each process gives its own devices their part of the whole batch.
+
+    `batch` has the rows of the part that `own_part` names.
+    """
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
 
-    def put(x: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+    def put(rows: np.ndarray) -> jax.Array:
+        size, first = parts * len(rows), part * len(rows)
 
-    return jax.tree.map(put, jax.tree.map(np.asarray, batch))
+        def piece(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(size)
+            return rows[(slice(start - first, stop - first), *index[1:])]
+
+        return jax.make_array_from_callback((size, *rows.shape[1:]), sharding, piece)
+
+    return jax.tree.map(lambda x: put(np.asarray(x)), batch)

@@ -14,18 +14,18 @@ import numpy as np
 from xlstm_jax.analysis.flops import peak_flops, training_flops_per_token
 from xlstm_jax.analysis.parameters import count_parameters
 from xlstm_jax.config import Config
-from xlstm_jax.data.loader import TokenSource, open_split, train_batches
+from xlstm_jax.data.loader import TokenSource, open_split, open_validation_sets, position, record, train_batches
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.perplexity import Perplexity, make_eval_step, perplexity_of
 from xlstm_jax.generation import generate
 from xlstm_jax.models import LanguageModel, build_model
-from xlstm_jax.parallel import batch_sharding, is_first_process, make_mesh, put_batch, replicated, start_processes
+from xlstm_jax.parallel import batch_sharding, is_first_process, make_mesh, own_part, put_batch, replicated, start_processes
 from xlstm_jax.training.checkpoints import Checkpoints, read_params
 from xlstm_jax.training.metrics import MetricsWriter, console_line, draw_loss, read_records, skipped_line
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.preemption import Preempted, Preemption
 from xlstm_jax.training.profile import Profile
-from xlstm_jax.training.run_folder import open_run, write_config
+from xlstm_jax.training.run_folder import open_run, write_config, write_data_record
 from xlstm_jax.training.state import TrainState, abstract_params, abstract_state, init_state, start_from
 from xlstm_jax.training.step import Metrics, make_train_step
 from xlstm_jax.training.timing import Speed, WallTime
@@ -50,11 +50,15 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
     schedule = make_schedule(config.optimizer, config.train.steps)
     source = open_split(config.data, "train", config.model.vocab_size)
     held_out = open_split(config.data, "validation", config.model.vocab_size)
+    more_held_out = open_validation_sets(config.data, config.model.vocab_size)
     train_batches(source, config.data)  # refuses a source that is shorter than one sample
     _say(*source.description, *held_out.description)
+    for name, other in more_held_out.items():
+        _say(*(f"{name}: {line}" for line in other.description))
 
     mesh = make_mesh(config.mesh)
     to_devices = batch_sharding(mesh, config.data.batch_size)
+    batch_sharding(mesh, config.eval.batch_size)  # refuses now what would fail at the first evaluation
     steps = config.train.steps
     model, optimizer = build_model(config.model), make_optimizer(config.optimizer, schedule)
     wall_time = WallTime(read_records(folder.metrics))
@@ -68,6 +72,7 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
         with wall_time.spent_on("checkpoint"):
             state, start = _starting_state(model, optimizer, config, source, checkpoints, mesh)
         write_config(folder, config)
+        write_data_record(folder, record(source, {"validation": held_out, **more_held_out}, config.data))
         device = mesh.devices.flat[0].device_kind
         _say(f"model: {count_parameters(state.params):,} parameters, on {mesh.size} x {device}; run: {folder.root}")
 
@@ -107,10 +112,11 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
                         "--workdir"
                     )
 
-            batches = train_batches(source, config.data, start)
+            part, parts = own_part(to_devices, config.data.batch_size, config.data.context_length)
+            batches = train_batches(source, config.data, start, part=part, parts=parts)
             for step in range(start + 1, steps + 1):
                 with wall_time.spent_on("data"):
-                    batch = put_batch(next(batches), to_devices)
+                    batch = put_batch(next(batches), to_devices, part, parts)
                 profiler.before(step)
                 if step == start + 1:
                     with wall_time.spent_on("compile"):
@@ -135,13 +141,18 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
                         result = evaluate(state.params, held_out)
                     _check_finite(step, result.loss)
                     writer.write(step, "validation", result.values())
+                    for name, other in more_held_out.items():
+                        with wall_time.spent_on("evaluation"):
+                            also = evaluate(state.params, other)
+                        writer.write(step, f"validation/{name}", also.values())
+                        _say(f"step {step:>{len(str(steps))}}/{steps}  {name}: {also.line()}")
                     _draw_loss(folder)
                     if step < steps:
                         _say(f"step {step:>{len(str(steps))}}/{steps}  {result.line()}")
                 if preempted or checkpoints.due(step):
                     with wall_time.spent_on("checkpoint"):
-                        position = _position(source, config, step)
-                        checkpoints.save(state, step, position, None if result is None else result.loss, force=preempted)
+                        loss, place = None if result is None else result.loss, position(source, config.data, step)
+                        checkpoints.save(state, step, place, loss, force=preempted)
                 if preempted and step < steps:
                     checkpoints.finish()
                     raise Preempted(f"SIGTERM: step {step} is saved, the same command goes on from there")
@@ -183,10 +194,6 @@ def _check_finite(step: int, loss: float) -> None:
         )
 
 
-def _position(source: TokenSource, config: Config, step: int) -> dict[str, int]:
-    return {"next_sample": step * config.data.batch_size, "stream_tokens": len(source.tokens)}
-
-
 def _starting_state(
     model: LanguageModel, optimizer: Any, config: Config, source: TokenSource, checkpoints: Checkpoints, mesh: jax.sharding.Mesh
 ) -> tuple[TrainState, int]:
@@ -194,11 +201,11 @@ def _starting_state(
     everywhere = replicated(mesh)
     restored = checkpoints.restore(abstract_state(model, optimizer, config.train, everywhere))
     if restored is not None:
-        state, position, start = restored
-        expected = _position(source, config, start)
-        if position != expected:
+        state, found, start = restored
+        expected = position(source, config.data, start)
+        if found != expected:
             raise UserError(
-                f"the data have changed since step {start} was saved: then {position}, now {expected}; give another --workdir"
+                f"the data have changed since step {start} was saved: then {found}, now {expected}; give another --workdir"
             )
         _say(f"resumed from step {start}")
         return state, start

@@ -22,6 +22,11 @@ class RunFolder:
         return self.root / "config.json"
 
     @property
+    def data_record(self) -> pathlib.Path:
+        """The files that the tokens came from, with their hashes."""
+        return self.root / "data.json"
+
+    @property
     def metrics(self) -> pathlib.Path:
         """One JSON object per log event."""
         return self.root / "metrics.jsonl"
@@ -128,3 +133,9 @@ def _check_same(folder: RunFolder, config: Config) -> None:
 
 def _flat(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+
+
+def write_data_record(folder: RunFolder, text: str) -> None:
+    """Writes data.json, once for all processes."""
+    if is_first_process():
+        folder.data_record.write_text(text)

@@ -1,0 +1,261 @@
+"""The token stream behind `data.path`: text in memory, prepared shards, a mixture of several, or random tokens for speed tests."""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xlstm_jax.config import DataConfig
+from xlstm_jax.data import corpus, shards
+from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
+from xlstm_jax.errors import UserError
+
+SYNTHETIC = "synthetic"
+SYNTHETIC_BASE = 1 << 22  # random tokens, which repeat
+SYNTHETIC_TOKENS = {"train": 1 << 36, "validation": 1 << 16}
+SYNTHETIC_DOCUMENT = 1024  # tokens of a document, on average
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSource:
+    """The token stream of a split: an end-of-text token, then documents, each followed by one.
+
+    Attributes:
+        tokens: anything with a length and slices: an array, or `ShardedTokens`.
+        bytes: of the documents as UTF-8; 0 where there is no text.
+        text: those bytes, where they are at hand.
+        description: lines for the terminal.
+        fingerprint: a number that other tokens, or others in their order, change.
+        record: what the tokens are, for the record of a run.
+        parts: of a mixture, with their weights; `tokens` then is one after the other.
+    """
+
+    tokens: Any
+    tokenizer: Tokenizer
+    documents: int
+    bytes: int
+    text: bytes | None
+    description: tuple[str, ...]
+    fingerprint: int = 0
+    record: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parts: tuple[tuple[float, "TokenSource"], ...] = ()
+
+    @property
+    def end_of_text(self) -> int:
+        """Id of the token between documents."""
+        return self.tokenizer.end_of_text
+
+    def gzip_bits_per_byte(self) -> float | None:
+        """Size of the documents after `gzip -9`, bits per byte; None where the text is not at hand."""
+        return None if self.text is None else 8 * len(gzip.compress(self.text, 9)) / len(self.text)
+
+
+def open_split(config: DataConfig, split: str, vocab_size: int) -> TokenSource:
+    """The tokens of "train" or "validation".
+
+    Text is tokenized in memory; a folder with manifests is read from disk. `vocab_size` is the model's.
+
+    Raises:
+        UserError: data or tokenizer are missing, empty, no text, damaged, or have ids that the model lacks.
+    """
+    held_out = split == "validation" and config.validation_path
+    mixture = parse_mixture(config.validation_path if held_out else config.path)
+    if split == "validation" and len(mixture) > 1:
+        raise UserError(
+            f"data.path is the mixture {config.path!r}, of which nothing is held out; give data.validation_path one held-out set, "
+            "and data.validation_sets more of them"
+        )
+    parts = tuple((weight, _open(config, path, split, vocab_size)) for path, weight in mixture)
+    if len(parts) > 1:
+        if config.max_tokens is not None:
+            raise UserError(
+                f"config key data.max_tokens is {config.max_tokens:,}, which can't limit the mixture {config.path!r}; leave it unset, and "
+                "prepare the parts with --max-tokens"
+            )
+        return _mixed(parts)
+    [(_, source)] = parts
+    return source if config.max_tokens is None or split != "train" else _limited(source, config.max_tokens)
+
+
+def open_validation_sets(config: DataConfig, vocab_size: int) -> dict[str, TokenSource]:
+    """The further held-out sets of `data.validation_sets`, by name.
+
+    Raises:
+        UserError: as `open_split`, or the value is not of the form "name=path,name=path".
+    """
+    sets = {}
+    for entry in config.validation_sets.split(",") if config.validation_sets else ():
+        name, _, path = entry.partition("=")
+        if not (name and path and name not in sets):
+            raise UserError(
+                f'config key data.validation_sets is {config.validation_sets!r}; it must be "name=path,name=path", each name once'
+            )
+        sets[name] = open_split(dataclasses.replace(config, validation_path=path), "validation", vocab_size)
+    return sets
+
+
+def parse_mixture(path: str) -> list[tuple[str, float]]:
+    """ "a:0.7,b:0.3" -> [("a", 0.7), ("b", 0.3)]; a path without weights -> [(path, 1.0)].
+
+    Raises:
+        UserError: weights are missing or not positive.
+    """
+    parts = [entry.rpartition(":") for entry in path.split(",")]
+    if "," not in path and not _is_number(parts[0][2]) or pathlib.Path(path).exists():
+        return [(path, 1.0)]
+    if not all(name and _is_number(weight) and 0 < float(weight) < float("inf") for name, _, weight in parts):
+        raise UserError(f'data path {path!r} is no mixture: each part must be "path:weight" with a weight above 0, e.g. "a:0.7,b:0.3"')
+    return [(name, float(weight)) for name, _, weight in parts]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+class JoinedTokens:
+    """Several streams one after the other, or the beginning of one: `stop` tokens of it."""
+
+    def __init__(self, streams: Sequence[Any], stop: int | None = None):
+        self._streams = list(streams)
+        self._starts = np.cumsum([0, *map(len, self._streams)]).tolist()
+        self._length = self._starts[-1] if stop is None else min(stop, self._starts[-1])
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        start, stop, _ = span.indices(self._length)
+        parts = [
+            stream[max(start - first, 0) : stop - first]
+            for stream, first in zip(self._streams, self._starts, strict=False)
+            if first < stop and first + len(stream) > start
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.zeros(0, np.int32)
+
+
+class SyntheticTokens:
+    """Random tokens, the same on every machine, from a block that repeats."""
+
+    def __init__(self, length: int, vocab_size: int, end_of_text: int):
+        draw = np.random.Generator(np.random.PCG64(0))  # whose stream is fixed
+        self._base = draw.integers(0, vocab_size, SYNTHETIC_BASE).astype(shards.dtype_of(vocab_size))
+        self._base[draw.integers(0, SYNTHETIC_BASE, SYNTHETIC_BASE // SYNTHETIC_DOCUMENT)] = end_of_text
+        self._base[0] = end_of_text
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        start, stop, _ = span.indices(self._length)
+        offset = start % SYNTHETIC_BASE
+        if offset + stop - start <= SYNTHETIC_BASE:
+            return self._base[offset : offset + stop - start]
+        return np.take(self._base, np.arange(start, stop), mode="wrap")
+
+
+def _open(config: DataConfig, path: str, split: str, vocab_size: int) -> TokenSource:
+    if path == SYNTHETIC:
+        source = _synthetic(config, split)
+    elif shards.is_prepared(path):
+        source = _prepared(config, path, split)
+    else:
+        source = _text(config, path, split)
+    if source.tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"tokenizer {source.tokenizer.name!r} has {source.tokenizer.vocab_size} ids, but model.vocab_size is {vocab_size}; "
+            "enlarge model.vocab_size to at least that"
+        )
+    return source
+
+
+def _synthetic(config: DataConfig, split: str) -> TokenSource:
+    tokenizer = load_tokenizer(config.tokenizer)
+    tokens = SyntheticTokens(SYNTHETIC_TOKENS[split], tokenizer.vocab_size, tokenizer.end_of_text)
+    description = f"{split}: random tokens, {tokenizer.vocab_size:,} different ones"
+    return TokenSource(tokens, tokenizer, len(tokens) // SYNTHETIC_DOCUMENT, 0, None, (description,), record={"path": SYNTHETIC})
+
+
+def _text(config: DataConfig, path: str, split: str) -> TokenSource:
+    """Text, tokenized in memory."""
+    documents = corpus.read_corpus(path)
+    tokenizer = load_tokenizer(config.tokenizer)
+    if not config.validation_path:
+        documents = corpus.split_corpus(documents, split, config.holdout_every)
+        if not documents:
+            raise UserError(f"data path {path!r} has too little text to hold one part in {config.holdout_every} out for {split}")
+    end = np.array([tokenizer.end_of_text])
+    ids = tokenizer.encode_batch([document.text for document in documents], [True] * len(documents))
+    text = b"".join(document.text.encode() for document in documents)
+    tokens = np.concatenate([end, ids]).astype(shards.dtype_of(tokenizer.vocab_size))
+    description = f"{split}: {corpus.describe(path, documents, len(text))}, {len(tokens):,} tokens"
+    content_hash = hashlib.sha256(tokens.tobytes()).hexdigest()
+    record = {"path": path, "split": split, "tokens": len(tokens) - 1, "sha256": content_hash, "tokenizer_hash": tokenizer.hash}
+    return TokenSource(tokens, tokenizer, len(documents), len(text), text, (description,), int(content_hash[:13], 16), record)
+
+
+def _prepared(config: DataConfig, path: str, split: str) -> TokenSource:
+    """Token shards."""
+    manifest = shards.read_manifest(path, split)
+    tokenizer = load_tokenizer(config.tokenizer)
+    if tokenizer.hash != manifest.tokenizer_hash:
+        raise UserError(
+            f"data.tokenizer {config.tokenizer!r} is not the one that {path!r} was prepared with ({manifest.tokenizer!r}, "
+            f"sha256 {manifest.tokenizer_hash[:12]}); point data.tokenizer to that file"
+        )
+    tokens = shards.open_shards(path, manifest)
+    description = f"{split}: {path}: {manifest.documents:,} documents, {manifest.tokens:,} tokens of {manifest.tokenizer!r}"
+    record = {"path": path, **dataclasses.asdict(manifest)}
+    del record["inputs"]  # as long as the data set has files; the folder keeps them
+    return TokenSource(tokens, tokenizer, manifest.documents, manifest.bytes, None, (description,), manifest.fingerprint(), record)
+
+
+def _mixed(parts: tuple[tuple[float, TokenSource], ...]) -> TokenSource:
+    sources = [source for _, source in parts]
+    if len({source.tokenizer.hash for source in sources}) > 1:
+        raise UserError("the parts of the mixture have different tokenizers; prepare them with one")
+    total = sum(weight for weight, _ in parts)
+    content = json.dumps([(weight, source.fingerprint) for weight, source in parts])
+    return TokenSource(
+        tokens=JoinedTokens([source.tokens for source in sources]),
+        tokenizer=sources[0].tokenizer,
+        documents=sum(source.documents for source in sources),
+        bytes=sum(source.bytes for source in sources),
+        text=None,
+        description=tuple(f"{weight / total:.1%} of {line}" for weight, source in parts for line in source.description),
+        fingerprint=int(hashlib.sha256(content.encode()).hexdigest()[:13], 16),
+        record={"mixture": [{"weight": weight, **source.record} for weight, source in parts]},
+        parts=parts,
+    )
+
+
+def _limited(source: TokenSource, targets: int) -> TokenSource:
+    """The first `targets` tokens after the stream's first one."""
+    if targets >= len(source.tokens):
+        raise UserError(
+            f"config key data.max_tokens is {targets:,}, but there are {len(source.tokens) - 1:,} tokens; leave it unset, or prepare more"
+        )
+    record = {**source.record, "max_tokens": targets}
+    if "shards" in record:
+        starts = np.cumsum([0, *(shard["tokens"] for shard in record["shards"])]).tolist()
+        record["shards"] = [
+            {**shard, "used": min(shard["tokens"], targets - start)}
+            for shard, start in zip(record["shards"], starts, strict=False)
+            if start < targets
+        ]
+    return dataclasses.replace(
+        source,
+        tokens=JoinedTokens([source.tokens], targets + 1),
+        text=None,
+        description=(*source.description, f"train: of these the first {targets:,} tokens"),
+        record=record,
+    )
