@@ -1,7 +1,7 @@
 """The sLSTM's Hopper kernel against the float64 reference, in Mosaic GPU's simulator, and what it refuses.
 
-The simulator runs a cluster's blocks as threads, with their shared memories, barriers and TMA. All of R is in shared memory there: it
-multiplies nothing that is in registers, which on the device V = 512 does for a quarter of R.
+The simulator runs a cluster's blocks as threads, with their shared memories, barriers and TMA. It multiplies nothing that is in registers,
+so that all of R is in shared memory there; on the device a quarter of R is not where V = 512.
 """
 
 import jax
@@ -49,6 +49,29 @@ def test_narrow_and_wide_heads_and_any_batch(time, heads, dim, batch):
 @pytest.mark.slow
 def test_float16_and_a_width_that_is_filled_up():
     check(Spec("float16", 5, K=0, V=100, B=1, H=1, dtype="float16"))
+
+
+@needs_simulator
+@pytest.mark.slow
+def test_gates_in_float32_stay_so():
+    """As the model gives them: x is float32, R is not. At 100 the input gates would be rounded to halves in bfloat16."""
+    inputs = cases.slstm_inputs(5, bias=0.0, value_dim=32)
+    inputs["x"][:, :, 0] += 100
+    inputs["m0"] += 100
+    inputs = {name: specs.rounded(x, "bfloat16" if name == "R" else "float32") for name, x in inputs.items()}
+    weights = [np.ones((2, 5, 2, 32)), *(np.zeros((2, 2, 32)) for _ in range(3))]
+    (h, *_), gradients = cases.evaluate("slstm", inputs, weights, "float64")
+
+    def loss(floats):
+        h, _ = cases.run_slstm(floats, backend="pallas_gpu")
+        return jnp.sum(h), h
+
+    floats = {name: jnp.asarray(x, "bfloat16" if name == "R" else "float32") for name, x in inputs.items() if name != "segment_ids"}
+    with interpreted(simulator()):
+        got, got_h = jax.jit(jax.grad(loss, has_aux=True))(floats)
+    assert got_h.dtype == got["x"].dtype == jnp.float32
+    got = {name: np.asarray(x, np.float64) for name, x in (got | {"h": got_h}).items()}
+    cases.assert_same(got, gradients | {"h": h}, specs.TOLERANCE["bfloat16"])
 
 
 @needs_simulator
@@ -122,7 +145,7 @@ def test_recurrent_gradient_clip(bound):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"dtype": "float32"}, "bfloat16 and float16"),
+        ({"dtype": "float32"}, "bfloat16 or float16"),
         ({"dim": 520}, "at most 512 units"),
         ({"mode": True}, "simulator"),
         ({"mode": False}, "needs a GPU"),

@@ -87,7 +87,7 @@ class SLSTMBlock(nn.Module):
         with backend_of("model.slstm_backend", config.slstm_backend):
             h, cell = slstm(
                 gates,
-                recurrent_kernel,
+                recurrent_kernel.astype(normed.dtype),
                 bias,
                 None if state is None else state.cell,
                 segment_ids=segment_ids,
