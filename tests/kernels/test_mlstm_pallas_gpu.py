@@ -33,21 +33,22 @@ def test_documents_and_padding_at_the_borders_of_chunks():
 @needs_simulator
 @pytest.mark.slow
 def test_no_memory_is_read_unwritten_and_nothing_races_where_a_chunk_has_several_tiles():
-    """193 tokens in a chunk of 256: two tiles of rows, of which the upper right pair is never written."""
-    check(Spec("tiles", T=193, K=64, V=64, B=1, H=1, chunk=256), uninitialized_memory="nan", detect_races=True)
+    """193 tokens in a chunk of 256, documents in both: two tiles of rows, of which the upper right pair is never written."""
+    spec = Spec("tiles", T=193, K=64, V=64, B=1, H=1, chunk=256, documents="random")
+    check(spec, uninitialized_memory="nan", detect_races=True)
 
 
 @needs_simulator
 @pytest.mark.slow
 def test_sigmoid_gate_in_float16_with_two_heads():
-    check(Spec("sigmoid", T=65, K=64, V=64, B=1, H=2, dtype="float16", input_gate="sigmoid"))
+    check(Spec("sigmoid", T=65, K=64, V=64, B=1, H=2, dtype="float16", input_gate="sigmoid", documents="random"))
 
 
 @needs_simulator
 @pytest.mark.slow
 def test_tiles_of_128_and_64_columns_and_widths_that_are_filled_up():
-    """K 80 becomes one tile of 128, V 192 is three of 64; 30 tokens fill up one chunk of 128."""
-    check(Spec("widths", T=30, K=80, V=192, B=1, H=1, chunk=128))
+    """K 80 becomes one tile of 128, V 192 is three of 64; 30 tokens fill up one chunk of 128; the input gate as in 7B's beginning."""
+    check(Spec("widths", T=30, K=80, V=192, B=1, H=1, gates=-10.0, chunk=128))
 
 
 @needs_simulator
