@@ -1,20 +1,17 @@
-"""Evaluates a run with its own configuration: loss, perplexity and bits per byte of a split.
+"""Evaluates a run, an imported model or a Hugging Face checkpoint.
 
-python eval.py --workdir=DIR [--split=validation] [--step=N] [--max_tokens=N]
+    python eval.py --workdir=RUN [--suite=perplexity,extrapolation,generation,paloma,downstream]
+    python eval.py --checkpoint=HF_DIR --data=FOLDER --suite=extrapolation --contexts=2048,16384
+
+Results go to RUN/eval/<step>/: results.json, results.md and figures.
 """
 
 import sys
 from collections.abc import Sequence
 
 from xlstm_jax import command_line
-from xlstm_jax.evaluation.run import evaluate_run
-
-FLAGS = {
-    "workdir": "folder of a training run or of an imported model",
-    "split": "validation (the default) or train",
-    "step": "of the checkpoint; the newest one by default",
-    "max_tokens": "score the first tokens only; eval.max_tokens of the run by default",
-}
+from xlstm_jax.evaluation.command import FLAGS, options_of
+from xlstm_jax.evaluation.run import evaluate_suites
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,9 +19,9 @@ def main(argv: Sequence[str]) -> int:
 
     def command() -> None:
         flags = command_line.parse(argv, __doc__, FLAGS)
-        workdir = command_line.text(flags, "workdir", "runs/NAME")
-        split = flags["split"].value or "validation"
-        evaluate_run(workdir, split, command_line.number(flags, "step"), command_line.number(flags, "max_tokens"))
+        checkpoint = flags["checkpoint"].value or command_line.text(flags, "workdir", "runs/NAME")
+        suites = (flags["suite"].value or "perplexity").split(",")
+        evaluate_suites(checkpoint, suites, options_of(flags), command_line.number(flags, "step"), flags["output"].value)
 
     return command_line.run(command)
 

@@ -17,10 +17,15 @@ from xlstm_jax.parallel import make_mesh
 class Uniform(nn.Module):
     """Knows nothing: log(257) nats for every token."""
 
-    @nn.compact
-    def __call__(self, tokens, state=None, *, segment_ids=None, train=False):
-        self.param("unused", nn.initializers.zeros, ())
-        return jnp.zeros((*tokens.shape, 257)), state
+    def hidden(self, tokens, state=None, *, segment_ids=None, train=False):
+        return jnp.zeros((*tokens.shape, 1)), state
+
+    def head_kernel(self):
+        return jnp.zeros((1, 257))
+
+    @nn.nowrap
+    def logits(self, y, kernel):
+        return y @ kernel
 
 
 @pytest.fixture(scope="module")

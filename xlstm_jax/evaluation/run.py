@@ -1,41 +1,40 @@
-"""Evaluation of a finished or running run, by its folder."""
+"""Evaluation of a finished or running run, or of another project's checkpoint."""
 
-import dataclasses
+import pathlib
+from collections.abc import Sequence
 
 import jax
 
-from xlstm_jax.data.loader import open_split
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation.perplexity import Perplexity, make_eval_step, perplexity_of
-from xlstm_jax.models import build_model
-from xlstm_jax.parallel import make_mesh, replicated
-from xlstm_jax.training.checkpoints import read_params
-from xlstm_jax.training.run_folder import find_run
-from xlstm_jax.training.state import abstract_params
+from xlstm_jax.evaluation import report
+from xlstm_jax.evaluation.perplexity import Perplexity
+from xlstm_jax.evaluation.suites import SUITES, Evaluation, Options
+
+
+def evaluate_suites(
+    checkpoint: str, suites: Sequence[str], options: Options, step: int | None = None, output: str | None = None
+) -> dict[str, report.Report]:
+    """Runs suites and writes their results to `output`, by default RUN/eval/<step>/; each as soon as it is there.
+
+    Raises:
+        UserError: no such suite or checkpoint, or something that a suite needs is missing.
+    """
+    if unknown := [name for name in suites if name not in SUITES]:
+        raise UserError(f"--suite has {unknown[0]!r}; it must be some of {','.join(SUITES)}")
+    if options.split not in ("validation", "train"):
+        raise UserError(f"--split is {options.split!r}; it must be 'validation' or 'train'")
+    evaluation = Evaluation(checkpoint, step, options)
+    folder = pathlib.Path(output) if output else evaluation.opened.folder / "eval" / str(evaluation.opened.step)
+    results = {}
+    for name in suites:
+        with jax.set_mesh(evaluation.mesh):
+            results[name] = SUITES[name](evaluation)
+        report.write(folder, evaluation.about, [results[name]])
+    print(folder / report.MARKDOWN, flush=True)
+    return results
 
 
 def evaluate_run(workdir: str, split: str = "validation", step: int | None = None, max_tokens: int | None = None) -> Perplexity:
-    """Scores a split with a checkpoint, under the run's own configuration, and prints one line.
-
-    Raises:
-        UserError: no such run, split or checkpoint, or the data are missing.
-    """
-    if split not in ("validation", "train"):
-        raise UserError(f"--split is {split!r}; it must be 'validation' or 'train'")
-    config = find_run(workdir).read_config()
-    if max_tokens is not None:
-        config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, max_tokens=max_tokens))
-    source = open_split(config.data, split, config.model.vocab_size)
-    print(*source.description, sep="\n", flush=True)
-
-    mesh, model = make_mesh(config.mesh), build_model(config.model)
-    with jax.set_mesh(mesh):
-        step, params = read_params(workdir, abstract_params(model, replicated(mesh)), step)
-        eval_step = make_eval_step(model, config.data.reset_at_document)
-        result = perplexity_of(eval_step, params, source, config=config, mesh=mesh)
-    gzip_size = source.gzip_bits_per_byte()
-    print(
-        f"{split}, step {step}: {result.line(gzip_size)}; perplexity {result.perplexity:.3f}, {result.tokens:,} tokens",
-        flush=True,
-    )
-    return result
+    """The perplexity suite alone: scores a split with a checkpoint, under the run's own configuration."""
+    values = evaluate_suites(workdir, ["perplexity"], Options(split=split, max_tokens=max_tokens), step)["perplexity"].values
+    return Perplexity(values["nats"], values["tokens"], values["text_bytes"])

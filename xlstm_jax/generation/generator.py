@@ -52,7 +52,11 @@ class Generator:
     def read(self, texts: Sequence[str], session: Session | None = None) -> Session:
         """The session after the texts: new documents, each begun by an end-of-text token, or the given session's rows continued."""
         start = [self.tokenizer.end_of_text] if session is None else []
-        return sessions.read(self.model, self.params, [start + self.tokenizer.encode(text).tolist() for text in texts], session)
+        return self.read_tokens([start + self.tokenizer.encode(text).tolist() for text in texts], session)
+
+    def read_tokens(self, prompts: Sequence[Sequence[int]], session: Session | None = None) -> Session:
+        """The same for tokens, with nothing put before them."""
+        return sessions.read(self.model, self.params, prompts, session)
 
     def write(
         self,

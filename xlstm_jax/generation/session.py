@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -49,18 +49,25 @@ def empty_session(model: nn.Module, batch_size: int) -> Session:
 
 
 def read(
-    model: nn.Module, params: Any, prompts: Sequence[Sequence[int]], session: Session | None = None, *, at_least: int = 1
+    model: nn.Module,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    session: Session | None = None,
+    *,
+    at_least: int = 1,
+    place: Callable[[Any], Any] = lambda rows: rows,
 ) -> Session:
     """The session after each row read its own tokens: in parallel along the time, `PIECE` tokens at once.
 
     Rows may have different lengths, 0 too in a session that exists. Shorter ones are padded on the left; padding changes no state,
     so that a row gets what it would get alone. Padding goes to the next of a few lengths, and to `at_least`: fewer programs.
+    `place` puts an array with a row per text onto the devices; default: the parameters' device.
     """
     if session is None:
         if not all(len(prompt) for prompt in prompts):
             raise UserError("a prompt is empty; it needs at least one token, an end-of-text token for example")
         session = empty_session(model, len(prompts))
-    length = _padded(max(at_least, *map(len, prompts)))
+    length = padded(max(at_least, *map(len, prompts)))
     tokens = np.zeros((len(prompts), length), np.int32)
     for row, prompt in enumerate(prompts):
         if len(prompt):
@@ -69,11 +76,11 @@ def read(
     first = length % PIECE or min(length, PIECE)
     for start, end in zip([0, *range(first, length, PIECE)], range(first, length + 1, PIECE), strict=True):
         ids = -padding[:, start:end].astype(np.int32) if padding[:, start:end].any() else None
-        session = read_piece(model, params, session, tokens[:, start:end], ids)
+        session = read_piece(model, params, session, place(tokens[:, start:end]), None if ids is None else place(ids))
     return session
 
 
-def _padded(length: int) -> int:
+def padded(length: int) -> int:
     """The next length that is compiled for: whole pieces and, for the first one, 1, 2, 3, 4, 6, 8, 12, 16, ..."""
     whole, rest = divmod(length, PIECE)
     sizes = (size for power in range(PIECE.bit_length()) for size in (1 << power, 3 << power >> 1))

@@ -1,0 +1,44 @@
+"""A small random model of bytes, and a text that it is evaluated on."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from xlstm_jax.config import Config, DataConfig, EvalConfig, ModelConfig
+from xlstm_jax.models import build_model
+from xlstm_jax.training.checkpoints import write_params
+from xlstm_jax.training.state import abstract_params
+
+CONFIG = ModelConfig(vocab_size=320, dim=16, num_blocks=1, num_heads=2)
+
+
+@functools.cache
+def random_model():
+    """(model, params): a random one whose probabilities are far from uniform."""
+    model = build_model(CONFIG)
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_params(model))
+
+
+@functools.cache
+def logits_of():
+    """Jitted (tokens [B T]) -> log-probabilities of the next token."""
+    model, params = random_model()
+    return jax.jit(lambda tokens: jax.nn.log_softmax(model.apply({"params": params}, tokens)[0], axis=-1))
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(" ".join(str(number) for number in range(400)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory, text_file):
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    data = DataConfig(path=str(text_file), validation_path=str(text_file), context_length=16)
+    write_params(folder, Config(model=CONFIG, data=data, eval=EvalConfig(batch_size=4)), random_model()[1])
+    return folder

@@ -1,0 +1,87 @@
+"""eval.py from the command line: results as JSON, Markdown and figures; mistakes are one line."""
+
+import json
+import pathlib
+import sys
+
+import jax
+import pytest
+
+from xlstm_jax.evaluation import speed
+from xlstm_jax.evaluation.downstream import PAPER_TASKS, paper_average
+from xlstm_jax.evaluation.paper_values import PALOMA, PALOMA_SOURCES, SIZES, TASK_COLUMNS, TASKS
+
+ROOT = pathlib.Path(__file__).parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # eval.py is no part of the package
+
+import eval as command  # noqa: E402
+
+
+def call(run_folder, *arguments) -> int:
+    return command.main(["eval.py", f"--workdir={run_folder}", *arguments])
+
+
+@pytest.mark.slow
+def test_results_are_written_suite_by_suite(run_folder, tmp_path, capsys):
+    output = f"--output={tmp_path / 'out'}"
+    assert call(run_folder, "--suite=perplexity", "--max_tokens=300", output) == 0
+    arguments = ["--contexts=16,32", "--lengths=2,4", "--batches=1,2", "--max_tokens=300"]
+    assert call(run_folder, "--suite=extrapolation,generation", *arguments, output) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["suites"]
+    assert list(results) == ["perplexity", "extrapolation", "generation"]
+    assert results["perplexity"]["tokens"] == 300
+    assert [curve["tokens"] for curve in results["extrapolation"]["contexts"]] == [288, 288]
+    assert [timing["tokens"] for timing in results["generation"]["lengths"]] == [2, 4]
+    markdown = (tmp_path / "out" / "results.md").read_text()
+    assert "## perplexity" in markdown and "paper: xLSTM[7:1] 1.3B" in markdown
+    for name in ("extrapolation.png", "generation.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 1000 and name in markdown
+    assert "context     32" in capsys.readouterr().out
+
+
+def test_results_lie_in_the_runs_folder_by_step(run_folder, capsys):
+    assert call(run_folder, "--max_tokens=100") == 0
+    assert (run_folder / "eval" / "0" / "results.md").is_file()
+    assert "validation, step 0: loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite=speed"], "--suite has 'speed'"),
+        (["--suite=paloma"], "--paloma is missing"),
+        (["--contexts=1k"], "--contexts is '1k'"),
+        (["--split=test"], "--split is 'test'"),
+        (["--suite=extrapolation"], "less than one window"),
+    ],
+)
+def test_mistakes_are_one_line(run_folder, capsys, arguments, message):
+    assert call(run_folder, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_the_end_of_memory_is_marked(monkeypatch):
+    def runner(model, params, batch, space):
+        def run(count):
+            if batch > 2:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+        return run
+
+    monkeypatch.setattr(speed, "_runner", runner)
+    timings = speed.time_batches(None, None, (1, 2, 4, 8))
+    assert [(timing.batch, timing.seconds is None) for timing in timings] == [(1, False), (2, False), (4, True)]
+
+
+def test_the_papers_average_is_the_mean_of_its_six_accuracies():
+    for values in (row for models in TASKS.values() for row in models.values()):
+        results = {
+            task: {f"{metric},none": value / 100} for (task, metric), value in zip(PAPER_TASKS.items(), values[1:-1], strict=True)
+        }
+        assert paper_average(results) == pytest.approx(values[-1], abs=0.006)
+        assert len(values) == len(TASK_COLUMNS)
+    assert paper_average({"piqa": {"acc,none": 0.5}}) is None
+    assert all(len(row) == len(PALOMA_SOURCES) for models in PALOMA.values() for row in models.values())
+    assert set(SIZES.values()) == set(TASKS) == set(PALOMA)

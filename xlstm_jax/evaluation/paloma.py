@@ -1,0 +1,125 @@
+"""PALOMA (Magnusson et al. 2023): perplexity per source and per domain, over `<source>/val/*.jsonl.gz` with a "text" in each line.
+
+Documents are cut into windows as the paper's evaluation does: full windows without overlap, the last one filled up with earlier tokens of
+which only the new ones are scored; the first token follows an end-of-text token.
+"""
+
+import dataclasses
+import gzip
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from xlstm_jax.data.tokenizer import Tokenizer
+from xlstm_jax.errors import UserError
+from xlstm_jax.evaluation.scoring import Pair, Scorer
+
+DOCUMENTS_AT_ONCE = 256
+
+
+@dataclasses.dataclass
+class Domain:
+    """Sums over one file."""
+
+    source: str
+    file: str
+    nats: float = 0.0
+    tokens: int = 0
+    bytes: int = 0
+    words: int = 0
+    documents: int = 0
+
+    @property
+    def perplexity(self) -> float:
+        """Per token."""
+        return math.exp(min(700.0, self.nats / self.tokens))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Comparable between tokenizers."""
+        return self.nats / math.log(2) / self.bytes
+
+    def values(self) -> dict[str, float | int | str]:
+        """For JSON."""
+        return {**dataclasses.asdict(self), "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
+
+
+def evaluate_paloma(
+    scorer: Scorer, tokenizer: Tokenizer, folder: str, window: int = 2048, split: str = "val", max_documents: int | None = None
+) -> list[Domain]:
+    """Every file of every source below `folder`; `max_documents` of each file.
+
+    Raises:
+        UserError: no such files, or a line that is no document.
+    """
+    files = sorted(pathlib.Path(folder).glob(f"*/{split}/*.jsonl.gz"))
+    if not files:
+        raise UserError(
+            f"folder {folder!r} has no files SOURCE/{split}/*.jsonl.gz; download allenai/paloma (its licence has to be accepted on the hub)"
+        )
+    domains = []
+    for file in files:
+        domain = Domain(file.parent.parent.name, file.name.removesuffix(".jsonl.gz"))
+        for texts in _batches(_texts(file, max_documents)):
+            _add(domain, scorer, tokenizer, texts, window)
+        if domain.tokens:
+            domains.append(domain)
+    if not domains:
+        raise UserError(f"the files below {folder!r} hold no text")
+    return domains
+
+
+def by_source(domains: Sequence[Domain]) -> list[Domain]:
+    """A source's perplexity weighs every token alike, whichever its file (equation 1 of the PALOMA paper)."""
+    sums: dict[str, Domain] = {}
+    for domain in domains:
+        total = sums.setdefault(domain.source, Domain(domain.source, "all"))
+        for name in ("nats", "tokens", "bytes", "words", "documents"):
+            setattr(total, name, getattr(total, name) + getattr(domain, name))
+    return list(sums.values())
+
+
+def rolling_windows(tokens: Sequence[int], prefix: int, window: int) -> list[Pair]:
+    """(context, tokens to score) pairs of a document; every token is scored once, no input is longer than `window`."""
+    pairs = []
+    for start in range(0, len(tokens), window):
+        end = min(start + window, len(tokens))
+        if start == 0:
+            context = [prefix]
+        else:
+            context = tokens[max(0, end - window - 1) : start]
+        pairs.append((list(context), list(tokens[start:end])))
+    return pairs
+
+
+def _add(domain: Domain, scorer: Scorer, tokenizer: Tokenizer, texts: list[str], window: int) -> None:
+    pairs = [pair for text in texts for pair in rolling_windows(tokenizer.encode(text).tolist(), tokenizer.end_of_text, window)]
+    domain.nats -= sum(score.log_probability for score in scorer.score(pairs))
+    domain.tokens += sum(len(scored) for _, scored in pairs)
+    domain.bytes += sum(len(text.encode()) for text in texts)
+    domain.words += sum(len(text.split()) for text in texts)
+    domain.documents += len(texts)
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == DOCUMENTS_AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _texts(file: pathlib.Path, max_documents: int | None) -> Iterator[str]:
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines):
+                if number == max_documents:
+                    return
+                if text := json.loads(line)["text"]:
+                    yield text
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} can't be read as gzipped JSON lines with a text each: {type(error).__name__}: {error}") from None
