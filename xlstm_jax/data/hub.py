@@ -1,15 +1,24 @@
 """Files of the Hugging Face hub (or of the server that HF_ENDPOINT names), checked by size and hash.
 
-`huggingface_hub` lists and downloads: an interrupted download goes on where it stopped, also in another process.
+`huggingface_hub` lists them and knows addresses and tokens. Its downloads begin anew in every process, so files are fetched here: what
+has arrived stays in a `.partial` file, and the next attempt, in this process or a later one, asks for the rest.
 """
 
+import fcntl
 import hashlib
+import http.client
 import os
 import pathlib
+import time
+import urllib.error
+import urllib.request
 
 from xlstm_jax.errors import UserError
 
-ATTEMPTS = 3  # whole ones; within each, `huggingface_hub` takes a broken connection up again by itself
+CHUNK = 1 << 16  # bytes
+PATIENCE = 60.0  # seconds without a byte
+ATTEMPTS = 6  # in a row that bring no byte; the pauses between them double from 1 s
+WRONG = 2  # whole files that are not what the hub says
 TOKENIZER = "tokenizer.json"
 
 
@@ -37,21 +46,26 @@ def download(name: str, file: str, size: int, sha256: str | None, folder: pathli
     """Downloads one file of a data set "owner/name@commit" into `folder`, or finds it there; returns its path.
 
     Raises:
-        UserError: it can't be had, or its size or hash is not what the hub says, `ATTEMPTS` times.
+        UserError: it can't be had, or its size or hash is not what the hub says.
     """
-    repo, _, revision = name.partition("@")
-    damaged = False
-    for _ in range(ATTEMPTS):
-        try:
-            path = _fetch(repo, file, revision, "dataset", folder, force=damaged)
-        except Exception as error:
-            problem = _first_line(error)
-            continue
-        problem = _difference(path, size, sha256)
-        damaged = problem is not None
-        if problem is None:
+    path = folder / file
+    if path.is_file() and _difference(path, size, sha256) is None:
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    repo, _, commit = name.partition("@")
+    url = _library().hf_hub_url(repo, file, repo_type="dataset", revision=commit, endpoint=_endpoint())
+    for _ in range(WRONG):
+        with open(partial, "ab") as output:
+            fcntl.flock(output, fcntl.LOCK_EX)  # a worker whose parent was killed may still be writing
+            problem = _fetch(url, output, size)
+        if problem is None and (problem := _difference(partial, size, sha256)) is None:
+            partial.replace(path)
             return path
-    raise UserError(f"{file!r} of {name!r} can't be downloaded from {_endpoint()}: {problem}; run the command again to go on")
+        if partial.stat().st_size < size:
+            break  # what there is can be right: a later attempt goes on
+        partial.unlink()
+    raise UserError(f"{file!r} of {name!r} can't be downloaded from {_endpoint()}: {problem}; the same command goes on from here")
 
 
 def download_tokenizer(name: str, folder: pathlib.Path) -> pathlib.Path:
@@ -61,18 +75,45 @@ def download_tokenizer(name: str, folder: pathlib.Path) -> pathlib.Path:
         UserError: it can't be had.
     """
     try:
-        return _fetch(name, TOKENIZER, None, "model", folder, force=False)
+        return pathlib.Path(_library().hf_hub_download(name, TOKENIZER, local_dir=folder, endpoint=_endpoint()))
     except Exception as error:
         raise UserError(
-            f"--tokenizer {name!r} is no file, and its tokenizer.json can't be had from {_endpoint()}: {_first_line(error)}"
+            f"--tokenizer {name!r} is no file, and its {TOKENIZER} can't be had from {_endpoint()}: {_first_line(error)}"
         ) from None
 
 
-def _fetch(repo: str, file: str, revision: str | None, kind: str, folder: pathlib.Path, *, force: bool) -> pathlib.Path:
-    path = _library().hf_hub_download(
-        repo, file, repo_type=kind, revision=revision, local_dir=folder, endpoint=_endpoint(), force_download=force
-    )
-    return pathlib.Path(path)
+def _fetch(url: str, output, size: int) -> str | None:
+    """Appends what is missing of `size` bytes, whatever happens to the connection; else what went wrong, in words."""
+    failures, problem = 0, None
+    while (have := output.seek(0, os.SEEK_END)) < size:
+        if failures == ATTEMPTS:
+            return problem
+        if failures:
+            time.sleep(2.0 ** (failures - 1))
+        try:
+            _append(url, output, have)
+        except urllib.error.HTTPError as error:
+            problem = f"{error.code} {error.reason}"
+            if error.code in (401, 403, 404):  # no attempt mends these
+                return problem
+        except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
+            problem = _first_line(error)
+        else:
+            problem = "the connection broke"
+        failures = failures + 1 if output.seek(0, os.SEEK_END) <= have else 0
+    return None
+
+
+def _append(url: str, output, have: int) -> None:
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    for key, value in _library().utils.build_hf_headers().items():
+        request.add_unredirected_header(key, value)  # the token is for the hub, not for where it sends us
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+        if have and response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            output.truncate(0)  # the server begins anew
+        while chunk := response.read1(CHUNK):
+            output.write(chunk)
+            output.flush()
 
 
 def _difference(path: pathlib.Path, size: int, sha256: str | None) -> str | None:
@@ -91,9 +132,6 @@ def _endpoint() -> str:
 
 
 def _library():
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # there is one bar, that of the preparation
-    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # its downloads can't be resumed
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         import huggingface_hub
         import huggingface_hub.hf_api
