@@ -3,7 +3,8 @@
 Each is a product of matrices with TMA pipelines and WGMMA: one warpgroup per block of threads computes one tile of at most 128 x 128 in
 float32 registers (128 a thread). Two such blocks fit a multiprocessor (rings of at most 96 KB, whose memory the epilogue's tile takes
 over; at most 255 registers), so that one's products run while the other waits or writes: no warp is specialised. Chunks are multiples of
-the tile's rows, so that a tile lies in one chunk. Tokens are `B T H *`, TMA slices the head out.
+the tile's rows, so that a tile lies in one chunk. Tokens are `B T H *`, TMA slices the head out. The last axis of a grid is the fastest:
+blocks that read the same tiles of a chunk (of a whole sequence, in `walk`) run at the same time, so that memory is read once for all.
 """
 
 from typing import Any, NamedTuple
@@ -98,7 +99,7 @@ def walk(
     return _call(
         mlstm_walk,
         options,
-        {"wide": wide_dim // wide, "tall": tall_dim // tall, "bh": batch * heads},
+        {"bh": batch * heads, "tall": tall_dim // tall, "wide": wide_dim // wide},
         [jax.ShapeDtypeStruct((batch, heads, chunks, tall_dim, wide_dim), y.dtype), jax.ShapeDtypeStruct(X.shape, jnp.float32)],
         [_smem((tall, wide), y.dtype)],
     )(x, y, a, w_last, X)
@@ -169,7 +170,7 @@ def pairs(
     out, sums = _call(
         mlstm_pairs,
         options,
-        {"pair": tiles * (tiles + 1) // 2, "chunk": time // options.chunk, "bh": batch * heads},
+        {"bh": batch * heads, "chunk": time // options.chunk, "pair": tiles * (tiles + 1) // 2},
         [
             jax.ShapeDtypeStruct((batch, heads, time, options.chunk), x.dtype),
             jax.ShapeDtypeStruct((tiles, batch, heads, time), jnp.float32),
@@ -301,7 +302,7 @@ def combine(
     results = _call(
         mlstm_combine,
         options,
-        {"wide": width // wide, "tile": time // rows, "bh": batch * heads},
+        {"bh": batch * heads, "tile": time // rows, "wide": width // wide},
         outs,
         [
             plgpu.SMEM((2, rows), jnp.float32),
