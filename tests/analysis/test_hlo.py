@@ -61,8 +61,18 @@ HloModule step
   %k = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", metadata={op_name="mlstm"}
 }
 
+%wide.condition (t: (s32[], bf16[8,4])) -> pred[] {
+  %constant.5 = s32[]{:T(128)} constant(8), backend_config={}
+  ROOT %lt.59 = pred[]{:T(512)} compare(%get-tuple-element.1, %constant.5), direction=LT
+}
+
+%wide.body (t: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %rs = f32[4]{0:T(128)} reduce-scatter(%x), dimensions={0}, to_apply=%add
+}
+
 ENTRY %main.1 (x: bf16[8,4]) -> bf16[64,4] {
   %while.1 = (s32[], bf16[8,4]{1,0}) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"48"}}
+  %while.2 = (s32[]{:T(128)}, bf16[8,4]{1,0:T(8,128)(2,1)S(1)}) while(%t), condition=%wide.condition, body=%wide.body, backend_config={}
   %f = bf16[64,4]{1,0} fusion(%x), kind=kCustom, calls=%fused
   %other = f32[8]{0} custom-call(%x), custom_call_target="Sharding"
 }
@@ -70,7 +80,12 @@ ENTRY %main.1 (x: bf16[8,4]) -> bf16[64,4] {
 
 
 def test_asynchronous_and_fused_collectives_and_kernels_in_loops():
-    assert collective_bytes(TPU) == {"all-gather": 48 * 64 * 4 * 2 + 64 * 4 * 2, "all-reduce": 48 * 64, "collective-permute": 48 * 16}
+    assert collective_bytes(TPU) == {
+        "all-gather": 48 * 64 * 4 * 2 + 64 * 4 * 2,
+        "all-reduce": 48 * 64,
+        "collective-permute": 48 * 16,
+        "reduce-scatter": 8 * 16,
+    }
     assert kernel_calls(TPU) == {"pallas_tpu": 48}
 
 

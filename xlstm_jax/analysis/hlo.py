@@ -16,6 +16,8 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_BOUND = re.compile(r" s32\[\]\S* constant\((\d+)\)")
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 
 
@@ -73,7 +75,7 @@ def _times(bodies: Mapping[str, list[str]], entry: str | None) -> dict[str, int]
     callers: dict[str, list[tuple[str, int]]] = collections.defaultdict(list)
     for name, lines in bodies.items():
         for line in lines:
-            trips = int(match[1]) if " while(" in line and (match := _TRIPS.search(line)) else 1
+            trips = _trips(line, bodies) if " while(" in line else 1
             for one, several in _CALLED.findall(line):
                 for called in (one, *re.findall(r"[\w.\-]+", several)):
                     if called:
@@ -84,3 +86,13 @@ def _times(bodies: Mapping[str, list[str]], entry: str | None) -> dict[str, int]
         return 1 if name == entry else sum(times(caller) * trips for caller, trips in callers[name])
 
     return {name: times(name) for name in bodies}
+
+
+def _trips(loop: str, bodies: Mapping[str, list[str]]) -> int:
+    """How often a loop runs. The TPU compiler doesn't say: there its condition compares a counter, which begins at 0, with a constant."""
+    if match := _TRIPS.search(loop):
+        return int(match[1])
+    condition = bodies.get(_CONDITION.search(loop)[1], [])
+    bounds = [int(match[1]) for line in condition if (match := _BOUND.search(line))]
+    compared = any("direction=LT" in line for line in condition)
+    return bounds[0] if compared and len(bounds) == 1 else 1
