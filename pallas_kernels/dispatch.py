@@ -19,9 +19,6 @@ Order = Mapping[str, tuple[str, ...]]  # device family -> backends, best first
 
 HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")  # device kinds with sm_90
 
-# Names of the contract that are not built yet, so that asking for one is "not here" and not "misspelled".
-PLANNED = ("pallas_tpu", "pallas_gpu", "pallas_triton")
-
 
 def target_device() -> tuple[str, str]:
     """(platform, device kind) that the program is lowered for, e.g. ("gpu", "NVIDIA H200").
@@ -58,13 +55,10 @@ def dispatch(
     if not names:
         raise ValueError(f"{op}: backend=() names no backend; give None, a name or a tuple of {_listed(backends)}.")
     for name in names:
-        if name not in backends and name not in PLANNED:
+        if name not in backends:
             raise ValueError(f"{op}: there is no backend {name!r}; give None, a name or a tuple of {_listed(backends)}.")
     reasons = []
     for name in names:
-        if name not in backends:
-            reasons.append(f"{name}: not part of this version, which has {_listed(backends)}")
-            continue
         try:
             result = backends[name](*args, **kwargs)
         except NotImplementedError as reason:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import MLSTMState, SLSTMState, mlstm, slstm
-from pallas_kernels.slstm.api import BACKENDS as SLSTM_BACKENDS
 from tests.kernels.specs import MODELS
 
 GPUS = {"A100": "NVIDIA A100-SXM4-80GB", "H100": "NVIDIA H100 80GB HBM3", "H200": "NVIDIA H200"}
@@ -89,7 +88,6 @@ def test_mosaic_gpu_kernels_of_the_mlstm(gpu, model):
 
 @needs_mosaic_gpu
 @pytest.mark.slow
-@pytest.mark.skipif("pallas_gpu" not in SLSTM_BACKENDS, reason='the sLSTM has no "pallas_gpu" in this version')
 @pytest.mark.parametrize(
     ("gpu", "model"),
     [*(case("H100", model) for model in ("125m", "760m", "narrow")), *(case("H200", model) for model in ("350m", "1.3b", "smallest"))],
