@@ -20,10 +20,9 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dispatch import device_family, target_device
 from pallas_kernels.interpret import interpret_mode
-from pallas_kernels.slstm.pallas_gpu_cluster import MAX_BLOCKS, RESIDENT, UNITS, Place, launch, load, load_R, multiply, publish, store
+from pallas_kernels.slstm.pallas_gpu_cluster import MAX_BLOCKS, UNITS, Place, default_rows, launch, load, load_R, multiply, publish, store
 from pallas_kernels.typing import SLSTMState, TokenFlags, Values
 
-MULTIPROCESSORS = 132  # of an H100 and an H200
 START, PADDING = 1, 2  # a token's flag; 0: neither
 
 # Layout of this backend: W units (V filled up to a multiple of 64); batch and units are padded, and swapped where a block computes.
@@ -93,16 +92,6 @@ def run(
     if padding is not None:
         h = jnp.where(padding[..., None, None], 0, h)
     return h, SLSTMState(*jnp.transpose(after[:, :, :dim, :batch], (0, 3, 1, 2)))
-
-
-def default_rows(batch: int, heads: int, dim: int) -> int:
-    """Batch rows of a block: 8, or 16 where blocks of 8 would be more than the GPU has multiprocessors.
-
-    A step's product streams R from shared memory however many rows there are, but its pointwise part takes time with them. R in registers
-    (V = 512) leaves room for 8 only.
-    """
-    blocks = -(-dim // UNITS)
-    return 8 if batch <= 8 or blocks > RESIDENT or heads * -(-batch // 8) * blocks <= MULTIPROCESSORS else 16
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

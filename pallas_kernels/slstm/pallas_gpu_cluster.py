@@ -15,12 +15,31 @@ from jaxtyping import Array, Float
 
 UNITS = 64  # units of a block: the rows of a WGMMA
 MAX_BLOCKS = 8  # of a cluster, the portable limit
+SHARED_MEMORY = 227 * 1024  # bytes that a block may have
+MULTIPROCESSORS = 132  # of an H100 and an H200
 RESIDENT = 6  # parts of R `[4·64, 64]` that shared memory holds: 192 of 227 KB, all of V = 384; more are held in registers
 
 
 def resident_parts(interpret: Any, width: int) -> int:
     """Parts of R in shared memory: all of them in the simulator, which multiplies nothing that is in registers."""
     return min(width // UNITS, RESIDENT if interpret is False else MAX_BLOCKS)
+
+
+def shared_bytes(rows: int, width: int, gates: int) -> int:
+    """What a block asks for on the device: R, what is exchanged (as in `launch`), barriers."""
+    return 2 * (4 * UNITS * UNITS * resident_parts(False, width) + gates * rows * width) + 64
+
+
+def default_rows(batch: int, heads: int, dim: int) -> int:
+    """Batch rows of a block: 8, or 16 where blocks of 8 would be more than the GPU has multiprocessors and 16 fit.
+
+    A step's product streams R from shared memory however many rows there are, but its pointwise part takes time with them. From V = 384 on
+    R leaves no shared memory (and at 512 no registers) for more than 8.
+    """
+    width = -(-dim // UNITS) * UNITS
+    enough = heads * -(-batch // 8) * (width // UNITS) <= MULTIPROCESSORS
+    fits = width <= UNITS * RESIDENT and shared_bytes(16, width, gates=4) <= SHARED_MEMORY
+    return 8 if batch <= 8 or enough or not fits else 16
 
 
 def launch(heads: int, tiles: int, width: int, dtype: Any, *, rows: int, gates: int, interpret: Any, approximate: bool) -> dict[str, Any]:

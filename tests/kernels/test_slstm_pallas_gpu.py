@@ -11,6 +11,8 @@ import pytest
 
 from pallas_kernels import slstm
 from pallas_kernels.interpret import interpreted
+from pallas_kernels.slstm import pallas_gpu
+from pallas_kernels.slstm.pallas_gpu_cluster import SHARED_MEMORY, default_rows, shared_bytes
 from tests.kernels import cases, pallas_base, specs
 from tests.kernels.specs import Spec
 
@@ -43,6 +45,14 @@ def test_values_and_gradients(spec):
 )
 def test_narrow_and_wide_heads_and_any_batch(time, heads, dim, batch):
     check(Spec("shape", time, K=0, V=dim, B=batch, H=heads, documents="random"))
+
+
+@needs_simulator
+@pytest.mark.slow
+def test_sixteen_rows_in_a_block(monkeypatch):
+    """What large batches take on the device."""
+    monkeypatch.setattr(pallas_gpu, "default_rows", lambda *_: 16)
+    check(Spec("sixteen", 3, K=0, V=128, B=17, H=1, documents="random"))
 
 
 @needs_simulator
@@ -87,6 +97,7 @@ def test_no_initial_state():
 
 
 @needs_simulator
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", (-95.0, -400.0))
 def test_an_empty_state_takes_any_input_gate(gate):
     inputs = cases.in_dtype(cases.slstm_inputs(3), "bfloat16")
@@ -186,3 +197,13 @@ def test_lowers_for_hopper_only(kind):
             return
         text = traced.trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@mosaic_gpu") == 2
+
+
+def test_blocks_fit_into_shared_memory_and_spread_over_the_gpu():
+    for width in range(64, 513, 64):
+        for batch in (1, 16, 100, 512):
+            rows = default_rows(batch, 4, width)
+            assert shared_bytes(rows, width, gates=4) <= SHARED_MEMORY
+            assert rows == 8 or -(-batch // 8) * 4 * width // 64 > 132
+    assert default_rows(512, 4, 320) == 16
+    assert shared_bytes(8, 384, gates=4) == 221248  # ptxas and the runtime: 221,208
