@@ -57,7 +57,7 @@ def mlstm(
     tokens = P(batch, sequence, head)
     state = P(batch, head)
     specs = (tokens, tokens, tokens, tokens, tokens, state, P(batch, sequence), P(batch))
-    run = _spread(cell, mesh, (batch, sequence, head), specs, (tokens, state))
+    run = cell if _is_one_device(mesh) else on_parts(cell, mesh, specs, (tokens, state))
     return run(q, k, v, i, f, initial_state, segment_ids, previous_segment)
 
 
@@ -97,7 +97,7 @@ def slstm(
 
     weights, state = P(None, head), P(batch, head)
     specs = (P(batch, None, None, head), weights, weights, state, P(batch), P(batch))
-    run = _spread(cell, mesh, (batch, head), specs, (P(batch, None, head), state))
+    run = cell if _is_one_device(mesh) else on_parts(cell, mesh, specs, (P(batch, None, head), state))
     return run(x, recurrent_kernel, bias, initial_state, segment_ids, previous_segment)
 
 
@@ -105,6 +105,10 @@ def _mesh(mesh: Mesh | AbstractMesh | None) -> Mesh | AbstractMesh | None:
     if mesh is None:
         mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty else mesh
+
+
+def _is_one_device(mesh: Mesh | AbstractMesh | None) -> bool:
+    return mesh is None or mesh.size == 1
 
 
 def _usable(mesh: Mesh | AbstractMesh | None, axis: Axis, size: int) -> Axis:
@@ -119,11 +123,19 @@ def _usable(mesh: Mesh | AbstractMesh | None, axis: Axis, size: int) -> Axis:
     return axis if devices > 1 and size % devices == 0 else None
 
 
-def _spread(cell: Callable, mesh: Mesh | AbstractMesh | None, axes: tuple[Axis, ...], in_specs: Any, out_specs: Any) -> Callable:
-    """The cell under shard_map, which a mesh of one device needs as little as no mesh at all.
+def on_parts(function: Callable, mesh: Mesh | AbstractMesh, in_specs: Any, out_specs: Any) -> Callable:
+    """The function under shard_map, on every device's own parts; specs are trees of PartitionSpecs, none for a scalar.
 
-    check_vma is off: Pallas kernels do not say over which axes their results vary.
+    check_vma is off: Pallas kernels do not say over which axes their results vary. Without it, the gradient of an array is summed over
+    every axis that its spec does not name, axes of one device too, at the price of a copy: these are named here.
     """
-    if mesh is None or math.prod(mesh.shape.values()) == 1:
-        return cell
-    return jax.shard_map(cell, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    single = tuple(name for name, size in mesh.shape.items() if size == 1)
+
+    def name_all(spec: P) -> P:
+        first, *rest = spec or (None,)
+        named = {name for entry in spec for name in (entry if isinstance(entry, tuple) else (entry,))}
+        first = first if isinstance(first, tuple) else () if first is None else (first,)
+        return P(first + tuple(name for name in single if name not in named), *rest)
+
+    in_specs, out_specs = jax.tree.map(name_all, (in_specs, out_specs), is_leaf=lambda x: isinstance(x, P))
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)

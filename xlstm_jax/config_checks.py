@@ -110,6 +110,7 @@ def check(config: Config) -> None:
     _check_blocks(config.model)
     _check_dimensions(config.model)
     _check_training(config)
+    _check_mesh(config)
 
 
 def _value(config: Config, key: str):
@@ -247,6 +248,19 @@ def _check_training(config: Config) -> None:
             f"optimizer.warmup_steps {optimizer.warmup_steps} and optimizer.cooldown_steps {optimizer.cooldown_steps} do not fit "
             f"into train.steps {steps}; shorten them or train longer"
         )
-    sizes = dataclasses.asdict(config.mesh)
+
+
+def _check_mesh(config: Config) -> None:
+    sizes, model = dataclasses.asdict(config.mesh), config.model
     if sum(size == -1 for size in sizes.values()) > 1 or any(size != -1 and size < 1 for size in sizes.values()):
         raise UserError(f"config section mesh is {sizes}; sizes must be positive, at most one may be -1 (what is left)")
+    if sizes["sequence"] != 1 and "slstm" in model.block_kinds:
+        raise UserError(
+            f"config key mesh.sequence is {sizes['sequence']}, but the model has sLSTM blocks, whose time can't be spread over devices: "
+            "each token's output enters the next token's gates; use mesh.sequence 1, or a model of mLSTM blocks (model.ratio 1:0)"
+        )
+    for key, dimension in {"tensor": "model.num_heads", "sequence": "data.context_length"}.items():
+        if _value(config, dimension) % max(sizes[key], 1):
+            raise UserError(
+                f"config key mesh.{key} is {sizes[key]}, which does not divide {dimension} {_value(config, dimension)}; use a divisor of it"
+            )

@@ -11,10 +11,10 @@ from flax import linen as nn
 from pallas_kernels.segments import last_segment
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.config_checks import inner_dim, qk_dim
-from xlstm_jax.models.layers import LayerNorm, RMSNorm
+from xlstm_jax.models.layers import RESIDUAL_STREAM, LayerNorm, RMSNorm
 from xlstm_jax.models.mlstm_blocks import MLSTMBlock, MLSTMBlock7B, MLSTMBlockState, init_mlstm_state
 from xlstm_jax.models.slstm_block import SLSTMBlock, SLSTMBlockState, init_slstm_state
-from xlstm_jax.parallel import compute_dtype
+from xlstm_jax.parallel import compute_dtype, constrain
 from xlstm_jax.typing import Activations, Array, Int, SegmentIds
 
 # A stack of at most so many blocks is compiled without loops: it costs little time, and the loop's stacked intermediates cost more (a
@@ -144,14 +144,14 @@ class Backbone(nn.Module):
             train: use dropout; needs `rngs={"dropout": key}` where the rate is above 0.
         """
         config = self.config
-        x = x.astype(compute_dtype(config.dtype))
+        x = constrain(x.astype(compute_dtype(config.dtype)), *RESIDUAL_STREAM)
         previous_segment = None if state is None else state.segment
         block_states = {}
         for run in block_runs(config):
             body = _block(config, *run.kinds) if len(run.kinds) == 1 else functools.partial(Pattern, kinds=run.kinds)
             scan = functools.partial(
                 nn.scan,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "statistics": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(0, 0, nn.broadcast, nn.broadcast),
                 length=run.repeats,

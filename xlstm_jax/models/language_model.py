@@ -7,7 +7,7 @@ from xlstm_jax.config import ModelConfig
 from xlstm_jax.models.backbone import Backbone, BackboneState, init_backbone_state
 from xlstm_jax.models.initializers import small_init
 from xlstm_jax.models.layers import Kernel, project, soft_cap
-from xlstm_jax.parallel import compute_dtype
+from xlstm_jax.parallel import compute_dtype, constrain, gathered
 from xlstm_jax.typing import Activations, Array, Float, Logits, SegmentIds, Tokens
 
 
@@ -48,7 +48,8 @@ class LanguageModel(nn.Module):
         train: bool = False,
     ) -> tuple[Activations, BackboneState]:
         """The backbone's output, so that a loss need not hold all logits at once."""
-        x = self.embedding(tokens).astype(compute_dtype(self.config.dtype))
+        table = gathered(self.embedding.embedding.astype(compute_dtype(self.config.dtype)), "vocab", "embed")
+        x = constrain(jnp.take(table, tokens, axis=0), "batch", "time", "channels")
         return self.backbone(x, state, segment_ids=segment_ids, train=train)
 
     def head(self, y: Activations) -> Logits:
@@ -62,7 +63,8 @@ class LanguageModel(nn.Module):
     @nn.nowrap
     def logits(self, y: Activations, kernel: Float[Array, "D E"]) -> Logits:
         """The logits that some columns of the kernel give; no parameters are read."""
-        logits = project(y.astype(compute_dtype(self.config.dtype)), kernel)
+        dtype = compute_dtype(self.config.dtype)
+        logits = constrain(project(y.astype(dtype), gathered(kernel.astype(dtype), "embed", "vocab")), "batch", "time", "vocab")
         return soft_cap(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), self.config.logit_soft_cap)
 
     @nn.nowrap

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from xlstm_jax.models.initializers import Initializer
+from xlstm_jax.parallel import constrain, gathered, num_devices, num_shards
 from xlstm_jax.typing import Activations, Array, Float, HeadActivations
 
 
@@ -18,8 +19,11 @@ def project(x: Float[Array, "... D"], kernel: Float[Array, "D F"]) -> Float[Arra
     """x @ kernel in the dtype of x.
 
     The leading axes are flattened first: XLA's CPU backend then sees one plain matrix product, also for the kernel's gradient
-    (one training step's projections at D 256, B 8, T 256: 105 ms instead of 145 ms).
+    (one training step's projections at D 256, B 8, T 256: 105 ms instead of 145 ms). Not where the time is spread over devices: rows
+    and time can't be one axis then without all tokens on every device.
     """
+    if num_shards("time") > 1:
+        return x @ kernel.astype(x.dtype)
     flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
@@ -111,13 +115,13 @@ FEW_CHANNELS = 1024
 def block_diagonal_product(x: Float[Array, "B T I"], kernel: Float[Array, "N i o"]) -> Float[Array, "B T I"]:
     """Each block of i neighbouring channels times its own [i o] matrix, in the dtype of x.
 
-    Up to 1,024 channels the product is i elementwise multiplications and the kernel's gradient one dense product of which only the
-    diagonal blocks are kept: many tiny products cost more in rearranging their operands (2,048 tokens of 512 channels, block size 4, on
-    a CPU: 0.9 ms forward and 3.9 ms back; as one dense product with zeros 2.7 ms and 7.4 ms).
+    Up to 1,024 channels on one device the product is i elementwise multiplications and the kernel's gradient one dense product of which
+    only the diagonal blocks are kept: many tiny products cost more in rearranging their operands (2,048 tokens of 512 channels, block
+    size 4, on a CPU: 0.9 ms forward and 3.9 ms back; as one dense product with zeros 2.7 ms and 7.4 ms).
     """
     num_blocks, size, _ = kernel.shape
     kernel = kernel.astype(x.dtype)
-    if num_blocks * size > FEW_CHANNELS:
+    if num_blocks * size > FEW_CHANNELS or num_devices() > 1:
         return jnp.einsum("btni,nio->btno", x.reshape(*x.shape[:-1], num_blocks, size), kernel).reshape(x.shape)
     return _multiply_blocks(x, kernel)
 
@@ -172,7 +176,10 @@ def normalize(x: Float[Array, "... D"], eps: float, *, center: bool) -> Float[Ar
 
 
 def _norm_scale(module: nn.Module, dim: int, axis: str) -> Float[Array, " D"]:
-    return module.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (axis,)), (dim,))
+    return gathered(module.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (axis,)), (dim,)), axis)
+
+
+RESIDUAL_STREAM = ("batch", "time", "channels")  # whole channels: a norm's sums need them
 
 
 class LayerNorm(nn.Module):
@@ -182,7 +189,9 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Activations) -> Activations:
-        return scale_channels(normalize(x, self.eps, center=True), _norm_scale(self, x.shape[-1], "embed")).astype(x.dtype)
+        x = constrain(x, *RESIDUAL_STREAM)
+        y = scale_channels(normalize(x, self.eps, center=True), _norm_scale(self, x.shape[-1], "embed")).astype(x.dtype)
+        return constrain(y, *RESIDUAL_STREAM)
 
 
 class RMSNorm(nn.Module):
@@ -192,7 +201,9 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Activations) -> Activations:
-        return scale_channels(normalize(x, self.eps, center=False), _norm_scale(self, x.shape[-1], "embed")).astype(x.dtype)
+        x = constrain(x, *RESIDUAL_STREAM)
+        y = scale_channels(normalize(x, self.eps, center=False), _norm_scale(self, x.shape[-1], "embed")).astype(x.dtype)
+        return constrain(y, *RESIDUAL_STREAM)
 
 
 class HeadNorm(nn.Module):
@@ -224,6 +235,15 @@ class GatedFeedForward(nn.Module):
     def __call__(self, x: Activations) -> Activations:
         gate, up = SplitProjection(2 * self.features, ("embed", "ffn"), self.up_init, name="up_projection")(x)
         return Projection(x.shape[-1], ("ffn", "embed"), self.down_init, name="down_projection")(self.activation(gate) * up)
+
+
+def record_gates(module: nn.Module, kind: str, i: Float[Array, "..."], f: Float[Array, "..."]) -> None:
+    """Notes a block's mean gates in the collection "statistics", for callers that make it mutable; else nothing is computed.
+
+    The pre-activation of the input gate, how much it spreads, and the share that the forget gate keeps.
+    """
+    for name, value in (("input_gate", jnp.mean(i)), ("input_gate_std", jnp.std(i)), ("forget_gate", jnp.mean(jax.nn.sigmoid(f)))):
+        module.sow("statistics", f"{kind}_{name}", value, init_fn=lambda: 0.0, reduce_fn=lambda _, new: new)
 
 
 def soft_cap(x: Float[Array, "..."], bound: float | None) -> Float[Array, "..."]:

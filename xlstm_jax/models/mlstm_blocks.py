@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pallas_kernels import MLSTMState, mlstm
+from pallas_kernels import MLSTMState
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.config_checks import ffn_dim, inner_dim, qk_dim
 from xlstm_jax.errors import backend_of
 from xlstm_jax.models.conv import CausalConv
 from xlstm_jax.models.initializers import head_linspace, shifted_normal, small_init, wang_init
 from xlstm_jax.models.layers import (
+    RESIDUAL_STREAM,
     BlockDiagonalProjection,
     GatedFeedForward,
     HeadNorm,
@@ -21,10 +22,12 @@ from xlstm_jax.models.layers import (
     Projection,
     RMSNorm,
     SplitProjection,
+    record_gates,
     scale_channels,
     soft_cap,
     split_heads,
 )
+from xlstm_jax.parallel import constrain, mlstm
 from xlstm_jax.typing import Activations, Array, Float, HeadActivations, Int, SegmentIds
 
 
@@ -45,16 +48,17 @@ class Gate(nn.Module):
     bias_init: nn.initializers.Initializer
 
     @nn.compact
-    def __call__(self, size: int, axis: str) -> tuple[Float[Array, "D H"], Float[Array, " H"]]:
-        kernel = self.param("kernel", nn.with_logical_partitioning(nn.initializers.zeros, (axis, "heads")), (size, self.num_heads))
-        return kernel, self.param("bias", nn.with_logical_partitioning(self.bias_init, ("heads",)), (self.num_heads,))
+    def __call__(self, size: int) -> tuple[Float[Array, "D H"], Float[Array, " H"]]:
+        axes = ("gate_inputs", "gate_heads")
+        kernel = self.param("kernel", nn.with_logical_partitioning(nn.initializers.zeros, axes), (size, self.num_heads))
+        return kernel, self.param("bias", nn.with_logical_partitioning(self.bias_init, axes[1:]), (self.num_heads,))
 
 
-def _gate_parameters(config: ModelConfig, size: int, axis: str) -> tuple[Float[Array, "D 2*H"], Float[Array, " 2*H"]]:
+def _gate_parameters(config: ModelConfig, size: int) -> tuple[Float[Array, "D 2*H"], Float[Array, " 2*H"]]:
     """Kernel and bias of input gate and forget gate, side by side. Makes the parameters of the block that calls it."""
     input_bias = shifted_normal(config.input_gate_bias, config.input_gate_bias_std)
-    input_gate = Gate(config.num_heads, input_bias, name="input_gate")(size, axis)
-    forget_gate = Gate(config.num_heads, head_linspace(*config.forget_gate_bias), name="forget_gate")(size, axis)
+    input_gate = Gate(config.num_heads, input_bias, name="input_gate")(size)
+    forget_gate = Gate(config.num_heads, head_linspace(*config.forget_gate_bias), name="forget_gate")(size)
     kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(input_gate, forget_gate, strict=True))
     return kernel, bias
 
@@ -71,7 +75,7 @@ def gate_preactivations(
     for x, kernel in zip(inputs, kernels, strict=True):
         transposed = jax.lax.optimization_barrier(kernel.T).astype(x.dtype)
         gates = gates + jnp.einsum("btd,gd->btg", x, transposed, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
-    return gates
+    return constrain(gates, "batch", "time", None)
 
 
 def _cell(
@@ -123,7 +127,10 @@ class MLSTMBlock(nn.Module):
         up_init = small_init(config.dim)
 
         normed = LayerNorm(config.norm_eps, name="norm")(x)
-        u, z = SplitProjection(2 * inner, ("embed", "inner"), up_init, name="up_projection")(normed)
+        u, z = (
+            constrain(part, "batch", "time", "inner")
+            for part in SplitProjection(2 * inner, ("embed", "inner"), up_init, name="up_projection")(normed)
+        )
         if config.conv_width:
             window = None if state is None else state.conv
             c, window = CausalConv(config.conv_width, name="conv")(u, window, segment_ids, previous_segment)
@@ -136,17 +143,20 @@ class MLSTMBlock(nn.Module):
         heads = (split_heads(part, config.num_heads) for part in (query(c), key(c), value(u)))
 
         # The gates are linear in q, k and v, that is in c and u: so read, they need no pass over q, k and v.
-        kernel, bias = _gate_parameters(config, 3 * inner, "inner")
+        kernel, bias = _gate_parameters(config, 3 * inner)
         of_q, of_k, of_v = jnp.split(kernel, 3)
         kernels = [query.followed_by(of_q) + key.followed_by(of_k), value.followed_by(of_v)]
         cell = None if state is None else state.cell
-        h, cell = _cell(config, *heads, gate_preactivations([c, u], kernels, bias), cell, segment_ids, previous_segment)
+        gates = gate_preactivations([c, u], kernels, bias)
+        record_gates(self, "mlstm", *jnp.split(gates, 2, axis=-1))
+        h, cell = _cell(config, *heads, gates, cell, segment_ids, previous_segment)
 
         skip = self.param("skip", nn.with_logical_partitioning(nn.initializers.ones, ("inner",)), (inner,))
         y = (HeadNorm(config.norm_eps, name="head_norm")(h) + scale_channels(c, skip.astype(x.dtype))) * jax.nn.silu(z)
         down_init = wang_init(config.dim, config.num_blocks)
         y = Projection(config.dim, ("inner", "embed"), down_init, name="down_projection")(y)
-        return x + nn.Dropout(config.dropout)(y, deterministic=not self.train), MLSTMBlockState(cell, window)
+        x = x + nn.Dropout(config.dropout)(y, deterministic=not self.train)
+        return constrain(x, *RESIDUAL_STREAM), MLSTMBlockState(cell, window)
 
 
 class MLSTMBlock7B(nn.Module):
@@ -174,15 +184,18 @@ class MLSTMBlock7B(nn.Module):
         v = Projection(config.dim, ("embed", "heads"), up_init, name="value")(normed)
         output_gate = Projection(config.dim, ("embed", "heads"), zeros, name="output_gate")(normed)
         heads = (split_heads(part, config.num_heads) for part in (q, k, v))
-        kernel, bias = _gate_parameters(config, config.dim, "embed")
-        h, state = _cell(config, *heads, gate_preactivations([normed], [kernel], bias), state, segment_ids, previous_segment)
+        kernel, bias = _gate_parameters(config, config.dim)
+        gates = gate_preactivations([normed], [kernel], bias)
+        record_gates(self, "mlstm", *jnp.split(gates, 2, axis=-1))
+        h, state = _cell(config, *heads, gates, state, segment_ids, previous_segment)
         y = HeadNorm(config.norm_eps, name="head_norm")(h) * jax.nn.sigmoid(output_gate)
         y = Projection(config.dim, ("heads", "embed"), down_init, name="out_projection")(y)
-        x = x + nn.Dropout(config.dropout)(y, deterministic=not self.train)
+        x = constrain(x + nn.Dropout(config.dropout)(y, deterministic=not self.train), *RESIDUAL_STREAM)
 
         ffn = GatedFeedForward(ffn_dim(config), jax.nn.silu, up_init, down_init, name="ffn")
         y = ffn(RMSNorm(config.norm_eps, name="ffn_norm")(x))
-        return x + nn.Dropout(config.dropout)(y, deterministic=not self.train), state
+        x = x + nn.Dropout(config.dropout)(y, deterministic=not self.train)
+        return constrain(x, *RESIDUAL_STREAM), state
 
 
 def init_mlstm_state(batch_size: int, num_heads: int, qk_head_dim: int, v_head_dim: int) -> MLSTMState:

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pallas_kernels import SLSTMState, slstm
+from pallas_kernels import SLSTMState
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.config_checks import ffn_dim
 from xlstm_jax.errors import backend_of
 from xlstm_jax.models.conv import CausalConv
 from xlstm_jax.models.initializers import slstm_forget_bias, small_init, uniform, wang_init
-from xlstm_jax.models.layers import GatedFeedForward, HeadNorm, LayerNorm, split_heads
+from xlstm_jax.models.layers import RESIDUAL_STREAM, GatedFeedForward, HeadNorm, LayerNorm, record_gates, split_heads
+from xlstm_jax.parallel import constrain, slstm
 from xlstm_jax.typing import Activations, Array, Float, HeadActivations, Int, SegmentIds
 
 INPUT, FORGET, CELL_INPUT, OUTPUT = range(4)  # the gates' order in every array: i, f, z, o
@@ -84,6 +85,7 @@ class SLSTMBlock(nn.Module):
         bias = self.param(
             "bias", nn.with_logical_partitioning(bias_init, axes[:-1]), (4, config.num_heads, head_dim)
         )
+        record_gates(self, "slstm", gates[:, :, 0] + bias[0], gates[:, :, 1] + bias[1])  # without the recurrent part
         with backend_of("model.slstm_backend", config.slstm_backend):
             h, cell = slstm(
                 gates,
@@ -96,12 +98,13 @@ class SLSTMBlock(nn.Module):
                 recurrent_gradient_clip=config.recurrent_gradient_clip,
             )
         y = HeadNorm(config.norm_eps, name="head_norm")(h).astype(x.dtype)
-        x = x + nn.Dropout(config.dropout)(y, deterministic=not self.train)
+        x = x + nn.Dropout(config.dropout)(constrain(y, *RESIDUAL_STREAM), deterministic=not self.train)
 
         gelu = functools.partial(jax.nn.gelu, approximate=False)
         ffn = GatedFeedForward(ffn_dim(config), gelu, up_init, down_init, name="ffn")
         y = ffn(LayerNorm(config.norm_eps, name="ffn_norm")(x))
-        return x + nn.Dropout(config.dropout)(y, deterministic=not self.train), SLSTMBlockState(cell, window)
+        x = x + nn.Dropout(config.dropout)(y, deterministic=not self.train)
+        return constrain(x, *RESIDUAL_STREAM), SLSTMBlockState(cell, window)
 
 
 def _bias_init(key, shape, dtype=jnp.float32, *, block_index: Int[Array, ""], num_blocks: int) -> Float[Array, "4 H V"]:

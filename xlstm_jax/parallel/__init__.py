@@ -1,19 +1,31 @@
 """The only place in xlstm_jax that knows about devices: the mesh, the logical-axis rules, the compute dtype."""
 
+from xlstm_jax.parallel.axes import LOGICAL_AXIS_RULES, constrain, gathered, num_shards
 from xlstm_jax.parallel.devices import compute_dtype, num_devices, platform
-from xlstm_jax.parallel.mesh import LOGICAL_AXIS_RULES, batch_sharding, make_mesh, replicated
+from xlstm_jax.parallel.functions import mlstm, on_own_part, slstm
+from xlstm_jax.parallel.mesh import batch_sharding, make_mesh, mesh_in_context, replicated
 from xlstm_jax.parallel.processes import is_first_process, own_part, put_batch, start_processes
+from xlstm_jax.parallel.shardings import check_spread, parameter_shardings
 
 __all__ = [
     "LOGICAL_AXIS_RULES",
     "batch_sharding",
+    "check_spread",
     "compute_dtype",
+    "constrain",
+    "gathered",
     "is_first_process",
     "make_mesh",
+    "mesh_in_context",
+    "mlstm",
     "num_devices",
+    "num_shards",
+    "on_own_part",
     "own_part",
+    "parameter_shardings",
     "platform",
     "put_batch",
     "replicated",
+    "slstm",
     "start_processes",
 ]

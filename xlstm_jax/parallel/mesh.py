@@ -1,4 +1,4 @@
-"""The device mesh and the one table that maps the layers' logical axes to it."""
+"""The device mesh, and where batches lie on it."""
 
 import dataclasses
 import math
@@ -9,22 +9,6 @@ import numpy as np
 
 from xlstm_jax.config import MeshConfig
 from xlstm_jax.errors import UserError
-
-# Logical axis of a parameter -> mesh axis. Layers name the left side only.
-LOGICAL_AXIS_RULES = (
-    ("layers", None),
-    ("embed", "fsdp"),
-    ("inner", "tensor"),
-    ("ffn", "tensor"),
-    ("vocab", "tensor"),
-    ("heads", "tensor"),
-    ("gates", None),
-    ("head_dim", None),
-    ("head_dim_out", None),
-    ("taps", None),
-    ("block_in", None),
-    ("block_out", None),
-)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -50,16 +34,27 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return jax.sharding.Mesh(np.asarray(devices).reshape(shape), tuple(sizes), axis_types=axis_types)
 
 
-def batch_sharding(mesh: jax.sharding.Mesh, batch_size: int) -> jax.sharding.NamedSharding:
-    """Rows of a batch spread over the axes data and fsdp.
+def batch_sharding(mesh: jax.sharding.Mesh, batch_size: int, context_length: int | None = None) -> jax.sharding.NamedSharding:
+    """Rows of a batch `[B T]` spread over the axes data and fsdp, its time over the axis sequence if a context_length is given.
 
     Raises:
-        UserError: the rows can't be dealt out evenly.
+        UserError: the rows or the tokens can't be dealt out evenly.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:
         raise UserError(f"a batch of {batch_size} can't be dealt out to {parts} devices; use a multiple, or set mesh.data")
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
+    if context_length is not None and context_length % mesh.shape["sequence"]:
+        raise UserError(
+            f"samples of {context_length} tokens can't be dealt out to mesh.sequence {mesh.shape['sequence']}; use a multiple"
+        )
+    axes = ("data", "fsdp"), *(() if context_length is None else ("sequence",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+
+def mesh_in_context() -> jax.sharding.Mesh | None:
+    """The mesh that `jax.set_mesh` put there; not to be asked while a program is traced."""
+    mesh = jax.sharding.get_mesh()
+    return None if mesh.empty else mesh
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:

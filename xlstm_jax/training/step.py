@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xlstm_jax.config import Config
 from xlstm_jax.data.loader import Batch
-from xlstm_jax.parallel import num_devices
+from xlstm_jax.parallel import mesh_in_context, num_devices
 from xlstm_jax.training.cross_entropy import projected_cross_entropy_sum, vocabulary_parts
 from xlstm_jax.training.guard import accepts, after_step
-from xlstm_jax.training.state import TrainState
+from xlstm_jax.training.state import TrainState, abstract_state, shardings_of
 
 Metrics = dict[str, Array]  # scalars on the device
 
@@ -111,4 +111,9 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, opt_state, guard), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    mesh = mesh_in_context()
+    if mesh is None:
+        return jax.jit(train_step, donate_argnums=0)
+    # Said and not left to the compiler: the next step takes the state as this one left it, and must not be compiled again.
+    shardings = shardings_of(abstract_state(model, optimizer, config.train, mesh))
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
