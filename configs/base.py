@@ -45,7 +45,8 @@ def slimpajama(
 
     config.optimizer.learning_rate = peaks[tokens]
     if tokens == "15b":
-        config.train.steps = 28_170  # one epoch of 14.77B tokens ...
+        config.train.steps = 28_170  # one epoch of 14.77B tokens, ours being the first of the prepared folder, ...
+        config.data.max_tokens = 28_170 * 256 * 2048
         config.optimizer.decay_steps = 30_000  # ... of a schedule of 30k steps
     else:
         config.train.steps = 600_000 * 256 // batch_size

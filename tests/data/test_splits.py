@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from xlstm_jax.config import DataConfig
+from xlstm_jax.config import DataConfig, load
 from xlstm_jax.data import shards
 from xlstm_jax.data.loader import eval_batches, open_split, open_validation_sets, position, record, train_batches
 from xlstm_jax.data.splits import JoinedTokens, parse_mixture
@@ -122,6 +122,14 @@ def test_a_subset_that_can_not_be_is_refused(config, folders, changes, message):
     changes = {key: value.format(folders) if isinstance(value, str) else value for key, value in changes.items()}
     with pytest.raises(UserError, match=message):
         open_split(dataclasses.replace(config, **changes), "train", 320)
+
+
+@pytest.mark.parametrize("size", ["125m", "350m", "760m", "1.3b", "2.7b"])
+def test_the_papers_15b_runs_read_their_subset_once(size):
+    config = load(f"configs/xlstm_{size}.py:7_1-15b")
+    assert config.data.max_tokens == config.train.steps * config.data.batch_size * config.data.context_length
+    assert abs(config.data.max_tokens - 14.77e9) < 1e7
+    assert load("configs/xlstm_1.3b.py").data.max_tokens is None
 
 
 def test_the_record_names_every_shard_and_how_much_of_it_is_used(config, folders):
