@@ -178,8 +178,13 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
             @pl.when((j == 0) & (stretch > 0))
             def _() -> None:
                 fetch(kept_C_ref.at[b, head, stretch - 1], all_C_ref.at[0])
-                C_ref[...] = all_C_ref[0].astype(jnp.float32)
                 n_ref[...] = kept_n_ref[0, 0, 0]
+
+                def load(i: Array, _: None) -> None:
+                    rows = pl.ds(pl.multiple_of(i * tall, tall), tall)
+                    C_ref[rows, :] = all_C_ref[0, rows, :].astype(jnp.float32)
+
+                lax.fori_loop(0, key_dim // tall, load, None)
 
         @pl.when((j < spacing) & exists)
         def _() -> None:

@@ -1,0 +1,80 @@
+"""The TPU kernels, compiled by the TPU's own compiler for v5e, v5p and v6e, without a TPU: tiling, VMEM and layouts are as on the chip.
+
+These are some of the paper's shapes; `python -m benchmarks.aot_tpu` compiles all of them and writes docs/aot_tpu.md.
+"""
+
+import importlib.util
+import re
+
+import pytest
+
+from benchmarks import aot_tpu
+from benchmarks.aot_tpu import CHIPS, MLSTM_HEADS, SLSTM_HEADS
+from pallas_kernels.mlstm.pallas_tpu_forward import VMEM_LIMIT
+from tests.kernels import specs
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU's compiler is not installed: pip install libtpu"),
+    pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache"),  # no TPU can load what is in it
+]
+slow = pytest.mark.slow
+
+# 1024 x 1024 has the largest state, 256 x 512 is not square; T 8192 keeps states between stretches. All shapes: docs/aot_tpu.md.
+MLSTM = [
+    ("v5e", "7b", 8192, "bfloat16"),
+    *(
+        pytest.param(chip, model, time, dtype, marks=slow)
+        for chip, model, time, dtype in (
+            ("v5p", "7b", 2048, "bfloat16"),
+            ("v6e", "7b", 8192, "bfloat16"),
+            ("v5e", "1.3b", 2048, "bfloat16"),
+            ("v5p", "1.3b", 8192, "bfloat16"),
+            ("v6e", "1.3b", 2048, "bfloat16"),
+            ("v5p", "1.3b", 2048, "float32"),
+        )
+    ),
+]
+SLSTM = [("v5p", "125m"), pytest.param("v6e", "1.3b", marks=slow), pytest.param("v5e", "1.3b", marks=slow)]
+
+
+def kernels_compiled(loss, arguments, chip):
+    """Names of the Pallas kernels in the program of a loss and its gradients, which that chip's compiler has taken."""
+    program = aot_tpu.lowered(aot_tpu.gradient(loss, arguments), arguments, chip)
+    assert program.compile().memory_analysis().temp_size_in_bytes > 0
+    return sorted(re.findall(r"@tpu_custom_call.*?kernel_name = \"(\w+)\"", program.as_text()))
+
+
+@pytest.mark.parametrize(("chip", "model", "time", "dtype"), MLSTM)
+def test_mlstm_with_all_gradients(chip, model, time, dtype):
+    loss, arguments = aot_tpu.mlstm_case(model, time, dtype)
+    assert kernels_compiled(loss, arguments, chip) == ["mlstm_backward", "mlstm_forward"]
+
+
+@pytest.mark.parametrize(("chip", "model"), SLSTM)
+def test_slstm_with_all_gradients(chip, model):
+    loss, arguments = aot_tpu.slstm_case(model, 2048)
+    assert kernels_compiled(loss, arguments, chip) == ["slstm_backward", "slstm_forward"]
+
+
+@slow
+def test_vmem_is_what_the_compiler_says():
+    """For 7B; docs/aot_tpu.md has all shapes. A state is 0.5 MiB in float32, and 16 of bfloat16 wait in the backward pass."""
+    loss, arguments = aot_tpu.mlstm_case("7b", 2048)
+    calls = aot_tpu.pallas_calls(aot_tpu.gradient(loss, arguments), arguments)
+    needed = {name: aot_tpu.vmem_needed(call, "v5p") for name, call in calls.items()}
+    print("VMEM, MiB:", needed)
+    assert 1 < needed["mlstm_forward"] < needed["mlstm_backward"] < VMEM_LIMIT / 2**20
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_a_kernel_that_asks_for_too_much_vmem_is_refused(chip):
+    """The compiler is the real one: 1 MiB is not enough for 7B's forward kernel."""
+    loss, arguments = aot_tpu.mlstm_case("7b", 512)
+    call = aot_tpu.pallas_calls(loss, arguments)["mlstm_forward"]
+    with pytest.raises(Exception, match="exceeded scoped vmem limit"):
+        aot_tpu.compile_call(call, chip, 2**20)
+
+
+def test_the_shapes_are_the_models():
+    assert MLSTM_HEADS == specs.MODELS
+    assert SLSTM_HEADS.keys() == {"125m", "350m", "760m", "1.3b", "narrow"}

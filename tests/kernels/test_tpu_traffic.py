@@ -1,0 +1,58 @@
+"""Bytes that the TPU kernels move between HBM and VMEM, from their grids and blocks: what they say they move, and what they must."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import aot_tpu
+from benchmarks.aot_tpu import MLSTM_HEADS, SLSTM_HEADS, TIMES
+
+
+def calls_of(case):
+    """Forward alone, forward when gradients follow, backward."""
+    loss, arguments = case
+    alone = aot_tpu.pallas_calls(loss, arguments)
+    both = aot_tpu.pallas_calls(aot_tpu.gradient(loss, arguments), arguments)
+    op = next(iter(alone)).split("_")[0]
+    return alone[f"{op}_forward"], both[f"{op}_forward"], both[f"{op}_backward"]
+
+
+@pytest.mark.parametrize(("model", "dtype"), (("7b", "bfloat16"), ("1.3b", "bfloat16"), ("1.3b", "float32")))
+def test_mlstm_says_what_it_moves(model, dtype):
+    """The compiler is told the exact number, with and without what the backward pass needs; the last stretch is not full."""
+    for call in calls_of(aot_tpu.mlstm_case(model, 5000, dtype)):
+        assert call.params["cost_estimate"].bytes_accessed == aot_tpu.traffic(call)
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("model", MLSTM_HEADS)
+def test_mlstm_reads_and_writes_everything_once(model, time):
+    """Forward: at most 1.25 of one read of q, k, v, i, f and one write of h, states that the call is given and gives back apart."""
+    loss, arguments = aot_tpu.mlstm_case(model, time)
+    states = 2 * sum(x.size * np.dtype(x.dtype).itemsize for x in arguments[6:])
+    for call in calls_of((loss, arguments))[:2]:
+        assert call.params["cost_estimate"].bytes_accessed == aot_tpu.traffic(call)
+        assert aot_tpu.traffic(call) - states <= 1.25 * aot_tpu.least_traffic(arguments)
+
+
+@pytest.mark.parametrize("model", SLSTM_HEADS)
+def test_slstm_reads_and_writes_everything_once(model):
+    """The forward kernel alone: x and h once, R once, in the kernel's layout, which fills heads up to 128 lanes; the state is little."""
+    loss, (ids, x, *rest) = aot_tpu.slstm_case(model, 2048)
+    call = aot_tpu.pallas_calls(loss, [ids, x, *rest])["slstm_forward"]
+    heads, V = SLSTM_HEADS[model]
+    filled = -(-V // 128) * 128 / V if V >= 128 else 1
+    least = x.size * 2 * (1 + 1 / 4) * filled + 4 * heads * V * V * 2
+    assert aot_tpu.traffic(call) <= 1.25 * least
+
+
+def test_traffic_counts_blocks_that_change():
+    """Two heads of four chunks: q moves with every chunk, the state's block once per head."""
+    loss, arguments = aot_tpu.mlstm_case("7b", 512)
+    call = aot_tpu.pallas_calls(loss, arguments)["mlstm_forward"]
+    heads, K, V = MLSTM_HEADS["7b"]
+    assert call.params["grid_mapping"].grid == (1, heads, 4)
+    tokens = 512 * heads * (2 * (2 * K + 2 * V) + 8 * 4)
+    state = heads * (K * V + K) * 4
+    assert aot_tpu.traffic(call) == tokens + 2 * state
+    assert jnp.dtype(arguments[1].dtype).itemsize == 2
