@@ -1,4 +1,4 @@
-# make train | test | quick | kernels | faults | parity | benchmark-cpu | aot-gpu | lint
+# make train | test | quick | kernels | faults | parity | benchmark-cpu | aot-gpu | scaling-table | lint
 # PYTHON=python3.12 chooses the interpreter, VENV=.venv312 and DEV=.venv312-dev other environments.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ DEV ?= .venv-dev
 WORKDIR ?= runs/quickstart
 PYTEST := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-$(notdir $(DEV)) $(DEV)/bin/python -m pytest -q -p no:cacheprovider
 
-.PHONY: train test quick kernels faults parity benchmark-cpu aot-gpu lint clean
+.PHONY: train test quick kernels faults parity benchmark-cpu aot-gpu scaling-table lint clean
 
 # Huge pages spare XLA the page faults of its temporaries (docs/performance.md).
 train: $(VENV)/installed
@@ -37,6 +37,10 @@ lint: $(DEV)/installed
 # Compiles every GPU kernel to machine code, without a GPU; Mosaic GPU needs jax >= 0.11, so PYTHON=python3.12 or later. 4 GB.
 aot-gpu: .venv-aot/installed
 	.venv-aot/bin/python -m benchmarks.aot_gpu
+
+# Hours, and it can be stopped: rows that exist are kept. GPU rows, after make aot-gpu: .venv-aot/bin/python -m benchmarks.scaling --only 100
+scaling-table: $(DEV)/installed
+	JAX_PLATFORMS=cpu $(DEV)/bin/python -m benchmarks.scaling
 
 # Environments: made once, again when pyproject.toml changes. The one for tests is apart, because libtpu in it makes every program of
 # that environment look for a TPU.

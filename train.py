@@ -1,21 +1,26 @@
 """Trains a model, or goes on with a run.
 
     python train.py --config=configs/NAME.py[:variant] --workdir=DIR [--config.section.key=value ...] [--profile=10:12]
+    python train.py --config=configs/NAME.py[:variant] --aot=v5p:4x4x4 [--workdir=DIR] [--config.section.key=value ...]
 
 The same command resumes a run that was stopped. xlstm_jax/config.py lists all keys. The exit status is 2 for a mistake in the call or the
-data, and 75 after SIGTERM, when the run is saved and the same command goes on with it.
+data, and 75 after SIGTERM, when the run is saved and the same command goes on with it. With --aot nothing is
+trained: the step is compiled for devices that are not there, and its memory, collectives and kernels are reported.
 """
 
 import sys
 from collections.abc import Sequence
 
 from xlstm_jax import command_line
+from xlstm_jax.parallel.topology import EXAMPLES
+from xlstm_jax.training.aot import report_on
 from xlstm_jax.training.loop import train
 from xlstm_jax.training.preemption import EXIT_PREEMPTED, Preempted
 
 FLAGS = {
     "workdir": "folder of the run; made if it does not exist",
     "profile": "first and last step of a trace for TensorBoard, like 10:12",
+    "aot": f"devices to compile for instead of training: {EXAMPLES}; the report is also written to the workdir, by default runs/aot",
 }
 
 
@@ -25,6 +30,9 @@ def main(argv: Sequence[str]) -> int:
     def command() -> None:
         flags = command_line.parse(argv, __doc__, FLAGS, with_config=True)
         config = command_line.config_of(flags)
+        if (topology := flags.aot) is not None:
+            report_on(config, topology, flags.workdir or "runs/aot", command_line.config_name(argv))
+            return
         train(config, command_line.text(flags, "workdir", "runs/NAME"), command_line.span(flags, "profile"))
 
     try:

@@ -1,6 +1,7 @@
 """What the entry points share: flags of their own `FlagValues`, and errors of the user as one line instead of a traceback."""
 
 import itertools
+import pathlib
 import re
 import sys
 import traceback
@@ -99,14 +100,29 @@ def span(values: flags.FlagValues, name: str) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
+def config_file(argv: Sequence[str]) -> str | None:
+    """FILE[:VARIANT] of the last --config; None where there is none."""
+    files = [
+        argument.partition("=")[2] if "=" in argument else after
+        for argument, after in itertools.pairwise([*argv[1:], ""])
+        if argument.partition("=")[0] in ("--config", "-config")
+    ]
+    return files[-1] if files else None
+
+
+def config_name(argv: Sequence[str]) -> str:
+    """A name for files about the configuration: xlstm_1.3b_7_1-15b for configs/xlstm_1.3b.py:7_1-15b."""
+    file, _, variant = (config_file(argv) or "").partition(":")
+    name = pathlib.Path(file).name.removesuffix(".py")
+    return f"{name}_{variant}" if variant else name
+
+
 def _check_config_flags(argv: Sequence[str]) -> None:
     """Names a bad config file or an unknown key before ml_collections does, whose words are less helpful."""
-    following = [*argv[1:], ""]
-    for argument, after in itertools.pairwise(following):
-        name, _, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            _check_file(value if "=" in argument else after)
-        elif match := re.match(r"--?(?:no)?config\.(.+)", name):
+    if (file := config_file(argv)) is not None:
+        _check_file(file)
+    for argument in argv[1:]:
+        if match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
             config_lib.check_key(match[1])
 
 

@@ -128,7 +128,7 @@ def test_a_profile_of_no_steps_is_named(arguments, tmp_path, capsys):
 
 
 def test_evaluating_what_is_no_run_is_named(tmp_path, capsys):
-    fails(capsys, eval_command.main, ["eval.py", f"--workdir={tmp_path}"], "holds no config.json, so it is no run")
+    fails(capsys, eval_command.main, ["eval.py", f"--workdir={tmp_path}"], "holds no config.json, so it is no run and no other checkpoint")
     fails(capsys, eval_command.main, ["eval.py"], "--workdir is missing")
 
 

@@ -14,6 +14,7 @@ from xlstm_jax.training import loop
 from xlstm_jax.training.checkpoints import read_params
 from xlstm_jax.training.metrics import read_records
 from xlstm_jax.training.run_folder import find_run
+from xlstm_jax.training.state import abstract_params
 
 
 def losses(workdir, split="train"):
@@ -76,8 +77,9 @@ def test_every_step_is_shown_on_one_line(finished):
 
 def test_evaluating_the_run_gives_the_loss_that_training_logged(finished, capsys):
     workdir, _, _ = finished
-    assert evaluate_run(workdir).loss == losses(workdir, "validation")[6]
-    assert evaluate_run(workdir, step=3).loss == losses(workdir, "validation")[3]
+    # Not to the last bit: the evaluation takes all eight devices, the run had one, and float32 sums depend on who adds what.
+    assert evaluate_run(workdir).loss == pytest.approx(losses(workdir, "validation")[6], rel=1e-6)
+    assert evaluate_run(workdir, step=3).loss == pytest.approx(losses(workdir, "validation")[3], rel=1e-6)
     assert re.search(
         r"validation, step 3: loss \S+ nats, \S+ bits per byte \(gzip -9: \S+\); perplexity \S+, ", capsys.readouterr().out
     )
@@ -184,7 +186,7 @@ def test_a_run_starts_from_the_parameters_of_another(tiny, finished, tmp_path, c
     config = tiny({"checkpoint.init_from": str(workdir), "train.steps": 2})
     loop.train(config, tmp_path)
     assert f"parameters of step 6 of {workdir}" in capsys.readouterr().out
-    abstract = loop.abstract_params(loop.build_model(config.model), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    abstract = abstract_params(loop.build_model(config.model), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     (old, given), (new, kept) = read_params(workdir, abstract), read_params(tmp_path, abstract)
     assert (old, new) == (6, 2)
     jax.tree.map(np.testing.assert_array_equal, kept, given)

@@ -10,6 +10,7 @@ import pytest
 
 from xlstm_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from xlstm_jax.data.loader import Batch
+from xlstm_jax.models import build_model
 from xlstm_jax.training.cross_entropy import cross_entropy_sum
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.state import init_state
@@ -117,12 +118,12 @@ def test_a_mean_of_micro_batch_means_would_have_been_noticed():
     batch, (_, state) = ragged_batch(), stepper(config())
 
     def loss(params, part, key):
-        return cross_entropy_sum(StandIn().apply({"params": params}, part.tokens), part.targets, part.mask)
+        return cross_entropy_sum(StandIn().apply({"params": params}, part.tokens), part.targets, part.mask), {}
 
-    whole = mean_loss_and_gradient(loss, state.params, batch, jax.random.key(0), 1)[0]
+    whole = mean_loss_and_gradient(loss, state.params, batch, jax.random.key(0), 1)[0][0]
     parts = split_batch(batch, 6)  # the first row counts no token at all
     means = [
-        mean_loss_and_gradient(loss, state.params, jax.tree.map(lambda x, i=i: x[i], parts), jax.random.key(0), 1)[0]
+        mean_loss_and_gradient(loss, state.params, jax.tree.map(lambda x, i=i: x[i], parts), jax.random.key(0), 1)[0][0]
         for i in range(6)
     ]
     assert abs(float(whole) - float(np.mean(means))) > 0.1
@@ -181,3 +182,14 @@ def test_segment_ids_reach_the_model_only_where_states_are_reset_at_documents():
     plain, state = stepper(config())
     assert loss == float(plain(state, unmarked)[1]["loss"])
     assert loss != float(reset(same_state, batch)[1]["loss"])
+
+
+def test_the_gates_of_each_kind_of_block_are_among_the_metrics():
+    """At the start the mLSTM's forget gates keep sigmoid of 3 to 6, its input gates' bias is about 0."""
+    model = build_model(ModelConfig(vocab_size=11, dim=16, num_blocks=2, num_heads=2, slstm_positions=(1,)))
+    for parts in (1, 2):
+        step, state = stepper(config(accumulation_steps=parts), model)
+        _, metrics = step(state, ragged_batch())
+        assert 0.95 < float(metrics["mlstm_forget_gate"]) < 0.998
+        assert abs(float(metrics["mlstm_input_gate"])) < 0.5 and float(metrics["mlstm_input_gate_std"]) > 0
+        assert 0.5 < float(metrics["slstm_forget_gate"]) < 1

@@ -106,6 +106,8 @@ def _download(name: str) -> pathlib.Path:
 
 
 def _parse(path: pathlib.Path, parse: Callable[[str], Any], failure: type[Exception]) -> dict[str, Any]:
+    if not path.exists():
+        raise UserError(f"folder {str(path.parent)!r} holds no {path.name}, so it is no run and no other checkpoint; give one")
     try:
         values = parse(path.read_text())
     except (OSError, UnicodeDecodeError, failure) as error:

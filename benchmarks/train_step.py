@@ -1,0 +1,196 @@
+"""What a training step of a configuration costs on the devices that are here: tokens/s, MFU, memory, and what is around the step.
+
+    python -m benchmarks.train_step --config=configs/xlstm_125m.py:1_0-15b [--config.section.key=value ...] [--steps=20]
+    python -m benchmarks.train_step --config=... --around      # the loop's own time, a checkpoint's, a resumption's, in one short run
+    python -m benchmarks.train_step --scaling                  # weak scaling of data and fsdp over 8 CPU devices
+
+The step is checked first: loss and gradient norm of one batch with the chosen kernels against the XLA forms. Results go to
+benchmarks/results/train_step_<name>_<device>.json.
+"""
+
+import dataclasses
+import datetime
+import json
+import math
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from xlstm_jax import command_line
+from xlstm_jax.analysis.flops import peak_flops, training_flops_per_token
+from xlstm_jax.config import Config, load
+from xlstm_jax.data.loader import Batch
+from xlstm_jax.models import build_model
+from xlstm_jax.parallel import batch_sharding, make_mesh, put_batch
+from xlstm_jax.training import loop
+from xlstm_jax.training.metrics import read_records
+from xlstm_jax.training.optimizer import make_optimizer, make_schedule
+from xlstm_jax.training.state import abstract_state, init_state, shardings_of
+from xlstm_jax.training.step import make_train_step
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+FLAGS = {
+    "steps": "steps to time, by default 20",
+    "around": "yes: measure the loop, a checkpoint and a resumption too",
+    "scaling": "yes: weak scaling over 8 CPU devices",
+}
+TINY = "configs/quickstart.py"
+
+
+def random_batch(config: Config, seed: int = 0) -> Batch:
+    """Tokens drawn at random, in one document each."""
+    shape = (config.data.batch_size, config.data.context_length + 1)
+    tokens = np.random.default_rng(seed).integers(0, config.model.vocab_size, shape).astype(np.int32)
+    return Batch(tokens[:, :-1], tokens[:, 1:], np.ones(tokens[:, 1:].shape, bool), np.zeros(tokens[:, 1:].shape, np.int32))
+
+
+def prepared(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any]:
+    """(step, state, batch on the devices); the mesh must be in context."""
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    model, optimizer = build_model(config.model), make_optimizer(config.optimizer, schedule)
+    where = shardings_of(abstract_state(model, optimizer, config.train, mesh))
+    state = jax.jit(lambda: init_state(model, optimizer, config.train), out_shardings=where)()
+    batch = put_batch(random_batch(config), batch_sharding(mesh, config.data.batch_size, config.data.context_length))
+    return make_train_step(model, optimizer, schedule, config), state, batch
+
+
+def check(config: Config, mesh: jax.sharding.Mesh) -> dict[str, float]:
+    """Relative differences of loss and gradient norm from those of the XLA forms; asserts that they are bfloat16's at most."""
+    cells = set(config.model.block_kinds)
+    plain = {"mlstm_backend": "chunkwise"} if cells - {"slstm"} else {}
+    plain |= {"slstm_backend": "recurrent"} if "slstm" in cells else {}
+    numbers = []
+    for model in (config.model, dataclasses.replace(config.model, **plain)):
+        step, state, batch = prepared(dataclasses.replace(config, model=model), mesh)
+        metrics = step(state, batch)[1]
+        numbers.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    (loss, norm), (plain_loss, plain_norm) = numbers
+    differences = {"loss": abs(loss / plain_loss - 1), "grad_norm": abs(norm / plain_norm - 1)}
+    assert math.isfinite(loss) and differences["loss"] < 1e-3 and differences["grad_norm"] < 2e-2, differences
+    return differences
+
+
+def step_time(config: Config, mesh: jax.sharding.Mesh, steps: int) -> dict[str, Any]:
+    """Seconds per step (the median of five stretches), tokens/s, MFU, compile time and peak memory."""
+    started = time.perf_counter()
+    step, state, batch = prepared(config, mesh)
+    state, metrics = step(state, batch)
+    jax.block_until_ready(metrics)
+    compiled = time.perf_counter() - started
+    state, metrics = step(state, batch)
+    jax.block_until_ready(metrics)
+    stretches = []
+    for _ in range(5):
+        count, started = max(1, steps // 5), time.perf_counter()
+        for _ in range(count):
+            state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        stretches.append((time.perf_counter() - started) / count)
+    seconds, device = statistics.median(stretches), mesh.devices.flat[0]
+    tokens = config.data.batch_size * config.data.context_length
+    peak = peak_flops(device.device_kind)
+    memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    return {
+        "seconds_per_step": seconds,
+        "tokens_per_second": tokens / seconds,
+        "mfu": tokens / seconds * training_flops_per_token(config.model) / (peak * mesh.size) if peak else None,
+        "first_step_seconds": compiled,
+        "peak_bytes": memory,
+        "loss": float(metrics["loss"]),
+    }
+
+
+def around(config: Config, mesh: jax.sharding.Mesh, steps: int) -> dict[str, float]:
+    """What is around the step, in the real loop with a line per step: its share of the time, a checkpoint's cost, seconds to resume.
+
+    The run has a checkpoint after `steps`, `2 * steps` and at its end; the last is removed and the same run goes on for one step.
+    """
+    bare = step_time(config, mesh, steps)["seconds_per_step"]
+    run = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, steps=2 * steps + 1),
+        eval=dataclasses.replace(config.eval, every=10**9, sample_tokens=0, max_tokens=config.data.context_length),
+        log=dataclasses.replace(config.log, every=1),
+        checkpoint=dataclasses.replace(config.checkpoint, every=steps, keep_latest=3),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = pathlib.Path(folder)
+        loop.train(run, workdir)
+        first = training_events(workdir)
+        shutil.rmtree(workdir / "checkpoints" / str(2 * steps + 1))
+        started = time.perf_counter()
+        loop.train(run, workdir)
+        resumed = time.perf_counter() - started
+    in_steps = np.diff([event["train_seconds"] + event["data_seconds"] for event in first])
+    undisturbed = float(np.median(in_steps[2 : steps - 1]))
+    saving = in_steps[steps : 2 * steps - 1]  # while files are being written
+    return {
+        "seconds_per_step_in_the_loop": undisturbed,
+        "share_outside_the_compiled_step": undisturbed / bare - 1,
+        "checkpoint_stops_training_for_seconds": first[steps]["checkpoint_seconds"] - first[steps - 2]["checkpoint_seconds"],
+        "checkpoint_slows_later_steps_by_seconds": float(np.sum(saving - undisturbed)),
+        "resume_and_one_step_seconds": resumed,
+    }
+
+
+def training_events(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The events of a run's training steps."""
+    return [event for event in read_records(workdir / "metrics.jsonl") if event["split"] == "train"]
+
+
+def weak_scaling() -> dict[str, Any]:
+    """Tokens/s of n CPU devices with n shares of work, against one device with all of it: what the distribution itself costs.
+
+    The devices share the machine's cores, so that the same work takes the same time where nothing is lost.
+    """
+    results: dict[str, Any] = {}
+    for axis in ("data", "fsdp"):
+        for devices in (1, 2, 4, 8):
+            mesh_keys = {"data": 1, "fsdp": 1} | {axis: devices}
+            config = load(TINY, {"data.batch_size": 16, "model.dtype": "float32"} | {f"mesh.{k}": v for k, v in mesh_keys.items()})
+            mesh = make_mesh(config.mesh)
+            with jax.set_mesh(mesh):
+                results[f"{axis}={devices}"] = step_time(config, mesh, 20)["tokens_per_second"]
+        for devices in (2, 4, 8):
+            results[f"{axis}={devices} efficiency"] = results[f"{axis}={devices}"] / results[f"{axis}=1"]
+    return results
+
+
+def main(argv: list[str]) -> None:
+    """Runs what the flags ask for, prints it and writes it."""
+    flags = command_line.parse(argv, __doc__, FLAGS, with_config=True)
+    device = None
+    if flags.scaling:
+        jax.config.update("jax_num_cpu_devices", 8)
+        name, result = "scaling", weak_scaling()
+    else:
+        config = command_line.config_of(flags)
+        name = command_line.config_name(argv)
+        steps, mesh = command_line.number(flags, "steps") or 20, make_mesh(config.mesh)
+        with jax.set_mesh(mesh):
+            result = {"differences_from_xla": check(config, mesh), **step_time(config, mesh, steps)}
+        if flags.around:
+            result |= around(config, mesh, steps)
+        result["config"] = json.loads(config.to_json())
+    device = jax.devices()[0].device_kind
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    result |= {"device": device, "devices": jax.device_count(), "jax": jax.__version__, "commit": commit}
+    result["date"] = datetime.date.today().isoformat()
+    for key, value in result.items():
+        if key != "config":
+            print(f"{key}: {value}")
+    file = RESULTS / f"train_step_{name}_{device.lower().replace(' ', '_')}.json"
+    file.write_text(json.dumps(result, indent=2) + "\n")
+    print(file)
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,70 @@
+"""The real training step is compiled for TPUs that are not here, by their own compiler; what doesn't fit is a row and not a crash."""
+
+import json
+
+import pytest
+
+import train as train_command
+from xlstm_jax.config import load
+from xlstm_jax.errors import UserError
+from xlstm_jax.parallel.topology import absent_devices
+from xlstm_jax.training.aot import compile_step, needed_bytes
+
+pytest.importorskip("libtpu", reason="the TPU compiler is in the extra dev")
+
+# The cells' kernels, in one block each.
+SMALL = {
+    "model.num_blocks": 1,
+    "model.dim": 256,
+    "model.num_heads": 2,
+    "model.vocab_size": 512,
+    "model.remat": "block",
+    "data.context_length": 256,
+    "data.batch_size": 16,
+}
+
+
+def config(**overrides):
+    return load("configs/xlstm_125m.py:1_0-15b", SMALL | {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+@pytest.mark.slow
+def test_a_step_for_a_small_slice_says_what_it_takes():
+    report = compile_step(config(), "v5e:2x2")
+    assert report.fits and report.devices == 4
+    assert 0 < report.arguments < report.peak < report.memory
+    assert report.kernels["pallas_tpu"] >= 2
+    assert report.collectives["all-reduce"] > 0
+    assert any("fits" in line for line in report.lines())
+
+
+@pytest.mark.slow
+def test_two_slices_have_twice_the_devices():
+    report = compile_step(config(), "v5e:2x2x2slices")
+    assert report.fits and report.devices == 8
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_said_with_what_it_needs(tmp_path, capsys):
+    wide = {"data.batch_size": 4096, "data.context_length": 8192, "model.dim": 1024, "model.remat": "none"}
+    more = [f"--config.{key}={value}" for key, value in (SMALL | wide).items()]
+    argv = ["train.py", "--config=configs/xlstm_125m.py:1_0-15b", "--aot=v5e:2x2", f"--workdir={tmp_path}", *more]
+    assert train_command.main(argv) == 0
+    printed = capsys.readouterr().out
+    assert "DOES NOT FIT" in printed and "needed: " in printed
+    written = json.loads((tmp_path / "xlstm_125m_1_0-15b_v5e_2x2.json").read_text())
+    assert not written["fits"] and written["needed"] > written["memory"]
+
+
+@pytest.mark.parametrize("name", ["v5e", "v7x:2x2", "v5e:2", "h100:8", "v5e:2x2xslices"])
+def test_a_topology_that_does_not_exist_is_named(name):
+    with pytest.raises(UserError, match=r"topology .*(is not known; write for example|must be slices x hosts x GPUs)"):
+        absent_devices(name)
+
+
+def test_the_compilers_numbers_are_read():
+    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 30.50G of 15.75G hbm. Exceeded hbm capacity by 14.75G."
+    assert needed_bytes(message) == 30.5 * 2**30
+    message = "Ran out of memory on HBM, the total memory required for HLO temporaries (540.97G) exceeds available HBM (15.75G)."
+    assert needed_bytes(message) == 540.97 * 2**30
+    assert needed_bytes("INVALID_ARGUMENT: something else") is None
