@@ -5,8 +5,9 @@ import json
 import pytest
 
 import train as train_command
-from xlstm_jax.config import load
+from xlstm_jax.config import MeshConfig, load
 from xlstm_jax.errors import UserError
+from xlstm_jax.parallel import make_mesh
 from xlstm_jax.parallel.topology import absent_devices
 from xlstm_jax.training.aot import compile_step, needed_bytes
 
@@ -42,6 +43,14 @@ def test_a_step_for_a_small_slice_says_what_it_takes():
 def test_two_slices_have_twice_the_devices():
     report = compile_step(config(), "v5e:2x2x2slices")
     assert report.fits and report.devices == 8
+
+
+def test_slices_are_apart_along_the_data_axis_alone():
+    devices = absent_devices("v5e:2x2x2slices")
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), devices)
+    assert [{device.slice_index for device in half.flat} for half in mesh.devices] == [{0}, {1}]
+    with pytest.raises(UserError, match="2 slices divide none of the mesh's axes"):
+        make_mesh(MeshConfig(data=1, fsdp=1, tensor=1, sequence=9), absent_devices("v5e:2x2x2slices") + devices[:1])
 
 
 @pytest.mark.slow

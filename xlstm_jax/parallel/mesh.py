@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 
 from xlstm_jax.config import MeshConfig
 from xlstm_jax.errors import UserError
@@ -31,7 +32,25 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"config section mesh is {sizes}, which does not fit {len(devices)} devices; the product must be their number"
         )
     axis_types = (jax.sharding.AxisType.Auto,) * len(sizes)
-    return jax.sharding.Mesh(np.asarray(devices).reshape(shape), tuple(sizes), axis_types=axis_types)
+    return jax.sharding.Mesh(_placed(devices, shape), tuple(sizes), axis_types=axis_types)
+
+
+def _placed(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
+    """The devices as an array of this shape, neighbours near one another; slices of a pod apart along the first axis that they divide.
+
+    Slices are joined by the data centre's network, which is slow: data, the first axis, sends the least over it.
+    """
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    axis = next((axis for axis, size in enumerate(shape) if size % slices == 0), None)
+    if axis is None:
+        raise UserError(f"{slices} slices divide none of the mesh's axes {shape}; make mesh.data a multiple of {slices}")
+    between = tuple(slices if a == axis else 1 for a in range(len(shape)))
+    within = tuple(size // factor for size, factor in zip(shape, between, strict=True))
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh, batch_size: int, context_length: int | None = None) -> jax.sharding.NamedSharding:
