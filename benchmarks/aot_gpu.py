@@ -219,8 +219,9 @@ def _save(known: dict[str, dict[str, Any]]) -> None:
 
 
 def _report(known: dict[str, dict[str, Any]]) -> str:
-    """Of all cases whose result belongs to the present sources."""
-    results = {case: known[str(case)] for case in cases() if known.get(str(case), {}).get("sources") == _sources(case)}
+    """Of all cases that were compiled; those of earlier sources are marked."""
+    results = {case: known[str(case)] for case in cases() if str(case) in known}
+    earlier = {case for case, result in results.items() if result["sources"] != _sources(case)}
     kernels = [Kernel(*kernel) for result in results.values() for kernel in result["kernels"]]
     spills = sum(kernel.spilled > 0 for kernel in kernels)
     failed = sum(bool(result["error"]) for result in results.values())
@@ -228,7 +229,9 @@ def _report(known: dict[str, dict[str, Any]]) -> str:
         "# GPU kernels, compiled without a GPU",
         "",
         f"Written by `make aot-gpu` (`python -m benchmarks.aot_gpu`), jax {importlib.metadata.version('jax')}: {len(results)} of "
-        f"{len(cases())} programs, {len(kernels)} kernels, {spills} with spills; {failed} programs failed.",
+        f"{len(cases())} programs, {len(kernels)} kernels, {spills} with spills; {failed} programs failed. "
+        f"{len(earlier)} programs, marked (earlier), are of a version before the present one; `make aot-gpu` compiles them again.",
+        "",
         "Each program is a call at batch x time = 65,536 tokens (sLSTM: batch 16) with all gradients; T = 2048. WGMMA and MMA "
         "count tensor core instructions in the PTX; shared memory is what one block asks for, registers are one thread's. "
         "Times x: so many kernels of the program that differ only in what they are called with. This says nothing about speed.",
@@ -239,7 +242,7 @@ def _report(known: dict[str, dict[str, Any]]) -> str:
             head = "heads, K, V" if case.op == "mlstm" else "heads, V"
             lines += ["", f"## {title}", "", f"| {head} | dtype | kernel | registers | spilled bytes | shared bytes | WGMMA | MMA |"]
             lines += ["|---|---|---|---:|---:|---:|---:|---:|"]
-        shape = ", ".join(map(str, case.shape))
+        shape = ", ".join(map(str, case.shape)) + (" (earlier)" if case in earlier else "")
         if result["error"]:
             lines.append(f"| {shape} | {case.dtype} | failed: {result['error'][:300].replace('|', '/')} | | | | | |")
         for (name, *numbers), times in collections.Counter(map(tuple, result["kernels"])).items():

@@ -1,0 +1,25 @@
+"""The report on machine code, from results that are given: what is counted, what is marked."""
+
+from benchmarks import aot_gpu
+
+
+def test_equal_kernels_are_one_line_and_results_of_earlier_sources_are_marked():
+    first, second, failed = [case for case in aot_gpu.cases() if case.op == "mlstm"][:3]
+    kernel = ["mlstm_walk", 243, 0, 99344, 8, 0]
+    known = {
+        str(first): {"sources": aot_gpu._sources(first), "kernels": [kernel, kernel], "error": ""},
+        str(second): {"sources": "before", "kernels": [["mlstm_walk", 255, 16, 99344, 8, 0]], "error": ""},
+        str(failed): {"sources": aot_gpu._sources(failed), "kernels": [], "error": "no | such GPU"},
+    }
+    report = aot_gpu._report(known)
+    shapes = [", ".join(map(str, case.shape)) for case in (first, second, failed)]
+    assert f"| {shapes[0]} | bfloat16 | mlstm_walk x 2 | 243 | 0 | 99344 | 8 | 0 |" in report
+    assert f"| {shapes[1]} (earlier) | bfloat16 | mlstm_walk | 255 | 16 | 99344 | 8 | 0 |" in report
+    assert f"| {shapes[2]} | bfloat16 | failed: no / such GPU |" in report
+    assert f"3 of {len(aot_gpu.cases())} programs, 3 kernels, 1 with spills; 1 programs failed. 1 programs, marked" in report
+
+
+def test_every_backend_is_compiled_for_every_gpu_it_serves():
+    found = {(case.op, case.backend, case.target) for case in aot_gpu.cases()}
+    hopper = {(op, "pallas_gpu", target) for op in ("mlstm", "slstm") for target in ("h100", "h200")}
+    assert found == hopper | {("mlstm", "pallas_triton", target) for target in ("a100", "h100", "h200")}
