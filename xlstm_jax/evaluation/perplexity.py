@@ -81,14 +81,15 @@ def perplexity_of(
     eval_step: EvalStep, params: Any, source: TokenSource, *, config: Config, mesh: jax.sharding.Mesh
 ) -> Perplexity:
     """The evaluation that the configuration asks for: its windows, its first tokens or all."""
+    context_length = config.eval.context_length or config.data.context_length
     batches = eval_batches(
         source,
         config.eval.batch_size,
-        config.eval.context_length or config.data.context_length,
+        context_length,
         config.eval.max_tokens,
         reset_at_document=config.data.reset_at_document,
     )
-    to_devices = batch_sharding(mesh, config.eval.batch_size)
+    to_devices = batch_sharding(mesh, config.eval.batch_size, context_length)
     on_devices = (put_batch(batch, to_devices) for batch in batches)
     return evaluate(eval_step, params, on_devices, scored_bytes(source, config.eval.max_tokens))
 

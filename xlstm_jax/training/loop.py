@@ -19,14 +19,14 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.perplexity import Perplexity, make_eval_step, perplexity_of
 from xlstm_jax.generation import generate
 from xlstm_jax.models import LanguageModel, build_model
-from xlstm_jax.parallel import batch_sharding, is_first_process, make_mesh, own_part, put_batch, replicated, start_processes
+from xlstm_jax.parallel import batch_sharding, check_spread, is_first_process, make_mesh, own_part, put_batch, start_processes
 from xlstm_jax.training.checkpoints import Checkpoints, read_params
 from xlstm_jax.training.metrics import MetricsWriter, console_line, draw_loss, read_records, skipped_line
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.preemption import Preempted, Preemption
 from xlstm_jax.training.profile import Profile
 from xlstm_jax.training.run_folder import open_run, write_config, write_data_record
-from xlstm_jax.training.state import TrainState, abstract_params, abstract_state, init_state, start_from
+from xlstm_jax.training.state import TrainState, abstract_state, init_state, shardings_of, start_from
 from xlstm_jax.training.step import Metrics, make_train_step
 from xlstm_jax.training.timing import Speed, WallTime
 from xlstm_jax.training.watchdog import Watchdog
@@ -57,8 +57,9 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
         _say(*(f"{name}: {line}" for line in other.description))
 
     mesh = make_mesh(config.mesh)
-    to_devices = batch_sharding(mesh, config.data.batch_size)
-    batch_sharding(mesh, config.eval.batch_size)  # refuses now what would fail at the first evaluation
+    to_devices = batch_sharding(mesh, config.data.batch_size, config.data.context_length)
+    evaluation_batch = config.eval.batch_size, config.eval.context_length or config.data.context_length
+    batch_sharding(mesh, *evaluation_batch)  # refuses now what would fail at the first evaluation
     steps = config.train.steps
     model, optimizer = build_model(config.model), make_optimizer(config.optimizer, schedule)
     wall_time = WallTime(read_records(folder.metrics))
@@ -71,6 +72,7 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
     ):
         with wall_time.spent_on("checkpoint"):
             state, start = _starting_state(model, optimizer, config, source, checkpoints, mesh)
+        check_spread(state.params, mesh)
         write_config(folder, config)
         write_data_record(folder, record(source, {"validation": held_out, **more_held_out}, config.data))
         device = mesh.devices.flat[0].device_kind
@@ -198,8 +200,9 @@ def _starting_state(
     model: LanguageModel, optimizer: Any, config: Config, source: TokenSource, checkpoints: Checkpoints, mesh: jax.sharding.Mesh
 ) -> tuple[TrainState, int]:
     """The newest checkpoint's state and step; else, at step 0, the parameters of `checkpoint.init_from` or fresh ones."""
-    everywhere = replicated(mesh)
-    restored = checkpoints.restore(abstract_state(model, optimizer, config.train, everywhere))
+    abstract = abstract_state(model, optimizer, config.train, mesh)
+    shardings = shardings_of(abstract)
+    restored = checkpoints.restore(abstract)
     if restored is not None:
         state, found, start = restored
         expected = position(source, config.data, start)
@@ -210,10 +213,10 @@ def _starting_state(
         _say(f"resumed from step {start}")
         return state, start
     if config.checkpoint.init_from is not None:
-        step, params = read_params(config.checkpoint.init_from, abstract_params(model, everywhere))
+        step, params = read_params(config.checkpoint.init_from, abstract.params)
         _say(f"parameters of step {step} of {config.checkpoint.init_from}")
-        return jax.jit(lambda params: start_from(params, optimizer, config.train), out_shardings=everywhere)(params), 0
-    return jax.jit(lambda: init_state(model, optimizer, config.train), out_shardings=everywhere)(), 0
+        return jax.jit(lambda params: start_from(params, optimizer, config.train), out_shardings=shardings)(params), 0
+    return jax.jit(lambda: init_state(model, optimizer, config.train), out_shardings=shardings)(), 0
 
 
 def sample_text(model: LanguageModel, params: Any, source: TokenSource, config: Config) -> str:
