@@ -40,7 +40,7 @@ FLAGS = {
     "reader": "(the process that reads for the test of memory)",
 }
 FILES = 1000
-TURNS = 5
+TURNS = 3
 READ_SECONDS = 8.0
 RESULTS = pathlib.Path(__file__).parent / "results/data.json"
 
@@ -138,6 +138,7 @@ def read_for_memory(folder: str, batches: int) -> None:
 
 
 def main(argv: list[str]) -> None:
+    """The command, or with --reader the process whose memory it watches."""
     flags = command_line.parse(argv, USAGE, FLAGS)
     batches = command_line.number(flags, "batches") or 10_000
     if flags["reader"].value:

@@ -144,7 +144,7 @@ def test_a_finished_download_is_not_repeated(slimpajama, address, tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nobody/nothing", "data set 'nobody/nothing' can't be listed on http://127.0.0.1"),
+        ("nobody/nothing", "'nobody/nothing' is no file or folder, and as a data set it can't be listed on http://127.0.0.1"),
         ("a b/c", "is no file, no folder and no data set"),
     ],
 )

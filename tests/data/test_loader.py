@@ -1,6 +1,9 @@
 """Samples and batches: what is read, in which order, and where documents end."""
 
 import dataclasses
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from xlstm_jax.data.loader import Batch, document_positions, eval_batches, make_
 from xlstm_jax.data.tokenizer import ByteTokenizer
 from xlstm_jax.errors import UserError
 
+ROOT = pathlib.Path(__file__).parents[2]
 TEXTS = {f"{k:02d}.txt": f"document {k} " * (3 + k % 5) for k in range(40)}
 
 
@@ -113,6 +117,25 @@ def test_any_number_of_reader_processes_gives_the_same_batches(config, tmp_path_
     for batch, expected in zip(ours, take(train_batches(source, config, 2, part=1, parts=2), count), strict=True):
         for mine, theirs in zip(batch, expected, strict=True):
             np.testing.assert_array_equal(mine, theirs)
+
+
+NOTEBOOK = """
+from xlstm_jax.config import load
+from xlstm_jax.data.loader import open_split, train_batches
+config = load("configs/quickstart.py", {"data.workers": 1, "data.path": "synthetic"})
+batches = train_batches(open_split(config.data, "train", config.model.vocab_size), config.data)
+print([int(next(batches).tokens.sum()) for _ in range(3)])
+"""
+
+
+@pytest.mark.slow
+def test_reader_processes_work_without_a_main_module_and_without_parsed_flags():
+    """As in a notebook: code that stands in no file."""
+    config = DataConfig(path="synthetic")
+    batches = train_batches(open_split(config, "train", 320), config)
+    expected = [int(next(batches).tokens.sum()) for _ in range(3)]
+    done = subprocess.run([sys.executable, "-c", NOTEBOOK], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stdout == f"{expected}\n", done.stderr
 
 
 class Counted:

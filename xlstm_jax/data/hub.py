@@ -38,7 +38,9 @@ def list_files(name: str) -> tuple[str, list[tuple[str, int, str | None]]]:
         tree = api.list_repo_tree(repo, recursive=True, revision=commit, repo_type="dataset")
         files = [(entry.path, entry.size, entry.lfs and entry.lfs.sha256) for entry in tree if isinstance(entry, library.hf_api.RepoFile)]
     except Exception as error:  # the library raises many types, httpx's among them
-        raise UserError(f"data set {name!r} can't be listed on {_endpoint()}: {_first_line(error)}") from None
+        raise UserError(
+            f"{name!r} is no file or folder, and as a data set it can't be listed on {_endpoint()}: {_first_line(error)}"
+        ) from None
     return f"{repo}@{commit}", files
 
 

@@ -61,7 +61,7 @@ def train_batches(
         if not flags.FLAGS.is_parsed():  # in a notebook or a test; grain's worker processes read absl's flags
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
-    return iter(dataset)
+    return _own_batches(iter(dataset), copy=config.workers > 0)
 
 
 def eval_batches(
@@ -150,6 +150,18 @@ class _Windows:
     def __getitem__(self, index: int) -> Int[np.ndarray, " T+1"]:
         start = index * self._context_length
         return self._tokens[start : start + self._context_length + 1]
+
+
+def _own_batches(batches: grain.DatasetIterator, copy: bool) -> Iterator[Batch]:
+    """The same batches; threads and processes end with their last user.
+
+    With `copy` in memory of this process: what worker processes hand over lies in shared memory, which grain does not always give back.
+    """
+    try:
+        for batch in batches:
+            yield Batch(*map(np.array, batch)) if copy else batch
+    finally:
+        batches.close()
 
 
 def _stack(windows: Sequence[np.ndarray], end_of_text: int, reset_at_document: bool) -> Batch:
