@@ -1,7 +1,9 @@
 """Whole checkpoints in and out. At no time are two copies of the parameters in memory."""
 
+import itertools
 import json
 import pathlib
+import tempfile
 from typing import Any
 
 import jax
@@ -37,9 +39,16 @@ def import_checkpoint(source: str, output: str) -> Config:
     tokenizer = target / TOKENIZER if (opened.folder / TOKENIZER).is_file() else None
     data = DataConfig(tokenizer="byte" if tokenizer is None else str(tokenizer), context_length=2048)
     config = Config(model=opened.config, data=data)
-    params = import_params(opened)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".import-") as scratch:
+        # The checkpoint writer holds a copy of everything until the end. So that it is the only one, ours lies on disk.
+        numbers = itertools.count()
+
+        def on_disk(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+            return np.asarray(np.memmap(pathlib.Path(scratch) / str(next(numbers)), dtype, "w+", shape=shape))
+
+        write_params(target, config, import_params(opened, on_disk))
     rounding = mapping.rounding_tensors(opened.table, opened.config)
-    write_params(target, config, params)
     folders.copy_tokenizer(opened.folder, target)
     if rounding:
         kept = [tensor_files.Tensor(name, opened.tensors[name].shape, lambda name=name: opened.tensors[name]) for name in rounding]
@@ -47,10 +56,10 @@ def import_checkpoint(source: str, output: str) -> Config:
     return config
 
 
-def import_params(source: folders.Source) -> dict:
+def import_params(source: folders.Source, allocate: mapping.Allocate = np.empty) -> dict:
     """The parameters of an opened checkpoint, float32 on the host."""
     shapes = abstract_params(build_model(source.config))
-    return mapping.import_params(source.table, source.config, source.tensors, shapes)
+    return mapping.import_params(source.table, source.config, source.tensors, shapes, allocate)
 
 
 def export_checkpoint(

@@ -15,6 +15,7 @@ from xlstm_jax.interop.tensor_files import Tensor
 from xlstm_jax.models.backbone import block_runs
 
 Tensors = Mapping[str, np.ndarray]
+Allocate = Callable[[tuple[int, ...], Any], np.ndarray]  # (shape, dtype) -> an array to be filled
 
 
 class Transform(NamedTuple):
@@ -64,7 +65,7 @@ class Table(NamedTuple):
     block_prefix: str
 
 
-def import_params(table: Table, config: ModelConfig, tensors: Tensors, shapes: Any) -> dict:
+def import_params(table: Table, config: ModelConfig, tensors: Tensors, shapes: Any, allocate: Allocate = np.empty) -> dict:
     """Our parameter tree, float32, from their tensors.
 
     Args:
@@ -97,7 +98,7 @@ def import_params(table: Table, config: ModelConfig, tensors: Tensors, shapes: A
         if wrong or problems:
             continue
         if row == 0:  # one copy in memory: blocks are written into their place in the stack
-            _set(params, path, np.empty(leaf.shape, np.float32))
+            _set(params, path, allocate(leaf.shape, np.float32))
         target = _get(params, path)
         (target[row] if place else target)[...] = entry.transform.to_ours(*(np.asarray(tensor, np.float32) for tensor in given))
     _refuse(problems)
