@@ -1,0 +1,130 @@
+"""The harness on our models: closed-form answers for a model that knows nothing, and its own `hf` model on the same weights."""
+
+import gzip
+import json
+import math
+
+import jax
+import lm_eval
+import numpy as np
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import AutoTokenizer, xLSTMForCausalLM
+
+from tests.parity.test_conversion import RUN
+from xlstm_jax.config import Config
+from xlstm_jax.errors import UserError
+from xlstm_jax.evaluation.downstream import evaluate_tasks, generate_until
+from xlstm_jax.evaluation.paloma import by_source, evaluate_paloma
+from xlstm_jax.evaluation.scoring import Scorer
+from xlstm_jax.generation import Generator
+from xlstm_jax.interop.convert import export_checkpoint
+from xlstm_jax.interop.opening import open_checkpoint
+from xlstm_jax.models import build_model
+from xlstm_jax.training.checkpoints import write_params
+from xlstm_jax.training.state import abstract_params
+
+DOCUMENTS = [
+    {"text": "the cat sat on the", "word": " mat", "choices": [" mat", " moon and stars", " sea"], "gold": 0},
+    {"text": "naïve façades are", "word": " old", "choices": [" rare", " old", " x"], "gold": 1},
+    {"text": "one two three", "word": " four", "choices": [" five", " four", " fourteen"], "gold": 1},
+]
+TASKS = {
+    "local_word": "output_type: loglikelihood\ndoc_to_text: '{{text}}'\ndoc_to_target: '{{word}}'\ntarget_delimiter: ''\n"
+    "metric_list:\n- metric: perplexity\n  aggregation: perplexity\n  higher_is_better: false\n"
+    "- metric: acc\n  aggregation: mean\n  higher_is_better: true\n",
+    "local_choice": "output_type: multiple_choice\ndoc_to_text: '{{text}}'\ndoc_to_choice: '{{choices}}'\ndoc_to_target: gold\n"
+    "target_delimiter: ''\nmetric_list:\n- metric: acc\n- metric: acc_norm\n",
+    "local_rolling": "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
+    "metric_list:\n- metric: word_perplexity\n- metric: byte_perplexity\n- metric: bits_per_byte\n",
+    "local_generate": "output_type: generate_until\ndoc_to_text: '{{text}}'\ndoc_to_target: '{{word}}'\n"
+    "generation_kwargs:\n  until: ['a', 'zz']\n  max_gen_toks: 12\n  do_sample: false\n"
+    "metric_list:\n- metric: exact_match\n  aggregation: mean\n  higher_is_better: true\n",
+}
+
+
+@pytest.fixture(scope="module")
+def task_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    data = folder / "documents.jsonl"
+    data.write_text("".join(json.dumps(document) + "\n" for document in DOCUMENTS))
+    for name, body in TASKS.items():
+        head = f"task: {name}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    validation: {data}\nvalidation_split: validation\n"
+        (folder / f"{name}.yaml").write_text(head + body)
+    return folder
+
+
+def scored(opened, task_folder, tasks=tuple(TASKS)):
+    scorer = Scorer(opened.model, opened.params, batch_size=4)
+    generator = Generator(opened.model, opened.params, opened.tokenizer)
+    return evaluate_tasks(scorer, generator, tasks, include_path=str(task_folder))
+
+
+def opened_run(folder, value):
+    """A run whose every parameter is `value(rng, leaf)`."""
+    rng = np.random.default_rng(0)
+    shapes = abstract_params(build_model(RUN))
+    write_params(folder, Config(model=RUN), jax.tree.map(lambda leaf: value(rng, leaf).astype(np.float32), shapes))
+    return open_checkpoint(str(folder))
+
+
+def test_a_model_that_knows_nothing_scores_what_arithmetic_says(tmp_path, task_folder):
+    opened = opened_run(tmp_path / "run", lambda rng, leaf: np.zeros(leaf.shape))
+    results = scored(opened, task_folder)
+    words = [len(document["word"].encode()) for document in DOCUMENTS]
+    assert results["local_word"]["perplexity,none"] == pytest.approx(math.exp(math.log(257) * np.mean(words)), rel=1e-5)
+    assert results["local_rolling"]["byte_perplexity,none"] == pytest.approx(257, rel=1e-5)
+    assert results["local_rolling"]["bits_per_byte,none"] == pytest.approx(math.log2(257), rel=1e-5)
+    shortest = [min(range(3), key=lambda k: len(document["choices"][k])) == document["gold"] for document in DOCUMENTS]
+    assert results["local_choice"]["acc,none"] == pytest.approx(np.mean(shortest))
+
+
+def test_the_harnesses_own_model_gives_the_same_numbers(tmp_path, task_folder):
+    def value(rng, leaf):
+        return 1 + rng.normal(0, 0.2, leaf.shape) if len(leaf.shape) < 3 else rng.normal(0, leaf.shape[-2] ** -0.5, leaf.shape)
+
+    opened = opened_run(tmp_path / "run", value)
+    export_checkpoint(str(tmp_path / "run"), str(tmp_path / "theirs"))
+    theirs = HFLM(
+        pretrained=xLSTMForCausalLM.from_pretrained(tmp_path / "theirs"),
+        tokenizer=AutoTokenizer.from_pretrained(tmp_path / "theirs"),
+        batch_size=1,
+        max_length=2048,
+    )
+    manager = TaskManager(include_path=str(task_folder), include_defaults=False)
+    tasks = list(TASKS)
+    expected = lm_eval.simple_evaluate(model=theirs, tasks=tasks, task_manager=manager, bootstrap_iters=0, verbosity="ERROR")["results"]
+    results = scored(opened, task_folder)
+    compared = 0
+    for task, metrics in expected.items():
+        for metric, number in metrics.items():
+            if isinstance(number, float) and "stderr" not in metric:
+                assert results[task][metric] == pytest.approx(number, rel=1e-4), (task, metric)
+                compared += 1
+    assert compared >= 7
+
+    requests = [(document["text"], {"until": ["a", "zz"], "max_gen_toks": 12, "do_sample": False}) for document in DOCUMENTS]
+    instances = [Instance("generate_until", {}, request, index) for index, request in enumerate(requests)]
+    generator = Generator(opened.model, opened.params, opened.tokenizer)
+    assert generate_until(generator, requests, 2) == theirs.generate_until(instances, disable_tqdm=True)
+
+
+def test_palomas_bytes_are_the_harnesses(tmp_path, task_folder):
+    opened = opened_run(tmp_path / "run", lambda rng, leaf: rng.normal(0, 0.2, leaf.shape))
+    path = tmp_path / "paloma" / "local" / "val" / "all.jsonl.gz"
+    path.parent.mkdir(parents=True)
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(document) + "\n" for document in DOCUMENTS)
+    scorer = Scorer(opened.model, opened.params, batch_size=4)
+    (source,) = by_source(evaluate_paloma(scorer, opened.tokenizer, str(tmp_path / "paloma")))
+    theirs = scored(opened, task_folder, ("local_rolling",))["local_rolling"]
+    assert source.bits_per_byte == pytest.approx(theirs["bits_per_byte,none"], rel=1e-6)
+    assert math.exp(source.nats / source.words) == pytest.approx(theirs["word_perplexity,none"], rel=1e-5)
+
+
+def test_an_unknown_task_is_named(tmp_path, task_folder):
+    opened = opened_run(tmp_path / "run", lambda rng, leaf: np.zeros(leaf.shape))
+    with pytest.raises(UserError, match="'local_nothing'"):
+        scored(opened, task_folder, ("local_nothing",))
