@@ -7,7 +7,7 @@ with zeros to a multiple of 64. What does not fit into shared memory of R (V = 5
 tiles) of clusters; clusters do not wait for each other, so any number of them may run.
 
 h and R enter the products in bfloat16 or float16; sums, gates and states are float32, and x may be. The backward pass is in
-pallas_gpu_backward.py.
+pallas_gpu_backward.py. Expected time of a step: docs/kernels.md; what the compiler makes of it: docs/aot_gpu.md.
 """
 
 import functools
@@ -27,7 +27,6 @@ START, PADDING = 1, 2  # a token's flag; 0: neither
 
 # Layout of this backend: W units (V filled up to a multiple of 64); batch and units are padded, and swapped where a block computes.
 Tokens = Float[Array, "B T H W"]
-Gates = Float[Array, "T 4 H W B"]
 States = Float[Array, "S H W B"]  # S = 4: c, n, h, m
 Kept = Float[Array, "T 3 H W B"]  # c, n, m after each token
 Flags = Int[Array, "T B"]
@@ -54,7 +53,7 @@ def slstm_pallas_gpu(
     """Brings everything into the kernel's layout and back.
 
     The products are in the type of x, or in R's where x is float32 (gates that are not rounded, as the model has them); h is rounded to it.
-    Raises NotImplementedError off Hopper GPUs, for products in other types than bfloat16 and float16, and for heads of more than 512.
+    Raises NotImplementedError off Hopper GPUs, for products in other types than bfloat16 and float16, and for heads over 512 units.
     """
     if jax.__version_info__ < (0, 11):
         raise NotImplementedError(f"it needs jax >= 0.11; this is {jax.__version__}")
