@@ -2,8 +2,17 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)  # not by XLA_FLAGS, which programs that tests start would inherit
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Every compiled program holds memory mappings, of which a process may have 65,530; thousands of tests in one process reach that."""
+    yield
+    jax.clear_caches()
