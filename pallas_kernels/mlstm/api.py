@@ -1,7 +1,9 @@
 """`mlstm`: checks a call, turns gates and segments into what every backend takes, and chooses the backend."""
 
+import functools
+from collections.abc import Callable
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +19,30 @@ from pallas_kernels.mlstm.recurrent import mlstm_recurrent
 from pallas_kernels.segments import segment_borders
 from pallas_kernels.typing import Gates, Keys, LastSegment, MLSTMState, SegmentIds, TokenFlags, Values, state_dtype
 
+
+def _from_zeros(backend: Callable) -> Callable:
+    """A backend for which the empty state is one like any other."""
+
+    @functools.wraps(backend)
+    def call(q: Keys, k: Keys, v: Values, log_i: Gates, log_f: Gates, state: MLSTMState | None, starts: Any, **options: Any) -> Any:
+        if state is None:
+            state = MLSTMState.empty(q.shape[0], q.shape[2], q.shape[3], v.shape[3], log_i.dtype)
+        return backend(q, k, v, log_i, log_f, state, starts, **options)
+
+    return call
+
+
 # A backend takes (q, k, v, log_i, log_f, state, starts, *, normalise, chunk_size, eps) and returns (h, state): q as it was given, with
-# neutral padding, log gates and state in float32 or float64, starts `[B T]` bool or None. A Pallas backend joins here.
+# neutral padding, log gates and state in float32 or float64, starts `[B T]` bool or None. A Pallas backend joins here. The state is None
+# where there is none yet: "pallas_tpu" then reads no zeros.
 BACKENDS = MappingProxyType(
     {
-        "recurrent": mlstm_recurrent,
-        "parallel": mlstm_parallel,
-        "chunkwise": mlstm_chunkwise,
+        "recurrent": _from_zeros(mlstm_recurrent),
+        "parallel": _from_zeros(mlstm_parallel),
+        "chunkwise": _from_zeros(mlstm_chunkwise),
         "pallas_tpu": mlstm_pallas_tpu,
-        "pallas_gpu": mlstm_pallas_gpu,
-        "pallas_triton": mlstm_pallas_triton,
+        "pallas_gpu": _from_zeros(mlstm_pallas_gpu),
+        "pallas_triton": _from_zeros(mlstm_pallas_triton),
     }
 )
 
@@ -85,7 +101,7 @@ def mlstm(
         i, f = (jnp.where(padding[..., None], 0, x) for x in (i, f))
         q, k, v = (jnp.where(padding[..., None, None], 0, x) for x in (q, k, v))
     log_i, log_f = log_gates(i, f, padding, dtype, normalise)
-    state = starting_state(initial_state, q.shape, v.shape[-1], dtype, normalise)
+    state = None if initial_state is None else starting_state(initial_state, q.shape, v.shape[-1], dtype, normalise)
 
     order = ("recurrent",) if q.shape[1] == 1 else ORDER
     h, state = dispatch(

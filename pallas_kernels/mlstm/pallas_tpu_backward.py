@@ -28,6 +28,7 @@ from pallas_kernels.mlstm.pallas_tpu_forward import (
     Settings,
     W,
     by_head,
+    clear,
     decays,
     last,
     numbers_of,
@@ -46,25 +47,34 @@ def call_backward(
     h: Values,
     dh: Values,
     numbers: Numbers,
-    state: MLSTMState,
+    state: MLSTMState | None,
     kept: Kept,
     after: MLSTMState,
-) -> tuple[tuple[Keys, Keys, Values], tuple[Array, Array], tuple[TokenNumbers, TokenNumbers, Array]]:
-    """((dq, dk, dv), (dC0, dn0), (q·dq, k·dk, <C, dC> + <n, dn> after each chunk)); after has the cotangents of the last state."""
+) -> tuple[tuple[Keys, Keys, Values], tuple[Array, Array] | None, tuple[TokenNumbers, TokenNumbers, Array]]:
+    """((dq, dk, dv), (dC0, dn0), (q·dq, k·dk, <C, dC> + <n, dn> after each chunk)); after has the cotangents of the last state.
+
+    Without a state that was given there is none to have cotangents: None.
+    """
     batch, heads, chunks = numbers.shape[:3]
     dn = after.n if settings.normalise else jnp.zeros_like(after.n)
-    call = backward_call(settings, q.dtype, batch, heads, chunks, q.shape[-1], v.shape[-1])
+    call = backward_call(settings, q.dtype, batch, heads, chunks, q.shape[-1], v.shape[-1], given=state is not None)
     numbers = numbers.at[:, :, :, QN].set(kept.qn[:, :, :, 0])
-    n, dn = state.n[:, :, None], dn[:, :, None]
+    C, n = (None, None) if state is None else (state.C, state.n[:, :, None])
     h = by_head(h) if settings.normalise else None
-    *gradients, dC, dn, sums = call(by_head(q), by_head(k), by_head(v), h, by_head(dh), numbers, state.C, n, kept.C, kept.n, after.C, dn)
+    last_state = (after.C, dn[:, :, None])
+    *gradients, dC, dn, sums = call(by_head(q), by_head(k), by_head(v), h, by_head(dh), numbers, C, n, kept.C, kept.n, *last_state)
     q_dq, k_dk = (sums[:, :, :, row].reshape(batch, heads, -1) for row in range(2))
     gradients = tuple(x.reshape(y.shape) for x, y in zip(gradients, (q, k, v), strict=True))
-    return gradients, (dC, dn[:, :, 0]), (q_dq, k_dk, sums[:, :, :, 2, 0])
+    return gradients, None if state is None else (dC, dn[:, :, 0]), (q_dq, k_dk, sums[:, :, :, 2, 0])
 
 
-def backward_call(settings: Settings, dtype: Any, batch: int, heads: int, chunks: int, key_dim: int, value_dim: int) -> Any:
-    """The Pallas call on (q, k, v, h or None, dh as `B T H*K`, numbers, C0, n0, kept C and n, cotangents of the last C and n)."""
+def backward_call(
+    settings: Settings, dtype: Any, batch: int, heads: int, chunks: int, key_dim: int, value_dim: int, *, given: bool
+) -> Any:
+    """The Pallas call on (q, k, v, h or None, dh as `B T H*K`, numbers, C0, n0, kept C and n, cotangents of the last C and n).
+
+    If no state is given, C0 and n0 are None, and so are their cotangents.
+    """
     size, spacing = settings.size, settings.spacing
     stretches = -(-chunks // spacing)
 
@@ -87,8 +97,8 @@ def backward_call(settings: Settings, dtype: Any, batch: int, heads: int, chunks
     before_stretch = pl.BlockSpec((1, 1, 1, 1, key_dim), lambda b, h, g, j: (b, h, jnp.maximum(stretches - 2 - g, 0), 0, 0))
     outs = [
         *(((batch, chunks * size, heads * width), dtype, tokens(width, late)) for width in (key_dim, key_dim, value_dim)),
-        ((batch, heads, key_dim, value_dim), jnp.float32, per_head(key_dim, value_dim)),
-        ((batch, heads, 1, key_dim), jnp.float32, per_head(1, key_dim)),
+        ((batch, heads, key_dim, value_dim), jnp.float32, per_head(key_dim, value_dim)) if given else None,
+        ((batch, heads, 1, key_dim), jnp.float32, per_head(1, key_dim)) if given else None,
         ((batch, heads, chunks, ROWS, size), jnp.float32, per_chunk(late, ROWS, size)),
     ]
     per_token = 4 * size * (key_dim + value_dim) + 2 * size * key_dim + 10 * key_dim * value_dim
@@ -102,16 +112,18 @@ def backward_call(settings: Settings, dtype: Any, batch: int, heads: int, chunks
             tokens(value_dim, late) if settings.normalise else None,
             tokens(value_dim, late),
             per_chunk(early, ROWS, size),
-            in_hbm,
-            per_head(1, key_dim),
+            in_hbm if given else None,
+            per_head(1, key_dim) if given else None,
             in_hbm if stretches > 1 else None,
             before_stretch if stretches > 1 else None,
             in_hbm,
             per_head(1, key_dim),
         ],
-        out_specs=[block for _, _, block in outs],
-        out_shape=[jax.ShapeDtypeStruct(shape, kind) for shape, kind, _ in outs],
+        out_specs=[out and out[2] for out in outs],
+        out_shape=[out and jax.ShapeDtypeStruct(*out[:2]) for out in outs],
         scratch_shapes=[
+            None if given else pltpu.VMEM((1, 1, key_dim, value_dim), jnp.float32),
+            None if given else pltpu.VMEM((1, 1, 1, key_dim), jnp.float32),
             pltpu.VMEM((key_dim, value_dim), jnp.float32),
             pltpu.VMEM((1, key_dim), jnp.float32),
             pltpu.VMEM((spacing, key_dim, value_dim), dtype),
@@ -125,34 +137,38 @@ def backward_call(settings: Settings, dtype: Any, batch: int, heads: int, chunks
         cost_estimate=pl.CostEstimate(
             flops=batch * heads * chunks * size * per_token,
             transcendentals=batch * heads * chunks * size * size,
-            bytes_accessed=backward_bytes(settings, dtype, batch, heads, chunks, key_dim, value_dim),
+            bytes_accessed=backward_bytes(settings, dtype, batch, heads, chunks, key_dim, value_dim, given=given),
         ),
         interpret=settings.interpret,
         name="mlstm_backward",
     )
 
 
-def backward_bytes(settings: Settings, dtype: Any, batch: int, heads: int, chunks: int, key_dim: int, value_dim: int) -> int:
+def backward_bytes(
+    settings: Settings, dtype: Any, batch: int, heads: int, chunks: int, key_dim: int, value_dim: int, *, given: bool
+) -> int:
     """Bytes that the backward kernel moves between HBM and VMEM; k, v and the gates' numbers are read once more for the states."""
     stretches = -(-chunks // settings.spacing)
     once = 4 * key_dim + (4 if settings.normalise else 3) * value_dim
     again = (chunks - stretches) / chunks  # the last chunk of a stretch stays where it is
     per_token = (once + again * (key_dim + value_dim)) * jnp.dtype(dtype).itemsize + 4 * ROWS * (2 + again)
     kept = (stretches - 1) * key_dim * (value_dim * jnp.dtype(dtype).itemsize + 4)
-    return batch * heads * (round(chunks * settings.size * per_token) + 3 * 4 * key_dim * (value_dim + 1) + kept)
+    states = (3 if given else 1) * 4 * key_dim * (value_dim + 1)
+    return batch * heads * (round(chunks * settings.size * per_token) + states + kept)
 
 
 def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> Any:
-    """One chunk of one head, on its way on (a state into the stack) or back (gradients). dC and dn are the blocks of the results."""
+    """One chunk of one head, on its way on (a state into the stack) or back (gradients). dC, dn: blocks of the results, or VMEM."""
     size, spacing, normalise, eps, scale, _ = settings
     tall, wide = tile_of(key_dim), tile_of(value_dim)
     stretches, dot = -(-chunks // spacing), products(settings.interpret)
 
     def kernel(
         q_ref, k_ref, v_ref, h_ref, dh_ref, numbers_ref, C0_ref, n0_ref, kept_C_ref, kept_n_ref, dC_last_ref, dn_last_ref,
-        dq_ref, dk_ref, dv_ref, dC_ref, dn_ref, sums_ref,
+        dq_ref, dk_ref, dv_ref, dC_ref, dn_ref, sums_ref, dC_here, dn_here,
         C_ref, n_ref, all_C_ref, all_n_ref, weighted_ref, arrived,
     ):  # fmt: skip
+        dC_ref, dn_ref = dC_here if dC_ref is None else dC_ref, dn_here if dn_ref is None else dn_ref
         b, head, g, j = (pl.program_id(axis) for axis in range(4))
         stretch = stretches - 1 - g
         place = jnp.where(j < spacing, j, 2 * spacing - 1 - j)
@@ -170,8 +186,12 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
 
         @pl.when((j == 0) & (stretch == 0))
         def _() -> None:
-            fetch(C0_ref.at[b, head], C_ref)
-            n_ref[...] = n0_ref[0, 0]
+            if C0_ref is None:
+                clear(C_ref)
+                n_ref[...] = jnp.zeros_like(n_ref)
+            else:
+                fetch(C0_ref.at[b, head], C_ref)
+                n_ref[...] = n0_ref[0, 0]
 
         if stretches > 1:
 

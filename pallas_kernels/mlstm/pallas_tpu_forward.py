@@ -59,19 +59,20 @@ def by_head(x: Float[Array, "B T H K"]) -> Float[Array, "B T H*K"]:
 
 
 def call_forward(
-    settings: Settings, q: Keys, k: Keys, v: Values, numbers: Numbers, state: MLSTMState, *, keep: bool
-) -> tuple[Values, MLSTMState, Kept | None]:
-    """(h, state after the last chunk, what the backward pass needs if it is to be kept)."""
+    settings: Settings, q: Keys, k: Keys, v: Values, numbers: Numbers, state: MLSTMState | None, *, keep: bool
+) -> tuple[Values, Float[Array, "B H K V"], Float[Array, "B H K"], Kept | None]:
+    """(h, C and n after the last chunk, what the backward pass needs if it is to be kept)."""
     batch, heads, chunks = numbers.shape[:3]
-    call = forward_call(settings, q.dtype, batch, heads, chunks, q.shape[-1], v.shape[-1], keep=keep)
-    h, C, n, *kept = call(by_head(q), by_head(k), by_head(v), numbers, state.C, state.n[:, :, None])
-    return h.reshape(v.shape), MLSTMState(C, n[:, :, 0], state.m), Kept(*kept) if keep else None
+    call = forward_call(settings, q.dtype, batch, heads, chunks, q.shape[-1], v.shape[-1], keep=keep, given=state is not None)
+    C, n = (None, None) if state is None else (state.C, state.n[:, :, None])
+    h, C, n, *kept = call(by_head(q), by_head(k), by_head(v), numbers, C, n)
+    return h.reshape(v.shape), C, n[:, :, 0], Kept(*kept) if keep else None
 
 
 def forward_call(
-    settings: Settings, dtype: Any, batch: int, heads: int, chunks: int, key_dim: int, value_dim: int, *, keep: bool
+    settings: Settings, dtype: Any, batch: int, heads: int, chunks: int, key_dim: int, value_dim: int, *, keep: bool, given: bool
 ) -> Any:
-    """The Pallas call on (q, k, v as `B T H*K`, numbers, C0, n0 `B H 1 K`)."""
+    """The Pallas call on (q, k, v as `B T H*K`, numbers, C0, n0 `B H 1 K`); the last two are None if no state is given."""
     size, spacing = settings.size, settings.spacing
     stretches = -(-chunks // spacing)
 
@@ -108,8 +109,8 @@ def forward_call(
             tokens(key_dim),
             tokens(value_dim),
             per_chunk(ROWS, size),
-            pl.BlockSpec(memory_space=pl.ANY),
-            per_head(1, key_dim),
+            pl.BlockSpec(memory_space=pl.ANY) if given else None,
+            per_head(1, key_dim) if given else None,
         ],
         out_specs=[block for _, _, block in outs],
         out_shape=[jax.ShapeDtypeStruct(shape, kind) for shape, kind, _ in outs],
@@ -120,20 +121,22 @@ def forward_call(
         cost_estimate=pl.CostEstimate(
             flops=pairs * (2 * size * (key_dim + value_dim) + 4 * key_dim * value_dim),
             transcendentals=pairs * size,
-            bytes_accessed=forward_bytes(settings, dtype, batch, heads, chunks, key_dim, value_dim, keep=keep),
+            bytes_accessed=forward_bytes(settings, dtype, batch, heads, chunks, key_dim, value_dim, keep=keep, given=given),
         ),
         interpret=settings.interpret,
         name="mlstm_forward",
     )
 
 
-def forward_bytes(settings: Settings, dtype: Any, batch: int, heads: int, chunks: int, key_dim: int, value_dim: int, *, keep: bool) -> int:
+def forward_bytes(
+    settings: Settings, dtype: Any, batch: int, heads: int, chunks: int, key_dim: int, value_dim: int, *, keep: bool, given: bool
+) -> int:
     """Bytes that the forward kernel moves between HBM and VMEM; states before the first and after the last chunk included."""
     state = 4 * key_dim * (value_dim + 1)
     per_token = 2 * (key_dim + value_dim) * jnp.dtype(dtype).itemsize + 4 * ROWS + (4 if keep else 0)
     stretches = -(-chunks // settings.spacing) - 1 if keep else 0
     kept = stretches * key_dim * (value_dim * jnp.dtype(dtype).itemsize + 4)
-    return batch * heads * (chunks * settings.size * per_token + 2 * state + kept)
+    return batch * heads * (chunks * settings.size * per_token + (1 + given) * state + kept)
 
 
 def _kernel(settings: Settings, chunks: int, value_dim: int, *, keep: bool) -> Any:
@@ -147,10 +150,14 @@ def _kernel(settings: Settings, chunks: int, value_dim: int, *, keep: bool) -> A
 
         @pl.when(chunk == 0)
         def _() -> None:
-            copy = pltpu.make_async_copy(C0_ref.at[b, h], C_ref.at[0, 0], arrived)
-            copy.start()
-            n_ref[...] = n0_ref[...]
-            copy.wait()
+            if C0_ref is None:
+                clear(C_ref.at[0, 0])
+                n_ref[...] = jnp.zeros_like(n_ref)
+            else:
+                copy = pltpu.make_async_copy(C0_ref.at[b, h], C_ref.at[0, 0], arrived)
+                copy.start()
+                n_ref[...] = n0_ref[...]
+                copy.wait()
 
         if keep and chunks > spacing:
             kept_C_ref, kept_n_ref = kept_refs[1:]
@@ -194,6 +201,16 @@ def _kernel(settings: Settings, chunks: int, value_dim: int, *, keep: bool) -> A
 def tile_of(width: int, longest: int = 512) -> int:
     """The widest part of K or V, a multiple of 128 up to `longest`, that divides it: products are taken part by part."""
     return next(tile for tile in range(longest, 0, -128) if width % tile == 0)
+
+
+def clear(ref: Any) -> None:
+    """Zeros in a matrix of a multiple of 128 rows, part by part: compiled at once it is a long program."""
+
+    def step(i: Array, _: None) -> None:
+        rows = pl.ds(pl.multiple_of(i * 128, 128), 128)
+        ref[rows, :] = jnp.zeros((128, ref.shape[1]), ref.dtype)
+
+    lax.fori_loop(0, ref.shape[0] // 128, step, None)
 
 
 def numbers_of(ref: Any) -> tuple[Float[Array, "8 L"], list[Float[Array, "L 1"]]]:

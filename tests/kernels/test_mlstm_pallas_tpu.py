@@ -36,14 +36,14 @@ def test_one_token():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "time"),
-    (("float32", 129), pytest.param("bfloat16", 110, marks=pytest.mark.slow)),
-    ids=("float32, the last has all chunks", "bfloat16, the last is shorter"),
+    ("dtype", "time", "state"),
+    (("float32", 129, True), ("float32", 100, False), pytest.param("bfloat16", 110, True, marks=pytest.mark.slow)),
+    ids=("the last has all chunks", "the last is shorter, no state is given", "the last is shorter"),
 )
-def test_several_stretches(monkeypatch, dtype, time):
+def test_several_stretches(monkeypatch, dtype, time, state):
     """Three stretches of three chunks of 16 tokens: the states between them are kept and read again; documents begin at all borders ±1."""
     monkeypatch.setattr(pallas_tpu, "default_blocks", lambda *_: (16, 3))
-    spec = Spec("stretches", time, K=64, V=64, B=2, H=1, dtype=dtype, documents="borders", chunk=16)
+    spec = Spec("stretches", time, K=64, V=64, B=2, H=1, dtype=dtype, documents="borders", chunk=16, state=state)
     pallas_base.check("pallas_tpu", spec)
 
 
@@ -57,10 +57,13 @@ def test_several_tiles_of_values_and_of_keys(K, V):
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", specs.MLSTM_SIMULATED, ids=lambda spec: spec.name)
 def test_in_the_simulator(monkeypatch, capfd, spec):
-    """VMEM that nobody wrote is NaN, reads beyond an array are errors, races are found: two stretches, the last one not full."""
+    """VMEM that nobody wrote is NaN, reads beyond an array are errors, races are found: two stretches, the last one not full.
+
+    The exponential case is given a state, the other none.
+    """
     monkeypatch.setattr(pallas_tpu, "default_blocks", lambda *_: (32, 2))
     mode = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True, out_of_bounds_reads="raise")
-    pallas_base.check("pallas_tpu", spec.but(T=79), mode=mode)
+    pallas_base.check("pallas_tpu", spec.but(T=79, state=spec.input_gate == "exponential"), mode=mode)
     assert "RACE" not in capfd.readouterr().out  # jax 0.10 prints them, later ones raise
 
 
