@@ -8,11 +8,13 @@ A case is one value and gradient of all inputs, so that it has the forward and t
 report tells, per kernel: registers per thread, bytes spilled to local memory, shared memory per block, and how many tensor core
 instructions its PTX has: WGMMA (Hopper's, a warpgroup at once) and MMA (one warp at a time). It says nothing about speed.
 Every case is compiled by a process of its own: a compiler that crashes fails one case. What is known is in
-benchmarks/results/aot_gpu.json, with a hash of the kernel's sources: a case is compiled again when they or jax change, or with --again.
+benchmarks/results/aot_gpu.json, with a hash of the kernels' code: a case is compiled again when that or jax changes, or with --again.
 """
 
 import argparse
+import ast
 import collections
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -200,11 +202,20 @@ def _ptxas() -> str:
 
 
 def _sources(case: Case) -> str:
-    """A hash of jax's version and of the files that make a case's kernels."""
+    """A hash of jax's version and of the files that make a case's kernels, without their comments and docstrings."""
     folder = ROOT / "pallas_kernels" / case.op
     files = [*sorted(folder.glob(f"{case.backend}*.py")), *sorted(folder.glob("gates.py"))]
-    text = importlib.metadata.version("jax") + "".join(path.read_text() for path in files)
+    text = importlib.metadata.version("jax") + "".join(_code(path.read_text()) for path in files)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _code(text: str) -> str:
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 def _load() -> dict[str, dict[str, Any]]:

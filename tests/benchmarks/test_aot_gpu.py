@@ -23,3 +23,9 @@ def test_every_backend_is_compiled_for_every_gpu_it_serves():
     found = {(case.op, case.backend, case.target) for case in aot_gpu.cases()}
     hopper = {(op, "pallas_gpu", target) for op in ("mlstm", "slstm") for target in ("h100", "h200")}
     assert found == hopper | {("mlstm", "pallas_triton", target) for target in ("a100", "h100", "h200")}
+
+
+def test_words_do_not_count_as_a_change_of_a_kernel():
+    code = '"""Words."""\ndef f(x):\n    """More."""\n    return x + 1  # and more\n'
+    assert aot_gpu._code(code) == aot_gpu._code("def f(x):\n    return x + 1\n")
+    assert aot_gpu._code(code) != aot_gpu._code(code.replace("1", "2"))
