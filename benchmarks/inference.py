@@ -27,6 +27,7 @@ import numpy as np
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.generation import GREEDY, decode, session
 from xlstm_jax.generation.decoding import row_keys
+from xlstm_jax.generation.weights import cast_weights
 from xlstm_jax.interop import folders, large
 from xlstm_jax.interop.convert import import_params
 from xlstm_jax.models import build_model
@@ -54,7 +55,7 @@ class Ours:
     """Our side: a prompt is read, tokens are written; each call waits for its result."""
 
     def __init__(self, model: Any, params: Any):
-        self.model, self.params = model, params
+        self.model, self.params = model, cast_weights(params, model.config)
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         return np.asarray(jax.jit(lambda params, tokens: self.model.apply({"params": params}, tokens)[0])(self.params, tokens))

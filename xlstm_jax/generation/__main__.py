@@ -17,6 +17,7 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.generation import session as sessions
 from xlstm_jax.generation.generator import Generator, Written
 from xlstm_jax.generation.sampling import Sampling
+from xlstm_jax.generation.weights import cast_weights
 from xlstm_jax.interop.opening import open_checkpoint
 
 FLAGS = {
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
             repetition_penalty=_decimal(values, "repetition_penalty", 1.0),
         )
         opened = open_checkpoint(checkpoint, command_line.number(values, "step"))
-        generator = Generator(opened.model, opened.params, opened.tokenizer)
+        generator = Generator(opened.model, cast_weights(opened.params, opened.config.model), opened.tokenizer)
         if values["interactive"].value:
             _converse(generator, rules, values)
         else:
