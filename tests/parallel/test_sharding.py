@@ -29,8 +29,8 @@ MODELS = {
     "7b": ModelConfig(dim=32, num_blocks=1, num_heads=4, vocab_size=48, block="7b", gate_soft_cap=15.0),
 }
 CASES = [
-    ("slstm", (8, 1, 1, 1)),
-    ("mlstm", (1, 8, 1, 1)),
+    pytest.param("slstm", (8, 1, 1, 1), marks=pytest.mark.slow),
+    pytest.param("mlstm", (1, 8, 1, 1), marks=pytest.mark.slow),
     pytest.param("slstm", (2, 2, 2, 1), marks=pytest.mark.slow),
     ("mlstm", (1, 2, 1, 4)),
     pytest.param("mlstm", (1, 1, 2, 4), marks=pytest.mark.slow),
