@@ -1,7 +1,9 @@
 """eval.py from the command line: results as JSON, Markdown and figures; mistakes are one line."""
 
 import json
+import os
 import pathlib
+import subprocess
 import sys
 
 import jax
@@ -38,6 +40,21 @@ def test_results_are_written_suite_by_suite(run_folder, tmp_path, capsys):
     for name in ("extrapolation.png", "generation.png"):
         assert (tmp_path / "out" / name).stat().st_size > 1000 and name in markdown
     assert "context     32" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_eight_devices_give_what_one_gives(run_folder, tmp_path):
+    arguments = ["--suite=perplexity,extrapolation", "--contexts=16,32", "--max_tokens=300", "--batch_size=8"]
+    assert call(run_folder, *arguments, f"--output={tmp_path / 'one'}") == 0
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    program = [sys.executable, "eval.py", f"--workdir={run_folder}", *arguments, f"--output={tmp_path / 'eight'}"]
+    subprocess.run(program, cwd=ROOT, env=environment, check=True, capture_output=True)
+    one, eight = (json.loads((tmp_path / name / "results.json").read_text())["suites"] for name in ("one", "eight"))
+    assert eight["perplexity"]["about"]["devices"] == "8 x cpu"
+    assert eight["perplexity"]["tokens"] == one["perplexity"]["tokens"] == 300
+    assert eight["perplexity"]["nats"] == pytest.approx(one["perplexity"]["nats"], rel=1e-5)
+    for sharded, whole in zip(eight["extrapolation"]["contexts"], one["extrapolation"]["contexts"], strict=True):
+        assert sharded["nats"] == pytest.approx(whole["nats"], rel=1e-5)
 
 
 def test_results_lie_in_the_runs_folder_by_step(run_folder, capsys):
