@@ -1,12 +1,15 @@
 """The mLSTM with its time axis on 8 devices: the same values and gradients as on one."""
 
 import functools
+import importlib.util
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import MLSTMState, sharded
@@ -144,3 +147,32 @@ def test_states_go_over_in_one_all_gather_and_tokens_never():
     assert collectives, "the shards hand over something"
     for line in collectives:
         assert str(time) not in line.split("metadata")[0], line
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU's compiler is not installed: pip install libtpu")
+@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
+def test_the_compiler_of_a_tpu_pod_takes_the_kernels_and_one_gather_of_states(monkeypatch):
+    """Eight v5e chips, batch and time spread, gradients of all inputs: Mosaic's kernels are there, and C goes over once."""
+    for name, value in {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
+        monkeypatch.setenv(name, value)
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+    mesh = jax.sharding.Mesh(np.array(devices).reshape(2, 4), ("data", "sequence"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    rows, time, heads, dim = 4, 1024, 2, 128
+
+    def on(shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.NamedSharding(mesh, P("data", "sequence")))
+
+    def loss(q, k, v, i, f, ids):
+        h, _ = sharded.mlstm(q, k, v, i, f, segment_ids=ids, batch_axis="data", sequence_axis="sequence")
+        return jnp.sum(h.astype(jnp.float32) ** 2)
+
+    tokens, gates = [on((rows, time, heads, dim))] * 3, [on((rows, time, heads))] * 2
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(jax.grad(loss, argnums=range(5))).lower(*tokens, *gates, on((rows, time), jnp.int32)).compile()
+    program = compiled.as_text()
+    assert program.count('custom_call_target="tpu_custom_call"') == 2, "forward and backward"
+    gathered = re.findall(r"= (\S+?)\[([\d,]+)\]\S* all-gather(?:-start)?\(", program)
+    assert not [dims for _, dims in gathered if str(time // 4) in dims.split(",") or str(time) in dims.split(",")]
+    [of_C] = [dims for _, dims in gathered if dims.endswith(f"{dim},{dim}")]
+    assert math.prod(map(int, of_C.split(","))) == 4 * (rows // 2) * heads * dim * dim
