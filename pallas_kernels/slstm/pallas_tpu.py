@@ -61,7 +61,8 @@ def slstm_pallas_tpu(
         flags = jnp.zeros((batch, time), jnp.int32) if starts is None else jnp.where(padding, PADDING, jnp.where(starts, START, 0))
         flags = _fill(_fill(flags.T, 0, tokens, PADDING), 1, rows)[..., None].astype(jnp.int32)
     wx = _fill(_fill(jnp.transpose(_pack(x, packed, width), (3, 1, 2, 0, 4)), 1, tokens), 3, rows)
-    R = _block_diagonal(recurrent_kernel, packed, width)
+    # In the lower precision of x and R: a bfloat16 model gives x in float32, so that the gates are, and R in bfloat16, for the products.
+    R = _block_diagonal(min(recurrent_kernel, recurrent_kernel.astype(x.dtype), key=lambda r: r.dtype.itemsize), packed, width)
     gate_bias = jnp.swapaxes(_pack(bias.astype(jnp.float32), packed, width), 0, 1)[:, :, None]
     states = _fill(jnp.transpose(_pack(jnp.stack(state), packed, width), (2, 0, 1, 3)), 2, rows)
 

@@ -43,7 +43,6 @@ def call_backward(
     groups, time, _, batch, width = x.shape
     tokens, rows = settings.tokens, settings.rows
     blocks, batches = time // tokens, batch // rows
-    weights = R.astype(x.dtype)
     once = {"pipeline_mode": pl.Buffered(1)}
     last = blocks - 1
 
@@ -51,7 +50,7 @@ def call_backward(
     block = pl.BlockSpec((1, tokens, rows, width), lambda g, b, t: (g, last - t, b, 0))
 
     dx, dR, d_bias, d_state = pl.pallas_call(
-        functools.partial(_kernel, clip=settings.clip, precision=precision_of(x.dtype)),
+        functools.partial(_kernel, clip=settings.clip, precision=precision_of(R.dtype)),
         grid=(groups, batches, blocks),
         in_specs=[
             gates_of_block,
@@ -90,7 +89,7 @@ def call_backward(
         ),
         interpret=settings.interpret,
         name="slstm_backward",
-    )(x, weights, jnp.swapaxes(weights, 2, 3), bias, flags, h, kept, dh, d_after)
+    )(x, R, jnp.swapaxes(R, 2, 3), bias, flags, h, kept, dh, d_after)
     dc, dn, d_h = (d_state[:, part] for part in range(3))
     dm = kept[:, 0, 0] * dc + kept[:, 0, 1] * dn  # the true state is c·exp(m)
     return dx, jnp.sum(dR, axis=1).astype(R.dtype), jnp.sum(d_bias, axis=1), jnp.stack([dc, dn, d_h, dm], axis=1)

@@ -40,7 +40,7 @@ def call_forward(
     tokens, rows = settings.tokens, settings.rows
     blocks = time // tokens
     h, after, kept = pl.pallas_call(
-        functools.partial(_forward_kernel, precision=precision_of(x.dtype)),
+        functools.partial(_forward_kernel, precision=precision_of(R.dtype)),
         grid=(groups, batch // rows, blocks),
         in_specs=[
             pl.BlockSpec((1, tokens, 4, rows, width), lambda g, b, t: (g, t, 0, b, 0)),
@@ -68,7 +68,7 @@ def call_forward(
         ),
         interpret=settings.interpret,
         name="slstm_forward",
-    )(x, R.astype(x.dtype), bias, state, flags)
+    )(x, R, bias, state, flags)
     return h, after, kept
 
 

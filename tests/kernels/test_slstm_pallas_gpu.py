@@ -64,24 +64,7 @@ def test_float16_and_a_width_that_is_filled_up():
 @needs_simulator
 @pytest.mark.slow
 def test_gates_in_float32_stay_so():
-    """As the model gives them: x is float32, R is not. At 100 the input gates would be rounded to halves in bfloat16."""
-    inputs = cases.slstm_inputs(5, bias=0.0, value_dim=32)
-    inputs["x"][:, :, 0] += 100
-    inputs["m0"] += 100
-    inputs = {name: specs.rounded(x, "bfloat16" if name == "R" else "float32") for name, x in inputs.items()}
-    weights = [np.ones((2, 5, 2, 32)), *(np.zeros((2, 2, 32)) for _ in range(3))]
-    (h, *_), gradients = cases.evaluate("slstm", inputs, weights, "float64")
-
-    def loss(floats):
-        h, _ = cases.run_slstm(floats, backend="pallas_gpu")
-        return jnp.sum(h), h
-
-    floats = {name: jnp.asarray(x, "bfloat16" if name == "R" else "float32") for name, x in inputs.items() if name != "segment_ids"}
-    with interpreted(simulator()):
-        got, got_h = jax.jit(jax.grad(loss, has_aux=True))(floats)
-    assert got_h.dtype == got["x"].dtype == jnp.float32
-    got = {name: np.asarray(x, np.float64) for name, x in (got | {"h": got_h}).items()}
-    cases.assert_same(got, gradients | {"h": h}, specs.TOLERANCE["bfloat16"])
+    pallas_base.check_float32_gates("pallas_gpu", mode=simulator())
 
 
 @needs_simulator

@@ -8,6 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import slstm
 from pallas_kernels.interpret import interpreted
+from pallas_kernels.slstm import pallas_tpu
 from pallas_kernels.slstm.pallas_tpu import VMEM_LIMIT, default_blocks, lanes, vmem_bytes
 from tests.kernels import cases, pallas_base, specs
 from tests.kernels.specs import Spec
@@ -22,8 +23,8 @@ def test_values_and_gradients(spec):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", [spec for spec in specs.SLSTM if spec.documents == "one"], ids=lambda spec: spec.name)
-def test_values_and_gradients_of_one_document(spec):
+@pytest.mark.parametrize("spec", [spec for spec in specs.SLSTM if spec.gates != 0], ids=lambda spec: spec.name)
+def test_values_and_gradients_of_far_gates(spec):
     pallas_base.check("pallas_tpu", spec)
 
 
@@ -33,8 +34,7 @@ def test_any_length(time):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ("bfloat16", "float32"))
-@pytest.mark.parametrize("documents", ("borders", "random"))
+@pytest.mark.parametrize(("dtype", "documents"), (("bfloat16", "borders"), ("float32", "random")))
 def test_documents_at_the_borders_of_blocks(dtype, documents):
     pallas_base.check("pallas_tpu", Spec("documents", 129, K=0, V=16, B=3, dtype=dtype, documents=documents, chunk=32))
 
@@ -57,10 +57,11 @@ def test_several_blocks_of_batch_rows():
 
 
 @pytest.mark.slow
-def test_in_the_simulator(capfd):
+def test_in_the_simulator(monkeypatch, capfd):
     """VMEM that nobody wrote is NaN, races are found: several blocks of tokens, documents, two groups of heads."""
+    monkeypatch.setattr(pallas_tpu, "default_blocks", lambda *_: (7, 8))
     mode = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
-    pallas_base.check("pallas_tpu", Spec("simulated", 40, K=0, V=72, dtype="float32", documents="borders", chunk=20), mode=mode)
+    pallas_base.check("pallas_tpu", Spec("simulated", 13, K=0, V=72, dtype="float32", documents="borders", chunk=7), mode=mode)
     assert "RACE" not in capfd.readouterr().out  # jax 0.10 prints them, later ones raise
 
 
@@ -139,3 +140,7 @@ def test_blocks_fit_into_vmem_and_waste_little():
                 assert vmem_bytes(tokens, rows, width, itemsize) <= VMEM_LIMIT
                 assert rows % 8 == 0 and -(-batch // rows) * rows < batch + 8 * -(-batch // 128)
                 assert tokens * rows >= min(128, 2048)
+
+
+def test_gates_in_float32_stay_so():
+    pallas_base.check_float32_gates("pallas_tpu")

@@ -31,10 +31,10 @@ def config(**overrides):
 
 @pytest.mark.slow
 def test_a_step_for_a_small_slice_says_what_it_takes():
-    report = compile_step(config(), "v5e:2x2")
+    report = compile_step(config(model__num_blocks=2, model__slstm_positions=(1,)), "v5e:2x2")
     assert report.fits and report.devices == 4
     assert 0 < report.arguments < report.peak < report.memory
-    assert report.kernels["pallas_tpu"] >= 2
+    assert report.kernels["pallas_tpu"] >= 4  # both cells, forward and back
     assert report.collectives["all-reduce"] > 0
     assert any("fits" in line for line in report.lines())
 
