@@ -185,6 +185,7 @@ def training(model=MODELS["mlstm"], **mesh):
     return config, build_model(config.model), make_optimizer(config.optimizer, schedule), schedule
 
 
+@pytest.mark.slow
 def test_the_state_is_made_spread_and_never_whole():
     """Every device makes its own part of parameters and moments; the values are those that one device makes."""
     config, model, optimizer, _ = training(dataclasses.replace(MODELS["mlstm"], dim=256), data=1, fsdp=8)
