@@ -1,4 +1,4 @@
-# make train | test | quick | kernels | faults | parity | benchmark-cpu | aot-gpu | scaling-table | lint
+# make train | test | quick | kernels | faults | parity | benchmark-cpu | aot-gpu | benchmark-inference | scaling-table | lint
 # PYTHON=python3.12 chooses the interpreter, VENV=.venv312 and DEV=.venv312-dev other environments.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ DEV ?= .venv-dev
 WORKDIR ?= runs/quickstart
 PYTEST := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-$(notdir $(DEV)) $(DEV)/bin/python -m pytest -q -p no:cacheprovider
 
-.PHONY: train test quick kernels faults parity benchmark-cpu aot-gpu scaling-table lint clean
+.PHONY: train test quick kernels faults parity benchmark-cpu benchmark-inference aot-gpu scaling-table lint clean
 
 # Huge pages spare XLA the page faults of its temporaries (docs/performance.md).
 train: $(VENV)/installed
@@ -30,6 +30,9 @@ parity: .venv-parity/installed
 
 benchmark-cpu: .venv-parity/installed
 	.venv-parity/bin/python -m benchmarks.cpu_vs_pytorch
+
+benchmark-inference: .venv-parity/installed
+	.venv-parity/bin/python -m benchmarks.inference
 
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff check .
