@@ -8,7 +8,7 @@ import pytest
 
 import train as train_command
 from tests.training.conftest import ROOT
-from tests.training.jobs import train_losses
+from tests.training.jobs import finish, start, train_losses
 from xlstm_jax.training import loop
 from xlstm_jax.training.preemption import EXIT_PREEMPTED
 
@@ -76,6 +76,9 @@ time.sleep(1.5)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_profile_of_the_named_steps_is_written(tiny, tmp_path):
-    loop.train(tiny(), tmp_path, profile=(2, 3))
+@pytest.mark.slow
+def test_a_profile_of_the_named_steps_is_written(arguments, tmp_path):
+    """In a process of its own: jax's profiler ends one that has loaded libtpu without a TPU, as other tests here do."""
+    [(status, output)] = finish(start(arguments(tmp_path, "--profile=2:3")))
+    assert status == 0, output
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

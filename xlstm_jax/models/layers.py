@@ -242,6 +242,8 @@ def record_gates(module: nn.Module, kind: str, i: Float[Array, "..."], f: Float[
 
     The pre-activation of the input gate, how much it spreads, and the share that the forget gate keeps.
     """
+    if module.is_initializing():  # every collection is mutable then
+        return
     for name, value in (("input_gate", jnp.mean(i)), ("input_gate_std", jnp.std(i)), ("forget_gate", jnp.mean(jax.nn.sigmoid(f)))):
         module.sow("statistics", f"{kind}_{name}", value, init_fn=lambda: 0.0, reduce_fn=lambda _, new: new)
 
