@@ -33,6 +33,7 @@ def test_the_text_goes_to_stdout_and_the_speed_to_stderr(run, capsys):
     assert capsys.readouterr().out == first.out
 
 
+@pytest.mark.slow
 def test_a_session_file_is_gone_on_from(run, tmp_path, capsys):
     options = [f"--session={tmp_path / 'session.npz'}", "--temperature=0", "--max_new_tokens=8"]
     assert call(run, "--prompt=ab", *options) == 0

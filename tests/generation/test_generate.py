@@ -19,6 +19,7 @@ def prompt():
     return np.random.default_rng(0).integers(0, 24, (2, 9)).astype(np.int32)
 
 
+@pytest.mark.slow
 def test_greedy_generation_is_the_argmax_of_the_teacher_forced_model(model_and_variables, prompt):
     model, variables = model_and_variables
     tokens = np.asarray(generate(model, variables, prompt, 12, jax.random.key(0), temperature=0.0))

@@ -131,6 +131,7 @@ def test_bfloat16(backend):
     value_dim=st.integers(1, 5),
     chunk_size=st.integers(1, 9),
 )
+@pytest.mark.slow
 def test_any_shape(time, batch, heads, key_dim, value_dim, chunk_size):
     inputs = cases.mlstm_inputs(time, key_dim=key_dim, value_dim=value_dim, batch=batch, heads=heads)
     inputs |= cases.random_documents(time, batch=batch)

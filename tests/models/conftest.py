@@ -28,7 +28,10 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(params=CONFIGS)
+QUICK = ("paper", "7b")  # what the others change is between them
+
+
+@pytest.fixture(params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CONFIGS])
 def config(request) -> ModelConfig:
     return CONFIGS[request.param]
 

@@ -72,6 +72,7 @@ def base_traces(base: str) -> tuple[str, str]:
     return traces(BASE[base])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", sorted(CHANGES.keys() - {"slstm_backend"}))
 @pytest.mark.parametrize("base", BASE)
 def test_each_field_changes_the_program_or_is_refused(base, field):
@@ -97,6 +98,7 @@ def test_a_backend_that_does_not_exist_is_named(field):
         traces(changed)
 
 
+@pytest.mark.slow
 def test_dropout_is_off_unless_training(config, random_variables, jitted):
     config = dataclasses.replace(config, dropout=0.5)
     model, variables = jitted(config), random_variables(config)

@@ -48,6 +48,7 @@ def test_packed_documents_equal_separate_ones(config, random_variables, jitted):
     )
 
 
+@pytest.mark.slow
 def test_an_earlier_document_does_not_move_a_later_one(config, random_variables, jitted):
     model, variables = jitted(config), random_variables(config)
     ids = jnp.repeat(jnp.array([[1, 2]]), 9, axis=1)

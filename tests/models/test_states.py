@@ -38,6 +38,7 @@ def random_layout(key: int, batch: int, time: int) -> np.ndarray:
     return np.where(rng.random((batch, time)) < 0.2, -1, ids).astype(np.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_cut_anywhere_with_documents_and_padding(config, random_variables, jitted, seed):
     model, variables = jitted(config), random_variables(config)
@@ -50,6 +51,7 @@ def test_cut_anywhere_with_documents_and_padding(config, random_variables, jitte
     assert_allclose(jnp.concatenate([first, second], axis=1)[token], whole[token], rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_call_of_padding_only_changes_no_state(config, random_variables, jitted):
     model, variables = jitted(config), random_variables(config)
     _, state = model.apply(variables, TOKENS[:, :7], segment_ids=jnp.full((2, 7), 3))

@@ -51,6 +51,7 @@ def test_extreme_logits_stay_finite():
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_language_models_own_head_in_parts(tied):
     config = ModelConfig(vocab_size=50, dim=16, num_blocks=1, num_heads=2, tie_embeddings=tied, logit_soft_cap=30.0)

@@ -13,6 +13,7 @@ from xlstm_jax.training import loop
 from xlstm_jax.training.preemption import EXIT_PREEMPTED
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_step_and_the_run_goes_on_from_there(arguments, tmp_path, monkeypatch, capsys):
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
     assert train_command.main(arguments(undisturbed)) == 0
