@@ -42,6 +42,7 @@ def nats(text: str) -> float:
     return -sum(float(logs[at, ids[at + 1]]) for at in range(len(ids) - 1))
 
 
+@pytest.mark.slow
 def test_sums_per_file_and_source_weigh_tokens_alike(folder):
     domains = evaluate_paloma(Scorer(*random_model(), batch_size=4), ByteTokenizer(), str(folder))
     assert [(domain.source, domain.file) for domain in domains] == [("c4_en", "one"), ("c4_en", "two"), ("ptb", "all")]

@@ -37,6 +37,7 @@ def check(scorer):
         assert score.is_greedy == greedy
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_whole_text(monkeypatch):
     reads, read = [], sessions.read
 

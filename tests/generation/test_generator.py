@@ -46,6 +46,7 @@ def test_seeds_belong_to_rows_and_not_to_places(texts):
         texts.write(start, 5, seeds=[1])
 
 
+@pytest.mark.slow
 def test_after_a_stop_string_the_session_has_read_up_to_it_and_no_further(texts):
     start = texts.read(TEXTS)
     free = texts.write(start, 20, sampling=RULES, stop_at_end_of_text=False)
@@ -63,6 +64,7 @@ def test_two_turns_are_one_text(texts):
     assert_same(texts.read([" and more", " goes on"], first), both)
 
 
+@pytest.mark.slow
 def test_ids_beyond_the_tokenizer_are_never_drawn(texts):
     model = build_model(ModelConfig(vocab_size=320, dim=16, num_blocks=1, num_heads=2))
     padded = Generator(model, jax.jit(lambda: init_params(model, seed=0))(), ByteTokenizer())

@@ -97,6 +97,7 @@ def test_reading_goes_on_where_it_stopped(paper_model):
     assert_same(read(model, params, [prompt[1:] for prompt in PROMPTS], session), read(model, params, PROMPTS))
 
 
+@pytest.mark.slow
 def test_forks_do_not_touch_each_other_or_their_origin(model_and_params):
     model, params = model_and_params
     origin = read(model, params, PROMPTS)

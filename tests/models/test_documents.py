@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 TOKENS = jax.random.randint(jax.random.key(2), (2, 19), 0, 23)
 
 
+@pytest.mark.slow
 def test_no_logit_depends_on_a_later_token(config, random_variables, jitted):
     model, variables = jitted(config), random_variables(config)
     logits, _ = model.apply(variables, TOKENS)

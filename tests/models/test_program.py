@@ -96,12 +96,14 @@ def test_bfloat16_computes_what_float32_does_but_for_rounding(name, random_varia
         assert leaf.dtype in (jnp.float32, jnp.bfloat16)  # the convolution's window is kept as computed
 
 
+@pytest.mark.slow
 def test_soft_caps_bound_the_logits(random_variables):
     config = ModelConfig(dim=16, num_blocks=1, num_heads=2, vocab_size=23, logit_soft_cap=0.25)
     logits, _ = build_model(config).apply(random_variables(config, scale=2.0), TOKENS)
     assert 0.2 < np.abs(logits).max() <= 0.25
 
 
+@pytest.mark.slow
 def test_the_backbone_alone_is_the_language_models(config, random_variables):
     params = random_variables(config)["params"]
     model = build_model(config)

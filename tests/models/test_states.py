@@ -59,6 +59,7 @@ def test_a_call_of_padding_only_changes_no_state(config, random_variables, jitte
     jax.tree.map(np.testing.assert_array_equal, after, state)
 
 
+@pytest.mark.slow
 def test_left_padded_prompt_gives_what_the_unpadded_gives(config, random_variables, jitted):
     model, variables = jitted(config), random_variables(config)
     plain, _ = model.apply(variables, TOKENS)
@@ -68,6 +69,7 @@ def test_left_padded_prompt_gives_what_the_unpadded_gives(config, random_variabl
     assert_allclose(logits[:, 5:], plain, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_states_are_not_changed_in_place(config, random_variables, jitted):
     model, variables = jitted(config), random_variables(config)
     _, state = model.apply(variables, TOKENS[:, :7])

@@ -32,7 +32,7 @@ CASES = [
     pytest.param("slstm", (8, 1, 1, 1), marks=pytest.mark.slow),
     pytest.param("mlstm", (1, 8, 1, 1), marks=pytest.mark.slow),
     pytest.param("slstm", (2, 2, 2, 1), marks=pytest.mark.slow),
-    ("mlstm", (1, 2, 1, 4)),
+    pytest.param("mlstm", (1, 2, 1, 4), marks=pytest.mark.slow),
     pytest.param("mlstm", (1, 1, 2, 4), marks=pytest.mark.slow),
     pytest.param("7b", (1, 1, 2, 4), marks=pytest.mark.slow),
 ]

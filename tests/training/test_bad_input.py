@@ -115,6 +115,7 @@ def test_a_workdir_that_is_a_file_is_refused(arguments, tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_ends_an_evaluation_with_one_line(arguments, tmp_path, capsys, no_op_step):
     assert train_command.main(arguments(tmp_path, "--config.train.steps=2")) == 0
     for path in (tmp_path / "checkpoints/2").glob("params/**/d/*"):

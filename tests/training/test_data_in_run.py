@@ -42,6 +42,7 @@ def test_each_held_out_set_is_evaluated_by_name_and_what_was_used_is_recorded(ti
     assert "70.0% of train: " in printed and "step 4/4  bs: loss " in printed
 
 
+@pytest.mark.slow
 def test_shards_prepared_anew_with_another_order_are_refused(tiny, mixture, tmp_path, no_op_step):
     loop.train(tiny(mixture), tmp_path / "run")
     (tmp_path / "b/train/manifest.json").unlink()

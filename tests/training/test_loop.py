@@ -168,6 +168,7 @@ def test_a_step_whose_loss_is_no_number_is_shown_with_its_samples_and_the_run_go
     assert list(losses(tmp_path)) == [1, 2, 3, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_run_without_a_good_step_ends_and_names_the_samples(tiny, tmp_path, monkeypatch):
     init_state = loop.init_state
 

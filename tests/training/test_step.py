@@ -184,6 +184,7 @@ def test_segment_ids_reach_the_model_only_where_states_are_reset_at_documents():
     assert loss != float(reset(same_state, batch)[1]["loss"])
 
 
+@pytest.mark.slow
 def test_the_gates_of_each_kind_of_block_are_among_the_metrics():
     """At the start the mLSTM's forget gates keep sigmoid of 3 to 6, its input gates' bias is about 0."""
     model = build_model(ModelConfig(vocab_size=11, dim=16, num_blocks=2, num_heads=2, slstm_positions=(1,)))
