@@ -117,6 +117,7 @@ def around(config: Config, mesh: jax.sharding.Mesh, steps: int) -> dict[str, flo
     run = dataclasses.replace(
         config,
         train=dataclasses.replace(config.train, steps=2 * steps + 1),
+        optimizer=dataclasses.replace(config.optimizer, schedule="constant", warmup_steps=0, cooldown_steps=0, decay_steps=None),
         eval=dataclasses.replace(config.eval, every=10**9, sample_tokens=0, max_tokens=config.data.context_length),
         log=dataclasses.replace(config.log, every=1),
         checkpoint=dataclasses.replace(config.checkpoint, every=steps, keep_latest=3),
