@@ -60,7 +60,9 @@ def walk(
     def mlstm_walk(x, y, a, w_last, X, states, last, state):
         b, head = _batch_and_head(heads)
         i, j = _slice("tall", tall), _slice("wide", wide)
-        place = lambda step: (steps - 1 - step if reverse else step,)  # noqa: E731
+
+        def place(step):
+            return (steps - 1 - step if reverse else step,)
 
         def step(indices, x, y, a, X):
             (at,) = indices
@@ -77,7 +79,7 @@ def walk(
 
             X = X * jnp.where(begins, w_last[b, head, n], 1.0)
             numbers = plgpu.load(x, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
-            numbers = numbers * lax.broadcast_in_dim(plgpu.load(a, layout=_ROWS), numbers.shape, [0])
+            numbers = numbers * _for_each_row(a, numbers.shape)
             x[...] = numbers.astype(x.dtype)  # in its slot of the ring: a buffer more, and two blocks did not fit a multiprocessor
             plgpu.commit_smem()
             return _accumulate(options, lambda X: plgpu.wgmma(X, x.transpose((1, 0)), y), X)
@@ -135,7 +137,8 @@ def pairs(
             plgpu.copy_gmem_to_smem(document.at[b, at], ids.at[slot], barrier)
 
         def products(acc):
-            block = lambda n: _block((rows, _DEPTH), lambda d: (chunk * tiles + n, d), delay_release=1)  # noqa: E731
+            def block(n):
+                return _block((rows, _DEPTH), lambda d: (chunk * tiles + n, d), delay_release=1)
 
             def step(_, x, y):
                 plgpu.wgmma(acc, x, y.transpose((1, 0)))
@@ -147,14 +150,11 @@ def pairs(
 
         S = pl.run_scoped(products, plgpu.ACC((rows, rows), jnp.float32))
         plgpu.barrier_wait(barrier)
-        across = lambda source, layout: plgpu.load(source, layout=layout)  # noqa: E731
-        down = lambda slot: lax.broadcast_in_dim(across(numbers.at[slot], _ROWS), S.shape, [0])  # noqa: E731
-        same = lax.broadcast_in_dim(across(ids.at[0], _ROWS), S.shape, [0]) == lax.broadcast_in_dim(
-            across(ids.at[1], _COLUMNS), S.shape, [1]
-        )
+        row, times, plus = (_for_each_row(numbers.at[slot], S.shape) for slot in range(3))
+        same = _for_each_row(ids.at[0], S.shape) == _for_each_column(ids.at[1], S.shape)
         of_t, of_s = (plgpu.broadcasted_iota(jnp.int32, S.shape, axis, layout=plgpu.Layout.WGMMA) for axis in (0, 1))
-        D = jnp.exp(down(0) + lax.broadcast_in_dim(across(numbers.at[3], _COLUMNS), S.shape, [1]))
-        P = jnp.where(same & (of_s + s * rows <= of_t + t * rows), options.scale * D * (S * down(1) + down(2)), 0.0)
+        D = jnp.exp(row + _for_each_column(numbers.at[3], S.shape))
+        P = jnp.where(same & (of_s + s * rows <= of_t + t * rows), options.scale * D * (S * times + plus), 0.0)
         t = pl.ds(chunk * options.chunk + t * rows, rows)
 
         def write(tile):
@@ -253,10 +253,9 @@ def combine(
 
         result = pl.run_scoped(from_state, plgpu.ACC((rows, wide), jnp.float32))
         plgpu.barrier_wait(barrier)
-        down = lambda slot: lax.broadcast_in_dim(plgpu.load(numbers.at[slot], layout=_ROWS), result.shape, [0])  # noqa: E731
-        result = result * down(0)
+        result = result * _for_each_row(numbers.at[0], result.shape)
         if column:
-            result = result + down(1) * lax.broadcast_in_dim(plgpu.load(vector_smem, layout=_COLUMNS), result.shape, [1])
+            result = result + _for_each_row(numbers.at[1], result.shape) * _for_each_column(vector_smem, result.shape)
 
         def from_pairs(acc):
             first = t * per_tile if pairs_transposed else 0
@@ -280,7 +279,7 @@ def combine(
 
         result = _accumulate(options, from_pairs, result)
         if of_all_in is not None:
-            result = result * down(1)
+            result = result * _for_each_row(numbers.at[1], result.shape)
 
         def write(tile):
             if dots is not None:
@@ -327,6 +326,16 @@ def _accumulate(options: Options, products: Any, start: Float[Array, "R C"]) -> 
         return acc[...]
 
     return start + pl.run_scoped(from_zero, plgpu.ACC(start.shape, jnp.float32))
+
+
+def _for_each_row(numbers: Any, shape: tuple[int, int]) -> Array:
+    """A vector in shared memory as a matrix whose row n is full of its number n."""
+    return lax.broadcast_in_dim(plgpu.load(numbers, layout=_ROWS), shape, [0])
+
+
+def _for_each_column(numbers: Any, shape: tuple[int, int]) -> Array:
+    """The same for columns."""
+    return lax.broadcast_in_dim(plgpu.load(numbers, layout=_COLUMNS), shape, [1])
 
 
 def _tile(size: int) -> int:

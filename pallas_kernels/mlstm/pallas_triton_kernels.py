@@ -103,8 +103,11 @@ class _Blocks:
 
     def chunk(self, *shape: int, tiled: int | None = None) -> pl.BlockSpec:
         """Of `B H N ...`; tiled is the axis of shape that the tiles run along."""
-        index = lambda j: [j if axis == tiled else 0 for axis in range(len(shape))]  # noqa: E731
-        return pl.BlockSpec((None, None, None, *shape), lambda j, n, g: (g // self.heads, g % self.heads, n, *index(j)))
+
+        def place(j, n, g):
+            return g // self.heads, g % self.heads, n, *(j if axis == tiled else 0 for axis in range(len(shape)))
+
+        return pl.BlockSpec((None, None, None, *shape), place)
 
 
 def walk(
@@ -147,7 +150,9 @@ def walk(
         return pl.BlockSpec((None, time, None, width), lambda *at: (at[2] // heads, 0, at[2] % heads, at[axis]))
 
     def per_head(*block: int, axes: tuple[int | None, ...]) -> pl.BlockSpec:
-        place = lambda *at: (at[2] // heads, at[2] % heads, *(0 if axis is None else at[axis] for axis in axes))  # noqa: E731
+        def place(*at):
+            return at[2] // heads, at[2] % heads, *(0 if axis is None else at[axis] for axis in axes)
+
         return pl.BlockSpec((None, None, *block), place)
 
     numbers = per_head(time, axes=(None,))

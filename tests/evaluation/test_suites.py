@@ -9,15 +9,12 @@ import sys
 import jax
 import pytest
 
+import eval as command
 from xlstm_jax.evaluation import speed
 from xlstm_jax.evaluation.downstream import PAPER_TASKS, paper_average
 from xlstm_jax.evaluation.paper_values import PALOMA, PALOMA_SOURCES, SIZES, TASK_COLUMNS, TASKS
 
 ROOT = pathlib.Path(__file__).parents[2]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))  # eval.py is no part of the package
-
-import eval as command  # noqa: E402
 
 
 def call(run_folder, *arguments) -> int:

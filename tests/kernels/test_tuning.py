@@ -72,7 +72,11 @@ def test_the_mlstm_takes_the_chunk_that_was_measured(monkeypatch, backend, kind,
     seen = []
     module = importlib.import_module(f"pallas_kernels.mlstm.{backend}")
     gates = module.chunk_gates
-    spy = lambda log_i, log_f, m0, starts, size, **options: seen.append(size) or gates(log_i, log_f, m0, starts, size, **options)  # noqa: E731
+
+    def spy(log_i, log_f, m0, starts, size, **options):
+        seen.append(size)
+        return gates(log_i, log_f, m0, starts, size, **options)
+
     monkeypatch.setattr(module, "chunk_gates", spy)
     entry = {"shape": {"K": 128, "V": 128, "dtype": "bfloat16"}, "blocks": {"chunk_size": measured}}
     monkeypatch.setattr(tuning, "_table", {kind: {f"mlstm/{backend}": [entry]}}.__getitem__)

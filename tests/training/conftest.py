@@ -2,7 +2,6 @@
 
 import pathlib
 import random
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,6 @@ from xlstm_jax.training import loop
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG_FILE = pathlib.Path(__file__).with_name("tiny_run.py")
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))  # train.py and eval.py are no part of the package
 
 
 @pytest.fixture(scope="session")

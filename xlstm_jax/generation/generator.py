@@ -11,7 +11,7 @@ from xlstm_jax.data.tokenizer import Tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.generation import session as sessions
 from xlstm_jax.generation.decoding import NOTHING, decode, row_keys
-from xlstm_jax.generation.sampling import Sampling
+from xlstm_jax.generation.sampling import UNCHANGED, Sampling
 from xlstm_jax.generation.session import Session
 from xlstm_jax.generation.text import TextStream
 
@@ -63,7 +63,7 @@ class Generator:
         session: Session,
         max_new_tokens: int,
         *,
-        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        sampling: Sampling = UNCHANGED,
         seeds: Sequence[int] | None = None,
         stop: Sequence[str] = (),
         stop_at_end_of_text: bool = True,

@@ -44,6 +44,7 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
+UNCHANGED = Sampling()  # the model's own distribution
 
 
 def choose(
