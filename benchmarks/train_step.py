@@ -49,7 +49,7 @@ def random_batch(config: Config, seed: int = 0) -> Batch:
     """Tokens drawn at random, in one document each."""
     shape = (config.data.batch_size, config.data.context_length + 1)
     tokens = np.random.default_rng(seed).integers(0, config.model.vocab_size, shape).astype(np.int32)
-    return Batch(tokens[:, :-1], tokens[:, 1:], np.ones(tokens[:, 1:].shape, bool), np.zeros(tokens[:, 1:].shape, np.int32))
+    return Batch(tokens[:, :-1], tokens[:, 1:], np.zeros(tokens[:, 1:].shape, np.int32))
 
 
 def prepared(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any]:

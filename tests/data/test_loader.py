@@ -181,11 +181,12 @@ def test_targets_are_the_next_tokens_and_documents_are_numbered():
     np.testing.assert_array_equal(batch.targets, [[9, 6, 7, 9, 8], [9, 1, 1, 1, 1]])
     np.testing.assert_array_equal(batch.segment_ids, [[0, 0, 1, 1, 1], [0, 1, 2, 2, 2]])
     assert batch.mask.all()
-    assert [array.dtype for array in batch] == [np.int32, np.int32, bool, np.int32]
+    assert [array.dtype for array in batch] == [np.int32] * 3
 
 
 def test_with_resets_the_first_token_of_a_document_is_no_target():
     batch = make_batch(WINDOWS, end_of_text=9, reset_at_document=True)
+    np.testing.assert_array_equal(batch.targets, [[9, -1, 7, 9, -1], [-1, -1, 1, 1, 1]])
     np.testing.assert_array_equal(batch.mask, [[1, 0, 1, 1, 0], [0, 0, 1, 1, 1]])
 
 

@@ -159,7 +159,7 @@ def test_several_held_out_sets_by_name(config, folders):
     assert open_validation_sets(dataclasses.replace(config, validation_sets=None), 320) == {}
 
 
-@pytest.mark.parametrize("value", ["a", "a=", "=b", "a=b,a=c"])
+@pytest.mark.parametrize("value", ["a", "a=", "=b", "train=b", "a=b,a=c"])
 def test_held_out_sets_without_proper_names_are_refused(config, folders, value):
     (folders / "b.txt").write_text("b")
     with pytest.raises(UserError, match="data.validation_sets is"):

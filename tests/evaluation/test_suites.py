@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -60,13 +61,26 @@ def test_results_lie_in_the_runs_folder_by_step(run_folder, capsys):
     assert "validation, step 0: loss" in capsys.readouterr().out
 
 
+def test_a_further_held_out_set_is_scored_by_its_name(run_folder, tmp_path):
+    """Beside the results of the run's validation split, not instead of them."""
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    config = json.loads((run / "config.json").read_text())
+    (tmp_path / "more.txt").write_text("another text")
+    config["data"]["validation_sets"] = f"more={tmp_path / 'more.txt'}"
+    (run / "config.json").write_text(json.dumps(config))
+    assert call(run, "--max_tokens=100") == call(run, "--split=more") == 0
+    results = json.loads((run / "eval" / "0" / "results.json").read_text())["suites"]
+    assert {name: values["tokens"] for name, values in results.items()} == {"perplexity": 100, "perplexity/more": 13}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--suite=speed"], "--suite has 'speed'"),
         (["--suite=paloma"], "--paloma is missing"),
         (["--contexts=1k"], "--contexts is '1k'"),
-        (["--split=test"], "--split is 'test'"),
+        (["--split=test"], "there is no split 'test'; there are train, validation"),
         (["--suite=extrapolation"], "less than one window"),
     ],
 )

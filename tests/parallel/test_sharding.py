@@ -50,7 +50,7 @@ def make_batch(rows=ROWS):
     ids[1, 10:20] = ids[2, 8:23] = ids[3, 31:] = ids[4, :11] = -1
     ids[5] = np.repeat([0, 1, 2, 3], 10)
     mask = (ids >= 0) & (r.random(ids.shape) < 0.8)
-    return Batch(tokens[:, :-1], tokens[:, 1:], mask, ids)
+    return Batch(tokens[:, :-1], np.where(mask, tokens[:, 1:], -1), ids)
 
 
 @functools.cache

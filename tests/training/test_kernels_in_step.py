@@ -27,7 +27,7 @@ def lowered_step(device_kind: str, platform: str, model: ModelConfig = MODEL) ->
         optimizer = make_optimizer(config.optimizer, schedule)
         state = jax.eval_shape(lambda: init_state(network, optimizer, config.train))
         ids = jax.ShapeDtypeStruct((2, 256), jnp.int32)
-        batch = Batch(tokens=ids, targets=ids, mask=jax.ShapeDtypeStruct((2, 256), jnp.bool_), segment_ids=ids)
+        batch = Batch(tokens=ids, targets=ids, segment_ids=ids)
         step = make_train_step(network, optimizer, schedule, config)
         return step.trace(state, batch).lower(lowering_platforms=("cuda" if platform == "gpu" else platform,)).as_text()
 

@@ -48,7 +48,7 @@ def ragged_batch(rows=6, length=5, seed=0) -> Batch:
     draw = np.random.default_rng(seed)
     tokens = draw.integers(0, 11, (rows, length + 1)).astype(np.int32)
     mask = np.arange(length)[None] < np.arange(rows)[:, None]
-    return Batch(tokens[:, :-1], tokens[:, 1:], mask, np.zeros((rows, length), np.int32))
+    return Batch(tokens[:, :-1], np.where(mask, tokens[:, 1:], -1), np.zeros((rows, length), np.int32))
 
 
 def config(**train) -> Config:
@@ -131,7 +131,7 @@ def test_a_mean_of_micro_batch_means_would_have_been_noticed():
 
 def test_a_batch_without_counted_tokens_has_loss_zero_and_finite_gradients():
     step, state = stepper(config())
-    batch = ragged_batch()._replace(mask=np.zeros((6, 5), bool))
+    batch = ragged_batch()._replace(targets=np.full((6, 5), -1, np.int32))
     _, metrics = step(state, batch)
     assert metrics["loss"] == 0 and metrics["tokens"] == 0 and metrics["grad_norm"] == 0
 

@@ -18,12 +18,12 @@ from absl import flags
 from jaxtyping import Array, Bool, Int
 
 from xlstm_jax.config import DataConfig
-from xlstm_jax.data.splits import TokenSource, open_split, open_validation_sets
+from xlstm_jax.data.splits import TokenSource, open_named_split, open_split, open_validation_sets
 from xlstm_jax.errors import UserError
 
 __all__ = [
-    "Batch", "TokenSource", "document_positions", "eval_batches", "make_batch", "open_split", "open_validation_sets", "position",
-    "record", "train_batches",
+    "Batch", "TokenSource", "document_positions", "eval_batches", "make_batch", "open_named_split", "open_split",
+    "open_validation_sets", "position", "record", "train_batches",
 ]  # fmt: skip
 
 READ_AHEAD = 8  # batches, by a thread; with worker processes by each of them
@@ -31,12 +31,16 @@ EPOCHS = 1 << 20  # as good as without end; grain's infinite datasets overflow i
 
 
 class Batch(NamedTuple):
-    """Inputs and what follows them. Padding has segment id -1 and does not count."""
+    """Inputs and what follows them, on the host or on devices."""
 
-    tokens: Int[np.ndarray, "B T"]  # int32
-    targets: Int[np.ndarray, "B T"]  # int32, the next token
-    mask: Bool[np.ndarray, "B T"]  # whether the target counts
-    segment_ids: Int[np.ndarray, "B T"]  # int32, number of the document within the sample
+    tokens: Int[Array | np.ndarray, "B T"]  # int32
+    targets: Int[Array | np.ndarray, "B T"]  # int32, the next token; -1 where it does not count
+    segment_ids: Int[Array | np.ndarray, "B T"]  # int32, number of the document within the sample; -1 for padding
+
+    @property
+    def mask(self) -> Bool[Array | np.ndarray, "B T"]:
+        """Whether the target counts; on the device where the batch is."""
+        return self.targets >= 0
 
 
 def train_batches(
@@ -94,18 +98,19 @@ def make_batch(
     """A batch from neighbouring tokens; of a row with fewer than T targets `lengths` tells how many, the rest is padding.
 
     An end-of-text token is the last of its document. With `reset_at_document` nothing is known when a document's first token is to be
-    predicted, so that it does not count.
+    predicted, so that it does not count: that target is -1, as those of padding are.
     """
     windows = windows.astype(np.int32)
-    tokens, targets = np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+    tokens, targets = windows[:, :-1].copy(), windows[:, 1:].copy()
     ends = tokens == end_of_text
     segment_ids = np.cumsum(ends, axis=1, dtype=np.int32)
     segment_ids -= ends
-    mask = ~ends if reset_at_document else np.ones_like(ends)
+    if reset_at_document:
+        targets[ends] = -1
     if lengths is not None:
         missing = np.arange(tokens.shape[1]) >= lengths[:, None]
-        segment_ids[missing], mask[missing] = -1, False
-    return Batch(tokens, targets, mask, segment_ids)
+        segment_ids[missing] = targets[missing] = -1
+    return Batch(tokens, targets, segment_ids)
 
 
 def document_positions(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:

@@ -82,20 +82,44 @@ def open_split(config: DataConfig, split: str, vocab_size: int) -> TokenSource:
     return source if config.max_tokens is None or split != "train" else _limited(source, config.max_tokens)
 
 
+def open_named_split(config: DataConfig, name: str, vocab_size: int) -> TokenSource:
+    """The tokens of "train", of "validation", or of one of `data.validation_sets`.
+
+    Raises:
+        UserError: as `open_split`, or there is no set of that name.
+    """
+    sets = validation_sets(config)
+    if name in ("train", "validation"):
+        return open_split(config, name, vocab_size)
+    if name not in sets:
+        raise UserError(f"there is no split {name!r}; there are {', '.join(('train', 'validation', *sets))}")
+    return open_split(dataclasses.replace(config, validation_path=sets[name]), "validation", vocab_size)
+
+
 def open_validation_sets(config: DataConfig, vocab_size: int) -> dict[str, TokenSource]:
     """The further held-out sets of `data.validation_sets`, by name.
 
     Raises:
-        UserError: as `open_split`, or the value is not of the form "name=path,name=path".
+        UserError: as `open_split` and `validation_sets`.
     """
-    sets = {}
+    return {name: open_named_split(config, name, vocab_size) for name in validation_sets(config)}
+
+
+def validation_sets(config: DataConfig) -> dict[str, str]:
+    """The paths of `data.validation_sets` by name.
+
+    Raises:
+        UserError: the value is not of the form "name=path,name=path", or a name is taken.
+    """
+    sets: dict[str, str] = {}
     for entry in config.validation_sets.split(",") if config.validation_sets else ():
         name, _, path = entry.partition("=")
-        if not (name and path and name not in sets):
+        if not (name and path) or name in (*sets, "train", "validation"):
             raise UserError(
-                f'config key data.validation_sets is {config.validation_sets!r}; it must be "name=path,name=path", each name once'
+                f'config key data.validation_sets is {config.validation_sets!r}; it must be "name=path,name=path", each name once, and '
+                "neither train nor validation"
             )
-        sets[name] = open_split(dataclasses.replace(config, validation_path=path), "validation", vocab_size)
+        sets[name] = path
     return sets
 
 

@@ -12,7 +12,7 @@ FLAGS = {
     "suite": "some of perplexity (the default), extrapolation, generation, paloma, downstream, separated by commas",
     "step": "of the checkpoint; the newest one by default",
     "output": "folder of the results; RUN/eval/<step> by default",
-    "split": "perplexity, extrapolation: validation (the default) or train",
+    "split": "perplexity, extrapolation: validation (the default), train, or the name of one of the run's data.validation_sets",
     "data": "perplexity, extrapolation: text or token shards instead of the run's own data",
     "max_tokens": "perplexity, extrapolation: score the first tokens only; eval.max_tokens of the run by default",
     "batch_size": "rows at once; eval.batch_size of the run by default",

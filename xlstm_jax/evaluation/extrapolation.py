@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xlstm_jax.data.loader import TokenSource, eval_batches
+from xlstm_jax.data.loader import Batch, TokenSource, eval_batches
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.scoring import token_scores
 from xlstm_jax.parallel import batch_sharding
-from xlstm_jax.typing import Array, Bool, Float, Int
+from xlstm_jax.typing import Array, Float, Int
 
 CONTEXTS = (2048, 4096, 8192, 16384, 32768, 65536)
 PIECE = 2048  # tokens of each window that are on the devices at once
@@ -98,28 +98,20 @@ def _curve(
         state = model.init_state(batch_size)
         for number in range(context // piece):
             cut = slice(number * piece, (number + 1) * piece)
-            arrays = [place(x[:, cut]) for x in (batch.tokens, batch.targets, batch.mask)]
-            arrays.append(place(batch.segment_ids[:, cut]) if reset_at_document else None)
-            state, sums, tokens_counted = _score_piece(model, params, state, *arrays, buckets=buckets)
+            part = Batch(*(place(x[:, cut]) for x in batch))
+            state, sums, tokens_counted = _score_piece(model, params, state, part, reset_at_document=reset_at_document, buckets=buckets)
             nats[number] += np.asarray(sums, np.float64)
             counts[number] += np.asarray(tokens_counted)
     return Curve(context, float(nats.sum()), int(counts.sum()), nats.ravel().tolist(), counts.ravel().tolist())
 
 
-@functools.partial(jax.jit, static_argnames=("model", "buckets"))
+@functools.partial(jax.jit, static_argnames=("model", "reset_at_document", "buckets"))
 def _score_piece(
-    model: nn.Module,
-    params: Any,
-    state: Any,
-    tokens: Int[Array, "B T"],
-    targets: Int[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    segment_ids: Int[Array, "B T"] | None,
-    *,
-    buckets: int,
+    model: nn.Module, params: Any, state: Any, batch: Batch, *, reset_at_document: bool, buckets: int
 ) -> tuple[Any, Float[Array, " buckets"], Int[Array, " buckets"]]:
     """The state after a piece, its summed nats and counted tokens by stretch of positions."""
-    hidden, state = model.apply({"params": params}, tokens, state, segment_ids=segment_ids, method="hidden")
-    logs, _ = token_scores(model, params, hidden, targets)
-    by_position = jnp.sum(jnp.where(mask, -logs, 0), axis=0), jnp.sum(mask, axis=0, dtype=jnp.int32)
+    segment_ids = batch.segment_ids if reset_at_document else None
+    hidden, state = model.apply({"params": params}, batch.tokens, state, segment_ids=segment_ids, method="hidden")
+    logs, _ = token_scores(model, params, hidden, batch.targets)
+    by_position = jnp.sum(jnp.where(batch.mask, -logs, 0), axis=0), jnp.sum(batch.mask, axis=0, dtype=jnp.int32)
     return (state, *(x.reshape(buckets, -1).sum(axis=1) for x in by_position))

@@ -21,8 +21,6 @@ def evaluate_suites(
     """
     if unknown := [name for name in suites if name not in SUITES]:
         raise UserError(f"--suite has {unknown[0]!r}; it must be some of {','.join(SUITES)}")
-    if options.split not in ("validation", "train"):
-        raise UserError(f"--split is {options.split!r}; it must be 'validation' or 'train'")
     evaluation = Evaluation(checkpoint, step, options)
     folder = pathlib.Path(output) if output else evaluation.opened.folder / "eval" / str(evaluation.opened.step)
     results = {}

@@ -8,7 +8,7 @@ import jax
 
 from xlstm_jax.analysis.parameters import count_parameters
 from xlstm_jax.config import MeshConfig
-from xlstm_jax.data.loader import TokenSource, open_split
+from xlstm_jax.data.loader import TokenSource, open_named_split
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation import downstream, paper_values, report
 from xlstm_jax.evaluation.extrapolation import CONTEXTS, extrapolate
@@ -27,6 +27,7 @@ class Options:
     """What the suites can be told; None leaves it to the run's configuration or the suite.
 
     Attributes:
+        split: "validation", "train", or the name of one of data.validation_sets.
         data: text, a folder of text or of token shards, instead of the run's own.
         contexts, lengths, batches: of extrapolation and generation.
         tasks, task_folder, limit: of downstream; limit also bounds PALOMA's documents per file.
@@ -54,7 +55,9 @@ class Evaluation:
         self.mesh = make_mesh(MeshConfig())
         self.opened: Opened = open_checkpoint(checkpoint, step, replicated(self.mesh))
         config = self.opened.config
-        data = config.data if options.data is None else dataclasses.replace(config.data, path=options.data, validation_path=None)
+        data = config.data
+        if options.data is not None:
+            data = dataclasses.replace(data, path=options.data, validation_path=None, validation_sets=None)
         rows = options.batch_size or config.eval.batch_size
         evaluation = dataclasses.replace(
             config.eval, max_tokens=options.max_tokens or config.eval.max_tokens, batch_size=-(-rows // self.mesh.size) * self.mesh.size
@@ -78,7 +81,7 @@ class Evaluation:
     @functools.cached_property
     def source(self) -> TokenSource:
         """The tokens of the wanted split."""
-        source = open_split(self.config.data, self.options.split, self.config.model.vocab_size)
+        source = open_named_split(self.config.data, self.options.split, self.config.model.vocab_size)
         print(*source.description, sep="\n", flush=True)
         return source
 
@@ -102,7 +105,8 @@ def perplexity(evaluation: Evaluation) -> Report:
         rows.append(("gzip -9, same text", "", "", "", f"{gzip_size:.3f}"))
     rows += [(label, "", "", f"{value:.2f}", "") for label, value in report.paper_rows(_size(evaluation), paper_values.SLIMPAJAMA)]
     values = {**result.values(), **dataclasses.asdict(result), "split": split, "gzip_bits_per_byte": gzip_size}
-    return Report("perplexity", ("", "tokens", "nats/token", "perplexity", "bits/byte"), rows, values, (report.PAPER_NOTE,))
+    header = ("", "tokens", "nats/token", "perplexity", "bits/byte")
+    return Report(_of_split("perplexity", split), header, rows, values, (report.PAPER_NOTE,))
 
 
 def extrapolation(evaluation: Evaluation) -> Report:
@@ -124,8 +128,10 @@ def extrapolation(evaluation: Evaluation) -> Report:
     rows += [(f"paper: {model} 1.3B", "16,384", f"{value:.2f}", "") for model, value in paper_values.EXTRAPOLATION.items()]
     values = {"contexts": [{**dataclasses.asdict(curve), "perplexity": curve.perplexity} for curve in curves]}
     note = f"Trained at {config.data.context_length:,} tokens; the same tokens for every context. {report.PAPER_NOTE}"
-    figures = {"extrapolation.png": report.extrapolation_figure(curves, config.data.context_length)}
-    return Report("extrapolation", ("", "context", "perplexity", "tokens"), rows, values, (note, "![](extrapolation.png)"), figures)
+    name = _of_split("extrapolation", evaluation.options.split)
+    figure = f"{name.replace('/', '_')}.png"
+    figures = {figure: report.extrapolation_figure(curves, config.data.context_length)}
+    return Report(name, ("", "context", "perplexity", "tokens"), rows, values, (note, f"![]({figure})"), figures)
 
 
 def generation(evaluation: Evaluation) -> Report:
@@ -200,6 +206,11 @@ SUITES: dict[str, Callable[[Evaluation], Report]] = {
     "paloma": paloma,
     "downstream": downstream_tasks,
 }
+
+
+def _of_split(suite: str, split: str) -> str:
+    """Under which name results stand, so that those of several splits stay beside each other."""
+    return suite if split == "validation" else f"{suite}/{split}"
 
 
 def _size(evaluation: Evaluation) -> str:

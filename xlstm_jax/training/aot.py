@@ -92,7 +92,7 @@ def compile_step(config: Config, topology: str) -> StepReport:
         model, optimizer = build_model(config.model), make_optimizer(config.optimizer, schedule)
         state = abstract_state(model, optimizer, config.train, mesh)
         ids = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=tokens)
-        batch = Batch(ids, ids, jax.ShapeDtypeStruct((rows, length), jnp.bool_, sharding=tokens), ids)
+        batch = Batch(ids, ids, ids)
         started = time.monotonic()
         try:
             compiled = make_train_step(model, optimizer, schedule, config).lower(state, batch).compile()
