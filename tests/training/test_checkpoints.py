@@ -33,10 +33,13 @@ def equal(a, b):
     return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((np.asarray(x) == np.asarray(y)).all()), a, b)))
 
 
+def run_config(steps, **keys) -> Config:
+    return Config(train=TrainConfig(steps=steps), checkpoint=CheckpointConfig(**keys))
+
+
 def save_steps(folder, losses, **keys):
     """A run of len(losses) steps; a loss of None is a step without evaluation."""
-    config = CheckpointConfig(**{"every": 1, **keys})
-    with Checkpoints(folder, config, len(losses)) as checkpoints:
+    with Checkpoints(folder, run_config(len(losses), **{"every": 1, **keys})) as checkpoints:
         for step, loss in enumerate(losses, 1):
             if checkpoints.due(step):
                 checkpoints.save(make_state(step), step, {"next_sample": 4 * step}, loss)
@@ -53,10 +56,10 @@ def folder(tmp_path):
 
 def test_a_state_comes_back_exactly_with_its_place_in_the_data(folder):
     state = make_state(3.0)
-    with Checkpoints(folder, CheckpointConfig(), 3) as checkpoints:
+    with Checkpoints(folder, run_config(3)) as checkpoints:
         assert checkpoints.latest_step() is None
         checkpoints.save(state, 3, {"next_sample": 12}, 1.5)
-    with Checkpoints(folder, CheckpointConfig(), 3) as checkpoints:
+    with Checkpoints(folder, run_config(3)) as checkpoints:
         assert checkpoints.latest_step() == 3
         restored, position, _ = checkpoints.restore(abstract(state))
     assert equal(restored, state) and position == {"next_sample": 12}
@@ -67,16 +70,16 @@ def test_training_may_go_on_while_files_are_written(folder):
     """The step after a save donates the saved state's memory."""
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     state = make_state(3.0)
-    with Checkpoints(folder, CheckpointConfig(), 3) as checkpoints:
+    with Checkpoints(folder, run_config(3)) as checkpoints:
         checkpoints.save(state, 3, {}, None)
         for _ in range(20):
             state = overwrite(state)
-    with Checkpoints(folder, CheckpointConfig(), 3) as checkpoints:
+    with Checkpoints(folder, run_config(3)) as checkpoints:
         assert equal(checkpoints.restore(abstract(state))[0], make_state(3.0))
 
 
 def test_every_nth_step_and_the_last_are_due(folder):
-    with Checkpoints(folder, CheckpointConfig(every=4), 10) as checkpoints:
+    with Checkpoints(folder, run_config(10, every=4)) as checkpoints:
         assert [step for step in range(1, 11) if checkpoints.due(step)] == [4, 8, 10]
 
 
@@ -87,7 +90,7 @@ def test_the_latest_and_the_best_are_kept(folder):
 
 def test_a_resumed_run_remembers_which_was_the_best(folder):
     save_steps(folder, [3.0, 1.0, 2.0], keep_latest=1)
-    with Checkpoints(folder, CheckpointConfig(keep_latest=1, every=1), 5) as checkpoints:
+    with Checkpoints(folder, run_config(5, keep_latest=1, every=1)) as checkpoints:
         checkpoints.save(make_state(4), 4, {}, 1.5)
         checkpoints.save(make_state(5), 5, {}, 6.0)
     assert kept(folder) == [2, 5]
@@ -116,7 +119,7 @@ def damage_checkpoint(newest, damage):
 def test_a_damaged_newest_checkpoint_is_reported_set_aside_and_the_one_before_is_used(folder, damage, capsys):
     save_steps(folder, [2.0, 1.0])
     damage_checkpoint(folder.checkpoints / "2", damage)
-    with Checkpoints(folder, CheckpointConfig(every=1), 9) as checkpoints:
+    with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
         restored, position, step = checkpoints.restore(abstract(make_state()))
         assert step == 1 and position == {"next_sample": 4} and equal(restored, make_state(1))
         checkpoints.save(make_state(2), 2, {}, None)
@@ -127,10 +130,10 @@ def test_a_damaged_newest_checkpoint_is_reported_set_aside_and_the_one_before_is
 def test_a_half_written_checkpoint_is_none(folder):
     save_steps(folder, [2.0, 1.0])
     (folder.checkpoints / "2").rename(folder.checkpoints / "2.orbax-checkpoint-tmp")
-    with Checkpoints(folder, CheckpointConfig(every=1), 9) as checkpoints:
+    with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
         assert checkpoints.restore(abstract(make_state()))[2] == 1
         checkpoints.save(make_state(2), 2, {}, None)
-    with Checkpoints(folder, CheckpointConfig(every=1), 9) as checkpoints:
+    with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
         assert equal(checkpoints.restore(abstract(make_state()))[0], make_state(2))
 
 
@@ -138,7 +141,7 @@ def test_where_no_checkpoint_can_be_read_the_run_does_not_start_anew_by_itself(f
     save_steps(folder, [2.0, 1.0])
     for step in (1, 2):
         damage_checkpoint(folder.checkpoints / str(step), "data cut short")
-    with Checkpoints(folder, CheckpointConfig(every=1), 9) as checkpoints:
+    with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
         with pytest.raises(UserError, match=r"no checkpoint of .* can be read any more; they are in damaged_checkpoints"):
             checkpoints.restore(abstract(make_state()))
     assert len(list(folder.damaged_checkpoints.iterdir())) == 2
@@ -161,7 +164,7 @@ def test_a_full_disk_is_reported_training_goes_on_and_the_old_checkpoints_surviv
     draw = jax.random.normal(jax.random.key(0), (100, 100))
     large = [make_state(step)._replace(params={"kernel": step * draw}) for step in range(4)]
     large = [state._replace(opt_state=OPTIMIZER.init(state.params)) for state in large]
-    with Checkpoints(folder, CheckpointConfig(every=1), 9) as checkpoints:
+    with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
         checkpoints.save(large[1], 1, {}, None)
         checkpoints.finish()
         full_disk(True)
@@ -176,7 +179,7 @@ def test_a_full_disk_is_reported_training_goes_on_and_the_old_checkpoints_surviv
 
 
 def test_any_other_error_of_an_asynchronous_save_is_raised(folder, monkeypatch):
-    checkpoints = Checkpoints(folder, CheckpointConfig(every=1), 9)
+    checkpoints = Checkpoints(folder, run_config(9, every=1))
 
     def broken(*_, **__):
         raise RuntimeError("the network is gone")

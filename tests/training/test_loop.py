@@ -88,7 +88,7 @@ def test_evaluating_the_run_gives_the_loss_that_training_logged(finished, capsys
 def test_another_split_or_fewer_tokens_can_be_evaluated(finished):
     workdir, _, _ = finished
     assert evaluate_run(workdir, "train", max_tokens=50).tokens == 50
-    with pytest.raises(UserError, match="--split is 'test'"):
+    with pytest.raises(UserError, match="there is no split 'test'"):
         evaluate_run(workdir, "test")
 
 
@@ -132,6 +132,32 @@ def test_a_stopped_run_goes_on_with_the_same_losses_to_the_last_bit(tiny, tmp_pa
     loop.train(config, tmp_path / "stopped")
     assert losses(tmp_path / "stopped") == losses(tmp_path / "undisturbed")
     assert losses(tmp_path / "stopped", "validation") == losses(tmp_path / "undisturbed", "validation")
+
+
+MESHES = [
+    ({"mesh.data": 8}, {"mesh.fsdp": 4, "mesh.tensor": 2}),
+    ({"mesh.fsdp": 8}, {}),
+    ({}, {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "train.accumulation_steps": 2, "model.remat": "block"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), MESHES, ids=["data to fsdp and tensor", "fsdp to one device", "one device to all axes"])
+def test_a_run_goes_on_on_another_mesh_with_the_same_samples(tiny, module_tmp, tmp_path, monkeypatch, capsys, before, after):
+    keys = {"data.batch_size": 8, "eval.batch_size": 8, "checkpoint.every": 2}
+    if not (module_tmp / "one device").exists():
+        loop.train(tiny(keys), module_tmp / "one device")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(Stop):
+            loop.train(tiny(keys | before), tmp_path)
+    loop.train(tiny(keys | after), tmp_path)
+    assert "resumed from step 2" in capsys.readouterr().out
+    expected = losses(module_tmp / "one device")
+    np.testing.assert_allclose([losses(tmp_path)[step] for step in expected], list(expected.values()), rtol=1e-5)
+    run = json.loads((tmp_path / "checkpoints" / "6" / "run" / "metadata").read_text())
+    assert run["config"] == json.loads(tiny(keys | after).to_json())
+
 
 
 def test_a_steps_metrics_are_read_after_the_next_step_was_dispatched(tiny, tmp_path, monkeypatch):

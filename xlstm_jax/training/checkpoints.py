@@ -1,8 +1,8 @@
 """Checkpoints: what is kept of a run, and parameters from elsewhere.
 
 One Orbax composite per step, `checkpoints/<step>/`: `params`; `optimizer` (step, moments, guard); `run` (a small JSON: format
-version, step, position in the data). Evaluation and `checkpoint.init_from` read `params` and `run` alone, so a folder without
-`optimizer` will do.
+version, step, position in the data, resolved configuration). All random numbers follow from the configuration's seeds and the step.
+Evaluation and `checkpoint.init_from` read `params` and `run` alone, so a folder without `optimizer` will do.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from xlstm_jax.config import CheckpointConfig, Config
+from xlstm_jax.config import Config
 from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import is_first_process
 from xlstm_jax.training.run_folder import RunFolder, find_run, open_run, write_config
@@ -39,14 +39,15 @@ class DamagedCheckpoint(UserError):
 class Checkpoints:
     """The checkpoints that a training run writes: every `every` steps and at the end; the latest, the best and some are kept."""
 
-    def __init__(self, folder: RunFolder, config: CheckpointConfig, steps: int):
-        self._folder, self._path, self._saving = folder, folder.checkpoints, None
-        kept = [policies.LatestN(config.keep_latest), policies.BestN(get_metric_fn=_loss_of, reverse=True, n=config.keep_best)]
-        if config.keep_every is not None:
-            kept.append(policies.EveryNSteps(config.keep_every))
+    def __init__(self, folder: RunFolder, config: Config):
+        self._folder, self._path, self._config, self._saving = folder, folder.checkpoints, config, None
+        keys = config.checkpoint
+        kept = [policies.LatestN(keys.keep_latest), policies.BestN(get_metric_fn=_loss_of, reverse=True, n=keys.keep_best)]
+        if keys.keep_every is not None:
+            kept.append(policies.EveryNSteps(keys.keep_every))
         options = policies.CheckpointManagerOptions(
             save_decision_policy=policies.AnySavePolicy(
-                [policies.FixedIntervalPolicy(config.every), policies.SpecificStepsPolicy({steps})]
+                [policies.FixedIntervalPolicy(keys.every), policies.SpecificStepsPolicy({config.train.steps})]
             ),
             preservation_policy=policies.AnyPreservationPolicy(kept),
             # The policies decide. But without best_fn Orbax doesn't write the metrics, and a resumed run forgets the best.
@@ -93,7 +94,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(state.params),
                     optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state, "guard": state.guard}),
-                    run=ocp.args.JsonSave({"format_version": FORMAT_VERSION, "step": step, "position": position}),
+                    run=_run(step, position, self._config),
                 ),
                 metrics={} if held_out_loss is None else {"loss": held_out_loss},
                 force=force,
@@ -198,7 +199,7 @@ def write_params(root: str | pathlib.Path, config: Config, params: Any) -> None:
             0,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(params),
-                run=ocp.args.JsonSave({"format_version": FORMAT_VERSION, "step": 0, "position": {}}),
+                run=_run(0, {}, config),
             ),
         )
 
@@ -214,6 +215,12 @@ def shape_differences(found: Any, wanted: Any) -> list[str]:
             for name, shape in wanted.items()
             if name in found and found[name] != shape
         ]
+    )
+
+
+def _run(step: int, position: dict[str, Any], config: Config) -> ocp.args.JsonSave:
+    return ocp.args.JsonSave(
+        {"format_version": FORMAT_VERSION, "step": step, "position": position, "config": json.loads(config.to_json())}
     )
 
 

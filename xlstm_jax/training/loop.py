@@ -65,7 +65,7 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
     wall_time = WallTime(read_records(folder.metrics))
     with (
         jax.set_mesh(mesh),
-        Checkpoints(folder, config.checkpoint, steps) as checkpoints,
+        Checkpoints(folder, config) as checkpoints,
         Preemption() as preemption,
         Watchdog(config.train.watchdog_seconds, ends=config.train.watchdog_ends) as watchdog,
         Profile(folder.profile, profile) as profiler,

@@ -9,6 +9,12 @@ from xlstm_jax.config import Config, from_json
 from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import is_first_process
 
+# Keys, or their beginnings, with which a run may go on differently: how it is computed, kept and shown, not what is computed.
+MAY_CHANGE = (
+    "mesh.", "model.remat", "model.mlstm_backend", "model.slstm_backend", "model.chunk_size", "data.workers", "train.accumulation_steps",
+    "train.watchdog_", "train.heartbeat_seconds", "checkpoint.keep_", "log.",
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
@@ -79,7 +85,9 @@ def find_run(root: str | pathlib.Path) -> RunFolder:
 
 
 def open_run(root: str | pathlib.Path, config: Config) -> RunFolder:
-    """The folder of a new run, or of one with the same configuration that is to go on. Nothing is written yet.
+    """The folder of a new run, or of one that is to go on: with the same configuration, but for the keys of `MAY_CHANGE`.
+
+    Nothing is written yet; config.json stays that of the run's start, each checkpoint has its own.
 
     Raises:
         UserError: the folder belongs to a run with another configuration, or holds a run's files without config.json.
@@ -121,7 +129,7 @@ def _check_same(folder: RunFolder, config: Config) -> None:
     differing = [
         f"{key} is {there.get(key)!r} there and {given.get(key)!r} here"
         for key in sorted(there.keys() | given.keys())
-        if there.get(key) != given.get(key)
+        if there.get(key) != given.get(key) and not key.startswith(MAY_CHANGE)
     ]
     if differing:
         shown = "; ".join(differing[:10]) + (f"; and {len(differing) - 10} more" if len(differing) > 10 else "")
