@@ -218,7 +218,7 @@ def _check_dimensions(model: ModelConfig) -> None:
 
 def inner_dim(model: ModelConfig) -> int:
     """Inner dimension of the paper's mLSTM block."""
-    return round_up(model.up_factor * model.dim, 64)
+    return _round_up(model.up_factor * model.dim)
 
 
 def qk_dim(model: ModelConfig) -> int:
@@ -226,14 +226,18 @@ def qk_dim(model: ModelConfig) -> int:
     return int(model.qk_factor * model.dim)
 
 
-def ffn_dim(model: ModelConfig) -> int:
-    """Feed-forward dimension of the sLSTM and 7b blocks."""
-    return round_up(model.ffn_factor * model.dim, 64)
+def slstm_ffn_dim(model: ModelConfig) -> int:
+    """Feed-forward dimension of the paper's sLSTM block."""
+    return _round_up(model.ffn_factor * model.dim)
 
 
-def round_up(value: float, multiple: int) -> int:
-    """The smallest multiple that is not below int(value), as the public code rounds."""
-    return -(-int(value) // multiple) * multiple
+def large_ffn_dim(model: ModelConfig) -> int:
+    """Feed-forward dimension of the 7b block. Fractions are dropped first, as in its public code: 1.3 x 99 gives 128 here, 192 above."""
+    return _round_up(int(model.ffn_factor * model.dim))
+
+
+def _round_up(size: float) -> int:
+    return math.ceil(size / 64) * 64
 
 
 def _check_training(config: Config) -> None:

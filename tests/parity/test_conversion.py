@@ -120,7 +120,7 @@ def test_an_exported_folder_loads_and_generates_the_same_tokens(tmp_path, run, w
     assert written.tokens[0] == expected[0, len(ids) + 1 :].tolist()
 
 
-@pytest.mark.parametrize("dim", [48, 60])
+@pytest.mark.parametrize("dim", [48, 60, 148])
 def test_a_paper_model_here_and_back(tmp_path, dim):
     config = ModelConfig(vocab_size=37, dim=dim, num_blocks=3, num_heads=2, slstm_positions=(1,))
     fields = paper.export_config(config, context_length=128)

@@ -15,6 +15,7 @@ CONFIGS = {
     "slstm": ModelConfig(vocab_size=37, dim=64, num_blocks=2, num_heads=4, slstm_positions=(0, 1)),
     "mixed": ModelConfig(vocab_size=101, dim=96, num_blocks=5, num_heads=2, slstm_positions=(1, 4)),
     "one head": ModelConfig(vocab_size=23, dim=40, num_blocks=2, num_heads=1, slstm_positions=(0,)),
+    "odd": ModelConfig(vocab_size=29, dim=148, num_blocks=2, num_heads=4, slstm_positions=(0,)),  # 1.3 x 148 is 192.4: 256
     "wide": ModelConfig(vocab_size=320, dim=256, num_blocks=4, num_heads=4, slstm_positions=(1,)),
     "other factors": ModelConfig(
         vocab_size=50, dim=48, num_blocks=3, num_heads=2, slstm_positions=(2,), up_factor=1.5, ffn_factor=2.0, conv_width=3

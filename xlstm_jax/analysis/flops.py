@@ -6,7 +6,7 @@ count; norms, skips and the embedding look-up do not; the vocabulary projection 
 """
 
 from xlstm_jax.config import ModelConfig
-from xlstm_jax.config_checks import ffn_dim, inner_dim, qk_dim
+from xlstm_jax.config_checks import inner_dim, large_ffn_dim, qk_dim, slstm_ffn_dim
 
 CHUNK_LENGTH = 64
 
@@ -64,7 +64,7 @@ def block_flops(config: ModelConfig, kind: str) -> float:
     if kind == "slstm":
         conv = 2 * config.conv_width * dim
         gates = 2 * 4 * dim * (dim // heads)
-        return conv + gates + slstm_cell_flops(dim, heads) + 6 * dim * ffn_dim(config)
+        return conv + gates + slstm_cell_flops(dim, heads) + 6 * dim * slstm_ffn_dim(config)
     if kind == "mlstm":
         inner = inner_dim(config)
         conv = 2 * config.conv_width * inner
@@ -75,7 +75,7 @@ def block_flops(config: ModelConfig, kind: str) -> float:
     keys = qk_dim(config)
     projections = 2 * dim * (2 * keys + dim + 2 * heads) + 2 * 2 * dim * dim
     cell = heads * mlstm_cell_flops(keys // heads, dim // heads) / CHUNK_LENGTH
-    return projections + cell + 6 * dim * ffn_dim(config)
+    return projections + cell + 6 * dim * large_ffn_dim(config)
 
 
 def training_flops_per_token(config: ModelConfig) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xlstm_jax.config import ModelConfig
-from xlstm_jax.config_checks import ffn_dim, qk_dim
+from xlstm_jax.config_checks import large_ffn_dim, qk_dim
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop.mapping import SAME, SIDE_BY_SIDE, TRANSPOSED, Entry, Fields, Table, Tensors, refuse_unless
 from xlstm_jax.interop.tensor_files import Tensor
@@ -181,7 +181,7 @@ def _rows(config: ModelConfig) -> dict[str, int]:
     layer = {"q": qk_dim(config), "k": qk_dim(config), "v": config.dim, "ogate_preact": config.dim}
     rows = {f"mlstm_layer.{name}.weight": count for name, count in layer.items()}
     rows |= {name: config.num_heads for fused, parts in FUSED.items() if "ifgate" in fused for name in parts}
-    return rows | {name: ffn_dim(config) for name in FUSED["ffn.proj_up_gate_z.weight"]}
+    return rows | {name: large_ffn_dim(config) for name in FUSED["ffn.proj_up_gate_z.weight"]}
 
 
 def _cut_prefix(name: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from pallas_kernels import MLSTMState
 from xlstm_jax.config import ModelConfig
-from xlstm_jax.config_checks import ffn_dim, inner_dim, qk_dim
+from xlstm_jax.config_checks import inner_dim, large_ffn_dim, qk_dim
 from xlstm_jax.errors import backend_of
 from xlstm_jax.models.conv import CausalConv
 from xlstm_jax.models.initializers import head_linspace, shifted_normal, small_init, wang_init
@@ -192,7 +192,7 @@ class MLSTMBlock7B(nn.Module):
         y = Projection(config.dim, ("heads", "embed"), down_init, name="out_projection")(y)
         x = constrain(x + nn.Dropout(config.dropout)(y, deterministic=not self.train), *RESIDUAL_STREAM)
 
-        ffn = GatedFeedForward(ffn_dim(config), jax.nn.silu, up_init, down_init, name="ffn")
+        ffn = GatedFeedForward(large_ffn_dim(config), jax.nn.silu, up_init, down_init, name="ffn")
         y = ffn(RMSNorm(config.norm_eps, name="ffn_norm")(x))
         x = x + nn.Dropout(config.dropout)(y, deterministic=not self.train)
         return constrain(x, *RESIDUAL_STREAM), state

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from pallas_kernels import SLSTMState
 from xlstm_jax.config import ModelConfig
-from xlstm_jax.config_checks import ffn_dim
+from xlstm_jax.config_checks import slstm_ffn_dim
 from xlstm_jax.errors import backend_of
 from xlstm_jax.models.conv import CausalConv
 from xlstm_jax.models.initializers import slstm_forget_bias, small_init, uniform, wang_init
@@ -101,7 +101,7 @@ class SLSTMBlock(nn.Module):
         x = x + nn.Dropout(config.dropout)(constrain(y, *RESIDUAL_STREAM), deterministic=not self.train)
 
         gelu = functools.partial(jax.nn.gelu, approximate=False)
-        ffn = GatedFeedForward(ffn_dim(config), gelu, up_init, down_init, name="ffn")
+        ffn = GatedFeedForward(slstm_ffn_dim(config), gelu, up_init, down_init, name="ffn")
         y = ffn(LayerNorm(config.norm_eps, name="ffn_norm")(x))
         x = x + nn.Dropout(config.dropout)(y, deterministic=not self.train)
         return constrain(x, *RESIDUAL_STREAM), SLSTMBlockState(cell, window)
