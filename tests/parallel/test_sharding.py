@@ -16,7 +16,7 @@ from xlstm_jax.config_checks import check
 from xlstm_jax.data.loader import Batch
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import build_model
-from xlstm_jax.parallel import batch_sharding, check_spread, make_mesh, parameter_shardings
+from xlstm_jax.parallel import batch_sharding, check_spread, filled_rows, make_mesh, parameter_shardings
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.state import abstract_params, abstract_state, init_params, init_state, shardings_of
 from xlstm_jax.training.step import loss_sum, make_train_step
@@ -261,3 +261,14 @@ def test_a_mesh_takes_the_devices_that_it_names():
     assert make_mesh(MeshConfig(data=-1, tensor=2)).shape["data"] == 4
     with pytest.raises(UserError, match="does not fit 8 devices"):
         mesh_of((16, 1, 1, 1))
+
+
+def test_rows_that_can_not_be_dealt_out_are_refused_with_their_number():
+    """Of training; an evaluation fills up its batches."""
+    mesh = mesh_of((2, 4, 1, 1))
+    assert batch_sharding(mesh, 16).spec[0] == ("data", "fsdp")
+    with pytest.raises(UserError, match="^12 rows .data.batch_size 12, train.accumulation_steps 1. can't be dealt out to 8 devices"):
+        batch_sharding(mesh, 12)
+    with pytest.raises(UserError, match="^4 rows .data.batch_size 16, train.accumulation_steps 4. can't be dealt out to 8 devices"):
+        batch_sharding(mesh, 16, accumulation_steps=4)
+    assert [filled_rows(mesh, rows) for rows in (1, 8, 9)] == [8, 8, 16]

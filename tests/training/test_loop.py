@@ -144,7 +144,7 @@ MESHES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), MESHES, ids=["data to fsdp and tensor", "fsdp to one device", "one device to all axes"])
 def test_a_run_goes_on_on_another_mesh_with_the_same_samples(tiny, module_tmp, tmp_path, monkeypatch, capsys, before, after):
-    keys = {"data.batch_size": 8, "eval.batch_size": 8, "checkpoint.every": 2}
+    keys = {"data.batch_size": 8, "checkpoint.every": 2}
     if not (module_tmp / "one device").exists():
         loop.train(tiny(keys), module_tmp / "one device")
     with monkeypatch.context() as patch:
@@ -155,6 +155,8 @@ def test_a_run_goes_on_on_another_mesh_with_the_same_samples(tiny, module_tmp, t
     assert "resumed from step 2" in capsys.readouterr().out
     expected = losses(module_tmp / "one device")
     np.testing.assert_allclose([losses(tmp_path)[step] for step in expected], list(expected.values()), rtol=1e-5)
+    held_out = [losses(run, "validation")[6] for run in (tmp_path, module_tmp / "one device")]  # with eval.batch_size 4 on 8 devices
+    np.testing.assert_allclose(*held_out, rtol=1e-5)
     run = json.loads((tmp_path / "checkpoints" / "6" / "run" / "metadata").read_text())
     assert run["config"] == json.loads(tiny(keys | after).to_json())
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from xlstm_jax.config import Config
 from xlstm_jax.data.loader import Batch, TokenSource, eval_batches
-from xlstm_jax.parallel import batch_sharding, put_batch
+from xlstm_jax.parallel import batch_sharding, filled_rows, put_batch
 from xlstm_jax.training.step import count_tokens, loss_sum
 
 EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
@@ -80,16 +80,17 @@ def evaluate(eval_step: EvalStep, params: Any, batches: Iterable[Batch], text_by
 def perplexity_of(
     eval_step: EvalStep, params: Any, source: TokenSource, *, config: Config, mesh: jax.sharding.Mesh
 ) -> Perplexity:
-    """The evaluation that the configuration asks for: its windows, its first tokens or all."""
+    """The evaluation that the configuration asks for: its windows, its first tokens or all; at least a row for each device."""
     context_length = config.eval.context_length or config.data.context_length
+    rows = filled_rows(mesh, config.eval.batch_size)
     batches = eval_batches(
         source,
-        config.eval.batch_size,
+        rows,
         context_length,
         config.eval.max_tokens,
         reset_at_document=config.data.reset_at_document,
     )
-    to_devices = batch_sharding(mesh, config.eval.batch_size, context_length)
+    to_devices = batch_sharding(mesh, rows, context_length)
     on_devices = (put_batch(batch, to_devices) for batch in batches)
     return evaluate(eval_step, params, on_devices, scored_bytes(source, config.eval.max_tokens))
 

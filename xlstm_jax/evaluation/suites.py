@@ -19,7 +19,7 @@ from xlstm_jax.evaluation.scoring import Scorer
 from xlstm_jax.evaluation.speed import BATCHES, LENGTHS, time_batches, time_lengths
 from xlstm_jax.generation.generator import Generator
 from xlstm_jax.interop.opening import Opened, open_checkpoint
-from xlstm_jax.parallel import batch_sharding, make_mesh, replicated
+from xlstm_jax.parallel import batch_sharding, filled_rows, make_mesh, replicated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Evaluation:
             data = dataclasses.replace(data, path=options.data, validation_path=None, validation_sets=None)
         rows = options.batch_size or config.eval.batch_size
         evaluation = dataclasses.replace(
-            config.eval, max_tokens=options.max_tokens or config.eval.max_tokens, batch_size=-(-rows // self.mesh.size) * self.mesh.size
+            config.eval, max_tokens=options.max_tokens or config.eval.max_tokens, batch_size=filled_rows(self.mesh, rows)
         )
         self.config = dataclasses.replace(config, data=data, eval=evaluation)
         self.place = functools.partial(jax.device_put, device=batch_sharding(self.mesh, evaluation.batch_size))

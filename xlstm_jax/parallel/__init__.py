@@ -3,7 +3,7 @@
 from xlstm_jax.parallel.axes import LOGICAL_AXIS_RULES, constrain, gathered, num_shards
 from xlstm_jax.parallel.devices import compute_dtype, num_devices, platform
 from xlstm_jax.parallel.functions import mlstm, on_own_part, slstm
-from xlstm_jax.parallel.mesh import batch_sharding, make_mesh, mesh_in_context, replicated
+from xlstm_jax.parallel.mesh import batch_sharding, filled_rows, make_mesh, mesh_in_context, replicated
 from xlstm_jax.parallel.processes import is_first_process, own_part, put_batch, start_processes
 from xlstm_jax.parallel.shardings import check_spread, parameter_shardings
 
@@ -13,6 +13,7 @@ __all__ = [
     "check_spread",
     "compute_dtype",
     "constrain",
+    "filled_rows",
     "gathered",
     "is_first_process",
     "make_mesh",

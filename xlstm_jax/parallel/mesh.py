@@ -53,21 +53,36 @@ def _placed(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray
     return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
 
 
-def batch_sharding(mesh: jax.sharding.Mesh, batch_size: int, context_length: int | None = None) -> jax.sharding.NamedSharding:
+def batch_sharding(
+    mesh: jax.sharding.Mesh, batch_size: int, context_length: int | None = None, *, accumulation_steps: int = 1
+) -> jax.sharding.NamedSharding:
     """Rows of a batch `[B T]` spread over the axes data and fsdp, its time over the axis sequence if a context_length is given.
 
     Raises:
-        UserError: the rows or the tokens can't be dealt out evenly.
+        UserError: the tokens, or the rows of a micro-batch, can't be dealt out evenly.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % parts:
-        raise UserError(f"a batch of {batch_size} can't be dealt out to {parts} devices; use a multiple, or set mesh.data")
+    parts, rows = _row_parts(mesh), batch_size // accumulation_steps
+    if rows % parts:
+        raise UserError(
+            f"{rows} rows (data.batch_size {batch_size}, train.accumulation_steps {accumulation_steps}) can't be dealt out to {parts} "
+            "devices (mesh.data x mesh.fsdp); use a multiple, or a smaller mesh"
+        )
     if context_length is not None and context_length % mesh.shape["sequence"]:
         raise UserError(
             f"samples of {context_length} tokens can't be dealt out to mesh.sequence {mesh.shape['sequence']}; use a multiple"
         )
     axes = ("data", "fsdp"), *(() if context_length is None else ("sequence",))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+
+def filled_rows(mesh: jax.sharding.Mesh, rows: int) -> int:
+    """The least number of rows from `rows` on that `batch_sharding` can deal out."""
+    parts = _row_parts(mesh)
+    return -(-rows // parts) * parts
+
+
+def _row_parts(mesh: jax.sharding.Mesh) -> int:
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def mesh_in_context() -> jax.sharding.Mesh | None:

@@ -77,7 +77,7 @@ def compile_step(config: Config, topology: str) -> StepReport:
     devices = absent_devices(topology)
     mesh = make_mesh(config.mesh, devices)
     rows, length = config.data.batch_size, config.data.context_length
-    tokens = batch_sharding(mesh, rows, length)
+    tokens = batch_sharding(mesh, rows, length, accumulation_steps=config.train.accumulation_steps)
     flops = training_flops_per_token(config.model) * rows * length
     chip = topology.partition(":")[0]
     known = {

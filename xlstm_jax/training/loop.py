@@ -57,9 +57,9 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
         _say(*(f"{name}: {line}" for line in other.description))
 
     mesh = make_mesh(config.mesh)
-    to_devices = batch_sharding(mesh, config.data.batch_size, config.data.context_length)
-    evaluation_batch = config.eval.batch_size, config.eval.context_length or config.data.context_length
-    batch_sharding(mesh, *evaluation_batch)  # refuses now what would fail at the first evaluation
+    accumulation_steps = config.train.accumulation_steps
+    to_devices = batch_sharding(mesh, config.data.batch_size, config.data.context_length, accumulation_steps=accumulation_steps)
+    batch_sharding(mesh, mesh.size, config.eval.context_length)  # refuses now what would fail at the first evaluation
     steps = config.train.steps
     model, optimizer = build_model(config.model), make_optimizer(config.optimizer, schedule)
     wall_time = WallTime(read_records(folder.metrics))
