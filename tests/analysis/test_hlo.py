@@ -61,6 +61,14 @@ HloModule step
   %k = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", metadata={op_name="mlstm"}
 }
 
+%fused.start (param_0: bf16[8,4]) -> bf16[64,4] {
+  %all-gather.7 = bf16[64,4]{1,0} all-gather(%param_0), channel_id=3, dimensions={0}, frontend_attributes={chain_id="4"}
+}
+
+%fused.in_the_loop (param_0: bf16[8,4]) -> bf16[64,4] {
+  %all-gather.8 = bf16[64,4]{1,0} all-gather(%param_0), channel_id=3, dimensions={0}, frontend_attributes={chain_id="4"}
+}
+
 %wide.condition (t: (s32[], bf16[8,4])) -> pred[] {
   %constant.5 = s32[]{:T(128)} constant(8), backend_config={}
   ROOT %lt.59 = pred[]{:T(512)} compare(%get-tuple-element.1, %constant.5), direction=LT
@@ -68,12 +76,14 @@ HloModule step
 
 %wide.body (t: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
   %rs = f32[4]{0:T(128)} reduce-scatter(%x), dimensions={0}, to_apply=%add
+  %part = bf16[64,4]{1,0} fusion(%x), kind=kCustom, calls=%fused.in_the_loop
 }
 
 ENTRY %main.1 (x: bf16[8,4]) -> bf16[64,4] {
   %while.1 = (s32[], bf16[8,4]{1,0}) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"48"}}
   %while.2 = (s32[]{:T(128)}, bf16[8,4]{1,0:T(8,128)(2,1)S(1)}) while(%t), condition=%wide.condition, body=%wide.body, backend_config={}
   %f = bf16[64,4]{1,0} fusion(%x), kind=kCustom, calls=%fused
+  %begin = bf16[64,4]{1,0} fusion(%x), kind=kCustom, calls=%fused.start
   %other = f32[8]{0} custom-call(%x), custom_call_target="Sharding"
 }
 """
@@ -81,12 +91,14 @@ ENTRY %main.1 (x: bf16[8,4]) -> bf16[64,4] {
 
 def test_asynchronous_and_fused_collectives_and_kernels_in_loops():
     assert collective_bytes(TPU) == {
-        "all-gather": 48 * 64 * 4 * 2 + 64 * 4 * 2,
+        "all-gather": 48 * 64 * 4 * 2 + 64 * 4 * 2 + 64 * 4 * 2,  # the last: the chain, once
         "all-reduce": 48 * 64,
         "collective-permute": 48 * 16,
         "reduce-scatter": 8 * 16,
     }
     assert kernel_calls(TPU) == {"pallas_tpu": 48}
+    for target, backend in (("mosaic_gpu", "pallas_gpu"), ("mosaic_gpu_v2", "pallas_gpu"), ("__gpu$xla.gpu.triton", "pallas_triton")):
+        assert kernel_calls(TPU.replace("tpu_custom_call", target)) == {backend: 48}
 
 
 @pytest.mark.parametrize(("dtype", "shape", "size"), [("f32", "8,128", 4096), ("bf16", "", 2), ("pred", "3", 3), ("s8", "8", 8)])
