@@ -34,7 +34,14 @@ from pallas_kernels import MLSTMState, SLSTMState, mlstm, slstm
 
 CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # Heads, K, V of the paper's models and of xLSTM 7B; heads and V of their sLSTM blocks, and heads that share the lanes of a register.
-MLSTM_HEADS = {"125m": (4, 384, 384), "350m": (4, 512, 512), "760m": (4, 768, 768), "1.3b": (4, 1024, 1024), "7b": (8, 256, 512)}
+MLSTM_HEADS = {
+    "125m": (4, 384, 384),
+    "350m": (4, 512, 512),
+    "760m": (4, 768, 768),
+    "1.3b": (4, 1024, 1024),
+    "2.7b": (4, 1280, 1280),
+    "7b": (8, 256, 512),
+}
 SLSTM_HEADS = {"125m": (4, 192), "350m": (4, 256), "760m": (4, 384), "1.3b": (4, 512), "narrow": (12, 64)}
 TIMES = (2048, 8192)
 SLSTM_BATCH = 16

@@ -70,12 +70,13 @@ def test_in_the_simulator(monkeypatch, capfd, spec):
 def test_what_it_does_not_serve():
     """The reason is in the error, and no work was done."""
     q, gate = jnp.zeros((1, 32, 1, 64), jnp.bfloat16), jnp.zeros((1, 32, 1))
-    wide = jnp.zeros((1, 32, 1, 1100), jnp.bfloat16)
+    wide, wider = jnp.zeros((1, 32, 1, 1300), jnp.bfloat16), jnp.zeros((1, 32, 1, 2600), jnp.bfloat16)
     calls = {
         "all bfloat16 or all float32": ([q, q.astype(jnp.float32), q, gate, gate], {}),
         "they are float16": ([q.astype(jnp.float16)] * 3 + [gate, gate], {}),
         "multiple of 16 up to 512": ([q, q, q, gate, gate], {"chunk_size": 40}),
-        "must fit VMEM": ([wide, wide, wide, gate, gate], {}),
+        "must fit VMEM.* 1300 x 1300": ([wide, wide, wide, gate, gate], {}),
+        "must fit VMEM.* 64 x 2600": ([q, q, wider, gate, gate], {}),
     }
     with interpreted(True):
         for reason, (arguments, options) in calls.items():

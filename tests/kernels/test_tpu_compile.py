@@ -76,5 +76,5 @@ def test_a_kernel_that_asks_for_too_much_vmem_is_refused(chip):
 
 
 def test_the_shapes_are_the_models():
-    assert MLSTM_HEADS == specs.MODELS
+    assert specs.MODELS | {"2.7b": (4, 1280, 1280)} == MLSTM_HEADS
     assert SLSTM_HEADS.keys() == {"125m", "350m", "760m", "1.3b", "narrow"}

@@ -29,11 +29,12 @@ def test_mlstm_says_what_it_moves(model, dtype, state):
 def test_mlstm_reads_and_writes_everything_once(model, time):
     """A training step's forward: at most 1.25 of one read of q, k, v, i, f and one write of h, states kept and the last one included.
 
-    1.3B at T 2048 has 1.2534: its last state is 4 of 16 MiB.
+    But at T 2048 the last state of 1.3B, in float32, is 4 of 16 MiB (1.2534 in all), that of 2.7B 6.25 of 20; and 2.7B keeps a state
+    every 1280 tokens, as its states between take more VMEM than others'.
     """
     loss, arguments = aot_tpu.mlstm_case(model, time, state=False)
     least = aot_tpu.least_traffic(arguments)
-    bound = 1.254 if (model, time) == ("1.3b", 2048) else 1.25
+    bound = {("1.3b", 2048): 1.254, ("2.7b", 2048): 1.472, ("2.7b", 8192): 1.316}.get((model, time), 1.25)
     for call in calls_of((loss, arguments))[:2]:
         assert call.params["cost_estimate"].bytes_accessed == aot_tpu.traffic(call)
         assert aot_tpu.traffic(call) <= bound * least
