@@ -27,7 +27,7 @@ import numpy as np
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.generation import GREEDY, decode, session
 from xlstm_jax.generation.decoding import row_keys
-from xlstm_jax.generation.weights import cast_weights
+from xlstm_jax.generation.weights import cast_weights, for_steps
 from xlstm_jax.interop import folders, large
 from xlstm_jax.interop.convert import import_params
 from xlstm_jax.models import build_model
@@ -56,6 +56,7 @@ class Ours:
 
     def __init__(self, model: Any, params: Any):
         self.model, self.params = model, cast_weights(params, model.config)
+        self.for_steps = for_steps(self.model, self.params)
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         return np.asarray(jax.jit(lambda params, tokens: self.model.apply({"params": params}, tokens)[0])(self.params, tokens))
@@ -66,7 +67,7 @@ class Ours:
     def write(self, start: session.Session, count: int) -> tuple[session.Session, np.ndarray]:
         batch = len(start.position)
         after, tokens, _ = decode(
-            self.model, self.params, start, row_keys(range(batch)), jnp.zeros(batch, bool), count, space=DECODED, sampling=GREEDY
+            *self.for_steps, start, row_keys(range(batch)), jnp.zeros(batch, bool), count, space=DECODED, sampling=GREEDY
         )
         return after, np.asarray(tokens)[:, :count]
 

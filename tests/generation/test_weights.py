@@ -1,14 +1,19 @@
-"""Weights cast beforehand give the same results to the bit, in less memory."""
+"""Weights cast beforehand give the same results to the bit, in less memory; blocks that stand apart give the same, in the same memory."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.generation.conftest import build
-from xlstm_jax.generation.weights import cast_weights
+from xlstm_jax.generation import GREEDY, decode, session
+from xlstm_jax.generation.decoding import row_keys
+from xlstm_jax.generation.weights import cast_weights, for_steps
 from xlstm_jax.models import build_model
+from xlstm_jax.models.backbone import join_states, split_blocks
+from xlstm_jax.training.state import init_params
 
 
 def test_cast_weights_change_no_bit(model_and_params):
@@ -27,3 +32,57 @@ def test_nothing_is_cast_where_the_model_computes_in_float32():
     model, params = build("7b")
     cast = cast_weights(params, dataclasses.replace(model.config, dtype="float32"))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(cast))
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """A stack of which one run is a pattern of two blocks, repeated, and one a single block."""
+    config = dataclasses.replace(build("paper")[0].config, num_blocks=7, slstm_positions=(1, 3, 5), dim=32)
+    model = build_model(config)
+    return model, jax.tree.map(lambda x: x * 2 if x.ndim > 1 else x, jax.jit(lambda: init_params(model, seed=4))())
+
+
+def write(model, params, start, count=20):
+    return decode(model, params, start, row_keys(range(2)), jnp.zeros(2, bool), count, space=count, sampling=GREEDY)
+
+
+def test_blocks_apart_write_the_same(deep):
+    """Tokens, and every state in its place; from an empty session on and from one that was written."""
+    model, params = deep
+    step_model, step_params = for_steps(model, params)
+    assert step_model.apart and len(step_model.init_state(2).blocks) == 7 > len(model.init_state(2).blocks)
+    assert jax.eval_shape(lambda: init_params(step_model, 0)) == jax.eval_shape(lambda: step_params)
+    start = session.read(model, params, [[3, 1, 2], [5]])
+    for _ in range(2):
+        (first, tokens, _), (second, again, _) = write(model, params, start), write(step_model, step_params, start)
+        np.testing.assert_array_equal(tokens, again)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5), first, second)
+        start = second
+
+
+def test_splitting_is_undone_by_joining(deep):
+    state = jax.tree.map(lambda x: jnp.arange(x.size, dtype=x.dtype).reshape(x.shape), deep[0].init_state(2).blocks)
+    apart = split_blocks(state, deep[0].config, lambda x: jnp.split(x, len(x)))
+    jax.tree.map(np.testing.assert_array_equal, join_states(apart, deep[0].config), state)
+
+
+def test_blocks_apart_take_no_memory():
+    """Kernels are views of the stacked ones; a step copies none: what it holds beside its arguments is less than one block's kernels."""
+    config = dataclasses.replace(build("7b")[0].config, dim=128, num_blocks=6)
+    model = build_model(config)
+    params = jax.jit(lambda: init_params(model, seed=0))()
+    step_model, step_params = for_steps(model, params)
+    whole = params["backbone"]["blocks_0"]["ffn"]["up_projection"]["kernel"]
+    for index in range(config.num_blocks):
+        part = step_params["backbone"][f"blocks_{index}"]["ffn"]["up_projection"]["kernel"]
+        assert part.unsafe_buffer_pointer() == whole.unsafe_buffer_pointer() + index * part.nbytes
+    start = session.empty_session(model, 1)
+    arguments = (start, row_keys([0]), jnp.zeros(1, bool), 8)
+    compiled = decode.lower(step_model, step_params, *arguments, space=8, sampling=GREEDY).compile()
+    states = sum(leaf.nbytes for leaf in jax.tree.leaves(start))
+    assert compiled.memory_analysis().temp_size_in_bytes - states < whole.nbytes // config.num_blocks
+
+
+def test_traced_parameters_stay_as_they_are(paper_model):
+    model, params = paper_model
+    assert not jax.jit(lambda params: jnp.array(for_steps(model, params)[0].apart))(params)

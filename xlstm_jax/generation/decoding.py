@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from xlstm_jax.generation.sampling import Sampling, choose
 from xlstm_jax.generation.session import Session, empty_session, read_piece
+from xlstm_jax.models.backbone import join_states, split_blocks
 from xlstm_jax.typing import Array, Bool, Int
 
 NOTHING = -1  # in the place of a token: the row had ended
@@ -32,6 +33,7 @@ def decode(
     The t-th token of a row is drawn with its key folded with t: a text drawn in parts, or in another batch, is the same.
 
     Args:
+        model, params: fastest as `weights.for_steps` gives them; the session's states are stacked in any case.
         space: length of the result, at least `num_tokens`, which is no part of the compiled program.
         ended: rows that write nothing; without effect where `stop_tokens` is None.
         stop_tokens: a row ends after one of them. None: no row ends, which spares a step its padding.
@@ -66,8 +68,16 @@ def decode(
 
     ended = ended if may_end else jnp.zeros_like(ended)
     tokens = jnp.full((len(ended), space), NOTHING, jnp.int32)
+    if model.apart:
+        session = _with_blocks(session, split_blocks(session.state.blocks, model.config, lambda x: jnp.split(x, len(x))))
     _, session, ended, tokens = jax.lax.while_loop(unfinished, step, (0, session, ended, tokens))
+    if model.apart:
+        session = _with_blocks(session, join_states(session.state.blocks, model.config))
     return session, tokens, ended
+
+
+def _with_blocks(session: Session, blocks: Any) -> Session:
+    return session._replace(state=session.state._replace(blocks=blocks))
 
 
 def row_keys(seeds: Any) -> Array:

@@ -14,6 +14,7 @@ from xlstm_jax.generation.decoding import NOTHING, decode, row_keys
 from xlstm_jax.generation.sampling import UNCHANGED, Sampling
 from xlstm_jax.generation.session import Session
 from xlstm_jax.generation.text import TextStream
+from xlstm_jax.generation.weights import for_steps
 
 BLOCK = 16  # tokens that the device writes before the host looks at them
 
@@ -48,6 +49,7 @@ class Generator:
 
     def __init__(self, model: nn.Module, params: Any, tokenizer: Tokenizer):
         self.model, self.params, self.tokenizer = model, params, tokenizer
+        self._for_steps = for_steps(model, params)
 
     def read(self, texts: Sequence[str], session: Session | None = None) -> Session:
         """The session after the texts: new documents, each begun by an end-of-text token, or the given session's rows continued."""
@@ -93,8 +95,7 @@ class Generator:
         while written < max_new_tokens and not ended.all():
             before, count = session, min(BLOCK, max_new_tokens - written)
             session, block, ended_by_token = decode(
-                self.model,
-                self.params,
+                *self._for_steps,
                 session,
                 keys,
                 jnp.asarray(ended),

@@ -1,7 +1,7 @@
 """The stack of residual blocks: what repeats is scanned, states are explicit."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -58,12 +58,14 @@ class BlockRun(NamedTuple):
         return [(self.name, f"block_{offset}") for offset in range(len(self.kinds))]
 
 
-def block_runs(config: ModelConfig) -> list[BlockRun]:
-    """The stack as patterns that repeat, chosen so that as few blocks as possible are compiled.
+def block_runs(config: ModelConfig, apart: bool = False) -> list[BlockRun]:
+    """The stack as patterns that repeat, chosen so that as few blocks as possible are compiled; `apart`: each block by itself.
 
     Equal neighbours make a run; so do the three pairs of [7:1]'s positions 3, 5, 7: its 13 runs of equal blocks become 5 of 7 blocks.
     """
     kinds = config.block_kinds
+    if apart:
+        return [BlockRun(f"blocks_{index}", (kind,), index, 1) for index, kind in enumerate(kinds)]
     best: list[tuple[int, int, tuple[BlockRun, ...]]] = [(0, 0, ())]  # (blocks compiled, runs, the runs) from each block to the end
     for start in reversed(range(len(kinds))):
         candidates = []
@@ -121,9 +123,13 @@ class Backbone(nn.Module):
     """A causal sequence-to-sequence layer [B T D] -> [B T D]: `num_blocks` residual blocks and a final norm.
 
     Usable by itself, wherever a recurrent layer is: `y, state = backbone.apply(variables, x, state)`.
+
+    Attributes:
+        apart: nothing is scanned; parameters and states are those of each block (`split_blocks`).
     """
 
     config: ModelConfig
+    apart: bool = False
 
     @nn.compact
     def __call__(
@@ -147,7 +153,7 @@ class Backbone(nn.Module):
         x = constrain(x.astype(compute_dtype(config.dtype)), *RESIDUAL_STREAM)
         previous_segment = None if state is None else state.segment
         block_states = {}
-        for run in block_runs(config):
+        for run in block_runs(config, self.apart):
             body = _block(config, *run.kinds) if len(run.kinds) == 1 else functools.partial(Pattern, kinds=run.kinds)
             scan = functools.partial(
                 nn.scan,
@@ -177,13 +183,13 @@ class Backbone(nn.Module):
     @nn.nowrap
     def init_state(self, batch_size: int, dtype=jnp.float32) -> BackboneState:
         """`init_backbone_state` of this stack's configuration."""
-        return init_backbone_state(self.config, batch_size, dtype)
+        return init_backbone_state(self.config, batch_size, dtype, self.apart)
 
 
-def init_backbone_state(config: ModelConfig, batch_size: int, dtype=jnp.float32) -> BackboneState:
+def init_backbone_state(config: ModelConfig, batch_size: int, dtype=jnp.float32, apart: bool = False) -> BackboneState:
     """The empty state, a function of the configuration alone. `dtype` is that of the convolutions' windows."""
     states = {}
-    for run in block_runs(config):
+    for run in block_runs(config, apart):
         pattern = tuple(_init_block(config, kind, batch_size, dtype) for kind in run.kinds)
         states[run.name] = _repeated(pattern if len(pattern) > 1 else pattern[0], run.repeats)
     return BackboneState(states, jnp.full((batch_size,), -1, jnp.int32))
@@ -191,6 +197,45 @@ def init_backbone_state(config: ModelConfig, batch_size: int, dtype=jnp.float32)
 
 def _repeated(state: Any, repeats: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (repeats, *leaf.shape)), state)
+
+
+def split_blocks(runs: Mapping[str, Any], config: ModelConfig, rows: Callable[[Array], Sequence[Array]]) -> dict[str, Any]:
+    """Parameters or states of the runs as those of each block, which a `Backbone` with `apart` takes.
+
+    Args:
+        rows: x[0:1], x[1:2], ... of a leaf x.
+    """
+    apart = {}
+    for run in block_runs(config):
+        for offset, blocks in enumerate(_pattern(runs[run.name], run)):
+            leaves, structure = jax.tree.flatten(blocks)
+            cut = [rows(leaf) for leaf in leaves]
+            for repeat in range(run.repeats):
+                apart[_name(run, repeat, offset)] = structure.unflatten([parts[repeat] for parts in cut])
+    return apart
+
+
+def join_states(apart: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """The states of the runs from those of each block: `split_blocks` undone."""
+    runs = {}
+    for run in block_runs(config):
+        pattern = []
+        for offset in range(len(run.kinds)):
+            blocks = [apart[_name(run, repeat, offset)] for repeat in range(run.repeats)]
+            pattern.append(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *blocks))
+        runs[run.name] = tuple(pattern) if len(pattern) > 1 else pattern[0]
+    return runs
+
+
+def _name(run: BlockRun, repeat: int, offset: int) -> str:
+    return f"blocks_{run.start + repeat * len(run.kinds) + offset}"
+
+
+def _pattern(tree: Any, run: BlockRun) -> Sequence[Any]:
+    """What a run has for each block of its pattern: states are a tuple, parameters have names."""
+    if len(run.kinds) == 1:
+        return (tree,)
+    return tree if isinstance(tree, tuple) else [tree[f"block_{offset}"] for offset in range(len(run.kinds))]
 
 
 def _init_block(config: ModelConfig, kind: str, batch_size: int, dtype) -> Any:

@@ -12,9 +12,10 @@ from xlstm_jax.typing import Activations, Array, Float, Logits, SegmentIds, Toke
 
 
 class LanguageModel(nn.Module):
-    """Next-token logits from tokens; no positional encoding."""
+    """Next-token logits from tokens; no positional encoding. `apart` as in `Backbone`."""
 
     config: ModelConfig
+    apart: bool = False
 
     def setup(self):
         init = small_init(self.config.dim)
@@ -23,7 +24,7 @@ class LanguageModel(nn.Module):
             self.config.dim,
             embedding_init=nn.with_logical_partitioning(init, ("vocab", "embed")),
         )
-        self.backbone = Backbone(self.config)
+        self.backbone = Backbone(self.config, self.apart)
         if not self.config.tie_embeddings:
             self.lm_head = Kernel(self.config.vocab_size, ("embed", "vocab"), init)
 
@@ -70,7 +71,7 @@ class LanguageModel(nn.Module):
     @nn.nowrap
     def init_state(self, batch_size: int, dtype=jnp.float32) -> BackboneState:
         """The empty state, a function of the configuration alone. `dtype` is that of the convolutions' windows."""
-        return init_backbone_state(self.config, batch_size, dtype)
+        return init_backbone_state(self.config, batch_size, dtype, self.apart)
 
 
 def build_model(config: ModelConfig) -> LanguageModel:

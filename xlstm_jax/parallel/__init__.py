@@ -1,7 +1,7 @@
 """The only place in xlstm_jax that knows about devices: the mesh, the logical-axis rules, the compute dtype."""
 
 from xlstm_jax.parallel.axes import LOGICAL_AXIS_RULES, constrain, gathered, num_shards
-from xlstm_jax.parallel.devices import compute_dtype, num_devices, platform
+from xlstm_jax.parallel.devices import compute_dtype, num_devices, on_one_cpu, platform, rows_in_place
 from xlstm_jax.parallel.functions import mlstm, on_own_part, slstm
 from xlstm_jax.parallel.mesh import batch_sharding, filled_rows, make_mesh, mesh_in_context, replicated
 from xlstm_jax.parallel.processes import is_first_process, own_part, put_batch, start_processes
@@ -21,12 +21,14 @@ __all__ = [
     "mlstm",
     "num_devices",
     "num_shards",
+    "on_one_cpu",
     "on_own_part",
     "own_part",
     "parameter_shardings",
     "platform",
     "put_batch",
     "replicated",
+    "rows_in_place",
     "slstm",
     "start_processes",
 ]

@@ -1,7 +1,12 @@
 """What the device that a program is lowered for decides."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from xlstm_jax.typing import Array, Float
 
 
 def platform() -> str:
@@ -24,3 +29,18 @@ def num_devices() -> int:
     """How many devices a program is spread over: those of the mesh in context, else one."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.size
+
+
+def on_one_cpu(tree: Any) -> bool:
+    """Whether all leaves are arrays in the memory of one CPU device, where `rows_in_place` costs nothing."""
+    leaves = jax.tree.leaves(tree)
+    if any(isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array) for leaf in leaves):
+        return False
+    devices = set().union(*(leaf.devices() for leaf in leaves))
+    return len(devices) == 1 and devices.pop().platform == "cpu"
+
+
+def rows_in_place(x: Float[Array, "N *D"]) -> list[Float[Array, "1 *D"]]:
+    """x[0:1], x[1:2], ... as arrays that share the memory of x, which is `on_one_cpu`; rows that are not aligned to 64 bytes are copied."""
+    memory = np.asarray(x)
+    return [jax.device_put(memory[i : i + 1], x.sharding if x.committed else None, may_alias=True) for i in range(len(memory))]
