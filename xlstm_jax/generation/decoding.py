@@ -69,7 +69,7 @@ def decode(
     ended = ended if may_end else jnp.zeros_like(ended)
     tokens = jnp.full((len(ended), space), NOTHING, jnp.int32)
     if model.apart:
-        session = _with_blocks(session, split_blocks(session.state.blocks, model.config, lambda x: jnp.split(x, len(x))))
+        session = _with_blocks(session, split_blocks(session.state.blocks, model.config, list))
     _, session, ended, tokens = jax.lax.while_loop(unfinished, step, (0, session, ended, tokens))
     if model.apart:
         session = _with_blocks(session, join_states(session.state.blocks, model.config))

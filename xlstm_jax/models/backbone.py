@@ -58,14 +58,12 @@ class BlockRun(NamedTuple):
         return [(self.name, f"block_{offset}") for offset in range(len(self.kinds))]
 
 
-def block_runs(config: ModelConfig, apart: bool = False) -> list[BlockRun]:
-    """The stack as patterns that repeat, chosen so that as few blocks as possible are compiled; `apart`: each block by itself.
+def block_runs(config: ModelConfig) -> list[BlockRun]:
+    """The stack as patterns that repeat, chosen so that as few blocks as possible are compiled.
 
     Equal neighbours make a run; so do the three pairs of [7:1]'s positions 3, 5, 7: its 13 runs of equal blocks become 5 of 7 blocks.
     """
     kinds = config.block_kinds
-    if apart:
-        return [BlockRun(f"blocks_{index}", (kind,), index, 1) for index, kind in enumerate(kinds)]
     best: list[tuple[int, int, tuple[BlockRun, ...]]] = [(0, 0, ())]  # (blocks compiled, runs, the runs) from each block to the end
     for start in reversed(range(len(kinds))):
         candidates = []
@@ -125,7 +123,7 @@ class Backbone(nn.Module):
     Usable by itself, wherever a recurrent layer is: `y, state = backbone.apply(variables, x, state)`.
 
     Attributes:
-        apart: nothing is scanned; parameters and states are those of each block (`split_blocks`).
+        apart: nothing is scanned or stacked; parameters and states are those of each block (`split_blocks`).
     """
 
     config: ModelConfig
@@ -153,7 +151,14 @@ class Backbone(nn.Module):
         x = constrain(x.astype(compute_dtype(config.dtype)), *RESIDUAL_STREAM)
         previous_segment = None if state is None else state.segment
         block_states = {}
-        for run in block_runs(config, self.apart):
+        if self.apart:
+            for index, kind in enumerate(config.block_kinds):
+                name = f"blocks_{index}"
+                block = _block(config, kind)(config, train, name=name)
+                x, block_states[name] = block(
+                    x, None if state is None else state.blocks[name], jnp.asarray(index), segment_ids, previous_segment
+                )
+        for run in () if self.apart else block_runs(config):
             body = _block(config, *run.kinds) if len(run.kinds) == 1 else functools.partial(Pattern, kinds=run.kinds)
             scan = functools.partial(
                 nn.scan,
@@ -188,11 +193,15 @@ class Backbone(nn.Module):
 
 def init_backbone_state(config: ModelConfig, batch_size: int, dtype=jnp.float32, apart: bool = False) -> BackboneState:
     """The empty state, a function of the configuration alone. `dtype` is that of the convolutions' windows."""
+    segment = jnp.full((batch_size,), -1, jnp.int32)
+    if apart:
+        kinds = enumerate(config.block_kinds)
+        return BackboneState({f"blocks_{index}": _init_block(config, kind, batch_size, dtype) for index, kind in kinds}, segment)
     states = {}
-    for run in block_runs(config, apart):
+    for run in block_runs(config):
         pattern = tuple(_init_block(config, kind, batch_size, dtype) for kind in run.kinds)
         states[run.name] = _repeated(pattern if len(pattern) > 1 else pattern[0], run.repeats)
-    return BackboneState(states, jnp.full((batch_size,), -1, jnp.int32))
+    return BackboneState(states, segment)
 
 
 def _repeated(state: Any, repeats: int) -> Any:
@@ -203,7 +212,7 @@ def split_blocks(runs: Mapping[str, Any], config: ModelConfig, rows: Callable[[A
     """Parameters or states of the runs as those of each block, which a `Backbone` with `apart` takes.
 
     Args:
-        rows: x[0:1], x[1:2], ... of a leaf x.
+        rows: x[0], x[1], ... of a leaf x.
     """
     apart = {}
     for run in block_runs(config):
@@ -222,7 +231,7 @@ def join_states(apart: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]
         pattern = []
         for offset in range(len(run.kinds)):
             blocks = [apart[_name(run, repeat, offset)] for repeat in range(run.repeats)]
-            pattern.append(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *blocks))
+            pattern.append(jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks))
         runs[run.name] = tuple(pattern) if len(pattern) > 1 else pattern[0]
     return runs
 

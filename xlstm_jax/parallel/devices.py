@@ -40,7 +40,8 @@ def on_one_cpu(tree: Any) -> bool:
     return len(devices) == 1 and devices.pop().platform == "cpu"
 
 
-def rows_in_place(x: Float[Array, "N *D"]) -> list[Float[Array, "1 *D"]]:
-    """x[0:1], x[1:2], ... as arrays that share the memory of x, which is `on_one_cpu`; rows that are not aligned to 64 bytes are copied."""
+def rows_in_place(x: Float[Array, "N *D"]) -> list[Float[Array, "*D"]]:
+    """x[0], x[1], ... as arrays that share the memory of x, which is `on_one_cpu`; rows that are not aligned to 64 bytes are copied."""
+    (device,) = x.devices()
     memory = np.asarray(x)
-    return [jax.device_put(memory[i : i + 1], x.sharding if x.committed else None, may_alias=True) for i in range(len(memory))]
+    return [jax.device_put(row, device if x.committed else None, may_alias=True) for row in memory]
