@@ -1,7 +1,8 @@
 """Prefill, time to first token and decode tokens/s, beside transformers' `xLSTMForCausalLM` with the same weights where torch is there.
 
     python -m benchmarks.inference [--size=160m] [--repetitions=3]     (in the environment of `make parity`)
-    python -m benchmarks.inference --flat [--long=100000]              (our side alone: time per token, 100 to 16,384; finite, flat memory)
+    python -m benchmarks.inference --flat                              (our side alone: time per token after 100 to 16,384)
+    python -m benchmarks.inference --long=100000                       (our side alone: everything stays finite, at flat memory)
 
 Logits and greedy tokens of both sides are compared before anything is timed; then both sides alternate, and medians are reported.
 """
@@ -49,6 +50,7 @@ SIZES = {
     "7b": ModelConfig(vocab_size=50304, dim=4096, num_blocks=32, num_heads=8, **SEVEN_B),
 }
 PREFILL, TO_FIRST, DECODED, BATCHES = 2048, 512, 64, (1, 16)
+LAST, IN_TURN = 16_384, 16  # of --flat: the longest text, tokens of one turn
 
 
 class Ours:
@@ -193,28 +195,47 @@ def compare(size: str, repetitions: int) -> None:
         RESULT.write_text(json.dumps({"machine": machine, "size": size, "largest_difference": difference, "rows": rows}, indent=1) + "\n")
 
 
-def flat(size: str, tokens: int) -> None:
-    """Time per token along one text, its slope, and that all stays finite at flat memory; raises AssertionError where not."""
+def flat(size: str, last: int, rounds: int) -> None:
+    """Time per token of one text, 100 to `last` tokens long, and its slope.
+
+    Places along the text are timed in turns, in an order that changes: what else the machine does then falls on all of them alike.
+    """
     config = SIZES[size]
     model = build_model(config)
     ours = Ours(model, jax.jit(lambda: init_params(model, seed=0))())
-    now, _ = ours.write(ours.read(np.full((1, 36), 5)), DECODED)  # 100 tokens
-    positions, times, before = [], [], None
+    text = np.random.default_rng(0).integers(0, config.vocab_size, (1, last))
+    places = np.linspace(100, last, 8).astype(int)
+    sessions, read = [], None
+    for start, end in zip([0, *places[:-1]], places, strict=True):
+        read = session.read(model, ours.params, text[:, start:end].tolist(), read)
+        sessions.append(read)
+    ours.write(sessions[0], IN_TURN)  # compiles
+    times = np.zeros((rounds, len(places)))
+    rng = np.random.default_rng(1)
+    for turn in range(rounds):
+        for place in rng.permutation(len(places)):
+            times[turn, place] = seconds(lambda place=place: ours.write(sessions[place], IN_TURN)) / IN_TURN
+    medians = np.median(times, axis=0)
+    slope = np.polyfit(places, medians, 1)[0] * (last - places[0]) / medians.mean()
+    # How far the slope of such a measurement is off by chance: the rounds drawn again, 200 times.
+    again = [np.median(times[rng.integers(0, rounds, rounds)], axis=0) for _ in range(200)]
+    error = np.std([np.polyfit(places, drawn, 1)[0] * (last - places[0]) / drawn.mean() for drawn in again])
+    print(f"{size}: ms per token after {', '.join(f'{place:,}' for place in places)} tokens, medians of {rounds}:")
+    print(f"{', '.join(f'{1e3 * median:.3f}' for median in medians)}; slope {slope:+.2%} (standard error {error:.2%})")
+
+
+def long(size: str, tokens: int) -> None:
+    """Writes that many tokens; raises AssertionError where something is no longer finite, and says how far peak memory grew."""
+    config = SIZES[size]
+    model = build_model(config)
+    ours = Ours(model, jax.jit(lambda: init_params(model, seed=0))())
+    now, _ = ours.write(ours.read(np.full((1, 36), 5)), DECODED)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     while int(now.position[0]) < tokens:
-        start = time.perf_counter()
         now, _ = ours.write(now, DECODED)
-        times.append((time.perf_counter() - start) / DECODED)
-        positions.append(int(now.position[0]))
-        before = before or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(now)), "something is no longer finite"
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    # Other programs only ever add time: of each eighth of the way the fastest tenth counts.
-    eighths = [np.percentile(part, 10) for part in np.array_split(np.array(times), 8)]
-    centres = [np.mean(part) for part in np.array_split(np.array(positions), 8)]
-    slope = np.polyfit(centres, eighths, 1)[0] * (positions[-1] - positions[0]) / np.mean(eighths)
-    shown = ", ".join(f"{1e3 * part:.3f}" for part in eighths)
-    print(f"{size}: 100 to {positions[-1]:,} tokens, ms per token by eighths: {shown}; slope {slope:+.1%}")
-    print(f"all finite; peak memory grew by {grown:.1f} MiB")
+    print(f"{size}: {int(now.position[0]):,} tokens, all finite; peak memory grew by {grown:.1f} MiB")
 
 
 def main() -> None:
@@ -222,10 +243,12 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="160m")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--flat", action="store_true")
-    parser.add_argument("--long", type=int, default=16_384)
+    parser.add_argument("--long", type=int)
     arguments = parser.parse_args()
     if arguments.flat:
-        flat(arguments.size, arguments.long)
+        flat(arguments.size, LAST, rounds=20 * arguments.repetitions)
+    elif arguments.long:
+        long(arguments.size, arguments.long)
     else:
         compare(arguments.size, arguments.repetitions)
 

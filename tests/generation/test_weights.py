@@ -1,6 +1,8 @@
 """Weights cast beforehand give the same results to the bit, in less memory; blocks that stand apart give the same, in the same memory."""
 
 import dataclasses
+import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.generation.conftest import build
-from xlstm_jax.generation import GREEDY, decode, session
+from xlstm_jax.generation import GREEDY, decode, session, weights
 from xlstm_jax.generation.decoding import row_keys
 from xlstm_jax.generation.weights import cast_weights, for_steps
 from xlstm_jax.models import build_model
@@ -81,6 +83,30 @@ def test_blocks_apart_take_no_memory():
     compiled = decode.lower(step_model, step_params, *arguments, space=8, sampling=GREEDY).compile()
     states = sum(leaf.nbytes for leaf in jax.tree.leaves(start))
     assert compiled.memory_analysis().temp_size_in_bytes - states < whole.nbytes // config.num_blocks
+
+
+@pytest.mark.parametrize("stop_tokens", (None, (7,)))
+def test_a_step_writes_each_memory_once_in_place(stop_tokens):
+    """Of the loop's instructions one per block has a result of C's size: the new C, in the place of the old one, which no copy saves."""
+    config = dataclasses.replace(build("7b")[0].config, dim=128, num_blocks=6)
+    model, params = for_steps(build_model(config), jax.jit(lambda: init_params(build_model(config), seed=0))())
+    start = session.empty_session(build_model(config), 3)
+    arguments = (start, row_keys([0, 1, 2]), jnp.zeros(3, bool), 8)
+    text = decode.lower(model, params, *arguments, space=8, sampling=GREEDY, stop_tokens=stop_tokens).compile().as_text()
+    (loop,) = re.findall(r" while\(.*body=%?([\w.\-]+)", text)
+    body = re.search(rf"^%?{re.escape(loop)} .*?^}}", text, re.MULTILINE | re.DOTALL)[0]
+    shape = ",".join(map(str, start.state.blocks["blocks_0"].C.shape[1:]))
+    results = re.findall(rf" = f32\[(?:1,)?{shape}\]\S* ([\w\-]+)\(", body)
+    assert sorted(opcode for opcode in results if opcode not in ("get-tuple-element", "bitcast")) == ["fusion"] * config.num_blocks
+
+
+@pytest.mark.parametrize(("room", "apart"), ((10**6, True), (10**3, False)))
+def test_on_a_gpu_blocks_are_copied_where_there_is_room(monkeypatch, paper_model, room, apart):
+    model, params = paper_model
+    gpu = types.SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 10**6 + room, "bytes_in_use": 10**6})
+    monkeypatch.setattr(weights, "only_device", lambda tree: gpu)
+    step_model, step_params = for_steps(model, params)
+    assert step_model.apart == apart and (step_params is params) != apart
 
 
 def test_traced_parameters_stay_as_they_are(paper_model):

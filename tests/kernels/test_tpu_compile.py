@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import aot_tpu
 from benchmarks.aot_tpu import CHIPS, MLSTM_HEADS, SLSTM_HEADS
+from pallas_kernels import MLSTMState, mlstm
 from pallas_kernels.mlstm.pallas_tpu_forward import VMEM_LIMIT
 from tests.kernels import specs
 
@@ -54,6 +55,20 @@ def test_mlstm_with_all_gradients(chip, model, time, dtype):
 def test_slstm_with_all_gradients(chip, model):
     loss, arguments = aot_tpu.slstm_case(model, 2048)
     assert kernels_compiled(loss, arguments, chip) == ["slstm_backward", "slstm_forward"]
+
+
+@pytest.mark.parametrize("input_gate", ("exponential", "sigmoid"))
+def test_a_step_reads_and_writes_its_state_once(input_gate):
+    """T = 1 is left to XLA, which updates C and reads it out in one fusion: C moves twice, and everything else is little."""
+    _, (_, *arguments) = aot_tpu.mlstm_case("7b", 1, batch=4)
+    heads, key_dim, value_dim = MLSTM_HEADS["7b"]
+
+    def step(*x):
+        return mlstm(*x[:5], MLSTMState(*x[5:]), input_gate=input_gate)
+
+    compiled = aot_tpu.lowered(step, arguments, "v5e").compile()
+    state = 4 * 4 * heads * key_dim * value_dim
+    assert 2 * state < compiled.cost_analysis()["bytes accessed"] < 2.1 * state
 
 
 @slow

@@ -1,4 +1,4 @@
-"""Parameters as inference reads them: cast to the compute dtype once, and on a CPU each block's by themselves."""
+"""Parameters as inference reads them: cast to the compute dtype once, and each block's by themselves."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.models import LanguageModel
 from xlstm_jax.models.backbone import split_blocks
-from xlstm_jax.parallel import compute_dtype, on_one_cpu, rows_in_place
+from xlstm_jax.parallel import compute_dtype, has_room, only_device, rows_in_place
 
 # Of these the model only ever uses the cast kernel, so that casting it beforehand changes no bit of any result. Gates, and in the paper's
 # blocks q, k and v (which are multiplied with the gates' kernels first), stay float32.
@@ -26,13 +26,19 @@ def cast_weights(params: Any, config: ModelConfig) -> Any:
 
 
 def for_steps(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
-    """The model and its parameters as `decode` is fastest with; they take the same memory, and the same results come out.
+    """The model and its parameters as `decode` is fastest with: where it helps, blocks that stand apart; the same results come out.
 
-    On one CPU device: a model whose blocks stand apart, and views of the stacked parameters. A loop over stacked blocks cuts each kernel
-    out of its stack before the product, and XLA's CPU backend makes a copy of it: with one row, where a step does nothing but read
-    weights, that is two thirds of the time (docs/generation.md). Elsewhere both as they are: the cut is part of the product there.
+    A loop over stacked blocks cuts each kernel out of its stack before the product. XLA copies it there on CPUs and GPUs, so that a step,
+    which does little but read weights, moves three times their bytes; it also moves the states from one stack to another. On a CPU the
+    blocks' parameters are views of the stacked ones; on a GPU they are copies, made where they take at most half of the free memory. On
+    TPUs the cut is part of the product, and over several devices parameters stay where they are placed (docs/generation.md).
     """
-    if not on_one_cpu(params):
+    device, size = only_device(params), sum(leaf.nbytes for leaf in jax.tree.leaves(params["backbone"]))
+    if device is not None and device.platform == "cpu":
+        rows = rows_in_place
+    elif device is not None and device.platform == "gpu" and has_room(device, size):
+        rows = list
+    else:
         return model, params
     backbone = params["backbone"]
-    return model.clone(apart=True), {**params, "backbone": {**backbone, **split_blocks(backbone, model.config, rows_in_place)}}
+    return model.clone(apart=True), {**params, "backbone": {**backbone, **split_blocks(backbone, model.config, rows)}}

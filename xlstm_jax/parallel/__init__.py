@@ -1,7 +1,7 @@
 """The only place in xlstm_jax that knows about devices: the mesh, the logical-axis rules, the compute dtype."""
 
 from xlstm_jax.parallel.axes import LOGICAL_AXIS_RULES, constrain, gathered, num_shards
-from xlstm_jax.parallel.devices import compute_dtype, num_devices, on_one_cpu, platform, rows_in_place
+from xlstm_jax.parallel.devices import compute_dtype, has_room, num_devices, only_device, platform, rows_in_place
 from xlstm_jax.parallel.functions import mlstm, on_own_part, slstm
 from xlstm_jax.parallel.mesh import batch_sharding, filled_rows, make_mesh, mesh_in_context, replicated
 from xlstm_jax.parallel.processes import is_first_process, own_part, put_batch, start_processes
@@ -15,13 +15,14 @@ __all__ = [
     "constrain",
     "filled_rows",
     "gathered",
+    "has_room",
     "is_first_process",
     "make_mesh",
     "mesh_in_context",
     "mlstm",
     "num_devices",
     "num_shards",
-    "on_one_cpu",
+    "only_device",
     "on_own_part",
     "own_part",
     "parameter_shardings",

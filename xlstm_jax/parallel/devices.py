@@ -31,17 +31,22 @@ def num_devices() -> int:
     return 1 if mesh.empty else mesh.size
 
 
-def on_one_cpu(tree: Any) -> bool:
-    """Whether all leaves are arrays in the memory of one CPU device, where `rows_in_place` costs nothing."""
+def only_device(tree: Any) -> jax.Device | None:
+    """The device that all leaves are on; None where there are several, or leaves that are no arrays or still being traced."""
     leaves = jax.tree.leaves(tree)
     if any(isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array) for leaf in leaves):
-        return False
+        return None
     devices = set().union(*(leaf.devices() for leaf in leaves))
-    return len(devices) == 1 and devices.pop().platform == "cpu"
+    return devices.pop() if len(devices) == 1 else None
+
+
+def has_room(device: jax.Device, size: int) -> bool:
+    """Whether `size` bytes are at most half of what is free on a device; False where it doesn't tell."""
+    memory = device.memory_stats() or {}
+    return 2 * size <= memory.get("bytes_limit", 0) - memory.get("bytes_in_use", 0)
 
 
 def rows_in_place(x: Float[Array, "N *D"]) -> list[Float[Array, "*D"]]:
-    """x[0], x[1], ... as arrays that share the memory of x, which is `on_one_cpu`; rows that are not aligned to 64 bytes are copied."""
+    """x[0], x[1], ... of an array on a CPU, as arrays that share its memory; rows that are not aligned to 64 bytes are copied."""
     (device,) = x.devices()
-    memory = np.asarray(x)
-    return [jax.device_put(row, device if x.committed else None, may_alias=True) for row in memory]
+    return [jax.device_put(row, device if x.committed else None, may_alias=True) for row in np.asarray(x)]
