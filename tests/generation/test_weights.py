@@ -15,6 +15,7 @@ from xlstm_jax.generation.decoding import row_keys
 from xlstm_jax.generation.weights import cast_weights, for_steps
 from xlstm_jax.models import build_model
 from xlstm_jax.models.backbone import join_states, split_blocks
+from xlstm_jax.parallel import rows_in_place
 from xlstm_jax.training.state import init_params
 
 
@@ -83,6 +84,16 @@ def test_blocks_apart_take_no_memory():
     compiled = decode.lower(step_model, step_params, *arguments, space=8, sampling=GREEDY).compile()
     states = sum(leaf.nbytes for leaf in jax.tree.leaves(start))
     assert compiled.memory_analysis().temp_size_in_bytes - states < whole.nbytes // config.num_blocks
+
+
+def test_views_outlive_what_they_are_views_of():
+    """Giving the stacked array away to a program that may write over it leaves its rows as they were."""
+    stacked = jax.jit(lambda: jnp.ones((4, 64, 64)))()
+    rows = rows_in_place(stacked)
+    assert [row.unsafe_buffer_pointer() - stacked.unsafe_buffer_pointer() for row in rows] == [0, 2**14, 2**15, 3 * 2**14]
+    after = jax.jit(lambda x: x - 5, donate_argnums=0)(stacked)
+    del stacked
+    assert float(after.max()) == -4 and all(float(row.min()) == float(row.max()) == 1 for row in rows)
 
 
 @pytest.mark.parametrize("stop_tokens", (None, (7,)))
