@@ -141,7 +141,11 @@ def multiply(R_smem: Any, R_rest: list[list[Array]], shared_smem: Any, rows: int
 def publish(
     values: list[Float[Array, "64 B"]], out_ref: Any, shared_smem: Any, place: Place, rows: int, barriers: tuple, meanwhile: Callable
 ) -> Any:
-    """Puts this block's values into out_ref `[len(values)·rows, W]` and fills shared_smem with all blocks'; returns meanwhile()."""
+    """Puts this block's values into out_ref `[len(values)·rows, W]` and fills shared_smem with all blocks'; returns meanwhile().
+
+    The cluster's barrier only counts: its arrival releases no memory (SASS: a bare SYNCS.ARRIVE). What it announces has to be in the L2
+    cache before. So values go by TMA alone, and the wait before it is for the end of their copies, not of their reads.
+    """
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     arrived, exchanged = barriers
