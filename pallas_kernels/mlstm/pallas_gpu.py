@@ -28,6 +28,7 @@ from pallas_kernels.tuning import tuned
 from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
 
 CHUNKS = (64, 128, 256, 512, 1024)
+MAX_HEADS = 65535  # of the whole batch: the slowest axis of a CUDA grid
 
 
 def mlstm_pallas_gpu(
@@ -45,8 +46,8 @@ def mlstm_pallas_gpu(
 ) -> tuple[Values, MLSTMState]:
     """The backend "pallas_gpu": bfloat16 and float16; K and V are filled up with zeros to multiples of 64, T to one of the chunk.
 
-    Raises NotImplementedError for other types (WGMMA would round float32 to TF32), one token, other chunk sizes than CHUNKS, jax before
-    0.11 and devices that are not Hopper.
+    Raises NotImplementedError for other types (WGMMA would round float32 to TF32), one token, more than MAX_HEADS, other chunk sizes than
+    CHUNKS, jax before 0.11 and devices that are not Hopper.
     """
     if jax.__version_info__ < (0, 11):
         raise NotImplementedError(f"it needs jax >= 0.11; this is {jax.__version__}")
@@ -60,6 +61,8 @@ def mlstm_pallas_gpu(
         raise NotImplementedError(f"q, k, v must be all bfloat16 or all float16; they are {q.dtype}, {k.dtype}, {v.dtype}")
     if q.shape[1] == 1:
         raise NotImplementedError('one token is a step of the recurrence; "recurrent" does it')
+    if q.shape[0] * q.shape[2] > MAX_HEADS:
+        raise NotImplementedError(f"batch times heads is at most {MAX_HEADS}; it is {q.shape[0] * q.shape[2]}")
     time, key_dim, value_dim = q.shape[1], q.shape[-1], v.shape[-1]
     known = tuned("mlstm/pallas_gpu", K=key_dim, V=value_dim, dtype=q.dtype.name) or {}
     size = chunk_size or default_chunk_size(time, key_dim, value_dim, known.get("chunk_size"))

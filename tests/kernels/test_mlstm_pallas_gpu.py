@@ -62,6 +62,7 @@ def test_gates_that_jump_between_nothing_and_everything():
     [
         ({"dtype": "float32"}, "bfloat16 or all float16"),
         ({"time": 1}, "one token"),
+        ({"batch": 65536}, "batch times heads"),
         ({"chunk_size": 96}, "chunk_size"),
         ({"mode": True}, "simulator"),
         ({"mode": False}, "needs a GPU"),
@@ -70,8 +71,9 @@ def test_gates_that_jump_between_nothing_and_everything():
 )
 @needs_simulator
 def test_refuses_with_the_reason(change, reason):
-    given = {"dtype": "bfloat16", "time": 4, "chunk_size": None, "mode": simulator()} | change
-    x, gate = jnp.zeros((1, given["time"], 1, 64), given["dtype"]), jnp.zeros((1, given["time"], 1))
+    given = {"dtype": "bfloat16", "batch": 1, "time": 4, "chunk_size": None, "mode": simulator()} | change
+    shape = (given["batch"], given["time"], 1)
+    x, gate = jnp.zeros((*shape, 64), given["dtype"]), jnp.zeros(shape)
     with interpreted(given["mode"]), pytest.raises(NotImplementedError, match=reason):
         mlstm(x, x, x, gate, gate, backend="pallas_gpu", chunk_size=given["chunk_size"])
 
