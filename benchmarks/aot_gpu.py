@@ -4,6 +4,11 @@
   python -m benchmarks.aot_gpu                                    # all that changed since the report: docs/aot_gpu.md
   python -m benchmarks.aot_gpu --only mlstm/pallas_triton/a100    # those of them with this in their names
 
+With another jax, here that of a GPU machine, on the same CUDA wheels:
+
+  pip install --no-deps --target DIR jax==0.11.2 jaxlib==0.11.2 jax-cuda13-plugin==0.11.2 jax-cuda13-pjrt==0.11.2
+  PYTHONPATH=DIR:. python -m benchmarks.aot_gpu --only h200 --again --keep OTHER_DIR
+
 A case is one value and gradient of all inputs, so that it has the forward and the backward kernels, at one of the paper's shapes. The
 report tells, per kernel: registers per thread, bytes spilled to local memory, shared memory per block, and how many tensor core
 instructions its PTX has: WGMMA (Hopper's, a warpgroup at once) and MMA (one warp at a time). It says nothing about speed.
