@@ -1,5 +1,6 @@
 """Layers against plain NumPy."""
 
+import jax
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -14,6 +15,23 @@ def test_a_block_diagonal_product_is_one_small_product_per_block(monkeypatch, de
     x, kernel = rng.normal(size=(2, 3, 12)).astype(np.float32), rng.normal(size=(3, 4, 4)).astype(np.float32)
     expected = np.concatenate([x[..., 4 * n : 4 * n + 4] @ kernel[n] for n in range(3)], axis=-1)
     assert_allclose(layers.block_diagonal_product(x, kernel), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_blocks", "size"), [(3, 4), (16, 4), (12, 4), (2, 40)])
+def test_a_block_diagonal_kernels_gradient_takes_each_block_by_itself(num_blocks, size):
+    rng = np.random.default_rng(0)
+    x, dy = (rng.normal(size=(2, 3, num_blocks * size)).astype(np.float32) for _ in range(2))
+    kernel = rng.normal(size=(num_blocks, size, size)).astype(np.float32)
+    dx, d_kernel = jax.vjp(layers.block_diagonal_product, x, kernel)[1](dy)
+    x, dy = (a.reshape(2, 3, num_blocks, size) for a in (x, dy))
+    assert_allclose(d_kernel, np.einsum("btni,btno->nio", x, dy), rtol=1e-5, atol=1e-5)
+    assert_allclose(dx.reshape(x.shape), np.einsum("btno,nio->btni", dy, kernel), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "time"), [(1, 5), (2, 3), (2, 12), (8, 1)])
+def test_a_sum_over_tokens_takes_every_token(batch, time):
+    x = np.random.default_rng(0).normal(size=(batch, time, 6)).astype(np.float32)
+    assert_allclose(layers.sum_over_tokens(x), x.sum((0, 1)), rtol=1e-5, atol=1e-5)
 
 
 def test_head_norm_centers_and_scales_each_head():

@@ -24,6 +24,7 @@ from xlstm_jax.models.layers import (
     SplitProjection,
     record_gates,
     scale_channels,
+    silu,
     soft_cap,
     split_heads,
 )
@@ -136,7 +137,7 @@ class MLSTMBlock(nn.Module):
             c, window = CausalConv(config.conv_width, name="conv")(u, window, segment_ids, previous_segment)
         else:
             c, window = u, None
-        c = jax.nn.silu(c)
+        c = silu(c)
 
         projection = functools.partial(BlockDiagonalProjection, inner, config.qkv_block_size, up_init)
         query, key, value = (projection(name=name) for name in ("query", "key", "value"))
@@ -152,7 +153,7 @@ class MLSTMBlock(nn.Module):
         h, cell = _cell(config, *heads, gates, cell, segment_ids, previous_segment)
 
         skip = self.param("skip", nn.with_logical_partitioning(nn.initializers.ones, ("inner",)), (inner,))
-        y = (HeadNorm(config.norm_eps, name="head_norm")(h) + scale_channels(c, skip.astype(x.dtype))) * jax.nn.silu(z)
+        y = (HeadNorm(config.norm_eps, name="head_norm")(h) + scale_channels(c, skip.astype(x.dtype))) * silu(z)
         down_init = wang_init(config.dim, config.num_blocks)
         y = Projection(config.dim, ("inner", "embed"), down_init, name="down_projection")(y)
         x = x + nn.Dropout(config.dropout)(y, deterministic=not self.train)
@@ -192,7 +193,7 @@ class MLSTMBlock7B(nn.Module):
         y = Projection(config.dim, ("heads", "embed"), down_init, name="out_projection")(y)
         x = constrain(x + nn.Dropout(config.dropout)(y, deterministic=not self.train), *RESIDUAL_STREAM)
 
-        ffn = GatedFeedForward(large_ffn_dim(config), jax.nn.silu, up_init, down_init, name="ffn")
+        ffn = GatedFeedForward(large_ffn_dim(config), silu, up_init, down_init, name="ffn")
         y = ffn(RMSNorm(config.norm_eps, name="ffn_norm")(x))
         x = x + nn.Dropout(config.dropout)(y, deterministic=not self.train)
         return constrain(x, *RESIDUAL_STREAM), state

@@ -13,7 +13,7 @@ from xlstm_jax.config_checks import slstm_ffn_dim
 from xlstm_jax.errors import backend_of
 from xlstm_jax.models.conv import CausalConv
 from xlstm_jax.models.initializers import slstm_forget_bias, small_init, uniform, wang_init
-from xlstm_jax.models.layers import RESIDUAL_STREAM, GatedFeedForward, HeadNorm, LayerNorm, record_gates, split_heads
+from xlstm_jax.models.layers import RESIDUAL_STREAM, GatedFeedForward, HeadNorm, LayerNorm, record_gates, silu, split_heads
 from xlstm_jax.parallel import constrain, slstm
 from xlstm_jax.typing import Activations, Array, Float, HeadActivations, Int, SegmentIds
 
@@ -68,7 +68,7 @@ class SLSTMBlock(nn.Module):
         if config.conv_width:
             window = None if state is None else state.conv
             c, window = CausalConv(config.conv_width, name="conv")(normed, window, segment_ids, previous_segment)
-            c = jax.nn.silu(c)
+            c = silu(c)
         else:
             c, window = normed, None
         gates = GateProjections(up_init, name="gates")(
