@@ -18,7 +18,7 @@ def chunks():
     return (slice(start, start + L) for start in range(0, T, L))
 
 
-@pytest.mark.parametrize(("normalise", "documents"), itertools.product((True, False), (True, False)))
+@pytest.mark.parametrize(("normalise", "documents"), list(itertools.product((True, False), (True, False))))
 def test_weights_equal_those_of_the_parallel_form(normalise, documents):
     r = np.random.default_rng(0)
     with jax.enable_x64(True):
