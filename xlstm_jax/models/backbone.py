@@ -151,31 +151,9 @@ class Backbone(nn.Module):
         x = constrain(x.astype(compute_dtype(config.dtype)), *RESIDUAL_STREAM)
         previous_segment = None if state is None else state.segment
         block_states = {}
-        if self.apart:
-            for index, kind in enumerate(config.block_kinds):
-                name = f"blocks_{index}"
-                block = _block(config, kind)(config, train, name=name)
-                x, block_states[name] = block(
-                    x, None if state is None else state.blocks[name], jnp.asarray(index), segment_ids, previous_segment
-                )
-        for run in () if self.apart else block_runs(config):
-            body = _block(config, *run.kinds) if len(run.kinds) == 1 else functools.partial(Pattern, kinds=run.kinds)
-            scan = functools.partial(
-                nn.scan,
-                variable_axes={"params": 0, "statistics": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(0, 0, nn.broadcast, nn.broadcast),
-                length=run.repeats,
-                unroll=run.repeats if config.num_blocks <= SMALL_STACK else 1,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )
-            x, block_states[run.name] = scan(body)(config, train=train, name=run.name)(
-                x,
-                None if state is None else state.blocks[run.name],
-                run.start + len(run.kinds) * jnp.arange(run.repeats),
-                segment_ids,
-                previous_segment,
-            )
+        for name, blocks, index in (_blocks_apart if self.apart else _runs)(config, train):
+            before = None if state is None else state.blocks[name]
+            x, block_states[name] = blocks(x, before, index, segment_ids, previous_segment)
         norm = RMSNorm if config.block == "7b" else LayerNorm
         y = norm(config.norm_eps, name="final_norm")(x)
 
@@ -189,6 +167,29 @@ class Backbone(nn.Module):
     def init_state(self, batch_size: int, dtype=jnp.float32) -> BackboneState:
         """`init_backbone_state` of this stack's configuration."""
         return init_backbone_state(self.config, batch_size, dtype, self.apart)
+
+
+def _runs(config: ModelConfig, train: bool) -> Iterator[tuple[str, nn.Module, Int[Array, " N"]]]:
+    """Every run's name, its scan over stacked parameters and states, and the numbers of the blocks that its turns begin with."""
+    for run in block_runs(config):
+        body = _block(config, *run.kinds) if len(run.kinds) == 1 else functools.partial(Pattern, kinds=run.kinds)
+        scan = functools.partial(
+            nn.scan,
+            variable_axes={"params": 0, "statistics": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),
+            length=run.repeats,
+            unroll=run.repeats if config.num_blocks <= SMALL_STACK else 1,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        yield run.name, scan(body)(config, train=train, name=run.name), run.start + len(run.kinds) * jnp.arange(run.repeats)
+
+
+def _blocks_apart(config: ModelConfig, train: bool) -> Iterator[tuple[str, nn.Module, Int[Array, ""]]]:
+    """Every block's name, the block, and its number."""
+    for index, kind in enumerate(config.block_kinds):
+        name = f"blocks_{index}"
+        yield name, _block(config, kind)(config, train, name=name), jnp.asarray(index)
 
 
 def init_backbone_state(config: ModelConfig, batch_size: int, dtype=jnp.float32, apart: bool = False) -> BackboneState:
