@@ -61,15 +61,15 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(arguments, tmp_path):
 
 @pytest.mark.slow
 def test_when_one_process_dies_the_other_ends_within_the_heartbeat_and_one_goes_on(arguments, tmp_path):
-    more = [*MESH, "--config.train.steps=40000", "--config.checkpoint.every=3", "--config.train.heartbeat_seconds=10"]
+    heartbeat = 20
+    more = [*MESH, "--config.train.steps=40000", "--config.checkpoint.every=3", f"--config.train.heartbeat_seconds={heartbeat}"]
     processes = start(arguments(tmp_path, *more), processes=2, devices=2)
     try:
         wait_for_steps(tmp_path, processes, 10)
         processes[1].kill()
         killed_at = time.monotonic()
         status = processes[0].wait(timeout=120)
-        # The runtime checks in intervals and takes a while to end the process: twice the limit at the most.
-        assert time.monotonic() - killed_at < 2 * 10 + 20
+        assert time.monotonic() - killed_at < heartbeat
         assert status not in (0, EXIT_PREEMPTED)
     finally:
         kill(processes)
