@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from xlstm_jax.models.initializers import Initializer
-from xlstm_jax.parallel import constrain, gathered, num_devices, num_shards
+from xlstm_jax.parallel import constrain, gathered, num_shards
 from xlstm_jax.typing import Activations, Array, Float, HeadActivations
 
 
@@ -123,13 +123,14 @@ GROUP_CHANNELS = 32  # channels of one product in the kernel's gradient
 def block_diagonal_product(x: Float[Array, "B T I"], kernel: Float[Array, "N i o"]) -> Float[Array, "B T I"]:
     """Each block of i neighbouring channels times its own [i o] matrix, in the dtype of x.
 
-    Up to 1,024 channels on one device the product is i elementwise multiplications and the kernel's gradient products of 32 channels, of
-    which only the diagonal blocks are kept: many tiny products cost more in rearranging their operands, a dense one in multiplying (the
-    gradient from 8,192 tokens of 512 channels, block size 4, on a CPU: 5 ms; in products of 128 channels 6 ms, of all 512 11 ms).
+    Up to 1,024 channels that lie on one device the product is i elementwise multiplications and the kernel's gradient products of 32
+    channels, of which only the diagonal blocks are kept: many tiny products cost more in rearranging their operands, a dense one in
+    multiplying (the gradient from 8,192 tokens of 512 channels, block size 4, on a CPU: 5 ms; in products of 128 channels 6 ms, of all
+    512 11 ms).
     """
     num_blocks, size, _ = kernel.shape
     kernel = kernel.astype(x.dtype)
-    if num_blocks * size > FEW_CHANNELS or num_devices() > 1:
+    if num_blocks * size > FEW_CHANNELS or num_shards("time", "inner") > 1:
         return jnp.einsum("btni,nio->btno", x.reshape(*x.shape[:-1], num_blocks, size), kernel).reshape(x.shape)
     return _multiply_blocks(x, kernel)
 
@@ -156,13 +157,13 @@ _multiply_blocks.defvjp(lambda x, kernel: (_multiply_blocks(x, kernel), (x, kern
 def sum_over_tokens(x: Float[Array, "B T D"]) -> Float[Array, " D"]:
     """Each channel's sum, in float32 or better.
 
-    Written as a product with ones: XLA's CPU backend takes 0.3 ms for 2,048 tokens of 512 channels that way, 1.2 ms for a sum. On one
-    device the tokens' eighths are added first, in the pass that computes x: the product then reads an eighth of it from memory (a
-    convolution, SiLU and gradients, 8,192 tokens: 5.5 ms instead of 10).
+    Written as a product with ones: XLA's CPU backend takes 0.3 ms for 2,048 tokens of 512 channels that way, 1.2 ms for a sum. Where a
+    sequence lies on one device its eighths are added first, in the pass that computes x: the product then reads an eighth of it from
+    memory (a convolution, SiLU and gradients, 8,192 tokens: 5.5 ms instead of 10).
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    if num_devices() == 1 and x.shape[0] * x.shape[1] % 8 == 0:
-        x = jnp.sum(x.reshape(8, 1, -1, x.shape[-1]), axis=0)
+    if num_shards("time") == 1 and x.shape[1] % 8 == 0:
+        x = jnp.sum(x.reshape(x.shape[0], 8, -1, x.shape[-1]), axis=1)
     return jnp.einsum("bt,btd->d", jnp.ones(x.shape[:2], x.dtype), x, precision=jax.lax.Precision.HIGHEST)
 
 
