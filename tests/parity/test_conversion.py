@@ -58,10 +58,14 @@ def run(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.fixture(autouse=True)
-def no_initialisation(monkeypatch):
-    """transformers 5.23 fails to initialise a model of the fused mode (shapes H and 2 H), also one that is loaded."""
-    monkeypatch.setattr(modeling_xlstm.xLSTMPreTrainedModel, "_init_weights", lambda self, module: None)
+@pytest.fixture(params=["single", "fused"])
+def weight_mode(request, monkeypatch):
+    """transformers 5.23 fails to initialise a model of the fused mode (shapes H and 2 H), also one that is loaded: there it does not."""
+    if request.param == "fused":
+        with pytest.raises(RuntimeError, match="must match the size"):  # once it is mended, nothing is to be replaced
+            xLSTMForCausalLM(xLSTMConfig(**SIZES[1], weight_mode="fused"))
+        monkeypatch.setattr(modeling_xlstm.xLSTMPreTrainedModel, "_init_weights", lambda self, module: None)
+    return request.param
 
 
 def theirs_folder(path, fields: dict, weight_mode: str, shard: str) -> xLSTMForCausalLM:
@@ -72,7 +76,6 @@ def theirs_folder(path, fields: dict, weight_mode: str, shard: str) -> xLSTMForC
     return model
 
 
-@pytest.mark.parametrize("weight_mode", ["single", "fused"])
 @pytest.mark.parametrize("fields", SIZES, ids=lambda fields: str(fields["hidden_size"]))
 def test_their_folder_here_and_back(tmp_path, fields, weight_mode):
     theirs = theirs_folder(tmp_path / "theirs", fields, weight_mode, "200KB")
@@ -94,7 +97,6 @@ def test_their_folder_here_and_back(tmp_path, fields, weight_mode):
         assert back[name].tobytes() == tensor.numpy().tobytes(), name
 
 
-@pytest.mark.parametrize("weight_mode", ["single", "fused"])
 def test_an_exported_folder_loads_and_generates_the_same_tokens(tmp_path, run, weight_mode):
     export_checkpoint(run, str(tmp_path / "theirs"), weight_mode=weight_mode, bytes_per_file=500_000)
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
