@@ -51,15 +51,20 @@ RESULTS = Path(__file__).parent / "results" / "aot_tpu.json"
 Struct = jax.ShapeDtypeStruct
 
 
-def mlstm_case(model: str, time: int, dtype: str = "bfloat16", *, batch: int = 1, state: bool = True) -> tuple[Callable, list[Struct]]:
-    """A loss on outputs and last state, and its arguments; without `state` neither an initial nor the last one is looked at."""
+def mlstm_case(
+    model: str, time: int, dtype: str = "bfloat16", *, batch: int = 1, state: bool = True, documents: bool = True
+) -> tuple[Callable, list[Struct]]:
+    """A loss on outputs and last state, and its arguments; without `state` neither an initial nor the last one is looked at.
+
+    Without `documents` the first argument, segment ids, is not looked at.
+    """
     heads, K, V = MLSTM_HEADS[model]
     tokens = [Struct((batch, time, heads, width), dtype) for width in (K, K, V)]
     gates = [Struct((batch, time, heads), jnp.float32)] * 2
     given = [Struct((batch, heads, *shape), jnp.float32) for shape in ((K, V), (K,), ())] if state else []
 
     def loss(ids: Any, *x: Any) -> Any:
-        h, last = mlstm(*x[:5], MLSTMState(*x[5:]) if state else None, segment_ids=ids, backend="pallas_tpu")
+        h, last = mlstm(*x[:5], MLSTMState(*x[5:]) if state else None, segment_ids=ids if documents else None, backend="pallas_tpu")
         return jnp.sum(h.astype(jnp.float32)) + (jnp.sum(last.C) + jnp.sum(last.n) if state else 0)
 
     return loss, [Struct((batch, time), jnp.int32), *tokens, *gates, *given]

@@ -2,7 +2,7 @@
 
 The grid walks the chunks of one head after the other. The forward kernel leaves the state for the backward one only before every S-th
 chunk (`default_blocks`); the backward kernel takes these stretches from the last to the first, computes the states before each of the S
-chunks again, which stay in VMEM, and then goes back through the chunks with dC in VMEM. See gates.py for the numbers it takes.
+chunks again, which stay in VMEM, and then goes back through the chunks with dC in VMEM. pallas_tpu_gates.py has the weights.
 """
 
 import functools
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.interpret import interpret_mode
-from pallas_kernels.mlstm.gates import chunk_gates, gate_gradients
+from pallas_kernels.mlstm.gates import gate_gradients
 from pallas_kernels.mlstm.pallas_tpu_backward import call_backward
-from pallas_kernels.mlstm.pallas_tpu_forward import Settings, call_forward, pack
+from pallas_kernels.mlstm.pallas_tpu_forward import LANES, call_forward
+from pallas_kernels.mlstm.pallas_tpu_gates import Settings, last_stabiliser, pack
 from pallas_kernels.tuning import tuned
 from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
 
-LANES = 128  # of a vector register: K and V are filled up to a multiple of it
 MOST = 1280 * 1280  # of K·V, as in 2.7B: the backward kernel then takes 48 of 56 MiB
 WIDEST = 2560  # of K and of V: the tokens of a chunk lie in VMEM too
 
@@ -114,10 +114,9 @@ def _forward(
     settings: Settings, q: Keys, k: Keys, v: Values, log_i: Gates, log_f: Gates, state: MLSTMState | None, starts: Any, keep: bool = True
 ) -> Any:
     m = jnp.zeros(log_i[:, 0].shape, jnp.float32) if state is None else state.m
-    gates = chunk_gates(log_i, log_f, m, starts, settings.size, normalise=settings.normalise)
-    numbers = pack(gates, settings)
+    numbers = pack(log_i, log_f, starts, settings.size)
     h, C, n, kept = call_forward(settings, q, k, v, numbers, state, keep=keep)
-    return (h, MLSTMState(C, n, gates.m[..., -1])), (q, k, v, h, numbers, state, kept, starts)
+    return (h, MLSTMState(C, n, last_stabiliser(settings, numbers, m))), (q, k, v, h, numbers, state, kept, starts)
 
 
 def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:

@@ -14,28 +14,21 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from pallas_kernels.mlstm.gates import TokenNumbers
 from pallas_kernels.mlstm.pallas_tpu_forward import (
-    FLOOR,
-    KEPT,
-    QN,
-    ROWS,
+    LANES,
     VMEM_LIMIT,
     Kept,
-    Numbers,
-    Settings,
-    W,
     by_head,
     clear,
-    decays,
-    last,
-    numbers_of,
+    denominator,
+    given_state,
     products,
     tile_of,
-    to_rows,
-)  # fmt: skip
+)
+from pallas_kernels.mlstm.pallas_tpu_gates import REGISTER, Numbers, Settings, end_of_chunk, kept_of_chunk, weights_of_chunk
 from pallas_kernels.typing import Keys, MLSTMState, Values
 
 
@@ -55,27 +48,24 @@ def call_backward(
 
     Without a state that was given there is none to have cotangents: None.
     """
-    batch, heads, chunks = numbers.shape[:3]
+    batch, heads = numbers.shape[:2]
     dn = after.n if settings.normalise else jnp.zeros_like(after.n)
-    call = backward_call(settings, q.dtype, batch, heads, chunks, q.shape[-1], v.shape[-1], given=state is not None)
-    numbers = numbers.at[:, :, :, QN].set(kept.qn[:, :, :, 0])
-    C, n = (None, None) if state is None else (state.C, state.n[:, :, None])
+    call = backward_call(settings, q.dtype, numbers.shape, q.shape[-1], v.shape[-1], given=state is not None)
     h = by_head(h) if settings.normalise else None
     last_state = (after.C, dn[:, :, None])
-    *gradients, dC, dn, sums = call(by_head(q), by_head(k), by_head(v), h, by_head(dh), numbers, C, n, kept.C, kept.n, *last_state)
+    *gradients, dC, dn, sums = call(by_head(q), by_head(k), by_head(v), h, by_head(dh), numbers, *given_state(state), *kept, *last_state)
     q_dq, k_dk = (sums[:, :, :, row].reshape(batch, heads, -1) for row in range(2))
     gradients = tuple(x.reshape(y.shape) for x, y in zip(gradients, (q, k, v), strict=True))
     return gradients, None if state is None else (dC, dn[:, :, 0]), (q_dq, k_dk, sums[:, :, :, 2, 0])
 
 
-def backward_call(
-    settings: Settings, dtype: Any, batch: int, heads: int, chunks: int, key_dim: int, value_dim: int, *, given: bool
-) -> Any:
-    """The Pallas call on (q, k, v, h or None, dh as `B T H*K`, numbers, C0, n0, kept C and n, cotangents of the last C and n).
+def backward_call(settings: Settings, dtype: Any, numbers: tuple[int, ...], key_dim: int, value_dim: int, *, given: bool) -> Any:
+    """The Pallas call on (q, k, v, h or None, dh as `B T H*K`, numbers, C0, n0, m0, kept C, n and m, cotangents of the last C and n).
 
-    If no state is given, C0 and n0 are None, and so are their cotangents.
+    If no state is given, C0, n0 and m0 are None, and so are the cotangents of C0 and n0.
     """
-    size, spacing = settings.size, settings.spacing
+    batch, heads, chunks, rows, size = numbers
+    spacing = settings.spacing
     stretches = -(-chunks // spacing)
 
     def early(g: Array, j: Array) -> Array:  # on, then back
@@ -94,12 +84,15 @@ def backward_call(
         return pl.BlockSpec((1, 1, 1, *shape), lambda b, h, g, j: (b, h, chunk(g, j), 0, 0))
 
     in_hbm = pl.BlockSpec(memory_space=pl.ANY)
-    before_stretch = pl.BlockSpec((1, 1, 1, 1, key_dim), lambda b, h, g, j: (b, h, jnp.maximum(stretches - 2 - g, 0), 0, 0))
+
+    def before_stretch(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, 1, 1, 1, width), lambda b, h, g, j: (b, h, jnp.maximum(stretches - 2 - g, 0), 0, 0))
+
     outs = [
         *(((batch, chunks * size, heads * width), dtype, tokens(width, late)) for width in (key_dim, key_dim, value_dim)),
         ((batch, heads, key_dim, value_dim), jnp.float32, per_head(key_dim, value_dim)) if given else None,
         ((batch, heads, 1, key_dim), jnp.float32, per_head(1, key_dim)) if given else None,
-        ((batch, heads, chunks, ROWS, size), jnp.float32, per_chunk(late, ROWS, size)),
+        ((batch, heads, chunks, REGISTER, size), jnp.float32, per_chunk(late, REGISTER, size)),
     ]
     per_token = 4 * size * (key_dim + value_dim) + 2 * size * key_dim + 10 * key_dim * value_dim
     return pl.pallas_call(
@@ -111,11 +104,13 @@ def backward_call(
             tokens(value_dim, early),
             tokens(value_dim, late) if settings.normalise else None,
             tokens(value_dim, late),
-            per_chunk(early, ROWS, size),
+            per_chunk(early, rows, size),
             in_hbm if given else None,
             per_head(1, key_dim) if given else None,
+            per_head(1, LANES) if given else None,
             in_hbm if stretches > 1 else None,
-            before_stretch if stretches > 1 else None,
+            before_stretch(key_dim) if stretches > 1 else None,
+            before_stretch(LANES) if stretches > 1 else None,
             in_hbm,
             per_head(1, key_dim),
         ],
@@ -128,6 +123,8 @@ def backward_call(
             pltpu.VMEM((1, key_dim), jnp.float32),
             pltpu.VMEM((spacing, key_dim, value_dim), dtype),
             pltpu.VMEM((spacing, 1, key_dim), jnp.float32),
+            pltpu.VMEM((1, LANES), jnp.float32),
+            pltpu.VMEM((spacing, 1, LANES), jnp.float32),
             pltpu.VMEM((size, key_dim), dtype),
             pltpu.SemaphoreType.DMA,
         ],
@@ -137,36 +134,36 @@ def backward_call(
         cost_estimate=pl.CostEstimate(
             flops=batch * heads * chunks * size * per_token,
             transcendentals=batch * heads * chunks * size * size,
-            bytes_accessed=backward_bytes(settings, dtype, batch, heads, chunks, key_dim, value_dim, given=given),
+            bytes_accessed=backward_bytes(settings, dtype, numbers, key_dim, value_dim, given=given),
         ),
         interpret=settings.interpret,
         name="mlstm_backward",
     )
 
 
-def backward_bytes(
-    settings: Settings, dtype: Any, batch: int, heads: int, chunks: int, key_dim: int, value_dim: int, *, given: bool
-) -> int:
+def backward_bytes(settings: Settings, dtype: Any, numbers: tuple[int, ...], key_dim: int, value_dim: int, *, given: bool) -> int:
     """Bytes that the backward kernel moves between HBM and VMEM; k, v and the gates' numbers are read once more for the states."""
+    batch, heads, chunks, rows, size = numbers
     stretches = -(-chunks // settings.spacing)
     once = 4 * key_dim + (4 if settings.normalise else 3) * value_dim
     again = (chunks - stretches) / chunks  # the last chunk of a stretch stays where it is
-    per_token = (once + again * (key_dim + value_dim)) * jnp.dtype(dtype).itemsize + 4 * ROWS * (2 + again)
-    kept = (stretches - 1) * key_dim * (value_dim * jnp.dtype(dtype).itemsize + 4)
-    states = (3 if given else 1) * 4 * key_dim * (value_dim + 1)
-    return batch * heads * (round(chunks * settings.size * per_token) + states + kept)
+    per_token = (once + again * (key_dim + value_dim)) * jnp.dtype(dtype).itemsize + 4 * (rows * (1 + again) + REGISTER)
+    kept = (stretches - 1) * (key_dim * (value_dim * jnp.dtype(dtype).itemsize + 4) + 4 * LANES)
+    states = (3 if given else 1) * 4 * key_dim * (value_dim + 1) + given * 4 * LANES
+    return batch * heads * (round(chunks * size * per_token) + states + kept)
 
 
 def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> Any:
     """One chunk of one head, on its way on (a state into the stack) or back (gradients). dC, dn: blocks of the results, or VMEM."""
-    size, spacing, normalise, eps, scale, _ = settings
+    size, spacing, normalise = settings.size, settings.spacing, settings.normalise
     tall, wide = tile_of(key_dim), tile_of(value_dim)
     stretches, dot = -(-chunks // spacing), products(settings.interpret)
 
     def kernel(
-        q_ref, k_ref, v_ref, h_ref, dh_ref, numbers_ref, C0_ref, n0_ref, kept_C_ref, kept_n_ref, dC_last_ref, dn_last_ref,
+        q_ref, k_ref, v_ref, h_ref, dh_ref, numbers_ref, C0_ref, n0_ref, m0_ref, kept_C_ref, kept_n_ref, kept_m_ref,
+        dC_last_ref, dn_last_ref,
         dq_ref, dk_ref, dv_ref, dC_ref, dn_ref, sums_ref, dC_here, dn_here,
-        C_ref, n_ref, all_C_ref, all_n_ref, weighted_ref, arrived,
+        C_ref, n_ref, all_C_ref, all_n_ref, m_ref, all_m_ref, weighted_ref, arrived,
     ):  # fmt: skip
         dC_ref, dn_ref = dC_here if dC_ref is None else dC_ref, dn_here if dn_ref is None else dn_ref
         b, head, g, j = (pl.program_id(axis) for axis in range(4))
@@ -189,9 +186,11 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
             if C0_ref is None:
                 clear(C_ref)
                 n_ref[...] = jnp.zeros_like(n_ref)
+                m_ref[...] = jnp.zeros_like(m_ref)
             else:
                 fetch(C0_ref.at[b, head], C_ref)
                 n_ref[...] = n0_ref[0, 0]
+                m_ref[...] = m0_ref[0, 0] if normalise else jnp.zeros_like(m_ref)
 
         if stretches > 1:
 
@@ -199,6 +198,7 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
             def _() -> None:
                 fetch(kept_C_ref.at[b, head, stretch - 1], all_C_ref.at[0])
                 n_ref[...] = kept_n_ref[0, 0, 0]
+                m_ref[...] = kept_m_ref[0, 0, 0]
 
                 def load(i: Array, _: None) -> None:
                     rows = pl.ds(pl.multiple_of(i * tall, tall), tall)
@@ -209,6 +209,7 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
         @pl.when((j < spacing) & exists)
         def _() -> None:
             all_n_ref[place] = n_ref[...]
+            all_m_ref[place] = m_ref[...]
 
             def store(i: Array, _: None) -> None:
                 rows = pl.ds(pl.multiple_of(i * tall, tall), tall)
@@ -218,31 +219,33 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
 
         @pl.when((j < spacing - 1) & exists)  # nothing reads the state after the last
         def _() -> None:
-            numbers, columns = numbers_of(numbers_ref)
-            w_last = last(numbers, W)
-            kept_k = columns[KEPT] * k_ref[0].astype(jnp.float32)
+            rows = numbers_ref[0, 0, 0]
+            end = end_of_chunk(settings, rows, m_ref[:, :1])
+            m_ref[...] = jnp.broadcast_to(end.m, m_ref.shape)
+            kept_k = kept_of_chunk(rows, end) * k_ref[0].astype(jnp.float32)
             weighted_ref[...] = kept_k.astype(weighted_ref.dtype)
             if normalise:
-                n_ref[...] = w_last * n_ref[...] + jnp.sum(kept_k, axis=0, keepdims=True)
+                n_ref[...] = end.w * n_ref[...] + jnp.sum(kept_k, axis=0, keepdims=True)
 
             def step(i: Array, _: None) -> None:
-                rows = pl.ds(pl.multiple_of(i * tall, tall), tall)
-                C_ref[rows, :] = w_last * C_ref[rows, :] + dot(weighted_ref[:, rows], v_ref[0], (0, 0))
+                at = pl.ds(pl.multiple_of(i * tall, tall), tall)
+                C_ref[at, :] = end.w * C_ref[at, :] + dot(weighted_ref[:, at], v_ref[0], (0, 0))
 
             lax.fori_loop(0, key_dim // tall, step, None)
 
         @pl.when((j >= spacing) & exists)
         def _() -> None:
-            numbers, columns = numbers_of(numbers_ref)
-            w, w_last, kept, low = scale * columns[W], last(numbers, W), columns[KEPT], q_ref.dtype
+            rows, m, low = numbers_ref[0, 0, 0], all_m_ref[place][:, :1], q_ref.dtype
+            end = end_of_chunk(settings, rows, m)
+            D, (w, kept, floor) = weights_of_chunk(settings, rows, m, end)
+            S = dot(q_ref[0], k_ref[0], (1, 1)) * D
             dqn, per_d = jnp.zeros((size, 1), jnp.float32), jnp.ones((size, 1), jnp.float32)
             if normalise:
-                qn, floor = columns[QN], columns[FLOOR]
-                per_d = 1 / (jnp.maximum(jnp.abs(qn), floor) + eps)
+                qn = denominator(S, w, q_ref[0], all_n_ref[place])
+                per_d = 1 / (jnp.maximum(jnp.abs(qn), floor) + settings.eps)
                 overlap = jnp.sum(h_ref[0].astype(jnp.float32) * dh_ref[0].astype(jnp.float32), axis=1, keepdims=True)
                 dqn = jnp.where(jnp.abs(qn) > floor, -jnp.sign(qn) * per_d * overlap, 0)
-            D = decays(numbers, columns)
-            S = ((dot(q_ref[0], k_ref[0], (1, 1)) * D) * per_d).T.astype(low)
+            S = (S * per_d).T.astype(low)
             dS = (dot(dh_ref[0], v_ref[0], (1, 1)) * per_d + dqn) * D
             dS, dS_turned = dS.astype(low), dS.T.astype(low)
             weighted_ref[...] = ((w * per_d) * q_ref[0].astype(jnp.float32)).astype(low)
@@ -265,18 +268,28 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
                 dq_ref[0, :, at], dk_ref[0, :, at] = dq.astype(low), dk.astype(low)
                 q, k = q.astype(jnp.float32), k.astype(jnp.float32)
                 inner = total(C.astype(jnp.float32) * dC) + total(n * dn)
-                overlap = overlap + total(k * kept_dC) + w_last * inner
-                dC_ref[0, 0, at, :] = w_last * dC + dot(weighted_ref[:, at], dh_ref[0], (0, 0))
+                overlap = overlap + total(k * kept_dC) + end.w * inner
+                dC_ref[0, 0, at, :] = end.w * dC + dot(weighted_ref[:, at], dh_ref[0], (0, 0))
                 if normalise:
-                    dn_ref[0, 0, :, at] = w_last * dn + jnp.sum((w * dqn) * q, axis=0, keepdims=True)
+                    dn_ref[0, 0, :, at] = end.w * dn + jnp.sum((w * dqn) * q, axis=0, keepdims=True)
                 q_dq, k_dk = q_dq + jnp.sum(q * dq, axis=1, keepdims=True), k_dk + jnp.sum(k * dk, axis=1, keepdims=True)
                 return q_dq, k_dk, overlap
 
             zero = jnp.zeros((size, 1), jnp.float32)
             q_dq, k_dk, overlap = lax.fori_loop(0, key_dim // tall, keys, (zero, zero, jnp.zeros((1, 1), jnp.float32)))
-            sums_ref[0, 0, 0] = to_rows(q_dq, k_dk, jnp.broadcast_to(overlap, (size, 1)))[:ROWS]
+            sums_ref[0, 0, 0] = to_rows(q_dq, k_dk, jnp.broadcast_to(overlap, (size, 1)))[:REGISTER]
 
     return kernel
+
+
+def to_rows(*columns: Float[Array, "L 1"]) -> Float[Array, "128 L"]:
+    """Columns as the first rows of an array: a token per lane again."""
+    size = columns[0].shape[0]
+    lane = lax.broadcasted_iota(jnp.int32, (size, LANES), 1)
+    packed = jnp.zeros((size, LANES), jnp.float32)
+    for i, column in enumerate(columns):
+        packed = jnp.where(lane == i, column, packed)
+    return packed.T
 
 
 def total(x: Array) -> Array:

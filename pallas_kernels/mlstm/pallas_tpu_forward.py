@@ -1,6 +1,5 @@
-"""The forward pass of the mLSTM's TPU kernel, and what both passes share: settings, the packed numbers of the gates, blocks."""
+"""The forward pass of the mLSTM's TPU kernel, and what both passes share: kept states, views, products."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -10,47 +9,22 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from pallas_kernels.mlstm.gates import ChunkGates
+from pallas_kernels.mlstm.pallas_tpu_gates import Numbers, Settings, end_of_chunk, weights_of_chunk
 from pallas_kernels.typing import Keys, MLSTMState, Values
 
 VMEM_LIMIT = 56 * 2**20  # bytes; the smallest VMEM among v5e (128 MiB), v5p (64), v6e (128), less what XLA takes itself
-
-# Rows of the numbers of a chunk. ROW has log(1/sqrt(K)) added, so that D comes with it; QN is the forward pass' result.
-ROW, COL, W, KEPT, FLOOR, DOCUMENT, QN = range(7)
-ROWS = 8  # one register high
-
-Numbers = Float[Array, "B H N 8 L"]
+LANES = 128  # of a vector register; m lies in all lanes of a row
 
 
 class Kept(NamedTuple):
-    """What the backward pass needs: n·q, and C (in the type of the inputs) and n before every stretch but the first (None: there is one).
+    """What the backward pass needs: C (in the type of the inputs), n and m before every stretch but the first; None if there is one.
 
     C is rounded as where it enters a product. Every stretch starts from the forward pass' C, so that these errors do not add up.
     """
 
-    qn: Float[Array, "B H N 1 L"]
     C: Float[Array, "B H G K V"] | None = None
     n: Float[Array, "B H G 1 K"] | None = None
-
-
-class Settings(NamedTuple):
-    """What a call is compiled for: L, chunks between two kept states, the kind of gate, eps, 1/sqrt(K), how to interpret."""
-
-    size: int
-    spacing: int
-    normalise: bool
-    eps: float
-    scale: float
-    interpret: Any
-
-
-def pack(gates: ChunkGates, settings: Settings) -> Numbers:
-    """The gates' numbers per chunk, a token per lane; the rows are named above."""
-    batch, heads, time = gates.row.shape
-    document = jnp.broadcast_to(gates.document[:, None].astype(jnp.float32), gates.row.shape)
-    rows = [gates.row + math.log(settings.scale), gates.col, gates.w, gates.kept, gates.floor, document]
-    rows += [jnp.zeros_like(gates.row)] * (ROWS - len(rows))
-    return jnp.stack([x.reshape(batch, heads, -1, settings.size) for x in rows], axis=3)
+    m: Float[Array, "B H G 1 128"] | None = None
 
 
 def by_head(x: Float[Array, "B T H K"]) -> Float[Array, "B T H*K"]:
@@ -62,18 +36,22 @@ def call_forward(
     settings: Settings, q: Keys, k: Keys, v: Values, numbers: Numbers, state: MLSTMState | None, *, keep: bool
 ) -> tuple[Values, Float[Array, "B H K V"], Float[Array, "B H K"], Kept | None]:
     """(h, C and n after the last chunk, what the backward pass needs if it is to be kept)."""
-    batch, heads, chunks = numbers.shape[:3]
-    call = forward_call(settings, q.dtype, batch, heads, chunks, q.shape[-1], v.shape[-1], keep=keep, given=state is not None)
-    C, n = (None, None) if state is None else (state.C, state.n[:, :, None])
-    h, C, n, *kept = call(by_head(q), by_head(k), by_head(v), numbers, C, n)
+    call = forward_call(settings, q.dtype, numbers.shape, q.shape[-1], v.shape[-1], keep=keep, given=state is not None)
+    h, C, n, *kept = call(by_head(q), by_head(k), by_head(v), numbers, *given_state(state))
     return h.reshape(v.shape), C, n[:, :, 0], Kept(*kept) if keep else None
 
 
-def forward_call(
-    settings: Settings, dtype: Any, batch: int, heads: int, chunks: int, key_dim: int, value_dim: int, *, keep: bool, given: bool
-) -> Any:
-    """The Pallas call on (q, k, v as `B T H*K`, numbers, C0, n0 `B H 1 K`); the last two are None if no state is given."""
-    size, spacing = settings.size, settings.spacing
+def given_state(state: MLSTMState | None) -> tuple[Array | None, Array | None, Array | None]:
+    """C `B H K V`, n `B H 1 K`, m `B H 1 128`, or three times None."""
+    if state is None:
+        return None, None, None
+    return state.C, state.n[:, :, None], jnp.broadcast_to(state.m[:, :, None, None], (*state.m.shape, 1, LANES))
+
+
+def forward_call(settings: Settings, dtype: Any, numbers: tuple[int, ...], key_dim: int, value_dim: int, *, keep: bool, given: bool) -> Any:
+    """The Pallas call on (q, k, v as `B T H*K`, numbers of the given shape, C0, n0, m0 as `given_state` makes them)."""
+    batch, heads, chunks, rows, size = numbers
+    spacing = settings.spacing
     stretches = -(-chunks // spacing)
 
     def tokens(width: int) -> pl.BlockSpec:
@@ -81,9 +59,6 @@ def forward_call(
 
     def per_head(*shape: int) -> pl.BlockSpec:
         return pl.BlockSpec((1, 1, *shape), lambda b, h, n: (b, h, 0, 0))
-
-    def per_chunk(*shape: int) -> pl.BlockSpec:
-        return pl.BlockSpec((1, 1, 1, *shape), lambda b, h, n: (b, h, n, 0, 0))
 
     def per_stretch(*shape: int) -> pl.BlockSpec:
         return pl.BlockSpec((1, 1, 1, *shape), lambda b, h, n: (b, h, jnp.maximum(n // spacing - 1, 0), 0, 0))
@@ -93,12 +68,10 @@ def forward_call(
         ((batch, heads, key_dim, value_dim), jnp.float32, per_head(key_dim, value_dim)),
         ((batch, heads, 1, key_dim), jnp.float32, per_head(1, key_dim)),
     ]
-    if keep:
-        outs += [((batch, heads, chunks, 1, size), jnp.float32, per_chunk(1, size))]
     if keep and stretches > 1:
         outs += [
-            ((batch, heads, stretches - 1, key_dim, value_dim), dtype, per_stretch(key_dim, value_dim)),
-            ((batch, heads, stretches - 1, 1, key_dim), jnp.float32, per_stretch(1, key_dim)),
+            ((batch, heads, stretches - 1, *shape), kind, per_stretch(*shape))
+            for shape, kind in (((key_dim, value_dim), dtype), ((1, key_dim), jnp.float32), ((1, LANES), jnp.float32))
         ]
     pairs = batch * heads * chunks * size
     return pl.pallas_call(
@@ -108,20 +81,19 @@ def forward_call(
             tokens(key_dim),
             tokens(key_dim),
             tokens(value_dim),
-            per_chunk(ROWS, size),
+            pl.BlockSpec((1, 1, 1, rows, size), lambda b, h, n: (b, h, n, 0, 0)),
             pl.BlockSpec(memory_space=pl.ANY) if given else None,
             per_head(1, key_dim) if given else None,
+            per_head(1, LANES) if given else None,
         ],
         out_specs=[block for _, _, block in outs],
         out_shape=[jax.ShapeDtypeStruct(shape, kind) for shape, kind, _ in outs],
-        scratch_shapes=[pltpu.VMEM((key_dim, size), dtype), pltpu.SemaphoreType.DMA],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
-        ),
+        scratch_shapes=[pltpu.VMEM((1, LANES), jnp.float32), pltpu.VMEM((key_dim, size), dtype), pltpu.SemaphoreType.DMA],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT),
         cost_estimate=pl.CostEstimate(
             flops=pairs * (2 * size * (key_dim + value_dim) + 4 * key_dim * value_dim),
             transcendentals=pairs * size,
-            bytes_accessed=forward_bytes(settings, dtype, batch, heads, chunks, key_dim, value_dim, keep=keep, given=given),
+            bytes_accessed=forward_bytes(settings, dtype, numbers, key_dim, value_dim, keep=keep, given=given),
         ),
         interpret=settings.interpret,
         name="mlstm_forward",
@@ -129,23 +101,24 @@ def forward_call(
 
 
 def forward_bytes(
-    settings: Settings, dtype: Any, batch: int, heads: int, chunks: int, key_dim: int, value_dim: int, *, keep: bool, given: bool
+    settings: Settings, dtype: Any, numbers: tuple[int, ...], key_dim: int, value_dim: int, *, keep: bool, given: bool
 ) -> int:
     """Bytes that the forward kernel moves between HBM and VMEM; states before the first and after the last chunk included."""
+    batch, heads, chunks, rows, size = numbers
     state = 4 * key_dim * (value_dim + 1)
-    per_token = 2 * (key_dim + value_dim) * jnp.dtype(dtype).itemsize + 4 * ROWS + (4 if keep else 0)
+    per_token = 2 * (key_dim + value_dim) * jnp.dtype(dtype).itemsize + 4 * rows
     stretches = -(-chunks // settings.spacing) - 1 if keep else 0
-    kept = stretches * key_dim * (value_dim * jnp.dtype(dtype).itemsize + 4)
-    return batch * heads * (chunks * settings.size * per_token + (1 + given) * state + kept)
+    kept = stretches * (key_dim * (value_dim * jnp.dtype(dtype).itemsize + 4) + 4 * LANES)
+    return batch * heads * (chunks * size * per_token + state + given * (state + 4 * LANES) + kept)
 
 
 def _kernel(settings: Settings, chunks: int, value_dim: int, *, keep: bool) -> Any:
     """One chunk of one head. C and n are the blocks of the last state, which stay in VMEM from the first chunk to the last."""
-    size, spacing, normalise, eps, scale, _ = settings
+    spacing, normalise = settings.spacing, settings.normalise
     tile, dot = tile_of(value_dim), products(settings.interpret)
 
-    def kernel(q_ref, k_ref, v_ref, numbers_ref, C0_ref, n0_ref, h_ref, C_ref, n_ref, *rest):
-        *kept_refs, k_turned_ref, arrived = rest
+    def kernel(q_ref, k_ref, v_ref, numbers_ref, C0_ref, n0_ref, m0_ref, h_ref, C_ref, n_ref, *rest):
+        *kept_refs, m_ref, k_turned_ref, arrived = rest
         b, h, chunk = (pl.program_id(axis) for axis in range(3))
 
         @pl.when(chunk == 0)
@@ -153,45 +126,45 @@ def _kernel(settings: Settings, chunks: int, value_dim: int, *, keep: bool) -> A
             if C0_ref is None:
                 clear(C_ref.at[0, 0])
                 n_ref[...] = jnp.zeros_like(n_ref)
+                m_ref[...] = jnp.zeros_like(m_ref)
             else:
                 copy = pltpu.make_async_copy(C0_ref.at[b, h], C_ref.at[0, 0], arrived)
                 copy.start()
                 n_ref[...] = n0_ref[...]
+                m_ref[...] = m0_ref[0, 0] if normalise else jnp.zeros_like(m_ref)
                 copy.wait()
 
         if keep and chunks > spacing:
-            kept_C_ref, kept_n_ref = kept_refs[1:]
+            kept_C_ref, kept_n_ref, kept_m_ref = kept_refs
 
             @pl.when((chunk > 0) & (chunk % spacing == 0))
             def _() -> None:
                 kept_C_ref[0, 0, 0] = C_ref[0, 0].astype(kept_C_ref.dtype)
                 kept_n_ref[0, 0, 0] = n_ref[0, 0]
+                kept_m_ref[0, 0, 0] = m_ref[...]
 
-        numbers, columns = numbers_of(numbers_ref)
-        w, w_last, kept = scale * columns[W], last(numbers, W), columns[KEPT]
+        rows, m = numbers_ref[0, 0, 0], m_ref[:, :1]
+        end = end_of_chunk(settings, rows, m)
+        D, (w, kept, floor) = weights_of_chunk(settings, rows, m, end)
+        m_ref[...] = jnp.broadcast_to(end.m, m_ref.shape)
         q, k = q_ref[0], k_ref[0]
-        S = dot(q, k, (1, 1)) * decays(numbers, columns)
+        S = dot(q, k, (1, 1)) * D
         per_d = 1.0
         if normalise:
             n = n_ref[0, 0]
-            qn = jnp.sum(S, axis=1, keepdims=True) + w * jnp.sum(q.astype(jnp.float32) * n, axis=1, keepdims=True)
-            per_d = 1 / (jnp.maximum(jnp.abs(qn), columns[FLOOR]) + eps)
-            if keep:
-                kept_refs[0][0, 0, 0] = to_rows(qn)[:1]
-        elif keep:
-            kept_refs[0][...] = jnp.zeros_like(kept_refs[0])
+            per_d = 1 / (jnp.maximum(jnp.abs(denominator(S, w, q, n)), floor) + settings.eps)
 
         kept_k = kept * k.astype(jnp.float32)
         k_turned_ref[...] = kept_k.T.astype(k.dtype)
         if normalise:
-            n_ref[0, 0] = w_last * n + jnp.sum(kept_k, axis=0, keepdims=True)
+            n_ref[0, 0] = end.w * n + jnp.sum(kept_k, axis=0, keepdims=True)
         S, w = (S * per_d).astype(q.dtype), w * per_d
 
         def step(j: Array, _: None) -> None:
             at = pl.ds(pl.multiple_of(j * tile, tile), tile)
             v, C = v_ref[0, :, at], C_ref[0, 0, :, at]
             h_ref[0, :, at] = (dot(S, v) + w * dot(q_ref[0], C.astype(q.dtype))).astype(h_ref.dtype)
-            C_ref[0, 0, :, at] = w_last * C + dot(k_turned_ref[...], v)
+            C_ref[0, 0, :, at] = end.w * C + dot(k_turned_ref[...], v)
 
         lax.fori_loop(0, value_dim // tile, step, None)
 
@@ -213,33 +186,9 @@ def clear(ref: Any) -> None:
     lax.fori_loop(0, ref.shape[0] // 128, step, None)
 
 
-def numbers_of(ref: Any) -> tuple[Float[Array, "8 L"], list[Float[Array, "L 1"]]]:
-    """The numbers of a chunk by rows (a token per lane) and by columns (a token per sublane)."""
-    numbers = ref[0, 0, 0]
-    turned = numbers.T
-    return numbers, [turned[:, i : i + 1] for i in range(ROWS)]
-
-
-def last(numbers: Float[Array, "8 L"], row: int) -> Float[Array, "1 1"]:
-    return numbers[row : row + 1, numbers.shape[1] - 1 :]
-
-
-def to_rows(*columns: Float[Array, "L 1"]) -> Float[Array, "128 L"]:
-    """Columns as the first rows of an array: a token per lane again."""
-    size = columns[0].shape[0]
-    lane = lax.broadcasted_iota(jnp.int32, (size, 128), 1)
-    packed = jnp.zeros((size, 128), jnp.float32)
-    for i, column in enumerate(columns):
-        packed = jnp.where(lane == i, column, packed)
-    return packed.T
-
-
-def decays(numbers: Float[Array, "8 L"], columns: list[Float[Array, "L 1"]]) -> Float[Array, "L L"]:
-    """D_ts / sqrt(K) of a chunk."""
-    size = numbers.shape[1]
-    t, s = (lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1))
-    pairs = (s <= t) & (columns[DOCUMENT] == numbers[DOCUMENT : DOCUMENT + 1])
-    return jnp.exp(jnp.where(pairs, columns[ROW] + numbers[COL : COL + 1], -jnp.inf))
+def denominator(S: Float[Array, "L L"], w: Float[Array, "L 1"], q: Float[Array, "L K"], n: Float[Array, "1 K"]) -> Float[Array, "L 1"]:
+    """n·q of each token, with what the chunk itself adds to n: rows of the weighted pairs S, and the n before the chunk."""
+    return jnp.sum(S, axis=1, keepdims=True) + w * jnp.sum(q.astype(jnp.float32) * n, axis=1, keepdims=True)
 
 
 def products(interpret: Any) -> Any:

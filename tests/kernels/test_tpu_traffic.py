@@ -24,29 +24,29 @@ def test_mlstm_says_what_it_moves(model, dtype, state):
         assert call.params["cost_estimate"].bytes_accessed == aot_tpu.traffic(call)
 
 
+@pytest.mark.parametrize("documents", (False, True), ids=("one document", "documents"))
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.parametrize("model", MLSTM_HEADS)
-def test_mlstm_reads_and_writes_everything_once(model, time):
+def test_mlstm_reads_and_writes_everything_once(model, time, documents):
     """A training step's forward: at most 1.25 of one read of q, k, v, i, f and one write of h, states kept and the last one included.
 
-    But at T 2048 the last state of 1.3B, in float32, is 4 of 16 MiB (1.2534 in all), that of 2.7B 6.25 of 20; and 2.7B keeps a state
-    every 1280 tokens, as its states between take more VMEM than others'.
+    At T 2048 the last state of 1.3B, in float32, makes exactly that: 4 of 16 MiB; documents' 8 bytes a token come on top. 2.7B's last
+    state is 6.25 of 20 MiB, and it keeps a state every 1280 tokens, as its states between take more VMEM than others'.
     """
-    loss, arguments = aot_tpu.mlstm_case(model, time, state=False)
-    least = aot_tpu.least_traffic(arguments)
-    bound = {("1.3b", 2048): 1.254, ("2.7b", 2048): 1.472, ("2.7b", 8192): 1.316}.get((model, time), 1.25)
+    loss, arguments = aot_tpu.mlstm_case(model, time, state=False, documents=documents)
+    bound = {("2.7b", 2048): 1.469, ("2.7b", 8192): 1.313}.get((model, time), 1.25)
     for call in calls_of((loss, arguments))[:2]:
         assert call.params["cost_estimate"].bytes_accessed == aot_tpu.traffic(call)
-        assert aot_tpu.traffic(call) <= bound * least
+        assert aot_tpu.traffic(call) <= (bound + 0.001 * documents) * aot_tpu.least_traffic(arguments)
 
 
 @pytest.mark.parametrize("model", ("1.3b", "7b"))
 def test_a_state_that_is_given_is_read_once(model):
-    """And nothing is moved in place of one that is not: forward the state, back the state and its cotangent."""
+    """And nothing is moved in place of one that is not: forward the state, back the state and its cotangent; m in 128 lanes each time."""
     given, not_given = (calls_of(aot_tpu.mlstm_case(model, 2048, state=state)) for state in (True, False))
     heads, K, V = MLSTM_HEADS[model]
     for call, other, times in zip(given, not_given, (1, 1, 2), strict=True):
-        assert aot_tpu.traffic(call) - aot_tpu.traffic(other) == times * heads * 4 * (K * V + K)
+        assert aot_tpu.traffic(call) - aot_tpu.traffic(other) == heads * 4 * (times * (K * V + K) + 128)
 
 
 @pytest.mark.parametrize("model", SLSTM_HEADS)
@@ -62,11 +62,11 @@ def test_slstm_reads_and_writes_everything_once(model):
 
 def test_traffic_counts_blocks_that_change():
     """Two heads of four chunks: q moves with every chunk, the state's block once per head."""
-    loss, arguments = aot_tpu.mlstm_case("7b", 512)
+    loss, arguments = aot_tpu.mlstm_case("7b", 512, documents=False)
     call = aot_tpu.pallas_calls(loss, arguments)["mlstm_forward"]
     heads, K, V = MLSTM_HEADS["7b"]
     assert call.params["grid_mapping"].grid == (1, heads, 4)
-    tokens = 512 * heads * (2 * (2 * K + 2 * V) + 8 * 4)
+    tokens = 512 * heads * (2 * (2 * K + 2 * V) + 2 * 4)
     state = heads * (K * V + K) * 4
-    assert aot_tpu.traffic(call) == tokens + 2 * state
+    assert aot_tpu.traffic(call) == tokens + 2 * state + heads * 4 * 128
     assert jnp.dtype(arguments[1].dtype).itemsize == 2
