@@ -1,4 +1,4 @@
-"""What the mLSTM's GPU kernels need of the gates before, and all its Pallas kernels after: a few numbers per token, left to XLA.
+"""What the mLSTM's GPU kernels need of the gates, before and after: a few numbers per token, left to XLA.
 
 The gates do not depend on q, k, v. So the stabiliser m and all decays are known before a kernel starts, which then takes no maximum:
   weight of token s in the output of token t, same chunk:   D_ts = exp(row_t + col_s)   where s <= t and document_s = document_t

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.interpret import interpret_mode
-from pallas_kernels.mlstm.gates import gate_gradients
 from pallas_kernels.mlstm.pallas_tpu_backward import call_backward
 from pallas_kernels.mlstm.pallas_tpu_forward import LANES, call_forward
 from pallas_kernels.mlstm.pallas_tpu_gates import Settings, last_stabiliser, pack
@@ -122,8 +121,9 @@ def _forward(
 def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
     q, k, v, h, numbers, state, kept, starts = residuals
     dh, after = cotangents
-    (dq, dk, dv), d_state, (q_dq, k_dk, overlap) = call_backward(settings, q, k, v, h, dh, numbers, state, kept, after)
-    d_log_i, d_log_f = gate_gradients(q_dq, k_dk, overlap, starts)
+    (dq, dk, dv), d_state, (d_log_i, d_log_f) = call_backward(settings, q, k, v, h, dh, numbers, state, kept, after)
+    if starts is not None:
+        d_log_f = jnp.where(starts[..., None], 0, d_log_f)
     if state is not None:
         dm = jnp.sum(state.C * d_state[0], axis=(-2, -1)) + jnp.sum(state.n * d_state[1], axis=-1)
         d_state = MLSTMState(*d_state, dm if settings.normalise else jnp.zeros_like(dm))

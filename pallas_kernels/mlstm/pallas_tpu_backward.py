@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from pallas_kernels.mlstm.gates import TokenNumbers
 from pallas_kernels.mlstm.pallas_tpu_forward import (
     LANES,
     VMEM_LIMIT,
@@ -28,8 +27,8 @@ from pallas_kernels.mlstm.pallas_tpu_forward import (
     products,
     tile_of,
 )
-from pallas_kernels.mlstm.pallas_tpu_gates import REGISTER, Numbers, Settings, end_of_chunk, kept_of_chunk, weights_of_chunk
-from pallas_kernels.typing import Keys, MLSTMState, Values
+from pallas_kernels.mlstm.pallas_tpu_gates import Numbers, Settings, end_of_chunk, gate_gradients, kept_of_chunk, weights_of_chunk
+from pallas_kernels.typing import Gates, Keys, MLSTMState, Values
 
 
 def call_backward(
@@ -43,20 +42,19 @@ def call_backward(
     state: MLSTMState | None,
     kept: Kept,
     after: MLSTMState,
-) -> tuple[tuple[Keys, Keys, Values], tuple[Array, Array] | None, tuple[TokenNumbers, TokenNumbers, Array]]:
-    """((dq, dk, dv), (dC0, dn0), (q·dq, k·dk, <C, dC> + <n, dn> after each chunk)); after has the cotangents of the last state.
+) -> tuple[tuple[Keys, Keys, Values], tuple[Array, Array] | None, tuple[Gates, Gates]]:
+    """((dq, dk, dv), (dC0, dn0), cotangents of the log gates); after has the cotangents of the last state.
 
     Without a state that was given there is none to have cotangents: None.
     """
-    batch, heads = numbers.shape[:2]
     dn = after.n if settings.normalise else jnp.zeros_like(after.n)
     call = backward_call(settings, q.dtype, numbers.shape, q.shape[-1], v.shape[-1], given=state is not None)
     h = by_head(h) if settings.normalise else None
     last_state = (after.C, dn[:, :, None])
-    *gradients, dC, dn, sums = call(by_head(q), by_head(k), by_head(v), h, by_head(dh), numbers, *given_state(state), *kept, *last_state)
-    q_dq, k_dk = (sums[:, :, :, row].reshape(batch, heads, -1) for row in range(2))
+    *gradients, dC, dn, d_gates = call(by_head(q), by_head(k), by_head(v), h, by_head(dh), numbers, *given_state(state), *kept, *last_state)
     gradients = tuple(x.reshape(y.shape) for x, y in zip(gradients, (q, k, v), strict=True))
-    return gradients, None if state is None else (dC, dn[:, :, 0]), (q_dq, k_dk, sums[:, :, :, 2, 0])
+    d_log_i, d_log_f = (jnp.moveaxis(d_gates[:, :, :, row].reshape(*numbers.shape[:2], -1), 1, 2) for row in range(2))
+    return gradients, None if state is None else (dC, dn[:, :, 0]), (d_log_i, d_log_f)
 
 
 def backward_call(settings: Settings, dtype: Any, numbers: tuple[int, ...], key_dim: int, value_dim: int, *, given: bool) -> Any:
@@ -92,7 +90,7 @@ def backward_call(settings: Settings, dtype: Any, numbers: tuple[int, ...], key_
         *(((batch, chunks * size, heads * width), dtype, tokens(width, late)) for width in (key_dim, key_dim, value_dim)),
         ((batch, heads, key_dim, value_dim), jnp.float32, per_head(key_dim, value_dim)) if given else None,
         ((batch, heads, 1, key_dim), jnp.float32, per_head(1, key_dim)) if given else None,
-        ((batch, heads, chunks, REGISTER, size), jnp.float32, per_chunk(late, REGISTER, size)),
+        ((batch, heads, chunks, 2, size), jnp.float32, per_chunk(late, 2, size)),
     ]
     per_token = 4 * size * (key_dim + value_dim) + 2 * size * key_dim + 10 * key_dim * value_dim
     return pl.pallas_call(
@@ -147,7 +145,7 @@ def backward_bytes(settings: Settings, dtype: Any, numbers: tuple[int, ...], key
     stretches = -(-chunks // settings.spacing)
     once = 4 * key_dim + (4 if settings.normalise else 3) * value_dim
     again = (chunks - stretches) / chunks  # the last chunk of a stretch stays where it is
-    per_token = (once + again * (key_dim + value_dim)) * jnp.dtype(dtype).itemsize + 4 * (rows * (1 + again) + REGISTER)
+    per_token = (once + again * (key_dim + value_dim)) * jnp.dtype(dtype).itemsize + 4 * (rows * (1 + again) + 2)
     kept = (stretches - 1) * (key_dim * (value_dim * jnp.dtype(dtype).itemsize + 4) + 4 * LANES)
     states = (3 if given else 1) * 4 * key_dim * (value_dim + 1) + given * 4 * LANES
     return batch * heads * (round(chunks * size * per_token) + states + kept)
@@ -162,7 +160,7 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
     def kernel(
         q_ref, k_ref, v_ref, h_ref, dh_ref, numbers_ref, C0_ref, n0_ref, m0_ref, kept_C_ref, kept_n_ref, kept_m_ref,
         dC_last_ref, dn_last_ref,
-        dq_ref, dk_ref, dv_ref, dC_ref, dn_ref, sums_ref, dC_here, dn_here,
+        dq_ref, dk_ref, dv_ref, dC_ref, dn_ref, d_gates_ref, dC_here, dn_here,
         C_ref, n_ref, all_C_ref, all_n_ref, m_ref, all_m_ref, weighted_ref, arrived,
     ):  # fmt: skip
         dC_ref, dn_ref = dC_here if dC_ref is None else dC_ref, dn_here if dn_ref is None else dn_ref
@@ -237,7 +235,7 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
         def _() -> None:
             rows, m, low = numbers_ref[0, 0, 0], all_m_ref[place][:, :1], q_ref.dtype
             end = end_of_chunk(settings, rows, m)
-            D, (w, kept, floor) = weights_of_chunk(settings, rows, m, end)
+            D, (w, kept, floor), pairs = weights_of_chunk(settings, rows, m, end)
             S = dot(q_ref[0], k_ref[0], (1, 1)) * D
             dqn, per_d = jnp.zeros((size, 1), jnp.float32), jnp.ones((size, 1), jnp.float32)
             if normalise:
@@ -277,19 +275,9 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
 
             zero = jnp.zeros((size, 1), jnp.float32)
             q_dq, k_dk, overlap = lax.fori_loop(0, key_dim // tall, keys, (zero, zero, jnp.zeros((1, 1), jnp.float32)))
-            sums_ref[0, 0, 0] = to_rows(q_dq, k_dk, jnp.broadcast_to(overlap, (size, 1)))[:REGISTER]
+            d_gates_ref[0, 0, 0] = gate_gradients(rows, pairs, q_dq, k_dk, overlap)
 
     return kernel
-
-
-def to_rows(*columns: Float[Array, "L 1"]) -> Float[Array, "128 L"]:
-    """Columns as the first rows of an array: a token per lane again."""
-    size = columns[0].shape[0]
-    lane = lax.broadcasted_iota(jnp.int32, (size, LANES), 1)
-    packed = jnp.zeros((size, LANES), jnp.float32)
-    for i, column in enumerate(columns):
-        packed = jnp.where(lane == i, column, packed)
-    return packed.T
 
 
 def total(x: Array) -> Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.typing import Gates, TokenFlags
 
@@ -93,8 +93,8 @@ def end_of_chunk(settings: Settings, rows: Float[Array, "R L"], m0: Float[Array,
 
 def weights_of_chunk(
     settings: Settings, rows: Float[Array, "R L"], m0: Float[Array, "1 1"], end: End
-) -> tuple[Float[Array, "L L"], Columns]:
-    """D and the columns.
+) -> tuple[Float[Array, "L L"], Columns, Bool[Array, "L L"]]:
+    """D, the columns, and the pairs (t, s) in which t reads s.
 
     All but D is computed with a token per lane, one register for 128 tokens, and turned once: with a token per sublane, and the maxima
     taken from a matrix like D, a chunk of 128 tokens at K = V = 384 has 150 more instructions than 1,530 on a v5e.
@@ -114,12 +114,30 @@ def weights_of_chunk(
     pairs = s <= t
     if documents:
         pairs &= rest[0] == document
-    return jnp.exp(jnp.where(pairs, scaled + col, -jnp.inf)), Columns(w, kept, floor)
+    return jnp.exp(jnp.where(pairs, scaled + col, -jnp.inf)), Columns(w, kept, floor), pairs
 
 
 def kept_of_chunk(rows: Float[Array, "R L"], end: End) -> Float[Array, "L 1"]:
     """The column kept alone, for the state after the chunk."""
     return turned(_kept(rows, end))[0]
+
+
+def gate_gradients(
+    rows: Float[Array, "R L"],
+    pairs: Bool[Array, "L L"],
+    q_dq: Float[Array, "L 1"],
+    k_dk: Float[Array, "L 1"],
+    overlap: Float[Array, "1 1"],
+) -> Float[Array, "2 L"]:
+    """Cotangents of log i and log f, from q·dq and k·dk per token and <C, dC> + <n, dn> after the chunk.
+
+    log i_s only ever scales k_s. log f_s scales all that the tokens from s on read of what was written before s, as well as the state
+    after the chunk, if s belongs to its last document. (Of a document's first token the caller makes 0: it has no state to act on.)
+    """
+    t, s = (lax.broadcasted_iota(jnp.int32, pairs.shape, axis) for axis in (0, 1))
+    d_log_i = jnp.sum(jnp.where(t == s, k_dk, 0), axis=0, keepdims=True)
+    d_log_f = jnp.sum(jnp.where(pairs, q_dq - k_dk, 0), axis=0, keepdims=True) + jnp.where(_after_last_reset(rows), overlap, 0)
+    return jnp.where(lax.broadcasted_iota(jnp.int32, (2, pairs.shape[0]), 0) == 0, d_log_i, d_log_f)
 
 
 def turned(*rows: Float[Array, "1 L"]) -> list[Float[Array, "L 1"]]:
