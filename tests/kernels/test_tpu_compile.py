@@ -57,6 +57,15 @@ def test_slstm_with_all_gradients(chip, model):
     assert kernels_compiled(loss, arguments, chip) == ["slstm_backward", "slstm_forward"]
 
 
+@pytest.mark.parametrize(("documents", "most"), ((False, 6), (True, 24)))
+def test_the_kernels_leave_little_to_xla(documents, most):
+    """Fusions and loops around the two kernels; before the kernels took the gates' maxima and summed their gradients: 69 and 114."""
+    loss, arguments = aot_tpu.mlstm_case("7b", 2048, state=False, documents=documents)
+    text = aot_tpu.lowered(aot_tpu.gradient(loss, arguments), arguments, "v5e").compile().as_text()
+    program = text[text.index("\nENTRY") :].partition("\n}")[0]
+    assert len(re.findall(r" (?:fusion|while)\(", program)) <= most
+
+
 @pytest.mark.parametrize("input_gate", ("exponential", "sigmoid"))
 def test_a_step_reads_and_writes_its_state_once(input_gate):
     """T = 1 is left to XLA, which updates C and reads it out in one fusion: C moves twice, and everything else is little."""
