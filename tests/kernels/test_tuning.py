@@ -71,13 +71,14 @@ def test_the_mlstm_takes_the_chunk_that_was_measured(monkeypatch, backend, kind,
     """What `python -m benchmarks.kernels --tune` writes; a chunk_size in the call goes before it, other types keep the heuristic."""
     seen = []
     module = importlib.import_module(f"pallas_kernels.mlstm.{backend}")
-    gates = module.chunk_gates
+    name = "pack" if backend == "pallas_tpu" else "chunk_gates"  # what cuts the gates into chunks; their size comes last
+    cut = getattr(module, name)
 
-    def spy(log_i, log_f, m0, starts, size, **options):
-        seen.append(size)
-        return gates(log_i, log_f, m0, starts, size, **options)
+    def spy(*arguments, **options):
+        seen.append(arguments[-1])
+        return cut(*arguments, **options)
 
-    monkeypatch.setattr(module, "chunk_gates", spy)
+    monkeypatch.setattr(module, name, spy)
     entry = {"shape": {"K": 128, "V": 128, "dtype": "bfloat16"}, "blocks": {"chunk_size": measured}}
     monkeypatch.setattr(tuning, "_table", {kind: {f"mlstm/{backend}": [entry]}}.__getitem__)
 
