@@ -248,10 +248,10 @@ def predict() -> list[dict[str, Any]]:
                 chunk = default_chunk_size(spec.T, spec.K, spec.V)
                 kernels = roofline.hopper_kernels(spec, chunk, backward)
                 took = roofline.expected_seconds(kernels, kind)
-                done = sum(kernels.values(), roofline.Work(0, 0))
+                done = sum((kernel.work for kernel in kernels.values()), roofline.Work(0, 0))
                 result |= {"chunk_size": chunk, "of_our_kernels": done._asdict(), "expected_ms": took * 1e3}
                 result |= {"expected_share_of_roofline": result["roofline_ms"] / result["expected_ms"]}
-                result["kernels_ms"] = {n: roofline.expected_seconds({n: w}, kind) * 1e3 for n, w in kernels.items()}
+                result["kernels_ms"] = {n: roofline.expected_seconds({n: k}, kind) * 1e3 for n, k in kernels.items()}
             else:
                 step = roofline.expected_slstm_step(spec)
                 result |= {"expected_microseconds_per_step": step * 1e6, "expected_ms": step * spec.T * 1e3}

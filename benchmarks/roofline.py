@@ -62,44 +62,57 @@ def least_seconds(work: Work, device_kind: str) -> float | None:
 
 # What a well-made kernel reaches of the data sheet. Memory: copies on an H200 reach 4.1 of 4.8 TB/s. Products: a tile of 128 x 128 by one
 # block reads 64·(128+128)·2 bytes for 64·128·128·2 FLOPs, 64 FLOPs per byte from the L2 cache; at the 7 TB/s that this gives, 448 of
-# 989 TFLOP/s. (Tiles of 128 x 256, or operands shared by a cluster of blocks, would reach 600 and more.)
-MEMORY, PRODUCTS = 0.8, 0.45
+# 989 TFLOP/s. A cluster of two that fetches one of the operands once reads three quarters of that: 597. (Shared memory, 128 bytes a
+# cycle, would allow 790: TMA writes 32 KB and WGMMA reads 48 KB of it in the 512 cycles of 64·128·128 products.)
+MEMORY, PRODUCTS, CLUSTERED = 0.8, 0.45, 0.6
 
 
-def hopper_kernels(spec: Spec, chunk: int, backward: bool) -> dict[str, Work]:
-    """The work of each kernel of mlstm/pallas_gpu.py, bf16; tiles of one chunk that read the same data find it in the L2 cache.
+class Kernel(NamedTuple):
+    """What one kernel does and the share of the chip's FLOP/s that its products reach."""
+
+    work: Work
+    products: float = PRODUCTS
+
+
+def hopper_kernels(spec: Spec, chunk: int, backward: bool) -> dict[str, Kernel]:
+    """The kernels of mlstm/pallas_gpu.py, bf16; tiles of one chunk that read the same data find it in the L2 cache.
 
     A chunk's state is 2·K·V bytes, its pairs L·L bytes (the causal half), each written and read again.
     """
+
+    def tiled(width: int) -> float:
+        return PRODUCTS if width % 256 else CLUSTERED
+
     K, V, tokens = spec.K, spec.V, spec.B * spec.T * spec.H
     state, pairs, q, v = 2 * K * V / chunk, chunk, 2 * K, 2 * V
-    walk, by_values = Work(2 * K * V, q + v + state), Work(chunk * V + 2 * K * V, pairs + state + q + 2 * v)
-    by_keys = Work(chunk * K + 2 * K * V, pairs + state + 3 * q + v)
+    walk = Kernel(Work(2 * K * V, q + v + state), tiled(V))
+    by_values = Kernel(Work(chunk * V + 2 * K * V, pairs + state + q + 2 * v), tiled(V))
+    by_keys = Kernel(Work(chunk * K + 2 * K * V, pairs + state + 3 * q + v), tiled(K))
     kernels = {
         "walk": walk,
-        "pairs": Work(chunk * K, 2 * q + pairs),
+        "pairs": Kernel(Work(chunk * K, 2 * q + pairs)),
         "combine h": by_values,
-        "normaliser (XLA)": Work(0, 2 * q + 40),
+        "normaliser (XLA)": Kernel(Work(0, 2 * q + 40)),
     }
     if backward:
         kernels |= {
             "walk again": walk,
             "walk back": walk,
-            "pairs again": Work(chunk * K, 2 * q + pairs),
-            "pairs dS": Work(chunk * V, 2 * v + pairs),
+            "pairs again": Kernel(Work(chunk * K, 2 * q + pairs)),
+            "pairs dS": Kernel(Work(chunk * V, 2 * v + pairs)),
             "combine dv": by_values,
             "combine dq": by_keys,
             "combine dk": by_keys,
-            "overlaps, dh·h, normaliser (XLA)": Work(0, 2 * state + 2 * v + 2 * q + 80),
+            "overlaps, dh·h, normaliser (XLA)": Kernel(Work(0, 2 * state + 2 * v + q + 80)),
         }
-    return {name: tokens * work for name, work in kernels.items()}
+    return {name: kernel._replace(work=tokens * kernel.work) for name, kernel in kernels.items()}
 
 
-def expected_seconds(kernels: dict[str, Work], device_kind: str) -> float:
+def expected_seconds(kernels: dict[str, Kernel], device_kind: str) -> float:
     """Every kernel takes the larger of its two times at what kernels reach, one after the other."""
     flops, memory = CHIPS[device_kind]
     # fsum: Python 3.12's sum rounds otherwise than 3.11's
-    return math.fsum(max(work.flops / (PRODUCTS * flops), work.bytes / (MEMORY * memory)) for work in kernels.values())
+    return math.fsum(max(work.flops / (products * flops), work.bytes / (MEMORY * memory)) for work, products in kernels.values())
 
 
 CLOCK = 1.755e9  # Hz of an H200 under load

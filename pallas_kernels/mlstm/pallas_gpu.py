@@ -84,11 +84,10 @@ def default_chunk_size(time: int, key_dim: int, value_dim: int, measured: int | 
 
     Per token and head a chunk of L costs 4·K·V/L bytes for its state, written and read in bf16, and about 2·L for its pairs, likewise
     (half of L·L of them): least at L = sqrt(2·K·V), rounded down to a power of two (64/64: 64, 128/256: 256, 512/512: 512). The pairs
-    also cost L·(K+V) FLOPs, so that benchmarks/roofline.py finds 256 as fast as 512 or faster for all wide heads. 512 is taken where they
-    are equal within 1 % forward and back, from 1024/1024 on, since its states are half as large (1.1 GB for 65,536 tokens of 4 heads).
+    also cost L·(K+V) FLOPs, so that benchmarks/roofline.py finds 512 the fastest for wider heads too, forward and back.
     """
     best = 1 << ((2 * key_dim * value_dim).bit_length() - 1) // 2
-    longest = measured or max(64, min(best, 512 if key_dim * value_dim >= 1024 * 1024 else 256))
+    longest = measured or max(64, min(best, 512))
     return min(longest, max(64, 1 << (time - 1).bit_length()))
 
 

@@ -2,9 +2,11 @@
 
 Each is a product of matrices with TMA pipelines and WGMMA: one warpgroup per block of threads computes one tile of at most 128 x 128 in
 float32 registers (128 a thread). Two such blocks fit a multiprocessor (rings of at most 96 KB, whose memory the epilogue's tile takes
-over; at most 255 registers), so that one's products run while the other waits or writes: no warp is specialised. Chunks are multiples of
-the tile's rows, so that a tile lies in one chunk. Tokens are `B T H *`, TMA slices the head out. The last axis of a grid is the fastest:
-blocks that read the same tiles of a chunk (of a whole sequence, in `walk`) run at the same time, so that memory is read once for all.
+over; at most 255 registers), so that one's products run while the other waits or writes: no warp is specialised. In `walk` and `combine`
+two blocks side by side in the width of the output are a cluster, which fetches their common operand once (pallas_gpu_ring.py). Chunks are
+multiples of the tile's rows, so that a tile lies in one chunk. Tokens are `B T H *`, TMA slices the head out. The last axis of a grid is
+the fastest: blocks that read the same tiles of a chunk (of a whole sequence, in `walk`) run at the same time, so that memory is read once
+for all.
 """
 
 from typing import Any, NamedTuple
@@ -17,11 +19,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.mlstm.gates import TokenNumbers
+from pallas_kernels.mlstm.pallas_gpu_ring import DEPTH, SWIZZLE, Operand, ring
 from pallas_kernels.typing import Keys, Values
 
-_DEPTH = 64  # what one step of a pipeline sums over: 128 bytes, the widest swizzle
 _ROWS, _COLUMNS = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)  # one number per row or column of a tile
-_SWIZZLE = (plgpu.TilingTransform((8, _DEPTH)), plgpu.SwizzleTransform(128))
 
 
 class Options(NamedTuple):
@@ -54,18 +55,19 @@ def walk(
     a_t x_t is rounded to the type of x; X itself stays in float32 registers from the first chunk to the last.
     """
     batch, time, heads, tall_dim = x.shape
-    wide_dim, per_chunk = y.shape[-1], options.chunk // _DEPTH
-    chunks, tall, wide, steps = time // options.chunk, _tile(tall_dim), _tile(wide_dim), time // _DEPTH
+    wide_dim, per_chunk = y.shape[-1], options.chunk // DEPTH
+    chunks, tall, wide, steps = time // options.chunk, _tile(tall_dim), _tile(wide_dim), time // DEPTH
+    blocks = _blocks(wide_dim // wide)
 
-    def mlstm_walk(x, y, a, w_last, X, states, last, state):
+    def mlstm_walk(x, y, a, w_last, X, states, last, state, agreed):
         b, head = _batch_and_head(heads)
-        i, j = _slice("tall", tall), _slice("wide", wide)
+        tall_at, wide_at = lax.axis_index("tall"), _wide(blocks)
+        i, j = pl.ds(tall_at * tall, tall), pl.ds(wide_at * wide, wide)
 
-        def place(step):
-            return (steps - 1 - step if reverse else step,)
+        def place(at):
+            return steps - 1 - at if reverse else at
 
-        def step(indices, x, y, a, X):
-            (at,) = indices
+        def step(at, x, y, a, X):
             n = at // per_chunk
             n = chunks - 1 - n if reverse else n
             begins = at % per_chunk == 0
@@ -84,26 +86,22 @@ def walk(
             plgpu.commit_smem()
             return _accumulate(options, lambda X: plgpu.wgmma(X, x.transpose((1, 0)), y), X)
 
-        pipeline = plgpu.emit_pipeline(
-            step,
-            grid=(steps,),
-            in_specs=[
-                _block((_DEPTH, tall), lambda at: (*place(at), lax.axis_index("tall"))),
-                _block((_DEPTH, wide), lambda at: (*place(at), lax.axis_index("wide"))),
-                plgpu.BlockSpec((_DEPTH,), place),
-            ],
-            max_concurrent_steps=2,
-            init_carry=plgpu.load(X.at[b, head, i, j], layout=plgpu.Layout.WGMMA, optimized=False),
+        operands = (
+            Operand(x.at[b, :, head], (DEPTH, tall), lambda at: (place(at), tall_at), blocks > 1),
+            Operand(y.at[b, :, head], (DEPTH, wide), lambda at: (place(at), wide_at)),
+            Operand(a.at[b, head], (DEPTH,), lambda at: (place(at),)),
         )
-        last[b, head, i, j] = pipeline(x.at[b, :, head], y.at[b, :, head], a.at[b, head])
+        first = plgpu.load(X.at[b, head, i, j], layout=plgpu.Layout.WGMMA, optimized=False)
+        last[b, head, i, j] = ring(step, steps, operands, agreed, slots=2, carry=first)
         plgpu.wait_smem_to_gmem(0)
 
     return _call(
         mlstm_walk,
         options,
-        {"bh": batch * heads, "tall": tall_dim // tall, "wide": wide_dim // wide},
+        {"bh": batch * heads, "tall": tall_dim // tall, "wide": wide_dim // wide // blocks},
         [jax.ShapeDtypeStruct((batch, heads, chunks, tall_dim, wide_dim), y.dtype), jax.ShapeDtypeStruct(X.shape, jnp.float32)],
-        [_smem((tall, wide), y.dtype)],
+        [_smem((tall, wide), y.dtype), plgpu.ClusterBarrier(collective_axes=("block",))],
+        blocks,
     )(x, y, a, w_last, X)
 
 
@@ -137,15 +135,12 @@ def pairs(
             plgpu.copy_gmem_to_smem(document.at[b, at], ids.at[slot], barrier)
 
         def products(acc):
-            def block(n):
-                return _block((rows, _DEPTH), lambda d: (chunk * tiles + n, d), delay_release=1)
-
             def step(_, x, y):
                 plgpu.wgmma(acc, x, y.transpose((1, 0)))
                 plgpu.wgmma_wait(1)
 
-            pipeline = plgpu.emit_pipeline(step, grid=(width // _DEPTH,), in_specs=[block(t), block(s)], max_concurrent_steps=3)
-            pipeline(x.at[b, :, head], y.at[b, :, head])
+            operands = [Operand(z.at[b, :, head], (rows, DEPTH), lambda d, n=n: (chunk * tiles + n, d)) for z, n in ((x, t), (y, s))]
+            ring(step, width // DEPTH, operands, None, slots=3)
             return acc[...]
 
         S = pl.run_scoped(products, plgpu.ACC((rows, rows), jnp.float32))
@@ -207,7 +202,8 @@ def combine(
     """
     batch, time, heads, depth = x.shape
     width, rows = y.shape[-1], options.rows
-    wide, tiles, per_tile = _tile(width), options.chunk // rows, rows // _DEPTH
+    wide, tiles, per_tile = _tile(width), options.chunk // rows, rows // DEPTH
+    blocks = _blocks(width // wide)
     column_numbers, vector = column if column else (of_state, None)
     ins = [P, y, x, states, of_state]
     ins += [of_all] if of_all is not None else []
@@ -221,11 +217,11 @@ def combine(
         dot_in = rest.pop(0) if dot_with is not None else None
         out = rest.pop(0)
         dots = rest.pop(0) if dot_with is not None else None
-        numbers, vector_smem, barrier, dot_barrier = rest
+        numbers, vector_smem, barrier, dot_barrier, agreed = rest
         b, head = _batch_and_head(heads)
-        at, j = lax.axis_index("tile"), lax.axis_index("wide")
+        at, j = lax.axis_index("tile"), _wide(blocks)
         chunk, t = at // tiles, at % tiles
-        tokens, columns = pl.ds(at * rows, rows), _slice("wide", wide)
+        tokens, columns = pl.ds(at * rows, rows), pl.ds(j * wide, wide)
 
         copies = [(of_state.at[b, head, tokens], numbers.at[0])]
         copies += [(of_all_in.at[b, head, tokens], numbers.at[1])] if of_all_in is not None else []
@@ -238,17 +234,12 @@ def combine(
                 plgpu.wgmma(acc, x, state.transpose((1, 0)) if state_transposed else state)
                 plgpu.wgmma_wait(1)
 
-            plgpu.emit_pipeline(
-                step,
-                grid=(depth // _DEPTH,),
-                in_specs=[
-                    _block((rows, _DEPTH), lambda d: (at, d), delay_release=1),
-                    _block((wide, _DEPTH), lambda d: (j, d), delay_release=1)
-                    if state_transposed
-                    else _block((_DEPTH, wide), lambda d: (d, j), delay_release=1),
-                ],
-                max_concurrent_steps=3,
-            )(x.at[b, :, head], states.at[b, head, chunk])
+            shape, place = ((wide, DEPTH), lambda d: (j, d)) if state_transposed else ((DEPTH, wide), lambda d: (d, j))
+            operands = (
+                Operand(x.at[b, :, head], (rows, DEPTH), lambda d: (at, d), blocks > 1),
+                Operand(states.at[b, head, chunk], shape, place),
+            )
+            ring(step, depth // DEPTH, operands, agreed, slots=3)
             return acc[...]
 
         result = pl.run_scoped(from_state, plgpu.ACC((rows, wide), jnp.float32))
@@ -264,18 +255,13 @@ def combine(
                 plgpu.wgmma(acc, P.transpose((1, 0)) if pairs_transposed else P, y)
                 plgpu.wgmma_wait(1)
 
-            begin = chunk * (options.chunk // _DEPTH) + first
-            plgpu.emit_pipeline(
-                step,
-                grid=(((tiles - t) if pairs_transposed else (t + 1)) * per_tile,),
-                in_specs=[
-                    _block((_DEPTH, rows), lambda d: (begin + d, t), delay_release=1)
-                    if pairs_transposed
-                    else _block((rows, _DEPTH), lambda d: (at, d), delay_release=1),
-                    _block((_DEPTH, wide), lambda d: (begin + d, j), delay_release=1),
-                ],
-                max_concurrent_steps=3,
-            )(P.at[b, head], y.at[b, :, head])
+            begin = chunk * (options.chunk // DEPTH) + first
+            shape, place = ((DEPTH, rows), lambda d: (begin + d, t)) if pairs_transposed else ((rows, DEPTH), lambda d: (at, d))
+            operands = (
+                Operand(P.at[b, head], shape, place, blocks > 1),
+                Operand(y.at[b, :, head], (DEPTH, wide), lambda d: (begin + d, j)),
+            )
+            ring(step, ((tiles - t) if pairs_transposed else (t + 1)) * per_tile, operands, agreed, slots=3)
 
         result = _accumulate(options, from_pairs, result)
         if of_all_in is not None:
@@ -301,14 +287,16 @@ def combine(
     results = _call(
         mlstm_combine,
         options,
-        {"bh": batch * heads, "tile": time // rows, "wide": width // wide},
+        {"bh": batch * heads, "tile": time // rows, "wide": width // wide // blocks},
         outs,
         [
             plgpu.SMEM((2, rows), jnp.float32),
             plgpu.SMEM((wide,), jnp.float32),
             plgpu.Barrier(num_arrivals=1 + (of_all is not None) + 2 * (column is not None)),
             plgpu.Barrier(),
+            plgpu.ClusterBarrier(collective_axes=("block",)),
         ],
+        blocks,
     )(*ins)
     return results[0], jnp.sum(results[1], axis=0) if dot_with is not None else None
 
@@ -344,15 +332,17 @@ def _tile(size: int) -> int:
 
 
 def _smem(shape: tuple[int, int], dtype: Any) -> Any:
-    return plgpu.SMEM(shape, dtype, transforms=_SWIZZLE)
+    return plgpu.SMEM(shape, dtype, transforms=SWIZZLE)
 
 
-def _block(shape: tuple[int, int], place: Any, delay_release: int = 0) -> Any:
-    return plgpu.BlockSpec(shape, place, transforms=_SWIZZLE, delay_release=delay_release)
+def _blocks(tiles: int) -> int:
+    """Blocks of a cluster: two where they pair up, next to each other in the width of the output."""
+    return 1 if tiles % 2 else 2
 
 
-def _slice(axis: str, size: int) -> Any:
-    return pl.ds(lax.axis_index(axis) * size, size)
+def _wide(blocks: int) -> Array:
+    """Which tile in the width of the output is this block's."""
+    return lax.axis_index("wide") * blocks + lax.axis_index("block")
 
 
 def _batch_and_head(heads: int) -> tuple[Array, Array]:
@@ -360,13 +350,15 @@ def _batch_and_head(heads: int) -> tuple[Array, Array]:
     return at // heads, at % heads
 
 
-def _call(kernel: Any, options: Options, grid: dict[str, int], outs: Any, scratch: Any) -> Any:
+def _call(kernel: Any, options: Options, grid: dict[str, int], outs: Any, scratch: Any, blocks: int = 1) -> Any:
     return plgpu.kernel(
         kernel,
         out_type=outs,
         scratch_types=scratch,
         grid=tuple(grid.values()),
         grid_names=tuple(grid),
+        cluster=(blocks,),
+        cluster_names=("block",),
         interpret=options.interpret,
         kernel_name=kernel.__name__,
         compiler_params=plgpu.CompilerParams(approx_math=True),  # of exp alone: `pairs` is a quarter shorter

@@ -40,6 +40,22 @@ def test_no_memory_is_read_unwritten_and_nothing_races_where_a_chunk_has_several
 
 @needs_simulator
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Spec("one tile of rows", T=65, K=256, V=256, B=1, H=1, documents="borders"),
+        Spec("two tiles of rows", T=193, K=128, V=256, B=1, H=1, chunk=256, documents="random"),
+        Spec("two clusters", T=129, K=64, V=512, B=1, H=2, chunk=128, input_gate="sigmoid"),
+    ],
+    ids=lambda spec: spec.name,
+)
+def test_blocks_that_share_an_operand_as_a_cluster(spec):
+    """256 columns are two tiles of 128. The simulator runs the cluster's barrier, but copies a shared block for each of its blocks."""
+    check(spec, uninitialized_memory="nan", detect_races=True)
+
+
+@needs_simulator
+@pytest.mark.slow
 def test_sigmoid_gate_in_float16_with_two_heads():
     check(Spec("sigmoid", T=65, K=64, V=64, B=1, H=2, dtype="float16", input_gate="sigmoid", documents="random"))
 
@@ -97,7 +113,7 @@ def test_refuses_a_gpu_that_is_not_hopper():
 
 @pytest.mark.parametrize(
     ("time", "key_dim", "value_dim", "size"),
-    [(8192, 64, 64, 64), (8192, 128, 256, 256), (8192, 512, 512, 256), (2048, 1024, 1024, 512), (100, 1024, 1024, 128), (2, 64, 64, 64)],
+    [(8192, 64, 64, 64), (8192, 128, 256, 256), (8192, 512, 512, 512), (2048, 1024, 1024, 512), (100, 1024, 1024, 128), (2, 64, 64, 64)],
 )
 def test_wide_heads_take_long_chunks(time, key_dim, value_dim, size):
     assert default_chunk_size(time, key_dim, value_dim) == size
