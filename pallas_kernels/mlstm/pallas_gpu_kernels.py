@@ -72,14 +72,14 @@ def walk(
             n = chunks - 1 - n if reverse else n
             begins = at % per_chunk == 0
 
-            @pl.when(begins)
-            def _():
+            def begin(X):
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                 state[...] = X.astype(state.dtype)
                 plgpu.commit_smem()
                 plgpu.copy_smem_to_gmem(state, states.at[b, head, n, i, j])
+                return X * w_last[b, head, n]
 
-            X = X * jnp.where(begins, w_last[b, head, n], 1.0)
+            X = lax.cond(begins, begin, lambda X: X, X)
             numbers = plgpu.load(x, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
             numbers = numbers * _for_each_row(a, numbers.shape)
             x[...] = numbers.astype(x.dtype)  # in its slot of the ring: a buffer more, and two blocks did not fit a multiprocessor
