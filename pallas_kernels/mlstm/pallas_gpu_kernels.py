@@ -336,7 +336,7 @@ def _smem(shape: tuple[int, int], dtype: Any) -> Any:
 
 
 def _blocks(tiles: int) -> int:
-    """Blocks of a cluster: two where they pair up, next to each other in the width of the output."""
+    """Blocks in a cluster: two, whose tiles are neighbours in the width of the output, where the tiles pair up."""
     return 1 if tiles % 2 else 2
 
 

@@ -1,9 +1,10 @@
-"""The pipeline of the kernels in pallas_gpu_kernels.py: blocks of matrices come by TMA into a ring in shared memory, ahead of the products.
+"""The pipeline of the kernels in pallas_gpu_kernels.py: tiles of matrices come by TMA into a ring in shared memory, ahead of the products.
 
 Blocks of threads that need the same operand form a cluster of two and fetch it once (multicast). A tile of 128 x 128 alone reads a byte
 from the L2 cache per 64 FLOPs: 448 of 989 TFLOP/s at 7 TB/s. Two that share one operand read as much as one of 128 x 256, a byte per 85:
 597 TFLOP/s; but they keep their registers and their places, two on a multiprocessor, so that one's epilogue still hides behind the
-other's products. pl.emit_pipeline does not share blocks, and its warp-specialised sister has no registers left for two on a multiprocessor.
+other's products. plgpu.emit_pipeline does not share tiles, and its warp-specialised sister leaves no registers for two on a
+multiprocessor.
 """
 
 import functools
@@ -21,7 +22,7 @@ SWIZZLE = (plgpu.TilingTransform((8, DEPTH)), plgpu.SwizzleTransform(128))
 
 
 class Operand(NamedTuple):
-    """A matrix in memory, the shape of its blocks, which of them a step takes, and whether all of a cluster take the same one."""
+    """A matrix in memory, the shape of its tiles, which of them a step takes, and whether the blocks of a cluster all take the same one."""
 
     source: Any
     shape: tuple[int, ...]
@@ -30,22 +31,23 @@ class Operand(NamedTuple):
 
 
 def ring(step: Any, steps: Any, operands: Sequence[Operand], agreed: Any, *, slots: int, carry: Any = None) -> Any:
-    """Calls step(n, *blocks) for n < steps, `slots` steps of blocks in shared memory; or carry = step(n, *blocks, carry), and returns it.
+    """Calls step(n, *tiles) for n < steps, the tiles of `slots` steps in shared memory; or carry = step(n, *tiles, carry), and returns it.
 
-    A step's blocks are fetched when the step two before it has ended: with two slots nothing of that one may run on, with three its last
-    WGMMA may. A shared block is fetched in two halves, each by one block of the cluster for both. So a slot has to be free in both: they
-    agree on it by the cluster's barrier `agreed`. Its arrival speaks for the warps that have passed the fence before it.
+    A step's tiles are fetched when the step two before it has ended: with two slots nothing of that one may run on, with three its last
+    WGMMA may. A shared tile is fetched in two halves, each by one block of the cluster for both. So a slot has to be free in both: they
+    agree on it by the cluster's barrier `agreed`. There one thread arrives for its block, after a fence where all warps meet.
     """
     share = any(operand.shared for operand in operands)
+    slots = min(slots, steps) if isinstance(steps, int) else slots
 
-    def run(filled: Any, *rings: Any) -> Any:
+    def run(filled: Any, *buffers: Any) -> Any:
         def copy(n: Any, shared: bool) -> None:
             slot = lax.rem(n, slots)
-            for operand, ring in zip(operands, rings, strict=True):
+            for operand, buffer in zip(operands, buffers, strict=True):
                 if operand.shared == shared:
                     place = [pl.ds(at * size, size) for at, size in zip(operand.place(n), operand.shape, strict=True)]
                     axes = "block" if shared else None
-                    plgpu.copy_gmem_to_smem(operand.source.at[*place], ring.at[slot], filled.at[slot], collective_axes=axes)
+                    plgpu.copy_gmem_to_smem(operand.source.at[*place], buffer.at[slot], filled.at[slot], collective_axes=axes)
 
         def fetch(*turns: Any) -> None:
             if share:
@@ -62,15 +64,15 @@ def ring(step: Any, steps: Any, operands: Sequence[Operand], agreed: Any, *, slo
         def turn(n: Array, carry: Any) -> Any:
             slot = lax.rem(n, slots)
             plgpu.barrier_wait(filled.at[slot])
-            blocks = [ring.at[slot] for ring in rings]
-            carry = step(n, *blocks) if carry is None else step(n, *blocks, carry)
+            tiles = [buffer.at[slot] for buffer in buffers]
+            carry = step(n, *tiles) if carry is None else step(n, *tiles, carry)
             pl.when((n >= slots - 2) & (n + 2 < steps))(functools.partial(fetch, n + 2))
             return carry
 
         return lax.fori_loop(0, steps, turn, carry)
 
-    rings = [
+    buffers = [
         plgpu.SMEM((slots, *operand.shape), operand.source.dtype, transforms=SWIZZLE if len(operand.shape) > 1 else ())
         for operand in operands
     ]
-    return pl.run_scoped(run, plgpu.Barrier(num_arrivals=len(operands), num_barriers=slots), *rings)
+    return pl.run_scoped(run, plgpu.Barrier(num_arrivals=len(operands), num_barriers=slots), *buffers)
