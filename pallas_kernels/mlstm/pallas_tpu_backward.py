@@ -27,7 +27,7 @@ from pallas_kernels.mlstm.pallas_tpu_forward import (
     products,
     tile_of,
 )
-from pallas_kernels.mlstm.pallas_tpu_gates import Numbers, Settings, end_of_chunk, gate_gradients, kept_of_chunk, weights_of_chunk
+from pallas_kernels.mlstm.pallas_tpu_gates import Numbers, Settings, end_of_chunk, gate_gradients, kept_of_chunk, rows_of, weights_of_chunk
 from pallas_kernels.typing import Gates, Keys, MLSTMState, Values
 
 
@@ -217,7 +217,7 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
 
         @pl.when((j < spacing - 1) & exists)  # nothing reads the state after the last
         def _() -> None:
-            rows = numbers_ref[0, 0, 0]
+            rows = rows_of(numbers_ref[0, 0, 0])
             end = end_of_chunk(settings, rows, m_ref[:, :1])
             m_ref[...] = jnp.broadcast_to(end.m, m_ref.shape)
             kept_k = kept_of_chunk(rows, end) * k_ref[0].astype(jnp.float32)
@@ -233,7 +233,7 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
 
         @pl.when((j >= spacing) & exists)
         def _() -> None:
-            rows, m, low = numbers_ref[0, 0, 0], all_m_ref[place][:, :1], q_ref.dtype
+            rows, m, low = rows_of(numbers_ref[0, 0, 0]), all_m_ref[place][:, :1], q_ref.dtype
             end = end_of_chunk(settings, rows, m)
             D, (w, kept, floor), pairs = weights_of_chunk(settings, rows, m, end)
             S = dot(q_ref[0], k_ref[0], (1, 1)) * D

@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from pallas_kernels.mlstm.pallas_tpu_gates import Numbers, Settings, end_of_chunk, weights_of_chunk
+from pallas_kernels.mlstm.pallas_tpu_gates import Numbers, Settings, end_of_chunk, rows_of, weights_of_chunk
 from pallas_kernels.typing import Keys, MLSTMState, Values
 
 VMEM_LIMIT = 56 * 2**20  # bytes; the smallest VMEM among v5e (128 MiB), v5p (64), v6e (128), less what XLA takes itself
@@ -143,7 +143,7 @@ def _kernel(settings: Settings, chunks: int, value_dim: int, *, keep: bool) -> A
                 kept_n_ref[0, 0, 0] = n_ref[0, 0]
                 kept_m_ref[0, 0, 0] = m_ref[...]
 
-        rows, m = numbers_ref[0, 0, 0], m_ref[:, :1]
+        rows, m = rows_of(numbers_ref[0, 0, 0]), m_ref[:, :1]
         end = end_of_chunk(settings, rows, m)
         D, (w, kept, floor), _ = weights_of_chunk(settings, rows, m, end)
         m_ref[...] = jnp.broadcast_to(end.m, m_ref.shape)

@@ -20,10 +20,9 @@ from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.typing import Gates, TokenFlags
 
-COL, B, DOCUMENT, BOUND = range(4)  # rows of a chunk's numbers; the last two only where documents begin
 REGISTER = 8  # rows of a vector register
 
-Numbers = Float[Array, "B H N R L"]
+Numbers = Float[Array, "B H N R L"]  # the rows of each chunk
 
 
 class Settings(NamedTuple):
@@ -35,6 +34,18 @@ class Settings(NamedTuple):
     eps: float
     scale: float
     interpret: Any
+
+
+class Rows(NamedTuple):
+    """The numbers of a chunk's tokens, a token per lane; without documents there are two, and bound is col.
+
+    document counts the resets in the chunk up to each token; None if it can have none.
+    """
+
+    col: Float[Array, "1 L"]
+    b: Float[Array, "1 L"]
+    document: Float[Array, "1 L"] | None
+    bound: Float[Array, "1 L"]
 
 
 class End(NamedTuple):
@@ -54,7 +65,7 @@ class Columns(NamedTuple):
 
 
 def pack(log_i: Gates, log_f: Gates, starts: TokenFlags | None, size: int) -> Numbers:
-    """The numbers of each chunk, a token per lane; the rows are named above. log_i may be -inf (padding)."""
+    """col and b of each chunk, and document and bound if there are documents. log_i may be -inf (padding)."""
     log_i, log_f = (jnp.moveaxis(x, 1, 2).reshape(x.shape[0], x.shape[2], -1, size) for x in (log_i, log_f))
     b = jnp.cumsum(log_f, axis=-1)
     rows = [log_i - b, b]
@@ -65,65 +76,65 @@ def pack(log_i: Gates, log_f: Gates, starts: TokenFlags | None, size: int) -> Nu
     return jnp.stack(rows, axis=3)
 
 
+def rows_of(numbers: Float[Array, "R L"]) -> Rows:
+    """What `pack` has packed, of one chunk."""
+    col, b, *documents = (numbers[i : i + 1] for i in range(numbers.shape[0]))
+    return Rows(col, b, *(documents or (None, col)))
+
+
 def last_stabiliser(settings: Settings, numbers: Numbers, m0: Float[Array, "B H"]) -> Float[Array, "B H"]:
     """m after the last chunk, by the kernels' own steps; where nobody takes the last state, XLA leaves it out."""
     if not settings.normalise:
         return jnp.zeros_like(m0)
 
-    def step(m: Float[Array, "B H 1 1"], rows: Float[Array, "B H R L"]) -> tuple[Array, None]:
-        return jax.vmap(jax.vmap(lambda rows, m: end_of_chunk(settings, rows, m).m))(rows, m), None
+    def step(m: Float[Array, "B H 1 1"], numbers: Float[Array, "B H R L"]) -> tuple[Array, None]:
+        return jax.vmap(jax.vmap(lambda numbers, m: end_of_chunk(settings, rows_of(numbers), m).m))(numbers, m), None
 
     return lax.scan(step, m0[..., None, None], jnp.moveaxis(numbers, 2, 0))[0][..., 0, 0]
 
 
-def end_of_chunk(settings: Settings, rows: Float[Array, "R L"], m0: Float[Array, "1 1"]) -> End:
+def end_of_chunk(settings: Settings, rows: Rows, m0: Float[Array, "1 1"]) -> End:
     """What a chunk leaves to the next."""
-    last = rows[:, rows.shape[1] - 1 :]
-    documents = rows.shape[0] > DOCUMENT
-    goes_on = last[DOCUMENT : DOCUMENT + 1] == 0 if documents else True
+    last = rows.col.shape[1] - 1
+    b, goes_on = rows.b[:, last:], True if rows.document is None else rows.document[:, last:] == 0
+    row = b
     if settings.normalise:
-        bound = rows[BOUND : BOUND + 1] if documents else rows[COL : COL + 1]
-        if documents:
-            bound = jnp.where(_after_last_reset(rows), bound, -jnp.inf)
+        bound = jnp.where(_after_last_reset(rows), rows.bound, -jnp.inf)
         row = -_at_least(jnp.max(bound, axis=1, keepdims=True), m0, goes_on)
-    else:
-        row = last[B : B + 1]
-    return End(row, jnp.where(goes_on, jnp.exp(row + m0), 0), last[B : B + 1] - row)
+    return End(row, jnp.where(goes_on, jnp.exp(row + m0), 0), b - row)
 
 
 def weights_of_chunk(
-    settings: Settings, rows: Float[Array, "R L"], m0: Float[Array, "1 1"], end: End
+    settings: Settings, rows: Rows, m0: Float[Array, "1 1"], end: End
 ) -> tuple[Float[Array, "L L"], Columns, Bool[Array, "L L"]]:
     """D, the columns, and the pairs (t, s) in which t reads s.
 
     All but D is computed with a token per lane, one register for 128 tokens, and turned once: with a token per sublane, and the maxima
     taken from a matrix like D, a chunk of 128 tokens at K = V = 384 has 150 more instructions than 1,530 on a v5e.
     """
-    col, b, documents = rows[COL : COL + 1], rows[B : B + 1], rows.shape[0] > DOCUMENT
-    document = rows[DOCUMENT : DOCUMENT + 1] if documents else None
-    goes_on = document == 0 if documents else True
-    row = b
+    goes_on, row = True if rows.document is None else rows.document == 0, rows.b
     if settings.normalise:
-        row = -_at_least(_running_maximum(rows[BOUND : BOUND + 1] if documents else col, document), m0, goes_on)
+        row = -_at_least(_running_maximum(rows.bound, rows.document), m0, goes_on)
     scaled = row + math.log(settings.scale)
     w = jnp.where(goes_on, jnp.exp(scaled + m0), 0)
-    scaled, w, kept, floor, *rest = turned(scaled, w, _kept(rows, end), jnp.exp(row - b), *([document] if documents else []))
+    numbers = (scaled, w, _kept(rows, end), jnp.exp(row - rows.b))
+    scaled, w, kept, floor, *document = turned(*numbers) if rows.document is None else turned(*numbers, rows.document)
 
-    size = rows.shape[1]
+    size = rows.col.shape[1]
     t, s = (lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1))
     pairs = s <= t
-    if documents:
-        pairs &= rest[0] == document
-    return jnp.exp(jnp.where(pairs, scaled + col, -jnp.inf)), Columns(w, kept, floor), pairs
+    if document:
+        pairs &= document[0] == rows.document
+    return jnp.exp(jnp.where(pairs, scaled + rows.col, -jnp.inf)), Columns(w, kept, floor), pairs
 
 
-def kept_of_chunk(rows: Float[Array, "R L"], end: End) -> Float[Array, "L 1"]:
+def kept_of_chunk(rows: Rows, end: End) -> Float[Array, "L 1"]:
     """The column kept alone, for the state after the chunk."""
     return turned(_kept(rows, end))[0]
 
 
 def gate_gradients(
-    rows: Float[Array, "R L"],
+    rows: Rows,
     pairs: Bool[Array, "L L"],
     q_dq: Float[Array, "L 1"],
     k_dk: Float[Array, "L 1"],
@@ -167,9 +178,9 @@ def _at_least(top: Array, m0: Float[Array, "1 1"], goes_on: Array | bool) -> Arr
     return jnp.where(goes_on, jnp.maximum(top, m0), top)
 
 
-def _kept(rows: Float[Array, "R L"], end: End) -> Float[Array, "1 L"]:
-    return jnp.where(_after_last_reset(rows), jnp.exp(end.row + rows[COL : COL + 1]), 0)
+def _kept(rows: Rows, end: End) -> Float[Array, "1 L"]:
+    return jnp.where(_after_last_reset(rows), jnp.exp(end.row + rows.col), 0)
 
 
-def _after_last_reset(rows: Float[Array, "R L"]) -> Array | bool:
-    return rows[DOCUMENT : DOCUMENT + 1] == rows[DOCUMENT : DOCUMENT + 1, rows.shape[1] - 1 :] if rows.shape[0] > DOCUMENT else True
+def _after_last_reset(rows: Rows) -> Array | bool:
+    return True if rows.document is None else rows.document == rows.document[:, rows.document.shape[1] - 1 :]

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from xlstm_jax.config import MeshConfig
 from xlstm_jax.models import layers
+from xlstm_jax.parallel import make_mesh
 
 
 @pytest.mark.parametrize("dense_up_to", [0, 1024])
@@ -28,10 +30,22 @@ def test_a_block_diagonal_kernels_gradient_takes_each_block_by_itself(num_blocks
     assert_allclose(dx.reshape(x.shape), np.einsum("btno,nio->btni", dy, kernel), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("batch", "time"), [(1, 5), (2, 3), (2, 12), (8, 1)])
+@pytest.mark.parametrize(("batch", "time"), [(1, 5), (2, 12), (8, 1), (2, 16), (3, 8)])
 def test_a_sum_over_tokens_takes_every_token(batch, time):
     x = np.random.default_rng(0).normal(size=(batch, time, 6)).astype(np.float32)
     assert_allclose(layers.sum_over_tokens(x), x.sum((0, 1)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", [layers.block_diagonal_product, lambda x, kernel: layers.sum_over_tokens(x) * kernel.sum()])
+def test_a_batch_spread_over_devices_is_computed_as_on_one(function):
+    """Each device has whole sequences and channels, so that the fast forms of one device serve a data-parallel step too."""
+    x, kernel = np.ones((8, 16, 32), np.float32), np.ones((8, 4, 4), np.float32)
+    gradient = jax.grad(lambda x, kernel: function(x, kernel).sum(), argnums=(0, 1))
+    on_one = str(jax.make_jaxpr(gradient)(x, kernel))
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        assert str(jax.make_jaxpr(gradient)(x, kernel)) == on_one
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, sequence=8))):
+        assert str(jax.make_jaxpr(gradient)(x, kernel)) != on_one
 
 
 def test_head_norm_centers_and_scales_each_head():
