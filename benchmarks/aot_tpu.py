@@ -5,7 +5,9 @@
 
 A case is one value and gradient of all inputs, documents and an initial state included, at one of the paper's shapes. Its program is
 traced as for the chip, its Pallas calls are taken out and compiled one by one (tests/kernels/test_tpu_compile.py compiles whole
-programs). What is known is in benchmarks/results/aot_tpu.json: after a change of a kernel, --again. Nothing here says how fast they run.
+programs). What is known is in benchmarks/results/aot_tpu.json: after a change of a kernel, --again. Nothing here says how fast they run;
+with LIBTPU_INIT_ARGS="--xla_jf_dump_to=DIR --xla_jf_dump_llo_text=true" the compiler leaves each kernel's final schedule in DIR, whose
+number of bundles (*schedule-analysis_final_bundles.txt) compares two versions of one.
 """
 
 import argparse

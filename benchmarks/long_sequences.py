@@ -1,6 +1,7 @@
-"""What rounding C to bfloat16 costs over a long sequence: a GPU kernel, interpreted on the CPU, against float64.
+"""What rounding C to bfloat16 costs over a long sequence: a kernel, interpreted on the CPU, against float64.
 
-    python -m benchmarks.long_sequences      # 65,536 tokens, some minutes; prints the table of docs/kernels.md
+    python -m benchmarks.long_sequences                                        # 65,536 tokens, some minutes; the table of docs/kernels.md
+    python -m benchmarks.long_sequences --backend=pallas_tpu --chunk-size=512  # the same of the TPU's kernels
 
 "pallas_triton" and "pallas_gpu" round at the same places: C and dC stay float32 from chunk to chunk, and their copies that enter products,
 the weighted keys and queries that are added to them, and the weights within a chunk are rounded to the type of the inputs. So the
@@ -16,7 +17,7 @@ import numpy as np
 from pallas_kernels import mlstm
 from pallas_kernels.interpret import interpreted
 
-DIM, CHUNK = 64, 128
+DIM = 64
 NAMES = ("h", "dq", "dk", "dv", "di", "df")
 
 
@@ -40,13 +41,21 @@ def run(backend: str, arrays: list[np.ndarray], cotangent: np.ndarray, dtype: st
     return [np.asarray(x, np.float64) for x in jax.jit(values)(jnp.asarray(cotangent, dtype), *typed)]
 
 
-def errors(time: int, forget_bias: float, *, gradients: bool = False, dtype: str = "bfloat16") -> dict[str, list[float]]:
+def errors(
+    time: int,
+    forget_bias: float,
+    *,
+    gradients: bool = False,
+    dtype: str = "bfloat16",
+    backend: str = "pallas_triton",
+    chunk_size: int = 128,
+) -> dict[str, list[float]]:
     """Array -> relative error of each quarter of the sequence. Forget biases 3, 6, 9, 12 remember 20, 400, 8000, 160000 tokens."""
     arrays, cotangent = inputs(time, forget_bias)
     with jax.enable_x64(True):
         exact = run("chunkwise", arrays, cotangent, "float64", gradients)
     with interpreted(True):
-        got = run("pallas_triton", arrays, cotangent, dtype, gradients, chunk_size=CHUNK)
+        got = run(backend, arrays, cotangent, dtype, gradients, chunk_size=chunk_size)
 
     def size(x: np.ndarray) -> float:
         return float(np.sqrt(np.mean(np.square(x))))
@@ -58,10 +67,13 @@ def errors(time: int, forget_bias: float, *, gradients: bool = False, dtype: str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--time", type=int, default=65_536)
-    time = parser.parse_args().time
+    parser.add_argument("--backend", choices=("pallas_triton", "pallas_tpu"), default="pallas_triton")
+    parser.add_argument("--chunk-size", type=int, default=128)
+    options = vars(parser.parse_args())
+    time = options.pop("time")
     print("| forget gate's bias | type | array | first quarter | second | third | last |\n|---:|---|---|---:|---:|---:|---:|")
     for bias, dtype in ((3, "bfloat16"), (6, "bfloat16"), (9, "bfloat16"), (12, "bfloat16"), (6, "float32")):
-        for name, parts in errors(time, bias, dtype=dtype, gradients=bias == 6).items():
+        for name, parts in errors(time, bias, dtype=dtype, gradients=bias == 6, **options).items():
             print(f"| {bias} | {dtype} | {name} | " + " | ".join(f"{part:.1e}" for part in parts) + " |", flush=True)
 
 

@@ -110,7 +110,8 @@ def weights_of_chunk(
     """D, the columns, and the pairs (t, s) in which t reads s.
 
     All but D is computed with a token per lane, one register for 128 tokens, and turned once: with a token per sublane, and the maxima
-    taken from a matrix like D, a chunk of 128 tokens at K = V = 384 has 150 more instructions than 1,530 on a v5e.
+    taken from a matrix like D, a chunk of 128 tokens at K = V = 384 has 150 more bundles than 1,530 on a v5e (benchmarks/aot_tpu.py says
+    how to count).
     """
     goes_on, row = True if rows.document is None else rows.document == 0, rows.b
     if settings.normalise:
