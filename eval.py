@@ -21,7 +21,13 @@ def main(argv: Sequence[str]) -> int:
         flags = command_line.parse(argv, __doc__, FLAGS)
         checkpoint = flags["checkpoint"].value or command_line.text(flags, "workdir", "runs/NAME")
         suites = (flags["suite"].value or "perplexity").split(",")
-        evaluate_suites(checkpoint, suites, options_of(flags), command_line.number(flags, "step"), flags["output"].value)
+        evaluate_suites(
+            checkpoint,
+            suites,
+            options_of(flags),
+            command_line.number(flags, "step"),
+            flags["output"].value,
+        )
 
     return command_line.run(command)
 

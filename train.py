@@ -1,11 +1,13 @@
 """Trains a model, or goes on with a run.
 
-    python train.py --config=configs/NAME.py[:variant] --workdir=DIR [--config.section.key=value ...] [--profile=10:12]
-    python train.py --config=configs/NAME.py[:variant] --aot=v5p:4x4x4 [--workdir=DIR] [--config.section.key=value ...]
+    python train.py --config=configs/NAME.py[:variant] --workdir=DIR [--config.section.key=value
+    ...] [--profile=10:12] python train.py --config=configs/NAME.py[:variant] --aot=v5p:4x4x4
+    [--workdir=DIR] [--config.section.key=value ...]
 
-The same command resumes a run that was stopped. xlstm_jax/config.py lists all keys. The exit status is 2 for a mistake in the call or the
-data, and 75 after SIGTERM, when the run is saved and the same command goes on with it. With --aot nothing is
-trained: the step is compiled for devices that are not there, and its memory, collectives and kernels are reported.
+The same command resumes a run that was stopped. xlstm_jax/config.py lists all keys. The exit status
+is 2 for a mistake in the call or the data, and 75 after SIGTERM, when the run is saved and the same
+command goes on with it. With --aot nothing is trained: the step is compiled for devices that are
+not there, and its memory, collectives and kernels are reported.
 """
 
 import sys
@@ -33,7 +35,11 @@ def main(argv: Sequence[str]) -> int:
         if (topology := flags.aot) is not None:
             report_on(config, topology, flags.workdir or "runs/aot", command_line.config_name(argv))
             return
-        train(config, command_line.text(flags, "workdir", "runs/NAME"), command_line.span(flags, "profile"))
+        train(
+            config,
+            command_line.text(flags, "workdir", "runs/NAME"),
+            command_line.span(flags, "profile"),
+        )
 
     try:
         return command_line.run(command)

@@ -32,13 +32,24 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-TARGETS = {path.stem: path for path in sorted(Path(__file__).parents[1].glob("xlstm_jax/parallel/gpu_targets/*.pbtxt"))}
+TARGETS = {
+    path.stem: path
+    for path in sorted(Path(__file__).parents[1].glob("xlstm_jax/parallel/gpu_targets/*.pbtxt"))
+}
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "docs" / "aot_gpu.md"
 RESULTS = ROOT / "benchmarks" / "results" / "aot_gpu.json"
 
 # (heads, K, V): the paper's 125M, 350M, 760M, 1.3B models, and xLSTM 7B; then narrow heads and those of the published kernel timings.
-MLSTM_SHAPES = ((4, 384, 384), (4, 512, 512), (4, 768, 768), (4, 1024, 1024), (8, 256, 512), (16, 128, 256), (12, 64, 64))
+MLSTM_SHAPES = (
+    (4, 384, 384),
+    (4, 512, 512),
+    (4, 768, 768),
+    (4, 1024, 1024),
+    (8, 256, 512),
+    (16, 128, 256),
+    (12, 64, 64),
+)
 SLSTM_SHAPES = ((4, 192), (4, 256), (4, 384), (4, 512), (12, 64), (48, 16))  # (heads, V)
 TOKENS, TIME = 65_536, 2048
 SLSTM_BATCH = 16
@@ -58,7 +69,9 @@ class Case(NamedTuple):
     shape: tuple[int, ...]
 
     def __str__(self) -> str:
-        return "/".join((self.op, self.backend, self.target, self.dtype, "x".join(map(str, self.shape))))
+        return "/".join(
+            (self.op, self.backend, self.target, self.dtype, "x".join(map(str, self.shape)))
+        )
 
 
 class Kernel(NamedTuple):
@@ -78,7 +91,10 @@ def cases() -> list[Case]:
     from pallas_kernels.slstm.api import BACKENDS as slstm_backends
 
     found = []
-    for op, backends, shapes in (("mlstm", mlstm_backends, MLSTM_SHAPES), ("slstm", slstm_backends, SLSTM_SHAPES)):
+    for op, backends, shapes in (
+        ("mlstm", mlstm_backends, MLSTM_SHAPES),
+        ("slstm", slstm_backends, SLSTM_SHAPES),
+    ):
         for backend in ("pallas_gpu", "pallas_triton"):
             for target in TARGETS if backend in backends else ():
                 if backend == "pallas_gpu" and target == "a100":
@@ -108,7 +124,9 @@ def _program(case: Case) -> tuple[Any, tuple[tuple[tuple[int, ...], str], ...]]:
         arguments = (*tokens, *gates, *state, ((B, TIME), "int32"))
 
         def loss(q, k, v, i, f, C, n, m, ids):
-            return total(mlstm(q, k, v, i, f, MLSTMState(C, n, m), segment_ids=ids, backend=case.backend))
+            return total(
+                mlstm(q, k, v, i, f, MLSTMState(C, n, m), segment_ids=ids, backend=case.backend)
+            )
 
     else:
         heads, V = case.shape
@@ -118,7 +136,9 @@ def _program(case: Case) -> tuple[Any, tuple[tuple[tuple[int, ...], str], ...]]:
         arguments = (((B, TIME, 4, heads, V), case.dtype), *weights, *state, ((B, TIME), "int32"))
 
         def loss(x, R, bias, c, n, h, m, ids):
-            return total(slstm(x, R, bias, SLSTMState(c, n, h, m), segment_ids=ids, backend=case.backend))
+            return total(
+                slstm(x, R, bias, SLSTMState(c, n, h, m), segment_ids=ids, backend=case.backend)
+            )
 
     return jax.value_and_grad(loss, argnums=range(len(arguments) - 1)), arguments
 
@@ -130,12 +150,16 @@ def _compile(case: Case) -> None:
     from jax.experimental import topologies
 
     text = TARGETS[case.target].read_text()
-    topology = topologies.get_topology_desc(platform="cuda", topology_name=case.target, topology="1x1x1", target_config=text)
+    topology = topologies.get_topology_desc(
+        platform="cuda", topology_name=case.target, topology="1x1x1", target_config=text
+    )
     mesh = jax.sharding.Mesh(np.array(topology.devices), ("gpu",))
     on_gpu = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     function, arguments = _program(case)
     with jax.set_mesh(mesh):
-        jax.jit(function).lower(*(jax.ShapeDtypeStruct(*x, sharding=on_gpu) for x in arguments)).compile()
+        jax.jit(function).lower(
+            *(jax.ShapeDtypeStruct(*x, sharding=on_gpu) for x in arguments)
+        ).compile()
 
 
 def _run(case: Case, keep: str | None) -> tuple[list[Kernel], str]:
@@ -151,10 +175,22 @@ def _run(case: Case, keep: str | None) -> tuple[list[Kernel], str]:
             "MOSAIC_GPU_DUMP_TO": str(mosaic),
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={xla} --xla_dump_emitter_re=ptx",
         }
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.aot_gpu", "--compile", json.dumps(case)]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "benchmarks.aot_gpu",
+            "--compile",
+            json.dumps(case),
+        ]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            lines = [line for line in done.stderr.strip().splitlines() if line and not line.startswith(("--", "For simplicity"))]
+            lines = [
+                line
+                for line in done.stderr.strip().splitlines()
+                if line and not line.startswith(("--", "For simplicity"))
+            ]
             return [], (lines or [f"exit status {done.returncode}"])[-1]
         return sorted(_triton_kernels(xla, case) + _mosaic_kernels(mosaic)), ""
 
@@ -167,8 +203,19 @@ def _triton_kernels(folder: Path, case: Case) -> list[Kernel]:
         entry = re.search(r"\.entry\s+(\w+)", text)
         if entry and entry[1].startswith(case.op):
             arch = re.search(r"\.target\s+(\w+)", text)[1]
-            said = subprocess.run([_ptxas(), f"-arch={arch}", "-v", str(path), "-o", os.devnull], capture_output=True, text=True)
-            found.append(_kernel(entry[1], text, said.stderr + said.stdout, _triton_shared(text, folder, entry[1])))
+            said = subprocess.run(
+                [_ptxas(), f"-arch={arch}", "-v", str(path), "-o", os.devnull],
+                capture_output=True,
+                text=True,
+            )
+            found.append(
+                _kernel(
+                    entry[1],
+                    text,
+                    said.stderr + said.stdout,
+                    _triton_shared(text, folder, entry[1]),
+                )
+            )
     return found
 
 
@@ -188,7 +235,9 @@ def _mosaic_kernels(folder: Path) -> list[Kernel]:
         launch = re.compile(r"gpu\.launch_func .* dynamic_shared_memory_size %c(\d+)_i32")
         with path.with_suffix(".mlir-passes.log").open() as passes:
             shared = next((int(match[1]) for line in passes if (match := launch.search(line))), 0)
-        found.append(_kernel(path.stem, path.with_suffix(".ptx").read_text(), path.read_text(), shared))
+        found.append(
+            _kernel(path.stem, path.with_suffix(".ptx").read_text(), path.read_text(), shared)
+        )
     return found
 
 
@@ -196,7 +245,14 @@ def _kernel(name: str, ptx: str, said: str, shared: int) -> Kernel:
     name = re.sub(r"_+\d+$", "", name)  # of several calls of one kernel
     registers = max(map(int, re.findall(r"[Uu]sed (\d+) registers", said)), default=0)
     spilled = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
-    return Kernel(name, registers, spilled, shared, ptx.count("wgmma.mma_async"), len(re.findall(r"(?<!g)mma\.sync", ptx)))
+    return Kernel(
+        name,
+        registers,
+        spilled,
+        shared,
+        ptx.count("wgmma.mma_async"),
+        len(re.findall(r"(?<!g)mma\.sync", ptx)),
+    )
 
 
 def _ptxas() -> str:
@@ -218,7 +274,10 @@ def _sources(case: Case) -> str:
 def _code(text: str) -> str:
     tree = ast.parse(text)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
+            and ast.get_docstring(node) is not None
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 
@@ -256,22 +315,40 @@ def _report(known: dict[str, dict[str, Any]]) -> str:
     for case, result in results.items():
         if title != (title := f"{case.op} `{case.backend}`, {case.target.upper()}"):
             head = "heads, K, V" if case.op == "mlstm" else "heads, V"
-            lines += ["", f"## {title}", "", f"| {head} | dtype | kernel | registers | spilled bytes | shared bytes | WGMMA | MMA |"]
+            lines += [
+                "",
+                f"## {title}",
+                "",
+                f"| {head} | dtype | kernel | registers | spilled bytes | shared bytes | WGMMA | MMA |",
+            ]
             lines += ["|---|---|---|---:|---:|---:|---:|---:|"]
         shape = ", ".join(map(str, case.shape)) + (" (earlier)" if case in earlier else "")
         if result["error"]:
-            lines.append(f"| {shape} | {case.dtype} | failed: {result['error'][:300].replace('|', '/')} | | | | | |")
+            lines.append(
+                f"| {shape} | {case.dtype} | failed: {result['error'][:300].replace('|', '/')} | | | | | |"
+            )
         for (name, *numbers), times in collections.Counter(map(tuple, result["kernels"])).items():
             name = f"{name} x {times}" if times > 1 else name
-            lines.append(f"| {shape} | {case.dtype} | {name} | " + " | ".join(map(str, numbers)) + " |")
+            lines.append(
+                f"| {shape} | {case.dtype} | {name} | " + " | ".join(map(str, numbers)) + " |"
+            )
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="a regular expression that a case's name op/backend/target/dtype/shape must match")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        help="a regular expression that a case's name op/backend/target/dtype/shape must match",
+    )
     parser.add_argument("--again", action="store_true", help="compile also what is known")
-    parser.add_argument("--keep", help="a folder for the compilers' files, of one case at a time; nothing is written to the report")
+    parser.add_argument(
+        "--keep",
+        help="a folder for the compilers' files, of one case at a time; nothing is written to the report",
+    )
     parser.add_argument("--compile", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.compile:
@@ -282,14 +359,24 @@ def main() -> int:
     for case in cases():
         sources = _sources(case)
         known = _load().get(str(case), {})
-        fresh = known.get("sources") == sources and not known["error"] and not arguments.again and not arguments.keep
+        fresh = (
+            known.get("sources") == sources
+            and not known["error"]
+            and not arguments.again
+            and not arguments.keep
+        )
         if fresh or not re.search(arguments.only, str(case)):
             continue
         begin = time.perf_counter()
         kernels, error = _run(case, arguments.keep)
-        print(f"{case}: {error or f'{len(kernels)} kernels'}, {time.perf_counter() - begin:.0f} s", flush=True)
+        print(
+            f"{case}: {error or f'{len(kernels)} kernels'}, {time.perf_counter() - begin:.0f} s",
+            flush=True,
+        )
         for kernel in kernels:
-            print("   ", *(f"{name} {value}" for name, value in kernel._asdict().items()), flush=True)
+            print(
+                "   ", *(f"{name} {value}" for name, value in kernel._asdict().items()), flush=True
+            )
         bad += bool(error) or any(kernel.spilled for kernel in kernels)
         if not arguments.keep:
             _save(_load() | {str(case): {"sources": sources, "kernels": kernels, "error": error}})

@@ -1,13 +1,17 @@
-"""Compiles every TPU kernel with libtpu for chips that are not there, and reports VMEM and HBM traffic of each: docs/aot_tpu.md.
+"""Compiles every TPU kernel with libtpu for chips that are not there, and reports VMEM and HBM
+traffic of each: docs/aot_tpu.md.
 
   pip install libtpu                       # in any environment; no TPU is needed
-  python -m benchmarks.aot_tpu             # all shapes that are not known yet; --only v5e/mlstm/7b for those with this in their names
+  python -m benchmarks.aot_tpu             # all shapes that are not known yet; --only v5e/mlstm/7b
+  for those with this in their names
 
-A case is one value and gradient of all inputs, documents and an initial state included, at one of the paper's shapes. Its program is
-traced as for the chip, its Pallas calls are taken out and compiled one by one (tests/kernels/test_tpu_compile.py compiles whole
-programs). What is known is in benchmarks/results/aot_tpu.json: after a change of a kernel, --again. Nothing here says how fast they run;
-with LIBTPU_INIT_ARGS="--xla_jf_dump_to=DIR --xla_jf_dump_llo_text=true" the compiler leaves each kernel's final schedule in DIR, whose
-number of bundles (*schedule-analysis_final_bundles.txt) compares two versions of one.
+A case is one value and gradient of all inputs, documents and an initial state included, at one of
+the paper's shapes. Its program is traced as for the chip, its Pallas calls are taken out and
+compiled one by one (tests/kernels/test_tpu_compile.py compiles whole programs). What is known is in
+benchmarks/results/aot_tpu.json: after a change of a kernel, --again. Nothing here says how fast
+they run; with LIBTPU_INIT_ARGS="--xla_jf_dump_to=DIR --xla_jf_dump_llo_text=true" the compiler
+leaves each kernel's final schedule in DIR, whose number of bundles
+(*schedule-analysis_final_bundles.txt) compares two versions of one.
 """
 
 import argparse
@@ -24,7 +28,8 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # or a second process aborts on libtpu's lock
+# or a second process aborts on libtpu's lock
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +40,8 @@ from jax.extend.core import jaxpr_as_fun
 from pallas_kernels import MLSTMState, SLSTMState, mlstm, slstm
 
 CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
-# Heads, K, V of the paper's models and of xLSTM 7B; heads and V of their sLSTM blocks, and heads that share the lanes of a register.
+# Heads, K, V of the paper's models and of xLSTM 7B; heads and V of their sLSTM blocks, and heads
+# that share the lanes of a register.
 MLSTM_HEADS = {
     "125m": (4, 384, 384),
     "350m": (4, 512, 512),
@@ -44,7 +50,13 @@ MLSTM_HEADS = {
     "2.7b": (4, 1280, 1280),
     "7b": (8, 256, 512),
 }
-SLSTM_HEADS = {"125m": (4, 192), "350m": (4, 256), "760m": (4, 384), "1.3b": (4, 512), "narrow": (12, 64)}
+SLSTM_HEADS = {
+    "125m": (4, 192),
+    "350m": (4, 256),
+    "760m": (4, 384),
+    "1.3b": (4, 512),
+    "narrow": (12, 64),
+}
 TIMES = (2048, 8192)
 SLSTM_BATCH = 16
 REPORT = Path(__file__).parent.parent / "docs" / "aot_tpu.md"
@@ -54,19 +66,35 @@ Struct = jax.ShapeDtypeStruct
 
 
 def mlstm_case(
-    model: str, time: int, dtype: str = "bfloat16", *, batch: int = 1, state: bool = True, documents: bool = True
+    model: str,
+    time: int,
+    dtype: str = "bfloat16",
+    *,
+    batch: int = 1,
+    state: bool = True,
+    documents: bool = True,
 ) -> tuple[Callable, list[Struct]]:
-    """A loss on outputs and last state, and its arguments; without `state` neither an initial nor the last one is looked at.
+    """A loss on outputs and last state, and its arguments; without `state` neither an initial nor
+    the last one is looked at.
 
     Without `documents` the first argument, segment ids, is not looked at.
     """
     heads, K, V = MLSTM_HEADS[model]
     tokens = [Struct((batch, time, heads, width), dtype) for width in (K, K, V)]
     gates = [Struct((batch, time, heads), jnp.float32)] * 2
-    given = [Struct((batch, heads, *shape), jnp.float32) for shape in ((K, V), (K,), ())] if state else []
+    given = (
+        [Struct((batch, heads, *shape), jnp.float32) for shape in ((K, V), (K,), ())]
+        if state
+        else []
+    )
 
     def loss(ids: Any, *x: Any) -> Any:
-        h, last = mlstm(*x[:5], MLSTMState(*x[5:]) if state else None, segment_ids=ids if documents else None, backend="pallas_tpu")
+        h, last = mlstm(
+            *x[:5],
+            MLSTMState(*x[5:]) if state else None,
+            segment_ids=ids if documents else None,
+            backend="pallas_tpu",
+        )
         return jnp.sum(h.astype(jnp.float32)) + (jnp.sum(last.C) + jnp.sum(last.n) if state else 0)
 
     return loss, [Struct((batch, time), jnp.int32), *tokens, *gates, *given]
@@ -97,7 +125,9 @@ def chip_mesh(chip: str) -> jax.sharding.Mesh:
 
 
 def lowered(function: Callable, arguments: list[Struct], chip: str) -> Any:
-    """The program of a function of arrays for that chip; `.compile()` hands it to the chip's compiler."""
+    """The program of a function of arrays for that chip; `.compile()` hands it to the chip's
+    compiler.
+    """
     mesh = chip_mesh(chip)
     here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     placed = [Struct(x.shape, x.dtype, sharding=here) for x in arguments]
@@ -115,27 +145,43 @@ def equations(jaxpr: Any) -> Iterator[Any]:
                 yield from equations(inner)
 
 
-def pallas_calls(function: Callable, arguments: list[Struct], device_kind: str = "TPU v5 lite") -> dict[str, Any]:
-    """The Pallas calls of the program of a function, traced as for a TPU, by their names. Needs no libtpu."""
+def pallas_calls(
+    function: Callable, arguments: list[Struct], device_kind: str = "TPU v5 lite"
+) -> dict[str, Any]:
+    """The Pallas calls of the program of a function, traced as for a TPU, by their names. Needs no
+    libtpu.
+    """
     device = jax.sharding.AbstractDevice(device_kind=device_kind, num_cores=1, platform="tpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
         program = jax.jit(function).trace(*arguments).jaxpr
-    return {call.params["name"]: call for call in equations(program.jaxpr) if call.primitive.name == "pallas_call"}
+    return {
+        call.params["name"]: call
+        for call in equations(program.jaxpr)
+        if call.primitive.name == "pallas_call"
+    }
 
 
 def compile_call(call: Any, chip: str, vmem_limit: int | None = None) -> Any:
     """One Pallas call alone; vmem_limit is in bytes (None: as the kernel asks for)."""
     parameters = dict(call.params)
     if vmem_limit is not None:
-        parameters["compiler_params"] = dataclasses.replace(parameters["compiler_params"], vmem_limit_bytes=vmem_limit)
+        parameters["compiler_params"] = dataclasses.replace(
+            parameters["compiler_params"], vmem_limit_bytes=vmem_limit
+        )
     arguments = [Struct(x.aval.shape, x.aval.dtype) for x in call.invars]
     return lowered(lambda *x: call.primitive.bind(*x, **parameters), arguments, chip).compile()
 
 
 def vmem_needed(call: Any, chip: str) -> float:
-    """MiB of VMEM that a call needs: the limit is raised from the scratch's size to what the compiler says it lacks until it compiles."""
-    scratch = [x.aval for x in call.params["jaxpr"].invars][-call.params["grid_mapping"].num_scratch_operands :]
-    needed = sum(x.size * x.dtype.itemsize for x in scratch if str(x.memory_space) == "vmem") / 2**20
+    """MiB of VMEM that a call needs: the limit is raised from the scratch's size to what the
+    compiler says it lacks until it compiles.
+    """
+    scratch = [x.aval for x in call.params["jaxpr"].invars][
+        -call.params["grid_mapping"].num_scratch_operands :
+    ]
+    needed = (
+        sum(x.size * x.dtype.itemsize for x in scratch if str(x.memory_space) == "vmem") / 2**20
+    )
     exceeded = r"Scoped allocation with size ([\d.]+)([KM]) and limit"
     while True:
         try:
@@ -152,8 +198,9 @@ def vmem_needed(call: Any, chip: str) -> float:
 def traffic(call: Any) -> int:
     """Bytes that a Pallas call moves between HBM and VMEM, from its grid and its blocks.
 
-    A block is moved when its index is not the one of the step before, and once for the first step. Operands that stay in HBM are copied
-    by the kernel itself: those of these kernels once from end to end, each.
+    A block is moved when its index is not the one of the step before, and once for the first step.
+    Operands that stay in HBM are copied by the kernel itself: those of these kernels once from end
+    to end, each.
     """
     mapping = call.params["grid_mapping"]
     steps = jnp.asarray(np.stack([axis.ravel() for axis in np.indices(mapping.grid)]), jnp.int32)
@@ -177,7 +224,10 @@ def least_traffic(arguments: list[Struct]) -> int:
 
 
 def cases() -> Iterator[tuple[str, Callable, list[Struct]]]:
-    for op, models, case in (("mlstm", MLSTM_HEADS, mlstm_case), ("slstm", SLSTM_HEADS, slstm_case)):
+    for op, models, case in (
+        ("mlstm", MLSTM_HEADS, mlstm_case),
+        ("slstm", SLSTM_HEADS, slstm_case),
+    ):
         for model in models:
             for length in TIMES:
                 yield f"{op}/{model}/T{length}", *case(model, length)
@@ -185,14 +235,22 @@ def cases() -> Iterator[tuple[str, Callable, list[Struct]]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="a regular expression: cases with this in their names, as v5e/mlstm/7b/T2048")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="a regular expression: cases with this in their names, as v5e/mlstm/7b/T2048",
+    )
     parser.add_argument("--again", action="store_true", help="compile what is known, too")
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for name, loss, arguments in cases():
         chips = [chip for chip in CHIPS if re.search(options.only, f"{chip}/{name}")]
         known = results.setdefault(name, {})
-        if all(chip in kernel["vmem"] for chip in chips for kernel in known.values()) and known and not options.again:
+        if (
+            all(chip in kernel["vmem"] for chip in chips for kernel in known.values())
+            and known
+            and not options.again
+        ):
             continue
         for kernel, call in pallas_calls(gradient(loss, arguments), arguments).items():
             found = known.setdefault(kernel, {"vmem": {}})
@@ -201,7 +259,13 @@ def main() -> None:
                 if chip not in found["vmem"] or options.again:
                     start = time.time()
                     found["vmem"][chip] = round(vmem_needed(call, chip), 2)
-                    print(f"{chip}/{name}: {kernel} needs {found['vmem'][chip]} MiB of VMEM ({time.time() - start:.0f} s)", flush=True)
+                    print(
+                        (
+                            f"{chip}/{name}: {kernel} needs {found['vmem'][chip]} MiB of VMEM "
+                            f"({time.time() - start:.0f} s)"
+                        ),
+                        flush=True,
+                    )
                     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
                     REPORT.write_text(report(results))
 
@@ -210,9 +274,18 @@ def report(results: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# TPU kernels, compiled without a TPU",
         "",
-        f"By `python -m benchmarks.aot_tpu` with jax {jax.__version__} and libtpu {importlib.metadata.version('libtpu')}: the kernels at",
-        "the paper's shapes in bfloat16 (mLSTM: 1 sequence; sLSTM: 16), with an initial state, documents and all gradients. VMEM is what",
-        "the compiler needs, in MiB, found by taking the limit down to it; the kernels set theirs to 56, for a v5p has 64. HBM is what a",
+        (
+            f"By `python -m benchmarks.aot_tpu` with jax {jax.__version__} and libtpu "
+            f"{importlib.metadata.version('libtpu')}: the kernels at"
+        ),
+        (
+            "the paper's shapes in bfloat16 (mLSTM: 1 sequence; sLSTM: 16), with an initial state, "
+            "documents and all gradients. VMEM is what"
+        ),
+        (
+            "the compiler needs, in MiB, found by taking the limit down to it; the kernels set "
+            "theirs to 56, for a v5p has 64. HBM is what a"
+        ),
         "call moves between HBM and VMEM, from its blocks. An empty cell was not compiled yet.",
         "",
         f"| case | kernel | grid | {' | '.join(f'VMEM {chip}' for chip in CHIPS)} | HBM, MB |",
@@ -220,8 +293,13 @@ def report(results: dict[str, dict[str, Any]]) -> str:
     ]
     for name, kernels in results.items():
         for kernel, found in kernels.items():
-            vmem = " | ".join(f"{found['vmem'][chip]:.1f}" if chip in found["vmem"] else "" for chip in CHIPS)
-            lines.append(f"| {name} | {kernel} | {' x '.join(map(str, found['grid']))} | {vmem} | {found['bytes'] / 1e6:.1f} |")
+            vmem = " | ".join(
+                f"{found['vmem'][chip]:.1f}" if chip in found["vmem"] else "" for chip in CHIPS
+            )
+            lines.append(
+                f"| {name} | {kernel} | {' x '.join(map(str, found['grid']))} | {vmem} | "
+                f"{found['bytes'] / 1e6:.1f} |"
+            )
     return "\n".join(lines) + "\n"
 
 

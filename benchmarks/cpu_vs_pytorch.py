@@ -1,11 +1,13 @@
-"""Tokens/s of a training step on the CPU: this project beside PyPI `xlstm` (PyTorch), the same model with the same parameters.
+"""Tokens/s of a training step on the CPU: this project beside PyPI `xlstm` (PyTorch), the same
+model with the same parameters.
 
     make benchmark-cpu        (in the environment of `make parity`)
 
-A step is forward, backward and AdamW. Ours runs twice, both as train.py would: over one JAX device for the whole machine, and over one
-device for each core (JAX_NUM_CPU_DEVICES=2 python train.py ..., the batch dealt out along the mesh's data axis). Logits and losses are
-compared before anything is timed; then steps of all sides alternate, and the medians are reported, with the share of the machine's measured
-matrix-product rate that the model's products take.
+A step is forward, backward and AdamW. Ours runs twice, both as train.py would: over one JAX device
+for the whole machine, and over one device for each core (JAX_NUM_CPU_DEVICES=2 python train.py ...,
+the batch dealt out along the mesh's data axis). Logits and losses are compared before anything is
+timed; then steps of all sides alternate, and the medians are reported, with the share of the
+machine's measured matrix-product rate that the model's products take.
 """
 
 import argparse
@@ -83,7 +85,9 @@ def jax_step(model, variables, tokens, targets, devices: int):
 
 def torch_step(model, tokens, targets):
     """The same in PyTorch."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=RATE, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1
+    )
     tokens, targets = torch.from_numpy(tokens), torch.from_numpy(targets)
     model.train()
 
@@ -97,9 +101,13 @@ def torch_step(model, tokens, targets):
     return run
 
 
-def compare(name: str, slstm_positions: tuple[int, ...], context: int, repetitions: int, rate: float) -> dict:
+def compare(
+    name: str, slstm_positions: tuple[int, ...], context: int, repetitions: int, rate: float
+) -> dict:
     """One row of the table; raises AssertionError where the two sides do not compute the same."""
-    config = ModelConfig(vocab_size=320, dim=256, num_blocks=4, num_heads=4, slstm_positions=slstm_positions)
+    config = ModelConfig(
+        vocab_size=320, dim=256, num_blocks=4, num_heads=4, slstm_positions=slstm_positions
+    )
     theirs = paper_model(seed=0, **paper.export_config(config, context_length=context))
     model, variables = ours(paper, config, tensors_of(theirs))
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (BATCH, context + 1))
@@ -107,10 +115,15 @@ def compare(name: str, slstm_positions: tuple[int, ...], context: int, repetitio
 
     logits, _ = jax.jit(model.apply)(variables, tokens)
     with torch.no_grad():
-        np.testing.assert_allclose(logits, theirs(torch.from_numpy(tokens)).numpy(), rtol=0, atol=1e-4)
-    runs = {side: jax_step(model, variables, tokens, targets, devices) for side, devices in OURS.items()}
+        np.testing.assert_allclose(
+            logits, theirs(torch.from_numpy(tokens)).numpy(), rtol=0, atol=1e-4
+        )
+    runs = {
+        side: jax_step(model, variables, tokens, targets, devices) for side, devices in OURS.items()
+    }
     runs["xlstm"] = torch_step(theirs, tokens, targets)
-    for tolerance in (1e-4, 1e-3):  # the second after one update: gradients and AdamW too (theirs decays all parameters alike)
+    # the second after one update: gradients and AdamW too (theirs decays all parameters alike)
+    for tolerance in (1e-4, 1e-3):
         losses = {side: run() for side, run in runs.items()}
         for side in OURS:
             np.testing.assert_allclose(losses[side], losses["xlstm"], rtol=tolerance, err_msg=side)
@@ -137,23 +150,44 @@ def main() -> None:
     torch.set_num_threads(CORES)
     jax.config.update("jax_num_cpu_devices", CORES)
     rate = matrix_product_rate()
-    print(f"matrix products: {rate / 1e9:.0f} GFLOP/s; {CORES} cores each, D 256, 4 blocks, batch {BATCH}, float32; tokens/s\n")
-    print(f"| model | T | ours, {ONE} | ratio | ours, {PER_CORE} | ratio | PyPI `xlstm` | share of the matrix-product rate |")
+    print(
+        f"matrix products: {rate / 1e9:.0f} GFLOP/s; {CORES} cores each, D 256, 4 blocks, batch "
+        f"{BATCH}, float32; tokens/s\n"
+    )
+    print(
+        f"| model | T | ours, {ONE} | ratio | ours, {PER_CORE} | ratio | PyPI `xlstm` | share of "
+        f"the matrix-product rate |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     rows = []
     for case in CASES:
         row = compare(*case, repetitions, rate)
         rows.append(row)
-        ours_cells = " | ".join(f"{row['tokens_per_second'][side]:,.0f} | {row['ratio'][side]:.1f}" for side in OURS)
+        ours_cells = " | ".join(
+            f"{row['tokens_per_second'][side]:,.0f} | {row['ratio'][side]:.1f}" for side in OURS
+        )
         print(
-            f"| {row['model']} | {row['context']} | {ours_cells} | {row['tokens_per_second']['xlstm']:,.0f} "
+            f"| {row['model']} | {row['context']} | {ours_cells} | "
+            f"{row['tokens_per_second']['xlstm']:,.0f} "
             f"| {row['share_of_matrix_product_rate']:.0%} |",
             flush=True,
         )
     RESULT.parent.mkdir(exist_ok=True)
-    versions = {"jax": jax.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "date": datetime.date.today().isoformat(), **versions}
-    RESULT.write_text(json.dumps({"machine": machine, "matrix_product_flops": rate, "rows": rows}, indent=1) + "\n")
+    versions = {
+        "jax": jax.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    machine = {
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "date": datetime.date.today().isoformat(),
+        **versions,
+    }
+    RESULT.write_text(
+        json.dumps({"machine": machine, "matrix_product_flops": rate, "rows": rows}, indent=1)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

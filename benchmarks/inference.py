@@ -1,10 +1,13 @@
-"""Prefill, time to first token and decode tokens/s, beside transformers' `xLSTMForCausalLM` with the same weights where torch is there.
+"""Prefill, time to first token and decode tokens/s, beside transformers' `xLSTMForCausalLM` with
+the same weights where torch is there.
 
-    python -m benchmarks.inference [--size=160m] [--repetitions=3]     (in the environment of `make parity`)
-    python -m benchmarks.inference --flat                              (our side alone: time per token after 100 to 16,384)
-    python -m benchmarks.inference --long=100000                       (our side alone: everything stays finite, at flat memory)
+    python -m benchmarks.inference [--size=160m] [--repetitions=3]     (in the environment of `make
+    parity`) python -m benchmarks.inference --flat                              (our side alone:
+    time per token after 100 to 16,384) python -m benchmarks.inference --long=100000
+    (our side alone: everything stays finite, at flat memory)
 
-Logits and greedy tokens of both sides are compared before anything is timed; then both sides alternate, and medians are reported.
+Logits and greedy tokens of both sides are compared before anything is timed; then both sides
+alternate, and medians are reported.
 """
 
 import argparse
@@ -61,7 +64,11 @@ class Ours:
         self.for_steps = for_steps(self.model, self.params)
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
-        return np.asarray(jax.jit(lambda params, tokens: self.model.apply({"params": params}, tokens)[0])(self.params, tokens))
+        return np.asarray(
+            jax.jit(lambda params, tokens: self.model.apply({"params": params}, tokens)[0])(
+                self.params, tokens
+            )
+        )
 
     def read(self, tokens: np.ndarray) -> session.Session:
         return jax.block_until_ready(session.read(self.model, self.params, tokens.tolist()))
@@ -69,7 +76,13 @@ class Ours:
     def write(self, start: session.Session, count: int) -> tuple[session.Session, np.ndarray]:
         batch = len(start.position)
         after, tokens, _ = decode(
-            *self.for_steps, start, row_keys(range(batch)), jnp.zeros(batch, bool), count, space=DECODED, sampling=GREEDY
+            *self.for_steps,
+            start,
+            row_keys(range(batch)),
+            jnp.zeros(batch, bool),
+            count,
+            space=DECODED,
+            sampling=GREEDY,
         )
         return after, np.asarray(tokens)[:, :count]
 
@@ -95,7 +108,12 @@ class Theirs:
 
     def write(self, tokens: np.ndarray, count: int) -> np.ndarray:
         with self.torch.no_grad():
-            output = self.model.generate(self.torch.from_numpy(tokens), max_new_tokens=count, do_sample=False, eos_token_id=None)
+            output = self.model.generate(
+                self.torch.from_numpy(tokens),
+                max_new_tokens=count,
+                do_sample=False,
+                eos_token_id=None,
+            )
         return output[:, tokens.shape[1] :].numpy()
 
 
@@ -110,7 +128,8 @@ def both_sides(config: ModelConfig) -> tuple[Ours, Theirs | None]:
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     theirs = xLSTMForCausalLM(xLSTMConfig(**large.export_config(config))).eval()
-    with torch.no_grad():  # the initial output gates and gate weights are zeros, which would prove little
+    # the initial output gates and gate weights are zeros, which would prove little
+    with torch.no_grad():
         for parameter in theirs.parameters():
             std = 0.2 if parameter.ndim == 1 else 0.5 / parameter.shape[-1] ** 0.5
             parameter.add_(std * torch.randn(parameter.shape))
@@ -122,7 +141,9 @@ def both_sides(config: ModelConfig) -> tuple[Ours, Theirs | None]:
 
 
 def check(ours: Ours, theirs: Theirs, vocabulary: int) -> float:
-    """The largest difference of logits; raises AssertionError where the sides do not compute the same."""
+    """The largest difference of logits; raises AssertionError where the sides do not compute the
+    same.
+    """
     tokens = np.random.default_rng(0).integers(0, vocabulary, (2, 100))
     expected, given = theirs.logits(tokens), ours.logits(tokens)
     np.testing.assert_allclose(given, expected, rtol=0, atol=1e-3)
@@ -132,7 +153,9 @@ def check(ours: Ours, theirs: Theirs, vocabulary: int) -> float:
 
 
 def alternate(runs: dict[str, Callable[[], float]], repetitions: int) -> dict[str, float]:
-    """Median seconds of each side; the sides take turns, and the first turn (compilation) does not count."""
+    """Median seconds of each side; the sides take turns, and the first turn (compilation) does not
+    count.
+    """
     times: dict[str, list[float]] = {side: [] for side in runs}
     for repetition in range(repetitions + 1):
         for side, run in runs.items():
@@ -153,7 +176,13 @@ def compare(size: str, repetitions: int) -> None:
     config = SIZES[size]
     ours, theirs = both_sides(config)
     difference = check(ours, theirs, config.vocab_size) if theirs else None
-    print(f"{size}: {sum(x.size for x in jax.tree.leaves(ours.params)):,} parameters, {jax.devices()[0].device_kind}", flush=True)
+    print(
+        (
+            f"{size}: {sum(x.size for x in jax.tree.leaves(ours.params)):,} parameters, "
+            f"{jax.devices()[0].device_kind}"
+        ),
+        flush=True,
+    )
     if theirs:
         print(f"logits differ by at most {difference:.1e}; 16 greedy tokens agree")
     else:
@@ -162,11 +191,19 @@ def compare(size: str, repetitions: int) -> None:
     rows = []
 
     def row(name: str, unit_count: int, runs: dict[str, Callable[[], float]]) -> None:
-        medians = alternate({side: run for side, run in runs.items() if side == "ours" or theirs}, repetitions)
+        medians = alternate(
+            {side: run for side, run in runs.items() if side == "ours" or theirs}, repetitions
+        )
         rates = {side: unit_count / value for side, value in medians.items()}
         rows.append({"what": name, "seconds": medians, "per_second": rates})
         ratio = f"{rates['ours'] / rates['transformers']:.1f}" if theirs else ""
-        print(f"| {name} | {rates['ours']:,.1f} | {rates.get('transformers', float('nan')):,.1f} | {ratio} |", flush=True)
+        print(
+            (
+                f"| {name} | {rates['ours']:,.1f} | {rates.get('transformers', float('nan')):,.1f} "
+                f"| {ratio} |"
+            ),
+            flush=True,
+        )
 
     print("| | ours | transformers | ratio |\n|---|---|---|---|")
     prompt = rng.integers(0, config.vocab_size, (1, PREFILL))
@@ -189,16 +226,32 @@ def compare(size: str, repetitions: int) -> None:
             ),
         })  # fmt: skip
     if theirs:
-        versions = {"jax": jax.__version__, "torch": theirs.torch.__version__, "python": platform.python_version()}
-        machine = {"cpus": os.cpu_count(), "device": jax.devices()[0].device_kind, "date": datetime.date.today().isoformat(), **versions}
+        versions = {
+            "jax": jax.__version__,
+            "torch": theirs.torch.__version__,
+            "python": platform.python_version(),
+        }
+        machine = {
+            "cpus": os.cpu_count(),
+            "device": jax.devices()[0].device_kind,
+            "date": datetime.date.today().isoformat(),
+            **versions,
+        }
         RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps({"machine": machine, "size": size, "largest_difference": difference, "rows": rows}, indent=1) + "\n")
+        RESULT.write_text(
+            json.dumps(
+                {"machine": machine, "size": size, "largest_difference": difference, "rows": rows},
+                indent=1,
+            )
+            + "\n"
+        )
 
 
 def flat(size: str, last: int, rounds: int) -> None:
     """Time per token of one text, 100 to `last` tokens long, and its slope.
 
-    Places along the text are timed in turns, in an order that changes: what else the machine does then falls on all of them alike.
+    Places along the text are timed in turns, in an order that changes: what else the machine does
+    then falls on all of them alike.
     """
     config = SIZES[size]
     model = build_model(config)
@@ -214,18 +267,30 @@ def flat(size: str, last: int, rounds: int) -> None:
     rng = np.random.default_rng(1)
     for turn in range(rounds):
         for place in rng.permutation(len(places)):
-            times[turn, place] = seconds(lambda place=place: ours.write(sessions[place], IN_TURN)) / IN_TURN
+            times[turn, place] = (
+                seconds(lambda place=place: ours.write(sessions[place], IN_TURN)) / IN_TURN
+            )
     medians = np.median(times, axis=0)
     slope = np.polyfit(places, medians, 1)[0] * (last - places[0]) / medians.mean()
     # How far the slope of such a measurement is off by chance: the rounds drawn again, 200 times.
     again = [np.median(times[rng.integers(0, rounds, rounds)], axis=0) for _ in range(200)]
-    error = np.std([np.polyfit(places, drawn, 1)[0] * (last - places[0]) / drawn.mean() for drawn in again])
-    print(f"{size}: ms per token after {', '.join(f'{place:,}' for place in places)} tokens, medians of {rounds}:")
-    print(f"{', '.join(f'{1e3 * median:.3f}' for median in medians)}; slope {slope:+.2%} (standard error {error:.2%})")
+    error = np.std(
+        [np.polyfit(places, drawn, 1)[0] * (last - places[0]) / drawn.mean() for drawn in again]
+    )
+    print(
+        f"{size}: ms per token after {', '.join(f'{place:,}' for place in places)} tokens, medians "
+        f"of {rounds}:"
+    )
+    print(
+        f"{', '.join(f'{1e3 * median:.3f}' for median in medians)}; slope {slope:+.2%} (standard "
+        f"error {error:.2%})"
+    )
 
 
 def long(size: str, tokens: int) -> None:
-    """Writes that many tokens; raises AssertionError where something is no longer finite, and says how far peak memory grew."""
+    """Writes that many tokens; raises AssertionError where something is no longer finite, and says
+    how far peak memory grew.
+    """
     config = SIZES[size]
     model = build_model(config)
     ours = Ours(model, jax.jit(lambda: init_params(model, seed=0))())
@@ -233,9 +298,13 @@ def long(size: str, tokens: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     while int(now.position[0]) < tokens:
         now, _ = ours.write(now, DECODED)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(now)), "something is no longer finite"
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(now)), (
+        "something is no longer finite"
+    )
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"{size}: {int(now.position[0]):,} tokens, all finite; peak memory grew by {grown:.1f} MiB")
+    print(
+        f"{size}: {int(now.position[0]):,} tokens, all finite; peak memory grew by {grown:.1f} MiB"
+    )
 
 
 def main() -> None:

@@ -1,13 +1,16 @@
-"""Checks the kernels, then times them: ms, TFLOP/s, GB/s and the share of the roofline, beside public kernels in the same run.
+"""Checks the kernels, then times them: ms, TFLOP/s, GB/s and the share of the roofline, beside
+public kernels in the same run.
 
-    python -m benchmarks.kernels              # on a GPU or TPU: benchmarks/results/kernels_<device>.json
-    python -m benchmarks.kernels --quick      # tiny sizes, on the CPU too: whether the benchmark works, no numbers to keep
-    python -m benchmarks.kernels --tune       # the fastest right chunk of each kernel: pallas_kernels/tuned/<device>.json
-    python -m benchmarks.kernels --predict    # no device: benchmarks/results/kernels_predicted_h200.json
+    python -m benchmarks.kernels              # on a GPU or TPU:
+    benchmarks/results/kernels_<device>.json python -m benchmarks.kernels --quick      # tiny sizes,
+    on the CPU too: whether the benchmark works, no numbers to keep python -m benchmarks.kernels
+    --tune       # the fastest right chunk of each kernel: pallas_kernels/tuned/<device>.json python
+    -m benchmarks.kernels --predict    # no device: benchmarks/results/kernels_predicted_h200.json
 
-Each kernel is compared with the float64 recurrence at a short length, and its timed outputs and gradients with those of the XLA form.
-Times are device times from the profiler, or wall clock over a loop of calls where the profiler has none; medians. FLOPs and bytes are those
-of roofline.py: what the function needs, not what the kernel does.
+Each kernel is compared with the float64 recurrence at a short length, and its timed outputs and
+gradients with those of the XLA form. Times are device times from the profiler, or wall clock over a
+loop of calls where the profiler has none; medians. FLOPs and bytes are those of roofline.py: what
+the function needs, not what the kernel does.
 """
 
 import argparse
@@ -22,7 +25,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room on the same GPU
+# PyTorch needs room on the same GPU
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +43,16 @@ from tests.kernels.specs import Spec
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 TABLES = pathlib.Path(__file__).parents[1] / "pallas_kernels" / "tuned"
-QUICK = (Spec("2x16x32-T64", 64, 16, 32, B=1, state=False, dtype="float32"), Spec("2x16-T8", 8, 0, 16, B=2, state=False, dtype="float32"))
+QUICK = (
+    Spec("2x16x32-T64", 64, 16, 32, B=1, state=False, dtype="float32"),
+    Spec("2x16-T8", 8, 0, 16, B=2, state=False, dtype="float32"),
+)
 # Chunk lengths that --tune tries.
-CHUNKS = {"pallas_tpu": (64, 128, 256, 512), "pallas_gpu": (64, 128, 256, 512, 1024), "pallas_triton": (32, 64, 128)}
+CHUNKS = {
+    "pallas_tpu": (64, 128, 256, 512),
+    "pallas_gpu": (64, 128, 256, 512, 1024),
+    "pallas_triton": (32, 64, 128),
+}
 
 
 def arguments(spec: Spec, seed: int = 0) -> tuple[tuple[jax.Array, ...], jax.Array]:
@@ -55,12 +66,17 @@ def arguments(spec: Spec, seed: int = 0) -> tuple[tuple[jax.Array, ...], jax.Arr
         inputs += [normal(keys[3], tokens), normal(keys[4], tokens) + 3]
     else:
         inputs = [normal(keys[0], (spec.B, spec.T, 4, spec.H, spec.V), dtype)]
-        inputs += [normal(keys[1], (4, spec.H, spec.V, spec.V)) / spec.V**0.5, normal(keys[2], (4, spec.H, spec.V))]
+        inputs += [
+            normal(keys[1], (4, spec.H, spec.V, spec.V)) / spec.V**0.5,
+            normal(keys[2], (4, spec.H, spec.V)),
+        ]
     return tuple(inputs), normal(keys[5], (*tokens, spec.V), dtype)
 
 
 def programs(spec: Spec, backend: str, **options: Any) -> tuple[Callable, Callable]:
-    """(forward, forward with the gradients of all inputs), jitted; both take the inputs and the cotangent."""
+    """(forward, forward with the gradients of all inputs), jitted; both take the inputs and the
+    cotangent.
+    """
     if spec.K:
         options = {"input_gate": spec.input_gate} | options
     op = functools.partial(mlstm if spec.K else slstm, backend=backend, **options)
@@ -77,9 +93,12 @@ def programs(spec: Spec, backend: str, **options: Any) -> tuple[Callable, Callab
 
 
 def check(spec: Spec, backend: str) -> float:
-    """Largest relative error against the float64 recurrence at a short length, documents and states included; asserts the tolerance."""
+    """Largest relative error against the float64 recurrence at a short length, documents and states
+    included; asserts the tolerance.
+    """
     short = spec.but(B=1, H=min(spec.H, 2), T=min(spec.T, 193), documents="borders", state=True)
-    options = {"chunk_size": short.chunk} if spec.K else {}  # the timed chunk may be longer than this: `ours` compares that too
+    # the timed chunk may be longer than this: `ours` compares that too
+    options = {"chunk_size": short.chunk} if spec.K else {}
     return max(pallas_base.check(backend, short, mode=False, **options).values())
 
 
@@ -90,7 +109,8 @@ def difference(got: Any, expected: Any) -> float:
         x, y = x.astype(jnp.float32), y.astype(jnp.float32)
         return jnp.max(jnp.abs(x - y)) / jnp.max(jnp.abs(y))
 
-    return float(np.max(jnp.stack(jax.tree.leaves(jax.tree.map(relative, got, expected)))))  # NaN stays NaN
+    # NaN stays NaN
+    return float(np.max(jnp.stack(jax.tree.leaves(jax.tree.map(relative, got, expected)))))
 
 
 def seconds(program: Callable, inputs: Any, repetitions: int) -> tuple[float, str]:
@@ -110,7 +130,11 @@ def seconds(program: Callable, inputs: Any, repetitions: int) -> tuple[float, st
         with jax.profiler.trace(folder):
             for _ in range(repetitions):
                 jax.block_until_ready(program(*inputs))
-        events = [event for file in pathlib.Path(folder).rglob("*.xplane.pb") for event in device_events(file)]
+        events = [
+            event
+            for file in pathlib.Path(folder).rglob("*.xplane.pb")
+            for event in device_events(file)
+        ]
     device = per_call(events, repetitions)
     return (device, "device") if device else (wall, "wall")
 
@@ -127,15 +151,21 @@ def device_events(file: pathlib.Path) -> Iterable[tuple[float, float]]:
 
 
 def per_call(events: Iterable[tuple[float, float]], calls: int) -> float | None:
-    """Median over calls of the time their events took; None if the events can't be shared out evenly, or there are none."""
+    """Median over calls of the time their events took; None if the events can't be shared out
+    evenly, or there are none.
+    """
     events = sorted(events)
     if not events or len(events) % calls:
         return None
     size = len(events) // calls
-    return statistics.median(sum(duration for _, duration in events[i : i + size]) for i in range(0, len(events), size))
+    return statistics.median(
+        sum(duration for _, duration in events[i : i + size]) for i in range(0, len(events), size)
+    )
 
 
-def row(spec: Spec, name: str, backward: bool, took: float, source: str, **more: Any) -> dict[str, Any]:
+def row(
+    spec: Spec, name: str, backward: bool, took: float, source: str, **more: Any
+) -> dict[str, Any]:
     """One line of the table."""
     work = roofline.least_work(spec, backward)
     least = roofline.least_seconds(work, target_device()[1])
@@ -170,10 +200,14 @@ def ours(spec: Spec, repetitions: int) -> list[dict[str, Any]]:
             expected = results
         else:
             more["difference_to_xla"] = difference(results, expected)
-            assert more["difference_to_xla"] <= 2 * spec.tolerance, f"{spec.name}, {backend}: {more}"
+            assert more["difference_to_xla"] <= 2 * spec.tolerance, (
+                f"{spec.name}, {backend}: {more}"
+            )
         del results
         for backward, program in ((False, forward), (True, both)):
-            rows.append(row(spec, backend, backward, *seconds(program, inputs, repetitions), **more))
+            rows.append(
+                row(spec, backend, backward, *seconds(program, inputs, repetitions), **more)
+            )
             show(rows[-1])
     return rows
 
@@ -188,23 +222,46 @@ def theirs(spec: Spec, repetitions: int) -> list[dict[str, Any]]:
                 rows.append(row(spec, name, backward, took, "CUDA events"))
                 show(rows[-1])
         except Exception as error:  # not our code: whatever it raises at a shape is a result
-            print(f"{spec.name}: {name} failed: {type(error).__name__}: {str(error).splitlines()[:1]}")
-            rows.append({"case": spec.name, "kernel": name, "failed": f"{type(error).__name__}: {error}"[:300]})
+            print(
+                f"{spec.name}: {name} failed: {type(error).__name__}: {str(error).splitlines()[:1]}"
+            )
+            rows.append(
+                {
+                    "case": spec.name,
+                    "kernel": name,
+                    "failed": f"{type(error).__name__}: {error}"[:300],
+                }
+            )
     return rows
 
 
 def show(result: dict[str, Any]) -> None:
-    share = "" if result["share_of_roofline"] is None else f"{result['share_of_roofline']:6.1%} of the roofline"
-    step = "" if result["microseconds_per_step"] is None else f"{result['microseconds_per_step']:7.2f} µs/step"
+    share = (
+        ""
+        if result["share_of_roofline"] is None
+        else f"{result['share_of_roofline']:6.1%} of the roofline"
+    )
+    step = (
+        ""
+        if result["microseconds_per_step"] is None
+        else f"{result['microseconds_per_step']:7.2f} µs/step"
+    )
     print(
-        f"{result['case']:18} {result['kernel']:22} {result['pass']:17} {result['ms']:9.3f} ms {result['tflops']:7.1f} TFLOP/s "
+        f"{result['case']:18} {result['kernel']:22} {result['pass']:17} {result['ms']:9.3f} ms "
+        f"{result['tflops']:7.1f} TFLOP/s "
         f"{result['gb_per_s']:7.0f} GB/s {share}{step}",
         flush=True,
     )
 
 
-def tune(cases: Iterable[Spec], chunks: dict[str, tuple[int, ...]], path: pathlib.Path, repetitions: int = 10) -> dict[str, Any]:
-    """Times forward and backward with every chunk length and writes the fastest of each K, V, dtype into the table at path.
+def tune(
+    cases: Iterable[Spec],
+    chunks: dict[str, tuple[int, ...]],
+    path: pathlib.Path,
+    repetitions: int = 10,
+) -> dict[str, Any]:
+    """Times forward and backward with every chunk length and writes the fastest of each K, V, dtype
+    into the table at path.
 
     A chunk length whose results are not those of the XLA form is an error, as it is in `ours`.
     """
@@ -218,16 +275,24 @@ def tune(cases: Iterable[Spec], chunks: dict[str, tuple[int, ...]], path: pathli
                 program = programs(spec, backend, chunk_size=size)[1]
                 try:
                     error = difference(program(*inputs), expected)
-                except (NotImplementedError, jax.errors.JaxRuntimeError) as reason:  # not served, or too large for the chip
+                # not served, or too large for the chip
+                except (NotImplementedError, jax.errors.JaxRuntimeError) as reason:
                     print(f"{spec.name}: {backend} with {size}: {str(reason).splitlines()[0]}")
                     continue
-                assert error <= 2 * spec.tolerance, f"{spec.name}: {backend} with {size} is {error:.1e} off"
+                assert error <= 2 * spec.tolerance, (
+                    f"{spec.name}: {backend} with {size} is {error:.1e} off"
+                )
                 times[size] = seconds(program, inputs, repetitions)[0]
             if not times:
                 continue
             best = min(times, key=times.get)
-            print(f"{spec.name}: {backend} is fastest with {best}: {({size: f'{took * 1e3:.3f} ms' for size, took in times.items()})}")
-            entries = [entry for entry in table.get(f"mlstm/{backend}", []) if entry["shape"] != shape]
+            print(
+                f"{spec.name}: {backend} is fastest with {best}: "
+                f"{ ({size: f'{took * 1e3:.3f} ms' for size, took in times.items()}) }"
+            )
+            entries = [
+                entry for entry in table.get(f"mlstm/{backend}", []) if entry["shape"] != shape
+            ]
             table[f"mlstm/{backend}"] = [*entries, {"shape": shape, "blocks": {"chunk_size": best}}]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(table, indent=1) + "\n")
@@ -242,56 +307,110 @@ def predict() -> list[dict[str, Any]]:
     for spec in specs.MLSTM_SPEED + specs.SLSTM_SPEED:
         for backward in (False, True) if spec.K else (False,):
             work = roofline.least_work(spec, backward)
-            result = {"case": spec.name, "pass": "forward+backward" if backward else "forward", "least": work._asdict()}
+            result = {
+                "case": spec.name,
+                "pass": "forward+backward" if backward else "forward",
+                "least": work._asdict(),
+            }
             result["roofline_ms"] = roofline.least_seconds(work, kind) * 1e3
             if spec.K:
                 chunk = default_chunk_size(spec.T, spec.K, spec.V)
                 kernels = roofline.hopper_kernels(spec, chunk, backward)
                 took = roofline.expected_seconds(kernels, kind)
                 done = sum((kernel.work for kernel in kernels.values()), roofline.Work(0, 0))
-                result |= {"chunk_size": chunk, "of_our_kernels": done._asdict(), "expected_ms": took * 1e3}
-                result |= {"expected_share_of_roofline": result["roofline_ms"] / result["expected_ms"]}
-                result["kernels_ms"] = {n: roofline.expected_seconds({n: k}, kind) * 1e3 for n, k in kernels.items()}
+                result |= {
+                    "chunk_size": chunk,
+                    "of_our_kernels": done._asdict(),
+                    "expected_ms": took * 1e3,
+                }
+                result |= {
+                    "expected_share_of_roofline": result["roofline_ms"] / result["expected_ms"]
+                }
+                result["kernels_ms"] = {
+                    n: roofline.expected_seconds({n: k}, kind) * 1e3 for n, k in kernels.items()
+                }
             else:
                 step = roofline.expected_slstm_step(spec)
-                result |= {"expected_microseconds_per_step": step * 1e6, "expected_ms": step * spec.T * 1e3}
+                result |= {
+                    "expected_microseconds_per_step": step * 1e6,
+                    "expected_ms": step * spec.T * 1e3,
+                }
             rows.append(result)
-            print(f"{spec.name:18} {result['pass']:17} roofline {result['roofline_ms']:7.3f} ms, expected {result['expected_ms']:7.3f} ms")
+            print(
+                f"{spec.name:18} {result['pass']:17} roofline {result['roofline_ms']:7.3f} ms, "
+                f"expected {result['expected_ms']:7.3f} ms"
+            )
     return rows
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes; prints, and writes only where --out says")
-    parser.add_argument("--tune", action="store_true", help="write the fastest chunk lengths instead")
-    parser.add_argument("--predict", action="store_true", help="write what an H200 should take instead; needs no device")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes; prints, and writes only where --out says"
+    )
+    parser.add_argument(
+        "--tune", action="store_true", help="write the fastest chunk lengths instead"
+    )
+    parser.add_argument(
+        "--predict",
+        action="store_true",
+        help="write what an H200 should take instead; needs no device",
+    )
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--out", type=pathlib.Path, help="another file for the result")
     options = parser.parse_args(argv)
 
     if options.predict:
-        note = {"device": "NVIDIA H200", "of": "pallas_gpu, not measured", "command": "python -m benchmarks.kernels --predict"}
+        note = {
+            "device": "NVIDIA H200",
+            "of": "pallas_gpu, not measured",
+            "command": "python -m benchmarks.kernels --predict",
+        }
         write(options.out or RESULTS / "kernels_predicted_h200.json", note, predict())
         return
     platform, kind = target_device()
-    cases = [spec for spec in (QUICK if options.quick else specs.MLSTM_SPEED + specs.SLSTM_SPEED) if options.only in spec.name]
+    cases = [
+        spec
+        for spec in (QUICK if options.quick else specs.MLSTM_SPEED + specs.SLSTM_SPEED)
+        if options.only in spec.name
+    ]
     print(f"{kind} ({platform}), jax {jax.__version__}, {len(cases)} cases")
     if options.tune:
         names = [name for name in MLSTM_ORDER[device_family(platform, kind)] if name in CHUNKS]
         short = [spec for spec in cases if spec.K and spec.T <= 2048]
-        short += [] if options.quick else [spec for spec in specs.MLSTM_MODELS if options.only in spec.name]
-        tune(short, {name: CHUNKS[name] for name in names}, options.out or TABLES / file_name(kind), options.repetitions)
+        short += (
+            []
+            if options.quick
+            else [spec for spec in specs.MLSTM_MODELS if options.only in spec.name]
+        )
+        tune(
+            short,
+            {name: CHUNKS[name] for name in names},
+            options.out or TABLES / file_name(kind),
+            options.repetitions,
+        )
         return
     if platform == "cpu" and not options.quick:
-        raise SystemExit("error: the CPU would take hours for these sizes; use --quick, or --predict")
+        raise SystemExit(
+            "error: the CPU would take hours for these sizes; use --quick, or --predict"
+        )
     absent = rivals.missing()
     for name, reason in absent.items():
         print(f"not timed: {name}: {reason}")
-    rows = [result for spec in cases for result in ours(spec, options.repetitions) + theirs(spec, options.repetitions)]
+    rows = [
+        result
+        for spec in cases
+        for result in ours(spec, options.repetitions) + theirs(spec, options.repetitions)
+    ]
     path = options.out or (None if options.quick else RESULTS / ("kernels_" + file_name(kind)))
     if path:
-        note = {"device": kind, "jax": jax.__version__, "date": datetime.date.today().isoformat(), "not_timed": absent}
+        note = {
+            "device": kind,
+            "jax": jax.__version__,
+            "date": datetime.date.today().isoformat(),
+            "not_timed": absent,
+        }
         write(path, note, rows)
 
 

@@ -1,7 +1,9 @@
-"""Public kernels that are timed beside ours where they can be imported: PyTorch and Triton, on a CUDA device.
+"""Public kernels that are timed beside ours where they can be imported: PyTorch and Triton, on a
+CUDA device.
 
-Nothing of them is part of this project: `pip install torch mlstm_kernels flash-linear-attention` brings them. They get random inputs of
-the same sizes in their own layout; CUDA events time them, median over calls.
+Nothing of them is part of this project: `pip install torch mlstm_kernels flash-linear-attention`
+brings them. They get random inputs of the same sizes in their own layout; CUDA events time them,
+median over calls.
 """
 
 import importlib.util
@@ -11,7 +13,12 @@ from typing import Any
 
 from tests.kernels.specs import Spec
 
-NEEDS = {"torch flash attention": "torch", "mlstm_kernels exp": "mlstm_kernels", "mlstm_kernels sig": "mlstm_kernels", "simple GLA": "fla"}
+NEEDS = {
+    "torch flash attention": "torch",
+    "mlstm_kernels exp": "mlstm_kernels",
+    "mlstm_kernels sig": "mlstm_kernels",
+    "simple GLA": "fla",
+}
 
 
 def missing() -> dict[str, str]:
@@ -22,7 +29,11 @@ def missing() -> dict[str, str]:
 
     if not torch.cuda.is_available():
         return {name: "torch sees no CUDA device" for name in NEEDS}
-    return {name: f"{package} is not installed" for name, package in NEEDS.items() if importlib.util.find_spec(package) is None}
+    return {
+        name: f"{package} is not installed"
+        for name, package in NEEDS.items()
+        if importlib.util.find_spec(package) is None
+    }
 
 
 def rivals(spec: Spec) -> Iterator[tuple[str, Callable[[], Any], list[Any]]]:
@@ -33,7 +44,9 @@ def rivals(spec: Spec) -> Iterator[tuple[str, Callable[[], Any], list[Any]]]:
             yield name, *_BUILDERS[name](spec)
 
 
-def seconds(call: Callable[[], Any], inputs: list[Any], *, backward: bool, repetitions: int) -> float:
+def seconds(
+    call: Callable[[], Any], inputs: list[Any], *, backward: bool, repetitions: int
+) -> float:
     """Median device time of a call, with the gradients of all inputs where backward."""
     import torch
 
@@ -64,7 +77,10 @@ def seconds(call: Callable[[], Any], inputs: list[Any], *, backward: bool, repet
 def _inputs(*shapes: tuple[int, ...], dtype: str = "bfloat16") -> list[Any]:
     import torch
 
-    return [torch.randn(shape, device="cuda", dtype=getattr(torch, dtype), requires_grad=True) for shape in shapes]
+    return [
+        torch.randn(shape, device="cuda", dtype=getattr(torch, dtype), requires_grad=True)
+        for shape in shapes
+    ]
 
 
 def _mlstm_kernels(sigmoid: bool) -> Callable[[Spec], tuple[Callable[[], Any], list[Any]]]:
@@ -72,11 +88,18 @@ def _mlstm_kernels(sigmoid: bool) -> Callable[[Spec], tuple[Callable[[], Any], l
         import torch
         from mlstm_kernels.torch import chunkwise
 
-        kernel = chunkwise.mlstm_siging_chunkwise__xl_chunk if sigmoid else chunkwise.mlstm_chunkwise__xl_chunk
-        options = {"chunk_size": 128, "autocast_kernel_dtype": torch.bfloat16}  # its default would compute in float32
+        kernel = (
+            chunkwise.mlstm_siging_chunkwise__xl_chunk
+            if sigmoid
+            else chunkwise.mlstm_chunkwise__xl_chunk
+        )
+        # its default would compute in float32
+        options = {"chunk_size": 128, "autocast_kernel_dtype": torch.bfloat16}
         options |= {"normalize": False} if sigmoid else {}
         heads = (spec.B, spec.H, spec.T)
-        inputs = _inputs((*heads, spec.K), (*heads, spec.K), (*heads, spec.V)) + _inputs(heads, heads, dtype="float32")
+        inputs = _inputs((*heads, spec.K), (*heads, spec.K), (*heads, spec.V)) + _inputs(
+            heads, heads, dtype="float32"
+        )
         return lambda: kernel(*inputs, **options), inputs
 
     return build
@@ -87,8 +110,12 @@ def _simple_gla(spec: Spec) -> tuple[Callable[[], Any], list[Any]]:
     from fla.ops.simple_gla import chunk_simple_gla
 
     tokens = (spec.B, spec.T, spec.H)
-    inputs = _inputs((*tokens, spec.K), (*tokens, spec.K), (*tokens, spec.V)) + _inputs(tokens, dtype="float32")
-    return lambda: chunk_simple_gla(*inputs[:3], g=torch.nn.functional.logsigmoid(inputs[3]))[0], inputs
+    inputs = _inputs((*tokens, spec.K), (*tokens, spec.K), (*tokens, spec.V)) + _inputs(
+        tokens, dtype="float32"
+    )
+    return lambda: chunk_simple_gla(*inputs[:3], g=torch.nn.functional.logsigmoid(inputs[3]))[
+        0
+    ], inputs
 
 
 def _flash_attention(spec: Spec) -> tuple[Callable[[], Any], list[Any]]:

@@ -1,7 +1,9 @@
-"""What a kernel can't do without, against what a chip can do: bytes, FLOPs, the least time; and what our Hopper kernels should take.
+"""What a kernel can't do without, against what a chip can do: bytes, FLOPs, the least time; and
+what our Hopper kernels should take.
 
-Least work of the mLSTM: matrix products of the chunkwise form at L = 64, the causal half of a chunk's pairs, nothing computed twice;
-every input and output moved once. So a share of this roofline says nothing about how a kernel cuts its work.
+Least work of the mLSTM: matrix products of the chunkwise form at L = 64, the causal half of a
+chunk's pairs, nothing computed twice; every input and output moved once. So a share of this
+roofline says nothing about how a kernel cuts its work.
 """
 
 import math
@@ -11,7 +13,8 @@ from tests.kernels.specs import Spec
 
 CHUNK = 64
 
-# (dense bf16 FLOP/s, bytes/s of memory) by the beginning of jax's device kind; the manufacturers' data sheets. The longest one wins.
+# (dense bf16 FLOP/s, bytes/s of memory) by the beginning of jax's device kind; the manufacturers'
+# data sheets. The longest one wins.
 CHIPS = {
     "NVIDIA A100": (312e12, 2.04e12),  # 80 GB
     "NVIDIA H100 PCIe": (756e12, 2.0e12),
@@ -50,7 +53,8 @@ def least_work(spec: Spec, backward: bool) -> Work:
         forward = Work(8 * V * V, item * 5 * V)
         return tokens * (forward + Work(16 * V * V, item * 10 * V) if backward else forward)
     forward = Work(CHUNK * (K + V) + 4 * K * V, item * (2 * K + 2 * V) + 8)
-    back = Work(CHUNK * (3 * K + 2 * V) + 8 * K * V, item * (4 * K + 4 * V) + 16)  # reads q, k, v, h, dh, writes dq, dk, dv
+    # reads q, k, v, h, dh, writes dq, dk, dv
+    back = Work(CHUNK * (3 * K + 2 * V) + 8 * K * V, item * (4 * K + 4 * V) + 16)
     return tokens * (forward + back if backward else forward)
 
 
@@ -60,10 +64,12 @@ def least_seconds(work: Work, device_kind: str) -> float | None:
     return rates and max(work.flops / rates[0], work.bytes / rates[1])
 
 
-# What a well-made kernel reaches of the data sheet. Memory: copies on an H200 reach 4.1 of 4.8 TB/s. Products: a tile of 128 x 128 by one
-# block reads 64·(128+128)·2 bytes for 64·128·128·2 FLOPs, 64 FLOPs per byte from the L2 cache; at the 7 TB/s that this gives, 448 of
-# 989 TFLOP/s. A cluster of two that fetches one of the operands once reads three quarters of that: 597. (Shared memory, 128 bytes a
-# cycle, would allow 790: TMA writes 32 KB and WGMMA reads 48 KB of it in the 512 cycles of 64·128·128 products.)
+# What a well-made kernel reaches of the data sheet. Memory: copies on an H200 reach 4.1 of 4.8
+# TB/s. Products: a tile of 128 x 128 by one block reads 64·(128+128)·2 bytes for 64·128·128·2
+# FLOPs, 64 FLOPs per byte from the L2 cache; at the 7 TB/s that this gives, 448 of 989 TFLOP/s. A
+# cluster of two that fetches one of the operands once reads three quarters of that: 597. (Shared
+# memory, 128 bytes a cycle, would allow 790: TMA writes 32 KB and WGMMA reads 48 KB of it in the
+# 512 cycles of 64·128·128 products.)
 MEMORY, PRODUCTS, CLUSTERED = 0.8, 0.45, 0.6
 
 
@@ -75,9 +81,11 @@ class Kernel(NamedTuple):
 
 
 def hopper_kernels(spec: Spec, chunk: int, backward: bool) -> dict[str, Kernel]:
-    """The kernels of mlstm/pallas_gpu.py, bf16; tiles of one chunk that read the same data find it in the L2 cache.
+    """The kernels of mlstm/pallas_gpu.py, bf16; tiles of one chunk that read the same data find it
+    in the L2 cache.
 
-    A chunk's state is 2·K·V bytes, its pairs L·L bytes (the causal half), each written and read again.
+    A chunk's state is 2·K·V bytes, its pairs L·L bytes (the causal half), each written and read
+    again.
     """
 
     def tiled(width: int) -> float:
@@ -112,7 +120,10 @@ def expected_seconds(kernels: dict[str, Kernel], device_kind: str) -> float:
     """Every kernel takes the larger of its two times at what kernels reach, one after the other."""
     flops, memory = CHIPS[device_kind]
     # fsum: Python 3.12's sum rounds otherwise than 3.11's
-    return math.fsum(max(work.flops / (products * flops), work.bytes / (MEMORY * memory)) for work, products in kernels.values())
+    return math.fsum(
+        max(work.flops / (products * flops), work.bytes / (MEMORY * memory))
+        for work, products in kernels.values()
+    )
 
 
 CLOCK = 1.755e9  # Hz of an H200 under load
@@ -120,11 +131,13 @@ SMEM_BYTES_PER_CYCLE = 128  # of one multiprocessor
 
 
 def expected_slstm_step(spec: Spec) -> float:
-    """Seconds per time step of slstm/pallas_gpu.py's forward kernel; all blocks run at once, so a step is one block's.
+    """Seconds per time step of slstm/pallas_gpu.py's forward kernel; all blocks run at once, so a
+    step is one block's.
 
-    In cycles: R of 64 units and four gates streams from shared memory through WGMMA (4·64·V·2 bytes at 128 a cycle); 300 for waiting for
-    WGMMA, x and h; 40 per thread and cell for the equations, rows·64/128 cells a thread. Heads wider than 64 exchange h through the L2
-    cache: store, cluster barrier, load, 600 to 700 cycles each for the two copies and 250 for the barrier.
+    In cycles: R of 64 units and four gates streams from shared memory through WGMMA (4·64·V·2 bytes
+    at 128 a cycle); 300 for waiting for WGMMA, x and h; 40 per thread and cell for the equations,
+    rows·64/128 cells a thread. Heads wider than 64 exchange h through the L2 cache: store, cluster
+    barrier, load, 600 to 700 cycles each for the two copies and 250 for the barrier.
     """
     rows = 8  # of the batch's 16: two blocks for each 64 units of a head do not fill the GPU
     product = 4 * 64 * max(64, spec.V) * 2 / SMEM_BYTES_PER_CYCLE

@@ -1,11 +1,14 @@
-"""How the paper's runs fit on pods that are not here: one row per model and topology, docs/scaling.md.
+"""How the paper's runs fit on pods that are not here: one row per model and topology,
+docs/scaling.md.
 
-    make scaling-table                                            # all rows; hours. Rows that exist are kept, so it can be stopped
-    python -m benchmarks.scaling --only "1.3b.*v5p"               # some rows, by regular expression
-    python -m benchmarks.scaling --table                          # the document alone, from the rows that exist
+    make scaling-table                                            # all rows; hours. Rows that exist
+    are kept, so it can be stopped python -m benchmarks.scaling --only "1.3b.*v5p"               #
+    some rows, by regular expression python -m benchmarks.scaling --table                          #
+    the document alone, from the rows that exist
 
-A row is the fewest accumulation steps with which a step of the paper's global batch fits, all devices on the axis fsdp, remat "block";
-found with at most three compiles. Rows are JSON files in benchmarks/results/scaling. GPU rows need the extra cuda13.
+A row is the fewest accumulation steps with which a step of the paper's global batch fits, all
+devices on the axis fsdp, remat "block"; found with at most three compiles. Rows are JSON files in
+benchmarks/results/scaling. GPU rows need the extra cuda13.
 """
 
 import argparse
@@ -25,7 +28,11 @@ from xlstm_jax.training.aot import StepReport, compile_step
 ROOT = pathlib.Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks/results/scaling"
 DOCUMENT = ROOT / "docs/scaling.md"
-MODELS = [f"xlstm_{size}.py:{kind}-15b" for size in ("125m", "350m", "760m", "1.3b", "2.7b") for kind in ("1_0", "7_1")] + ["xlstm_7b.py"]
+MODELS = [
+    f"xlstm_{size}.py:{kind}-15b"
+    for size in ("125m", "350m", "760m", "1.3b", "2.7b")
+    for kind in ("1_0", "7_1")
+] + ["xlstm_7b.py"]
 TOPOLOGIES = ("a100:1x1x8", "h100:1x1x8", "v5e:8x8", "v5p:4x4x4", "v6e:8x8")
 COMPILES = 3
 ROOM = 0.95  # share of a device's memory that a program may take: the rest is the runtime's
@@ -33,14 +40,21 @@ ROOM = 0.95  # share of a device's memory that a program may take: the rest is t
 
 def configuration(model: str, accumulation_steps: int) -> Config:
     """The paper's run on a pod."""
-    keys = {"model.remat": "block", "mesh.data": 1, "mesh.fsdp": -1, "train.accumulation_steps": accumulation_steps}
+    keys = {
+        "model.remat": "block",
+        "mesh.data": 1,
+        "mesh.fsdp": -1,
+        "train.accumulation_steps": accumulation_steps,
+    }
     return load(str(ROOT / "configs" / model), keys)
 
 
 def next_try(report: StepReport, most: int) -> int | None:
-    """Accumulation steps to try after a report: as many as its numbers ask for if it did not fit, None if nothing is left to try.
+    """Accumulation steps to try after a report: as many as its numbers ask for if it did not fit,
+    None if nothing is left to try.
 
-    What shrinks with them is what is above the state: 16 bytes per parameter are in it, the gradient and its sum included.
+    What shrinks with them is what is above the state: 16 bytes per parameter are in it, the
+    gradient and its sum included.
     """
     if report.fits or report.accumulation_steps >= most:
         return None
@@ -98,12 +112,15 @@ def table_row(row: dict) -> str:
     """One line of the table."""
     name = row["model"].removeprefix("xlstm_").replace(".py", "").replace(":", " ")
     fits = "yes" if row["fits"] else f"no: needs {gigabytes(row['needed'])}"
-    sizes = " | ".join(gigabytes(row[key]) for key in ("arguments", "temporaries", "peak", "memory"))
+    sizes = " | ".join(
+        gigabytes(row[key]) for key in ("arguments", "temporaries", "peak", "memory")
+    )
     kernels = ", ".join(f"{number} {backend}" for backend, number in (row["kernels"] or {}).items())
     kernels = "?" if row["kernels"] is None else kernels or "none"
     moved = None if row["collectives"] is None else sum(row["collectives"].values())
     return (
-        f"| {name} | {row['topology']} | {row['accumulation_steps']} | {fits} | {sizes} | {gigabytes(moved)} | "
+        f"| {name} | {row['topology']} | {row['accumulation_steps']} | {fits} | {sizes} | "
+        f"{gigabytes(moved)} | "
         f"{kernels} | {row['seconds']:.0f} s |\n"
     )
 
@@ -111,19 +128,27 @@ def table_row(row: dict) -> str:
 def write_document() -> None:
     """docs/scaling.md from the rows that exist."""
     files = [row_file(model, topology) for model in MODELS for topology in TOPOLOGIES]
-    DOCUMENT.write_text(HEAD + "".join(table_row(json.loads(file.read_text())) for file in files if file.exists()))
+    DOCUMENT.write_text(
+        HEAD + "".join(table_row(json.loads(file.read_text())) for file in files if file.exists())
+    )
 
 
 def main() -> None:
     """Makes the rows that are missing, then the document."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="regular expression on MODEL TOPOLOGY")
     parser.add_argument("--table", action="store_true", help="compile nothing")
     given = parser.parse_args()
     ROWS.mkdir(parents=True, exist_ok=True)
     for model in MODELS:
         for topology in TOPOLOGIES:
-            if given.table or row_file(model, topology).exists() or not re.search(given.only, f"{model} {topology}"):
+            if (
+                given.table
+                or row_file(model, topology).exists()
+                or not re.search(given.only, f"{model} {topology}")
+            ):
                 continue
             try:
                 row = find_row(model, topology)

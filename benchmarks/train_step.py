@@ -1,11 +1,14 @@
-"""What a training step of a configuration costs on the devices that are here: tokens/s, MFU, memory, and what is around the step.
+"""What a training step of a configuration costs on the devices that are here: tokens/s, MFU,
+memory, and what is around the step.
 
-    python -m benchmarks.train_step --config=configs/xlstm_125m.py:1_0-15b [--config.section.key=value ...] [--steps=20]
-    python -m benchmarks.train_step --config=... --around      # the loop's own time, a checkpoint's, a resumption's, in one short run
-    python -m benchmarks.train_step --scaling                  # weak scaling of data and fsdp over 8 CPU devices
+    python -m benchmarks.train_step --config=configs/xlstm_125m.py:1_0-15b
+    [--config.section.key=value ...] [--steps=20] python -m benchmarks.train_step --config=...
+    --around      # the loop's own time, a checkpoint's, a resumption's, in one short run python -m
+    benchmarks.train_step --scaling                  # weak scaling of data and fsdp over 8 CPU
+    devices
 
-The step is checked first: loss and gradient norm of one batch with the chosen kernels against the XLA forms. Results go to
-benchmarks/results/train_step_<name>_<device>.json.
+The step is checked first: loss and gradient norm of one batch with the chosen kernels against the
+XLA forms. Results go to benchmarks/results/train_step_<name>_<device>.json.
 """
 
 import dataclasses
@@ -48,7 +51,9 @@ TINY = "configs/quickstart.py"
 def random_batch(config: Config, seed: int = 0) -> Batch:
     """Tokens drawn at random, in one document each."""
     shape = (config.data.batch_size, config.data.context_length + 1)
-    tokens = np.random.default_rng(seed).integers(0, config.model.vocab_size, shape).astype(np.int32)
+    tokens = (
+        np.random.default_rng(seed).integers(0, config.model.vocab_size, shape).astype(np.int32)
+    )
     return Batch(tokens[:, :-1], tokens[:, 1:], np.zeros(tokens[:, 1:].shape, np.int32))
 
 
@@ -58,12 +63,17 @@ def prepared(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any]:
     model, optimizer = build_model(config.model), make_optimizer(config.optimizer, schedule)
     where = shardings_of(abstract_state(model, optimizer, config.train, mesh))
     state = jax.jit(lambda: init_state(model, optimizer, config.train), out_shardings=where)()
-    batch = put_batch(random_batch(config), batch_sharding(mesh, config.data.batch_size, config.data.context_length))
+    batch = put_batch(
+        random_batch(config),
+        batch_sharding(mesh, config.data.batch_size, config.data.context_length),
+    )
     return make_train_step(model, optimizer, schedule, config), state, batch
 
 
 def check(config: Config, mesh: jax.sharding.Mesh) -> dict[str, float]:
-    """Relative differences of loss and gradient norm from those of the XLA forms; asserts that they are bfloat16's at most."""
+    """Relative differences of loss and gradient norm from those of the XLA forms; asserts that they
+    are bfloat16's at most.
+    """
     cells = set(config.model.block_kinds)
     plain = {"mlstm_backend": "chunkwise"} if cells - {"slstm"} else {}
     plain |= {"slstm_backend": "recurrent"} if "slstm" in cells else {}
@@ -74,7 +84,9 @@ def check(config: Config, mesh: jax.sharding.Mesh) -> dict[str, float]:
         numbers.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     (loss, norm), (plain_loss, plain_norm) = numbers
     differences = {"loss": abs(loss / plain_loss - 1), "grad_norm": abs(norm / plain_norm - 1)}
-    assert math.isfinite(loss) and differences["loss"] < 1e-3 and differences["grad_norm"] < 2e-2, differences
+    assert math.isfinite(loss) and differences["loss"] < 1e-3 and differences["grad_norm"] < 2e-2, (
+        differences
+    )
     return differences
 
 
@@ -101,7 +113,9 @@ def step_time(config: Config, mesh: jax.sharding.Mesh, steps: int) -> dict[str, 
     return {
         "seconds_per_step": seconds,
         "tokens_per_second": tokens / seconds,
-        "mfu": tokens / seconds * training_flops_per_token(config.model) / (peak * mesh.size) if peak else None,
+        "mfu": tokens / seconds * training_flops_per_token(config.model) / (peak * mesh.size)
+        if peak
+        else None,
         "first_step_seconds": compiled,
         "peak_bytes": memory,
         "loss": float(metrics["loss"]),
@@ -109,16 +123,26 @@ def step_time(config: Config, mesh: jax.sharding.Mesh, steps: int) -> dict[str, 
 
 
 def around(config: Config, mesh: jax.sharding.Mesh, steps: int) -> dict[str, float]:
-    """What is around the step, in the real loop with a line per step: its share of the time, a checkpoint's cost, seconds to resume.
+    """What is around the step, in the real loop with a line per step: its share of the time, a
+    checkpoint's cost, seconds to resume.
 
-    The run has a checkpoint after `steps`, `2 * steps` and at its end; the last is removed and the same run goes on for one step.
+    The run has a checkpoint after `steps`, `2 * steps` and at its end; the last is removed and the
+    same run goes on for one step.
     """
     bare = step_time(config, mesh, steps)["seconds_per_step"]
     run = dataclasses.replace(
         config,
         train=dataclasses.replace(config.train, steps=2 * steps + 1),
-        optimizer=dataclasses.replace(config.optimizer, schedule="constant", warmup_steps=0, cooldown_steps=0, decay_steps=None),
-        eval=dataclasses.replace(config.eval, every=10**9, sample_tokens=0, max_tokens=config.data.context_length),
+        optimizer=dataclasses.replace(
+            config.optimizer,
+            schedule="constant",
+            warmup_steps=0,
+            cooldown_steps=0,
+            decay_steps=None,
+        ),
+        eval=dataclasses.replace(
+            config.eval, every=10**9, sample_tokens=0, max_tokens=config.data.context_length
+        ),
         log=dataclasses.replace(config.log, every=1),
         checkpoint=dataclasses.replace(config.checkpoint, every=steps, keep_latest=3),
     )
@@ -136,7 +160,8 @@ def around(config: Config, mesh: jax.sharding.Mesh, steps: int) -> dict[str, flo
     return {
         "seconds_per_step_in_the_loop": undisturbed,
         "share_outside_the_compiled_step": undisturbed / bare - 1,
-        "checkpoint_stops_training_for_seconds": first[steps]["checkpoint_seconds"] - first[steps - 2]["checkpoint_seconds"],
+        "checkpoint_stops_training_for_seconds": first[steps]["checkpoint_seconds"]
+        - first[steps - 2]["checkpoint_seconds"],
         "checkpoint_slows_later_steps_by_seconds": float(np.sum(saving - undisturbed)),
         "resume_and_one_step_seconds": resumed,
     }
@@ -148,20 +173,28 @@ def training_events(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def weak_scaling() -> dict[str, Any]:
-    """Tokens/s of n CPU devices with n shares of work, against one device with all of it: what the distribution itself costs.
+    """Tokens/s of n CPU devices with n shares of work, against one device with all of it: what the
+    distribution itself costs.
 
-    The devices share the machine's cores, so that the same work takes the same time where nothing is lost.
+    The devices share the machine's cores, so that the same work takes the same time where nothing
+    is lost.
     """
     results: dict[str, Any] = {}
     for axis in ("data", "fsdp"):
         for devices in (1, 2, 4, 8):
             mesh_keys = {"data": 1, "fsdp": 1} | {axis: devices}
-            config = load(TINY, {"data.batch_size": 16, "model.dtype": "float32"} | {f"mesh.{k}": v for k, v in mesh_keys.items()})
+            config = load(
+                TINY,
+                {"data.batch_size": 16, "model.dtype": "float32"}
+                | {f"mesh.{k}": v for k, v in mesh_keys.items()},
+            )
             mesh = make_mesh(config.mesh)
             with jax.set_mesh(mesh):
                 results[f"{axis}={devices}"] = step_time(config, mesh, 20)["tokens_per_second"]
         for devices in (2, 4, 8):
-            results[f"{axis}={devices} efficiency"] = results[f"{axis}={devices}"] / results[f"{axis}=1"]
+            results[f"{axis}={devices} efficiency"] = (
+                results[f"{axis}={devices}"] / results[f"{axis}=1"]
+            )
     return results
 
 
@@ -182,8 +215,15 @@ def main(argv: list[str]) -> None:
             result |= around(config, mesh, steps)
         result["config"] = json.loads(config.to_json())
     device = jax.devices()[0].device_kind
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    result |= {"device": device, "devices": jax.device_count(), "jax": jax.__version__, "commit": commit}
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    result |= {
+        "device": device,
+        "devices": jax.device_count(),
+        "jax": jax.__version__,
+        "commit": commit,
+    }
     result["date"] = datetime.date.today().isoformat()
     for key, value in result.items():
         if key != "config":

@@ -1,4 +1,6 @@
-"""Every key with its default, and the recipe that the paper's SlimPajama runs share. `xlstm_jax/config.py` says what each key means."""
+"""Every key with its default, and the recipe that the paper's SlimPajama runs share.
+`xlstm_jax/config.py` says what each key means.
+"""
 
 from ml_collections import ConfigDict
 
@@ -12,25 +14,37 @@ def get_config() -> ConfigDict:
 
 
 def slimpajama(
-    variant: str, *, dim: int, num_blocks: int, slstm_positions: tuple[int, ...], peaks: dict[str, float], batch_size: int = 256
+    variant: str,
+    *,
+    dim: int,
+    num_blocks: int,
+    slstm_positions: tuple[int, ...],
+    peaks: dict[str, float],
+    batch_size: int = 256,
 ) -> ConfigDict:
     """A run of the paper (2405.04517, sections 4.2 and 4.3, appendix B.2 and B.3, table 7).
 
     Args:
-        variant: "KIND-TOKENS": "1_0" (xLSTM[1:0]) or "7_1" (sLSTM blocks at `slstm_positions`), and a key of `peaks`.
+        variant: "KIND-TOKENS": "1_0" (xLSTM[1:0]) or "7_1" (sLSTM blocks at `slstm_positions`), and
+            a key of `peaks`.
         peaks: peak learning rate of the "15b" and the "300b" run, where there is one.
-        batch_size: of the 300B run, whose 314.6B tokens it shares among the steps; the 15B runs have 256.
+        batch_size: of the 300B run, whose 314.6B tokens it shares among the steps; the 15B runs
+            have 256.
 
     Raises:
         UserError: there is no such variant.
     """
     known = [f"{kind}-{tokens}" for tokens in peaks for kind in ("1_0", "7_1")]
     if variant not in known:
-        raise UserError(f"config variant {variant!r} does not exist; the variants of this file are {', '.join(known)}")
+        raise UserError(
+            f"config variant {variant!r} does not exist; the variants of this file are "
+            f"{', '.join(known)}"
+        )
     kind, tokens = variant.split("-")
 
     config = get_config()
-    config.model.vocab_size = 50304  # GPT-2's 50,257, padded: only so do the parameter counts fit the printed ones
+    # GPT-2's 50,257, padded: only so do the parameter counts fit the printed ones
+    config.model.vocab_size = 50304
     config.model.dim = dim
     config.model.num_blocks = num_blocks
     config.model.remat = "block"
@@ -45,7 +59,8 @@ def slimpajama(
 
     config.optimizer.learning_rate = peaks[tokens]
     if tokens == "15b":
-        config.train.steps = 28_170  # one epoch of 14.77B tokens, ours being the first of the prepared folder, ...
+        # one epoch of 14.77B tokens, ours being the first of the prepared folder, ...
+        config.train.steps = 28_170
         config.data.max_tokens = 28_170 * 256 * 2048
         config.optimizer.decay_steps = 30_000  # ... of a schedule of 30k steps
     else:

@@ -1,8 +1,9 @@
 """A small xLSTM with both kinds of blocks on Python's own source text: the first thing to run.
 
-Tokens: bytes of the standard library on this machine (about 10 MB, nothing to download), every 20th file held out.
-Model: 3 blocks of 128, the second an sLSTM block; 409 thousand parameters. Tokens trained on: 2.5 million.
-Expected held-out loss: 1.33 nats, 1.92 bits per byte (measured; `gzip -9`: 2.06), in less than 3 minutes on 2 CPU cores.
+Tokens: bytes of the standard library on this machine (about 10 MB, nothing to download), every 20th
+file held out. Model: 3 blocks of 128, the second an sLSTM block; 409 thousand parameters. Tokens
+trained on: 2.5 million. Expected held-out loss: 1.33 nats, 1.92 bits per byte (measured; `gzip -9`:
+2.06), in less than 3 minutes on 2 CPU cores.
 
     make train
     python train.py --config=configs/quickstart.py --workdir=DIR

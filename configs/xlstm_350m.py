@@ -1,10 +1,12 @@
 """xLSTM 350M on SlimPajama: xLSTM[1:0] and xLSTM[7:1] of arXiv 2405.04517, table 7 and appendix B.
 
-    variant   parameters  length of the run, learning rate                     expected held-out loss, nats per GPT-2 token
-    1_0-15b      409.3M  14.77B tokens,  28,170 steps x 256 x 2048, peak 0.001  2.597 (perplexity 13.43, paper, table 1)
-    7_1-15b      408.4M  14.77B tokens,  28,170 steps x 256 x 2048, peak 0.001  2.601 (perplexity 13.48, paper, table 1)
-    1_0-300b     409.3M  314.6B tokens, 600,000 steps x 256 x 2048, peak 0.00075  2.426 (perplexity 11.31, paper, table 3)
-    7_1-300b     408.4M  314.6B tokens, 600,000 steps x 256 x 2048, peak 0.00075  2.431 (perplexity 11.37, paper, table 3)
+    variant   parameters  length of the run, learning rate                     expected held-out
+    loss, nats per GPT-2 token 1_0-15b      409.3M  14.77B tokens,  28,170 steps x 256 x 2048, peak
+    0.001  2.597 (perplexity 13.43, paper, table 1) 7_1-15b      408.4M  14.77B tokens,  28,170
+    steps x 256 x 2048, peak 0.001  2.601 (perplexity 13.48, paper, table 1) 1_0-300b     409.3M
+    314.6B tokens, 600,000 steps x 256 x 2048, peak 0.00075  2.426 (perplexity 11.31, paper, table
+    3) 7_1-300b     408.4M  314.6B tokens, 600,000 steps x 256 x 2048, peak 0.00075  2.431
+    (perplexity 11.37, paper, table 3)
 
 48 blocks, sLSTM at [3, 5, 7, 40, 42, 44]. The default variant is 7_1-300b.
 

@@ -1,13 +1,16 @@
 """xLSTM 7B (arXiv 2503.13427): 6,865,424,896 parameters, 32 blocks of 4096, 8 heads, context 8192.
 
-Tokens: 550,000 steps x 512 x 8192 = 2.3T, of DCLM (500k steps) and a mixture (50k steps); here one data set throughout.
-Expected held-out loss: the paper prints none for this run on a public split; not measured by us.
+Tokens: 550,000 steps x 512 x 8192 = 2.3T, of DCLM (500k steps) and a mixture (50k steps); here one
+data set throughout. Expected held-out loss: the paper prints none for this run on a public split;
+not measured by us.
 
-Where the paper and the released code disagree or are silent, this file takes (references: paper, sections 3 and appendix B)
-* peak learning rate 5e-4 (paper; the released long-run configuration has 4e-4) and beta1 0.9 (the released code's; printed is 0.99,
-  with which nothing of theirs is configured),
+Where the paper and the released code disagree or are silent, this file takes (references: paper,
+sections 3 and appendix B)
+* peak learning rate 5e-4 (paper; the released long-run configuration has 4e-4) and beta1 0.9 (the
+  released code's; printed is 0.99, with which nothing of theirs is configured),
 * batch 512 from the first step on (theirs: 128 and 256 for 2,000 steps each),
-* warm-up 3,000, exponential decay that reaches a tenth at step 500,000 and goes on at that rate, linear cool-down over the last 7,000,
+* warm-up 3,000, exponential decay that reaches a tenth at step 500,000 and goes on at that rate,
+  linear cool-down over the last 7,000,
 * states reset at document borders, exactly (theirs: a forget-gate pre-activation of -25).
 
     python train.py --config=configs/xlstm_7b.py --workdir=DIR

@@ -1,4 +1,6 @@
-"""The xLSTM cells as pure functions: `mlstm`, `slstm` and their states. Depends on jax and jaxtyping alone."""
+"""The xLSTM cells as pure functions: `mlstm`, `slstm` and their states. Depends on jax and
+jaxtyping alone.
+"""
 
 from pallas_kernels.cpu_compiler import avoid_wrong_fusions
 from pallas_kernels.mlstm import mlstm

@@ -1,6 +1,8 @@
-"""Block sizes that were measured: `tuned/<device kind>.json`, written by `python -m benchmarks.kernels --tune`, read here.
+"""Block sizes that were measured: `tuned/<device kind>.json`, written by `python -m
+benchmarks.kernels --tune`, read here.
 
-A file maps a kernel ("mlstm/pallas_gpu") to a list of {"shape": {"K": 512, ...}, "blocks": {...}}. Nothing is measured at run time.
+A file maps a kernel ("mlstm/pallas_gpu") to a list of {"shape": {"K": 512, ...}, "blocks": {...}}.
+Nothing is measured at run time.
 """
 
 import functools
@@ -18,11 +20,15 @@ def file_name(device_kind: str) -> str:
 
 
 def tuned(kernel: str, **shape: Any) -> dict[str, Any] | None:
-    """The block sizes for the device that the program is lowered for, None where none were measured.
+    """The block sizes for the device that the program is lowered for, None where none were
+    measured.
 
-    An entry fits if all that its "shape" says is so in the given one (K, V, dtype, ...); the one that says most is taken.
+    An entry fits if all that its "shape" says is so in the given one (K, V, dtype, ...); the one
+    that says most is taken.
     """
-    fitting = [e for e in _table(target_device()[1]).get(kernel, ()) if e["shape"].items() <= shape.items()]
+    fitting = [
+        e for e in _table(target_device()[1]).get(kernel, ()) if e["shape"].items() <= shape.items()
+    ]
     return dict(max(fitting, key=lambda e: len(e["shape"]))["blocks"]) if fitting else None
 
 

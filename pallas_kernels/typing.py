@@ -1,4 +1,5 @@
-"""Notation, array types and states of the cells; the notation table of the whole project starts here.
+"""Notation, array types and states of the cells; the notation table of the whole project starts
+here.
 
   B  batch                          L  chunk length
   T  time (tokens of one call)      N  number of chunks
@@ -6,7 +7,8 @@
   K  query/key dimension per head   F  feed-forward dimension
   V  value dimension per head       E  vocabulary
 
-Array arguments are laid out batch first: `B T H K`. Lower-case names in the code are the paper's: q, k, v, i, f, C, n, m, h.
+Array arguments are laid out batch first: `B T H K`. Lower-case names in the code are the paper's:
+q, k, v, i, f, C, n, m, h.
 """
 
 from typing import NamedTuple
@@ -24,14 +26,18 @@ TokenFlags = Bool[Array, "B T"]
 
 
 class MLSTMState(NamedTuple):
-    """Matrix memory C, normaliser n and stabiliser m: the true memory is C·exp(m), the true normaliser n·exp(m)."""
+    """Matrix memory C, normaliser n and stabiliser m: the true memory is C·exp(m), the true
+    normaliser n·exp(m).
+    """
 
     C: Float[Array, "B H K V"]
     n: Float[Array, "B H K"]
     m: Float[Array, "B H"]
 
     @classmethod
-    def empty(cls, batch: int, heads: int, key_dim: int, value_dim: int, dtype: DTypeLike = jnp.float32) -> "MLSTMState":
+    def empty(
+        cls, batch: int, heads: int, key_dim: int, value_dim: int, dtype: DTypeLike = jnp.float32
+    ) -> "MLSTMState":
         """The state before the first token, and after a reset: zeros everywhere."""
         return cls(
             jnp.zeros((batch, heads, key_dim, value_dim), dtype),
@@ -41,7 +47,9 @@ class MLSTMState(NamedTuple):
 
 
 class SLSTMState(NamedTuple):
-    """Cell c, normaliser n, output h and stabiliser m: the true cell is c·exp(m), the true normaliser n·exp(m)."""
+    """Cell c, normaliser n, output h and stabiliser m: the true cell is c·exp(m), the true
+    normaliser n·exp(m).
+    """
 
     c: Float[Array, "B H V"]
     n: Float[Array, "B H V"]
@@ -49,7 +57,9 @@ class SLSTMState(NamedTuple):
     m: Float[Array, "B H V"]
 
     @classmethod
-    def empty(cls, batch: int, heads: int, value_dim: int, dtype: DTypeLike = jnp.float32) -> "SLSTMState":
+    def empty(
+        cls, batch: int, heads: int, value_dim: int, dtype: DTypeLike = jnp.float32
+    ) -> "SLSTMState":
         """The state before the first token, and after a reset: zeros everywhere."""
         return cls(*(jnp.zeros((batch, heads, value_dim), dtype) for _ in range(4)))
 

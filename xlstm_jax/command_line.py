@@ -1,4 +1,6 @@
-"""What the entry points share: flags of their own `FlagValues`, and errors of the user as one line instead of a traceback."""
+"""What the entry points share: flags of their own `FlagValues`, and errors of the user as one line
+instead of a traceback.
+"""
 
 import itertools
 import pathlib
@@ -15,23 +17,33 @@ from xlstm_jax.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-NO_CONFIG = "--config is missing; give a file of configs/, for example --config=configs/quickstart.py"
+NO_CONFIG = (
+    "--config is missing; give a file of configs/, for example --config=configs/quickstart.py"
+)
 
 
 def run(command: Callable[[], None]) -> int:
-    """Runs a command and returns the process's exit status; a `UserError` is printed as one line on stderr."""
+    """Runs a command and returns the process's exit status; a `UserError` is printed as one line on
+    stderr.
+    """
     try:
         command()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr, flush=True)
+        print(
+            "interrupted; the same command goes on from the newest checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
         return EXIT_INTERRUPTED
     return 0
 
 
-def parse(argv: Sequence[str], usage: str, strings: Mapping[str, str], *, with_config: bool = False) -> flags.FlagValues:
+def parse(
+    argv: Sequence[str], usage: str, strings: Mapping[str, str], *, with_config: bool = False
+) -> flags.FlagValues:
     """The flags of a command line, argv[0] being the program.
 
     Args:
@@ -47,7 +59,9 @@ def parse(argv: Sequence[str], usage: str, strings: Mapping[str, str], *, with_c
     for name, meaning in strings.items():
         flags.DEFINE_string(name, None, meaning, flag_values=values)
     if with_config:
-        config_flags.DEFINE_config_file("config", None, "file in configs/", flag_values=values, sys_argv=list(argv))
+        config_flags.DEFINE_config_file(
+            "config", None, "file in configs/", flag_values=values, sys_argv=list(argv)
+        )
         _check_config_flags(argv)
     if {"--help", "-h", "--helpfull"} & set(argv[1:]):
         print(usage)
@@ -59,7 +73,9 @@ def parse(argv: Sequence[str], usage: str, strings: Mapping[str, str], *, with_c
     except flags.Error as error:
         raise UserError(_plain(str(error))) from None
     if rest:
-        raise UserError(f"argument {rest[0]!r} is not understood; write --name=value (--help lists the flags)")
+        raise UserError(
+            f"argument {rest[0]!r} is not understood; write --name=value (--help lists the flags)"
+        )
     return values
 
 
@@ -111,14 +127,18 @@ def config_file(argv: Sequence[str]) -> str | None:
 
 
 def config_name(argv: Sequence[str]) -> str:
-    """A name for files about the configuration: xlstm_1.3b_7_1-15b for configs/xlstm_1.3b.py:7_1-15b."""
+    """A name for files about the configuration: xlstm_1.3b_7_1-15b for
+    configs/xlstm_1.3b.py:7_1-15b.
+    """
     file, _, variant = (config_file(argv) or "").partition(":")
     name = pathlib.Path(file).name.removesuffix(".py")
     return f"{name}_{variant}" if variant else name
 
 
 def _check_config_flags(argv: Sequence[str]) -> None:
-    """Names a bad config file or an unknown key before ml_collections does, whose words are less helpful."""
+    """Names a bad config file or an unknown key before ml_collections does, whose words are less
+    helpful.
+    """
     if (file := config_file(argv)) is not None:
         _check_file(file)
     for argument in argv[1:]:
@@ -133,12 +153,16 @@ def _check_file(path: str) -> None:
         config_lib.load(path)
     except UserError:
         raise
-    except Exception as error:  # a config file is Python: whatever a slip in it raises is the user's to mend
+    # a config file is Python: whatever a slip in it raises is the user's to mend
+    except Exception as error:
         lines = [
-            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path.partition(":")[0])
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename.endswith(path.partition(":")[0])
         ]
         where = f", line {lines[-1]}" if lines else ""
-        what = str(error).partition(" Other fields present")[0].strip("'\"")  # ml_collections goes on to list all keys
+        # ml_collections goes on to list all keys
+        what = str(error).partition(" Other fields present")[0].strip("'\"")
         raise UserError(f"config file {path}{where}: {type(error).__name__}: {what}") from error
 
 

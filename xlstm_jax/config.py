@@ -1,8 +1,9 @@
 """Every configuration key, once: its type, default and meaning, as frozen dataclasses.
 
-`configs/*.py` are `ml_collections` files whose `get_config(variant)` starts from `default_config_dict()`; `load` and
-`from_config_dict` turn such a ConfigDict into a validated `Config`. None stands for "not set" and becomes a placeholder in the
-ConfigDict, so that every key can be overridden on the command line.
+`configs/*.py` are `ml_collections` files whose `get_config(variant)` starts from
+`default_config_dict()`; `load` and `from_config_dict` turn such a ConfigDict into a validated
+`Config`. None stands for "not set" and becomes a placeholder in the ConfigDict, so that every key
+can be overridden on the command line.
 """
 
 import dataclasses
@@ -28,26 +29,31 @@ from xlstm_jax.errors import UserError
 class ModelConfig:
     """The architecture: a stack of blocks between an embedding and a vocabulary projection.
 
-    The mLSTM blocks are the paper's pre up-projection blocks or those of xLSTM 7B; sLSTM blocks stand at `slstm_positions`, or
-    at the end of each period of `ratio`. A key that the chosen blocks do not use must keep its default.
+    The mLSTM blocks are the paper's pre up-projection blocks or those of xLSTM 7B; sLSTM blocks
+    stand at `slstm_positions`, or at the end of each period of `ratio`. A key that the chosen
+    blocks do not use must keep its default.
     """
 
     vocab_size: int = 320  # rows of the embedding, at least the tokenizer's vocabulary
     dim: int = 256  # D
     num_blocks: int = 4
     num_heads: int = 4  # H, of both cells
-    block: str = "paper"  # the mLSTM blocks: "paper" (2405.04517, figure 11) or "7b" (2503.13427, figure 8)
-    ratio: str | None = None  # "a:b": each period of a+b blocks ends with b sLSTM blocks; xLSTM[a:b] of the paper
+    # the mLSTM blocks: "paper" (2405.04517, figure 11) or "7b" (2503.13427, figure 8)
+    block: str = "paper"
+    # "a:b": each period of a+b blocks ends with b sLSTM blocks; xLSTM[a:b] of the paper
+    ratio: str | None = None
     slstm_positions: tuple[int, ...] = ()  # explicit 0-based positions, instead of `ratio`
     up_factor: float = 2.0  # paper mLSTM block: inner dimension / D, rounded up to 64
     conv_width: int = 4  # paper blocks: taps of the causal convolution; 0 leaves it out
-    qkv_block_size: int = 4  # paper mLSTM block: block size of the block-diagonal q, k, v projections
+    # paper mLSTM block: block size of the block-diagonal q, k, v projections
+    qkv_block_size: int = 4
     qk_factor: float = 0.5  # 7b block: query/key dimension / D
     ffn_factor: float = 1.3  # sLSTM and 7b blocks: feed-forward dimension / D, rounded up to 64
     input_gate: str = "exponential"  # mLSTM: or "sigmoid" (mLSTMsig of TFLA: no normaliser)
     input_gate_bias: float = 0.0  # mLSTM: mean of the initial input-gate bias; xLSTM 7B: -10
     input_gate_bias_std: float = 0.1  # mLSTM: its standard deviation; xLSTM 7B: 0
-    forget_gate_bias: tuple[float, float] = (3.0, 6.0)  # mLSTM: initial bias of the first and last head, linear between
+    # mLSTM: initial bias of the first and last head, linear between
+    forget_gate_bias: tuple[float, float] = (3.0, 6.0)
     slstm_recurrent_init: str = "zeros"  # or "uniform" in +-1/sqrt(D)
     gate_soft_cap: float | None = None  # mLSTM: gates become a*tanh(x/a); xLSTM 7B: 15
     logit_soft_cap: float | None = None  # the same for the logits; xLSTM 7B: 30
@@ -56,11 +62,15 @@ class ModelConfig:
     tie_embeddings: bool = False  # the vocabulary projection is the transposed embedding
     dropout: float = 0.0  # on each residual branch, in training only
     dtype: str = "auto"  # compute dtype; "auto" is bfloat16, on the CPU float32. Parameters are always float32
-    remat: str = "none"  # recompute in the backward pass: "block" all but each block's input, "dots" all but its projections too
-    mlstm_backend: str | None = None  # one of pallas_kernels' names; None takes the best that serves the device
+    # recompute in the backward pass: "block" all but each block's input, "dots" all but its
+    # projections too
+    remat: str = "none"
+    # one of pallas_kernels' names; None takes the best that serves the device
+    mlstm_backend: str | None = None
     slstm_backend: str | None = None
     chunk_size: int | None = None  # mLSTM: L; None leaves it to the backend
-    recurrent_gradient_clip: float | None = None  # sLSTM: bound on the gradient through R h; the paper used 10
+    # sLSTM: bound on the gradient through R h; the paper used 10
+    recurrent_gradient_clip: float | None = None
 
     @property
     def block_kinds(self) -> tuple[str, ...]:
@@ -78,12 +88,14 @@ class ModelConfig:
 class DataConfig:
     """Where the tokens come from and how they are cut into samples."""
 
-    # "stdlib" (the embedded corpus), text file, folder of text, folder with prepared token shards, "synthetic" (random tokens), or a
-    # mixture of these by weight: "a:0.7,b:0.3"
+    # "stdlib" (the embedded corpus), text file, folder of text, folder with prepared token shards,
+    # "synthetic" (random tokens), or a mixture of these by weight: "a:0.7,b:0.3"
     path: str = "stdlib"
     max_tokens: int | None = None  # train on the first tokens only
-    validation_path: str | None = None  # of the held-out tokens; None: a prepared `path`'s own, else every `holdout_every`-th file
-    validation_sets: str | None = None  # more held-out data, "name=path,name=path", logged as validation/name
+    # of the held-out tokens; None: a prepared `path`'s own, else every `holdout_every`-th file
+    validation_path: str | None = None
+    # more held-out data, "name=path,name=path", logged as validation/name
+    validation_sets: str | None = None
     holdout_every: int = 20
     tokenizer: str = "byte"  # or a file of the `tokenizers` library
     context_length: int = 256  # T, tokens
@@ -98,9 +110,11 @@ class OptimizerConfig:
     """AdamW and its learning rate (paper, appendix B.2)."""
 
     learning_rate: float = 1e-3  # peak
-    schedule: str = "cosine"  # warm-up, then "cosine", or "exponential" (xLSTM 7B), or "constant"; then the cool-down
+    # warm-up, then "cosine", or "exponential" (xLSTM 7B), or "constant"; then the cool-down
+    schedule: str = "cosine"
     warmup_steps: int = 750
-    decay_steps: int | None = None  # step at which the decay reaches `final_fraction`; None: train.steps - cooldown_steps
+    # step at which the decay reaches `final_fraction`; None: train.steps - cooldown_steps
+    decay_steps: int | None = None
     final_fraction: float = 0.1  # of the peak
     cooldown_steps: int = 0  # linear to 0 over the last steps
     beta1: float = 0.9
@@ -127,12 +141,15 @@ class TrainConfig:
     steps: int = 1000
     accumulation_steps: int = 1  # micro-batches per optimizer step, weighted by their tokens
     seed: int = 0  # of initialisation and dropout
-    spike_deviations: float | None = None  # skip a step whose loss is so many standard deviations above the last ones' mean
+    # skip a step whose loss is so many standard deviations above the last ones' mean
+    spike_deviations: float | None = None
     spike_window: int = 128  # how many losses that is measured on
-    max_skipped: int = 10  # stop after so many skipped steps in a row; a loss that isn't finite always skips its step
+    # stop after so many skipped steps in a row; a loss that isn't finite always skips its step
+    max_skipped: int = 10
     watchdog_seconds: int | None = None  # print all threads' stacks when a step takes longer
     watchdog_ends: bool = False  # and end the process
-    heartbeat_seconds: int = 100  # with several processes: when one that is silent counts as dead, and all others are ended
+    # with several processes: when one that is silent counts as dead, and all others are ended
+    heartbeat_seconds: int = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +160,8 @@ class CheckpointConfig:
     keep_latest: int = 2
     keep_best: int = 1  # by held-out loss
     keep_every: int | None = None  # steps: the checkpoints at its multiples are kept for good
-    init_from: str | None = None  # a run's folder or an imported one: start from its parameters at step 0
+    # a run's folder or an imported one: start from its parameters at step 0
+    init_from: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,16 +203,30 @@ class Config:
 
 
 def from_json(text: str) -> Config:
-    """The `Config` that `Config.to_json` wrote; raises `UserError` where a key is unknown or of the wrong type."""
+    """The `Config` that `Config.to_json` wrote; raises `UserError` where a key is unknown or of the
+    wrong type.
+    """
     values = default_config_dict()
-    _override(values, {f"{section}.{key}": value for section, keys in json.loads(text).items() for key, value in keys.items()})
+    _override(
+        values,
+        {
+            f"{section}.{key}": value
+            for section, keys in json.loads(text).items()
+            for key, value in keys.items()
+        },
+    )
     return from_config_dict(values)
 
 
 def default_config_dict() -> ml_collections.ConfigDict:
-    """Every key with its default, as a locked ConfigDict; None becomes a placeholder of the key's type."""
+    """Every key with its default, as a locked ConfigDict; None becomes a placeholder of the key's
+    type.
+    """
     return ml_collections.ConfigDict(
-        {section.name: _section_dict(section.default_factory) for section in dataclasses.fields(Config)}
+        {
+            section.name: _section_dict(section.default_factory)
+            for section in dataclasses.fields(Config)
+        }
     ).lock()
 
 
@@ -202,7 +234,8 @@ def from_config_dict(values: ml_collections.ConfigDict) -> Config:
     """The validated, immutable form of a ConfigDict.
 
     Raises:
-        UserError: a key is unknown or missing, a value has the wrong type, or values contradict each other.
+        UserError: a key is unknown or missing, a value has the wrong type, or values contradict
+            each other.
     """
     sections = {}
     for section in dataclasses.fields(Config):
@@ -212,7 +245,10 @@ def from_config_dict(values: ml_collections.ConfigDict) -> Config:
             raise UserError(_unknown(f"{section.name}.{key}"))
         hints = typing.get_type_hints(section.default_factory)
         sections[section.name] = section.default_factory(
-            **{key: _checked(f"{section.name}.{key}", value, hints[key]) for key, value in given.items()}
+            **{
+                key: _checked(f"{section.name}.{key}", value, hints[key])
+                for key, value in given.items()
+            }
         )
     for key in values.keys() - sections.keys():
         raise UserError(_unknown(key))
@@ -222,15 +258,20 @@ def from_config_dict(values: ml_collections.ConfigDict) -> Config:
 
 
 def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
-    """The configuration of a file such as "configs/xlstm_1.3b.py:7_1-15b", with overrides such as {"model.dim": 256}.
+    """The configuration of a file such as "configs/xlstm_1.3b.py:7_1-15b", with overrides such as
+    {"model.dim": 256}.
 
     Raises:
-        UserError: no such file or variant, an unknown key, a wrong type or an impossible combination.
+        UserError: no such file or variant, an unknown key, a wrong type or an impossible
+            combination.
     """
     file, _, variant = str(path).partition(":")
     file = pathlib.Path(file)
     if not file.is_file():
-        raise UserError(f"config file {str(file)!r} does not exist; configs/ has one per experiment, e.g. configs/quickstart.py")
+        raise UserError(
+            f"config file {str(file)!r} does not exist; configs/ has one per experiment, e.g. "
+            f"configs/quickstart.py"
+        )
     spec = importlib.util.spec_from_file_location(f"_config_{file.stem.replace('.', '_')}", file)
     module = importlib.util.module_from_spec(spec)
     root = str(file.resolve().parent.parent)  # config files share `configs.base`
@@ -240,7 +281,9 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
     finally:
         sys.path.remove(root)
     if variant and not inspect.signature(module.get_config).parameters:
-        raise UserError(f"config file {str(file)!r} takes no variant, but {variant!r} is given; leave it out")
+        raise UserError(
+            f"config file {str(file)!r} takes no variant, but {variant!r} is given; leave it out"
+        )
     values = module.get_config(variant) if variant else module.get_config()
     _override(values, overrides or {})
     return from_config_dict(values)
@@ -262,14 +305,18 @@ def _override(values: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -
         try:
             values[section][name] = tuple(value) if isinstance(value, list) else value
         except TypeError as error:
-            raise UserError(f"config key {key} has the value {value!r} of the wrong type: {error}") from None
+            raise UserError(
+                f"config key {key} has the value {value!r} of the wrong type: {error}"
+            ) from None
 
 
 def _section_dict(section: type) -> dict[str, Any]:
     """Defaults of one section, None as a placeholder of the declared type."""
     hints = typing.get_type_hints(section)
     return {
-        field.name: config_dict.placeholder(_allowed_types(hints[field.name])[0]) if field.default is None else field.default
+        field.name: config_dict.placeholder(_allowed_types(hints[field.name])[0])
+        if field.default is None
+        else field.default
         for field in dataclasses.fields(section)
     }
 
@@ -287,12 +334,20 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
     if isinstance(value, list):
         value = tuple(value)
     if type(value) not in allowed:
-        wanted = " or ".join("unset" if kind is types.NoneType else kind.__name__ for kind in allowed)
-        raise UserError(f"config key {key} is {value!r} ({type(value).__name__}); it must be {wanted}")
+        wanted = " or ".join(
+            "unset" if kind is types.NoneType else kind.__name__ for kind in allowed
+        )
+        raise UserError(
+            f"config key {key} is {value!r} ({type(value).__name__}); it must be {wanted}"
+        )
     if tuple in allowed:
         member = typing.get_args(hint)[0]
-        if any(type(item) not in ((int, float) if member is float else (member,)) for item in value):
-            raise UserError(f"config key {key} is {value!r}; each entry must be of type {member.__name__}")
+        if any(
+            type(item) not in ((int, float) if member is float else (member,)) for item in value
+        ):
+            raise UserError(
+                f"config key {key} is {value!r}; each entry must be of type {member.__name__}"
+            )
     return value
 
 

@@ -1,4 +1,6 @@
-"""What a configuration must fulfil before any device work starts. Each failure names the key, its value and what would be right."""
+"""What a configuration must fulfil before any device work starts. Each failure names the key, its
+value and what would be right.
+"""
 
 from __future__ import annotations
 
@@ -72,9 +74,11 @@ ABOVE_ZERO = (
 )
 
 FRACTIONS = ("model.dropout", "optimizer.final_fraction", "optimizer.beta1", "optimizer.beta2")
-BELOW_ONE = ("model.dropout", "optimizer.beta1", "optimizer.beta2")  # at 1 nothing is left to learn from
+# at 1 nothing is left to learn from
+BELOW_ONE = ("model.dropout", "optimizer.beta1", "optimizer.beta2")
 
-# The model keys that only some blocks read; elsewhere a value other than the default is refused instead of ignored.
+# The model keys that only some blocks read; elsewhere a value other than the default is refused
+# instead of ignored.
 USED_BY = {
     "up_factor": ("mlstm",),
     "qkv_block_size": ("mlstm",),
@@ -99,7 +103,10 @@ def parse_ratio(ratio: str) -> tuple[int, int]:
     """The numbers of "a:b"; raises `UserError` for anything else."""
     a, colon, b = ratio.partition(":")
     if not (colon and a.isdigit() and b.isdigit() and int(a) + int(b) > 0):
-        raise UserError(f'config key model.ratio is {ratio!r}; it must be "a:b" like "7:1", a mLSTM blocks to b sLSTM blocks')
+        raise UserError(
+            f'config key model.ratio is {ratio!r}; it must be "a:b" like "7:1", a mLSTM blocks to '
+            f"b sLSTM blocks"
+        )
     return int(a), int(b)
 
 
@@ -122,10 +129,14 @@ def _check_single_values(config: Config) -> None:
     for section in dataclasses.fields(config):
         for key, value in vars(getattr(config, section.name)).items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"config key {section.name}.{key} is {value!r}; it must be a finite number")
+                raise UserError(
+                    f"config key {section.name}.{key} is {value!r}; it must be a finite number"
+                )
     for key, choices in CHOICES.items():
         if (value := _value(config, key)) not in choices:
-            raise UserError(f"config key {key} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
+            raise UserError(
+                f"config key {key} is {value!r}; it must be one of {', '.join(map(repr, choices))}"
+            )
     for key, least in AT_LEAST.items():
         if (value := _value(config, key)) is not None and not value >= least:
             raise UserError(f"config key {key} is {value!r}; it must be at least {least}")
@@ -139,20 +150,25 @@ def _check_single_values(config: Config) -> None:
         if not (value := _value(config, key)) < 1:
             raise UserError(f"config key {key} is {value!r}; it must be below 1")
     if len(bias := config.model.forget_gate_bias) != 2:
-        raise UserError(f"config key model.forget_gate_bias is {bias!r}; it must have two entries, for the first and the last head")
+        raise UserError(
+            f"config key model.forget_gate_bias is {bias!r}; it must have two entries, for the "
+            f"first and the last head"
+        )
 
 
 def _check_backends(model: ModelConfig) -> None:
     if model.mlstm_backend is None and model.slstm_backend is None:
         return
-    from pallas_kernels.mlstm.api import BACKENDS as MLSTM_BACKENDS  # imports jax, which reading a config need not
+    # imports jax, which reading a config need not
+    from pallas_kernels.mlstm.api import BACKENDS as MLSTM_BACKENDS
     from pallas_kernels.slstm.api import BACKENDS as SLSTM_BACKENDS
 
     for key, names in (("mlstm_backend", MLSTM_BACKENDS), ("slstm_backend", SLSTM_BACKENDS)):
         value = getattr(model, key)
         if value is not None and value not in names:
             raise UserError(
-                f"config key model.{key} is {value!r}; it must be one of {', '.join(map(repr, names))}, or unset for the best that the "
+                f"config key model.{key} is {value!r}; it must be one of "
+                f"{', '.join(map(repr, names))}, or unset for the best that the "
                 "device has"
             )
 
@@ -161,36 +177,50 @@ def _check_blocks(model: ModelConfig) -> None:
     if model.ratio is not None:
         if model.slstm_positions:
             raise UserError(
-                f"config keys model.ratio {model.ratio!r} and model.slstm_positions {model.slstm_positions} exclude each other; "
+                f"config keys model.ratio {model.ratio!r} and model.slstm_positions "
+                f"{model.slstm_positions} exclude each other; "
                 "unset one of them"
             )
         period = sum(parse_ratio(model.ratio))
         if model.num_blocks % period:
             raise UserError(
-                f"config key model.num_blocks is {model.num_blocks}, no multiple of the {period} blocks of model.ratio "
+                f"config key model.num_blocks is {model.num_blocks}, no multiple of the {period} "
+                f"blocks of model.ratio "
                 f"{model.ratio!r}; use a multiple, or name the positions in model.slstm_positions"
             )
     for position in model.slstm_positions:
         if not 0 <= position < model.num_blocks:
             raise UserError(
-                f"config key model.slstm_positions has {position}; positions count from 0 and must be below model.num_blocks "
+                f"config key model.slstm_positions has {position}; positions count from 0 and must "
+                f"be below model.num_blocks "
                 f"{model.num_blocks}"
             )
     if len(set(model.slstm_positions)) < len(model.slstm_positions):
-        raise UserError(f"config key model.slstm_positions {model.slstm_positions} names a position twice")
+        raise UserError(
+            f"config key model.slstm_positions {model.slstm_positions} names a position twice"
+        )
     kinds = set(model.block_kinds)
     for field in dataclasses.fields(model):
         users = USED_BY.get(field.name)
-        if users and not kinds.intersection(users) and (value := getattr(model, field.name)) != field.default:
+        if (
+            users
+            and not kinds.intersection(users)
+            and (value := getattr(model, field.name)) != field.default
+        ):
             raise UserError(
-                f"config key model.{field.name} is {value!r}, but no block of this model reads it (its blocks: "
+                f"config key model.{field.name} is {value!r}, but no block of this model reads it "
+                f"(its blocks: "
                 f"{', '.join(sorted(kinds))}); leave it at {field.default!r}"
             )
     if "mlstm" not in kinds and "mlstm_7b" not in kinds and model.block != "paper":
-        raise UserError(f"config key model.block is {model.block!r}, but the model has sLSTM blocks only; leave it at 'paper'")
+        raise UserError(
+            f"config key model.block is {model.block!r}, but the model has sLSTM blocks only; "
+            f"leave it at 'paper'"
+        )
     if model.input_gate == "sigmoid" and model.cell_eps != type(model).cell_eps:
         raise UserError(
-            f"config key model.cell_eps is {model.cell_eps!r}, but a sigmoid input gate has no normaliser to add it to; "
+            f"config key model.cell_eps is {model.cell_eps!r}, but a sigmoid input gate has no "
+            f"normaliser to add it to; "
             f"leave it at {type(model).cell_eps!r}"
         )
 
@@ -199,19 +229,23 @@ def _check_dimensions(model: ModelConfig) -> None:
     kinds = model.block_kinds
     if model.dim % model.num_heads:
         raise UserError(
-            f"config key model.dim is {model.dim}, not divisible by model.num_heads {model.num_heads}; use a multiple of it"
+            f"config key model.dim is {model.dim}, not divisible by model.num_heads "
+            f"{model.num_heads}; use a multiple of it"
         )
     if "mlstm" in kinds:
         inner = inner_dim(model)
         if inner % model.num_heads or inner % model.qkv_block_size:
             raise UserError(
-                f"the inner dimension {inner} of the mLSTM blocks (model.dim {model.dim} x model.up_factor {model.up_factor}, "
-                f"rounded up to 64) is not divisible by model.num_heads {model.num_heads} and model.qkv_block_size "
+                f"the inner dimension {inner} of the mLSTM blocks (model.dim {model.dim} x "
+                f"model.up_factor {model.up_factor}, "
+                f"rounded up to 64) is not divisible by model.num_heads {model.num_heads} and "
+                f"model.qkv_block_size "
                 f"{model.qkv_block_size}; change one of them"
             )
     if "mlstm_7b" in kinds and qk_dim(model) % model.num_heads:
         raise UserError(
-            f"the query/key dimension {qk_dim(model)} (model.dim {model.dim} x model.qk_factor {model.qk_factor}) is not divisible "
+            f"the query/key dimension {qk_dim(model)} (model.dim {model.dim} x model.qk_factor "
+            f"{model.qk_factor}) is not divisible "
             f"by model.num_heads {model.num_heads}; change one of them"
         )
 
@@ -232,7 +266,9 @@ def slstm_ffn_dim(model: ModelConfig) -> int:
 
 
 def large_ffn_dim(model: ModelConfig) -> int:
-    """Feed-forward dimension of the 7b block. Fractions are dropped first, as in its public code: 1.3 x 99 gives 128 here, 192 above."""
+    """Feed-forward dimension of the 7b block. Fractions are dropped first, as in its public code:
+    1.3 x 99 gives 128 here, 192 above.
+    """
     return _round_up(int(model.ffn_factor * model.dim))
 
 
@@ -244,27 +280,37 @@ def _check_training(config: Config) -> None:
     optimizer, steps = config.optimizer, config.train.steps
     if config.data.batch_size % config.train.accumulation_steps:
         raise UserError(
-            f"config key data.batch_size is {config.data.batch_size}, not divisible by train.accumulation_steps "
+            f"config key data.batch_size is {config.data.batch_size}, not divisible by "
+            f"train.accumulation_steps "
             f"{config.train.accumulation_steps}; use a multiple of it"
         )
     if optimizer.warmup_steps + optimizer.cooldown_steps > steps:
         raise UserError(
-            f"optimizer.warmup_steps {optimizer.warmup_steps} and optimizer.cooldown_steps {optimizer.cooldown_steps} do not fit "
+            f"optimizer.warmup_steps {optimizer.warmup_steps} and optimizer.cooldown_steps "
+            f"{optimizer.cooldown_steps} do not fit "
             f"into train.steps {steps}; shorten them or train longer"
         )
 
 
 def _check_mesh(config: Config) -> None:
     sizes, model = dataclasses.asdict(config.mesh), config.model
-    if sum(size == -1 for size in sizes.values()) > 1 or any(size != -1 and size < 1 for size in sizes.values()):
-        raise UserError(f"config section mesh is {sizes}; sizes must be positive, at most one may be -1 (what is left)")
+    if sum(size == -1 for size in sizes.values()) > 1 or any(
+        size != -1 and size < 1 for size in sizes.values()
+    ):
+        raise UserError(
+            f"config section mesh is {sizes}; sizes must be positive, at most one may be -1 (what "
+            f"is left)"
+        )
     if sizes["sequence"] != 1 and "slstm" in model.block_kinds:
         raise UserError(
-            f"config key mesh.sequence is {sizes['sequence']}, but the model has sLSTM blocks, whose time can't be spread over devices: "
-            "each token's output enters the next token's gates; use mesh.sequence 1, or a model of mLSTM blocks (model.ratio 1:0)"
+            f"config key mesh.sequence is {sizes['sequence']}, but the model has sLSTM blocks, "
+            f"whose time can't be spread over devices: "
+            "each token's output enters the next token's gates; use mesh.sequence 1, or a model of "
+            "mLSTM blocks (model.ratio 1:0)"
         )
     for key, dimension in {"tensor": "model.num_heads", "sequence": "data.context_length"}.items():
         if _value(config, dimension) % max(sizes[key], 1):
             raise UserError(
-                f"config key mesh.{key} is {sizes[key]}, which does not divide {dimension} {_value(config, dimension)}; use a divisor of it"
+                f"config key mesh.{key} is {sizes[key]}, which does not divide {dimension} "
+                f"{_value(config, dimension)}; use a divisor of it"
             )

@@ -13,10 +13,15 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def backend_of(key: str, value: str | None) -> Iterator[None]:
-    """Inside it, a kernel backend that the config asks for and that can't serve the model becomes a `UserError` naming the key."""
+    """Inside it, a kernel backend that the config asks for and that can't serve the model becomes a
+    `UserError` naming the key.
+    """
     try:
         yield
     except NotImplementedError as reason:
         if value is None:
             raise
-        raise UserError(f"config key {key} is {value!r}, which can't be used here: {reason} Unset takes the best that can") from reason
+        raise UserError(
+            f"config key {key} is {value!r}, which can't be used here: {reason} Unset takes the "
+            f"best that can"
+        ) from reason

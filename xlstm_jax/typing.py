@@ -1,11 +1,8 @@
 """Array types of the models: the kernels' notation and the models' own dimensions.
 
-    B batch, T time, H heads, K query/key dim per head, V value dim per head, L chunk length, N number of chunks (pallas_kernels)
-    D model dim
-    I inner dim of the paper's mLSTM block
-    F feed-forward dim
-    W taps of the causal convolution
-    E vocabulary
+B batch, T time, H heads, K query/key dim per head, V value dim per head, L chunk length, N
+number of chunks (pallas_kernels) D model dim I inner dim of the paper's mLSTM block F
+feed-forward dim W taps of the causal convolution E vocabulary
 """
 
 import jax

@@ -1,4 +1,6 @@
-"""`mlstm`: checks a call, turns gates and segments into what every backend takes, and chooses the backend."""
+"""`mlstm`: checks a call, turns gates and segments into what every backend takes, and chooses the
+backend.
+"""
 
 import functools
 from collections.abc import Callable
@@ -17,14 +19,32 @@ from pallas_kernels.mlstm.pallas_triton import mlstm_pallas_triton
 from pallas_kernels.mlstm.parallel import mlstm_parallel
 from pallas_kernels.mlstm.recurrent import mlstm_recurrent
 from pallas_kernels.segments import segment_borders
-from pallas_kernels.typing import Gates, Keys, LastSegment, MLSTMState, SegmentIds, TokenFlags, Values, state_dtype
+from pallas_kernels.typing import (
+    Gates,
+    Keys,
+    LastSegment,
+    MLSTMState,
+    SegmentIds,
+    TokenFlags,
+    Values,
+    state_dtype,
+)
 
 
 def _from_zeros(backend: Callable) -> Callable:
     """A backend for which the empty state is one like any other."""
 
     @functools.wraps(backend)
-    def call(q: Keys, k: Keys, v: Values, log_i: Gates, log_f: Gates, state: MLSTMState | None, starts: Any, **options: Any) -> Any:
+    def call(
+        q: Keys,
+        k: Keys,
+        v: Values,
+        log_i: Gates,
+        log_f: Gates,
+        state: MLSTMState | None,
+        starts: Any,
+        **options: Any,
+    ) -> Any:
         if state is None:
             state = MLSTMState.empty(q.shape[0], q.shape[2], q.shape[3], v.shape[3], log_i.dtype)
         return backend(q, k, v, log_i, log_f, state, starts, **options)
@@ -32,9 +52,10 @@ def _from_zeros(backend: Callable) -> Callable:
     return call
 
 
-# A backend takes (q, k, v, log_i, log_f, state, starts, *, normalise, chunk_size, eps) and returns (h, state): q as it was given, with
-# neutral padding, log gates and state in float32 or float64, starts `[B T]` bool or None. A Pallas backend joins here. The state is None
-# where there is none yet: "pallas_tpu" then reads no zeros.
+# A backend takes (q, k, v, log_i, log_f, state, starts, *, normalise, chunk_size, eps) and returns
+# (h, state): q as it was given, with neutral padding, log gates and state in float32 or float64,
+# starts `[B T]` bool or None. A Pallas backend joins here. The state is None where there is none
+# yet: "pallas_tpu" then reads no zeros.
 BACKENDS = MappingProxyType(
     {
         "recurrent": _from_zeros(mlstm_recurrent),
@@ -46,7 +67,8 @@ BACKENDS = MappingProxyType(
     }
 )
 
-# What backend=None tries for more than one token, by device family (dispatch.py). One token is a step of "recurrent" everywhere.
+# What backend=None tries for more than one token, by device family (dispatch.py). One token is a
+# step of "recurrent" everywhere.
 ORDER = MappingProxyType(
     {
         "tpu": ("pallas_tpu", "chunkwise"),
@@ -74,22 +96,28 @@ def mlstm(
 ) -> tuple[Values, MLSTMState]:
     """Runs the mLSTM over a sequence and returns its outputs and the state after the last token.
 
-    q and k are `[B T H K]` (products with q are divided by sqrt(K)), v and h `[B T H V]`, i and f `[B T H]` gate pre-activations. T = 1 is
-    the decode step. States are float32, float64 when any input is; h has v's type.
-      segment_ids: drops the state between documents; a negative id is padding (output 0, state untouched). See segments.py.
+    q and k are `[B T H K]` (products with q are divided by sqrt(K)), v and h `[B T H V]`, i and f
+    `[B T H]` gate pre-activations. T = 1 is the decode step. States are float32, float64 when any
+    input is; h has v's type.
+      segment_ids: drops the state between documents; a negative id is padding (output 0, state
+          untouched). See segments.py.
       previous_segment: the id that initial_state ended with; used with segment_ids only.
-      input_gate: "exponential" is the paper's; "sigmoid" has no normaliser, so that n and m stay zero and eps is unused.
+      input_gate: "exponential" is the paper's; "sigmoid" has no normaliser, so that n and m stay
+          zero and eps is unused.
       chunk_size: tokens that a chunkwise backend handles at once (None: chosen from T, K, V).
       eps: is added to the stabilised denominator.
-      backend: None (the best that serves the call on the device the program is lowered for, see ORDER), a name of BACKENDS, or a tuple
-        of names to try in order.
-    Gradients are exact for all inputs and the initial state. The returned m carries none: the true state C·exp(m) needs none.
-    Raises ValueError for shapes that do not fit, NotImplementedError where the backend can't serve the call.
-    Source: arXiv 2405.04517, equations 19-27 and appendix A.3; the sigmoid gate: arXiv 2503.14376.
+      backend: None (the best that serves the call on the device the program is lowered for, see
+        ORDER), a name of BACKENDS, or a tuple of names to try in order.
+    Gradients are exact for all inputs and the initial state. The returned m carries none: the true
+    state C·exp(m) needs none. Raises ValueError for shapes that do not fit, NotImplementedError
+    where the backend can't serve the call. Source: arXiv 2405.04517, equations 19-27 and appendix
+    A.3; the sigmoid gate: arXiv 2503.14376.
     """
     _check_shapes(q, k, v, i, f, initial_state, segment_ids, previous_segment)
     if input_gate not in ("exponential", "sigmoid"):
-        raise ValueError(f'mlstm: input_gate is {input_gate!r}; it must be "exponential" or "sigmoid".')
+        raise ValueError(
+            f'mlstm: input_gate is {input_gate!r}; it must be "exponential" or "sigmoid".'
+        )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"mlstm: chunk_size is {chunk_size}; it must be at least 1, or None.")
 
@@ -101,7 +129,11 @@ def mlstm(
         i, f = (jnp.where(padding[..., None], 0, x) for x in (i, f))
         q, k, v = (jnp.where(padding[..., None, None], 0, x) for x in (q, k, v))
     log_i, log_f = log_gates(i, f, padding, dtype, normalise)
-    state = None if initial_state is None else starting_state(initial_state, q.shape, v.shape[-1], dtype, normalise)
+    state = (
+        None
+        if initial_state is None
+        else starting_state(initial_state, q.shape, v.shape[-1], dtype, normalise)
+    )
 
     order = ("recurrent",) if q.shape[1] == 1 else ORDER
     h, state = dispatch(
@@ -111,7 +143,9 @@ def mlstm(
     return h, state._replace(m=jax.lax.stop_gradient(state.m))
 
 
-def log_gates(i: Gates, f: Gates, padding: TokenFlags | None, dtype: jnp.dtype, normalise: bool) -> tuple[Gates, Gates]:
+def log_gates(
+    i: Gates, f: Gates, padding: TokenFlags | None, dtype: jnp.dtype, normalise: bool
+) -> tuple[Gates, Gates]:
     """Logarithms of what a token writes and of what it leaves; padding neither writes nor forgets."""
     log_i = i.astype(dtype) if normalise else jax.nn.log_sigmoid(i.astype(dtype))
     log_f = jax.nn.log_sigmoid(f.astype(dtype))
@@ -121,9 +155,15 @@ def log_gates(i: Gates, f: Gates, padding: TokenFlags | None, dtype: jnp.dtype, 
 
 
 def starting_state(
-    state: MLSTMState | None, q_shape: tuple[int, ...], value_dim: int, dtype: jnp.dtype, normalise: bool
+    state: MLSTMState | None,
+    q_shape: tuple[int, ...],
+    value_dim: int,
+    dtype: jnp.dtype,
+    normalise: bool,
 ) -> MLSTMState:
-    """The given state in the type of the computation, or the empty one; n and m are zero where there is no normaliser."""
+    """The given state in the type of the computation, or the empty one; n and m are zero where
+    there is no normaliser.
+    """
     batch, _, heads, key_dim = q_shape
     empty = MLSTMState.empty(batch, heads, key_dim, value_dim, dtype)
     if state is None:
@@ -144,7 +184,10 @@ def _check_shapes(
 ) -> None:
     """Raises ValueError naming the first argument whose shape does not follow from q's and v's."""
     if q.ndim != 4 or v.ndim != 4 or 0 in q.shape + v.shape:
-        raise ValueError(f"mlstm: q has shape {q.shape} and v {v.shape}; they must be [B T H K] and [B T H V], none of them 0.")
+        raise ValueError(
+            f"mlstm: q has shape {q.shape} and v {v.shape}; they must be [B T H K] and [B T H V], "
+            f"none of them 0."
+        )
     batch, time, heads, key_dim = q.shape
     value_dim = v.shape[-1]
     expected = {
@@ -161,4 +204,7 @@ def _check_shapes(
         expected["initial_state.m"] = (state.m, (batch, heads))
     for name, (array, shape) in expected.items():
         if array is not None and array.shape != shape:
-            raise ValueError(f"mlstm: {name} has shape {array.shape}; with q {q.shape} and v {v.shape} it must be {shape}.")
+            raise ValueError(
+                f"mlstm: {name} has shape {array.shape}; with q {q.shape} and v {v.shape} it must "
+                f"be {shape}."
+            )

@@ -1,12 +1,14 @@
-"""The mLSTM chunk by chunk: the parallel form inside a chunk, the recurrence between chunks, linear in T.
+"""The mLSTM chunk by chunk: the parallel form inside a chunk, the recurrence between chunks, linear
+in T.
 
-One scan over the chunks goes forward and one goes back. The forward scan leaves the state before every chunk for the backward
-one; all weights are computed again. The gradients are exact. With y = numerator, d = max(|n·q|, exp(-m)), h = y/d, per chunk:
+One scan over the chunks goes forward and one goes back. The forward scan leaves the state before
+every chunk for the backward one; all weights are computed again. The gradients are exact. With y =
+numerator, d = max(|n·q|, exp(-m)), h = y/d, per chunk:
 
-  dy_t = dh_t / d_t                     and for n·q, where |n·q| > exp(-m):  dqn_t = -sign(n·q) (dh_t · h_t) / d_t
-  di_s = k_s · dk_s                     for log i, because i_s only ever scales k_s
-  df_r = sum over t >= r of (q_t · dq_t - k_t · dk_t) + <C, dC> + <n, dn> after the chunk's last token          for log f
-  dm_0 = <C_0, dC_0> + <n_0, dn_0>
+  dy_t = dh_t / d_t                     and for n·q, where |n·q| > exp(-m):  dqn_t = -sign(n·q)
+  (dh_t · h_t) / d_t di_s = k_s · dk_s                     for log i, because i_s only ever scales
+  k_s df_r = sum over t >= r of (q_t · dq_t - k_t · dk_t) + <C, dC> + <n, dn> after the chunk's last
+  token          for log f dm_0 = <C_0, dC_0> + <n_0, dn_0>
 
 The stabilisers m are constants: they cancel in h and in the true state C·exp(m).
 """
@@ -24,7 +26,8 @@ from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
 
 
 class _Tokens(NamedTuple):
-    """A sequence, its time a multiple of the chunk length L, or (T = L, heads before time) one chunk of it.
+    """A sequence, its time a multiple of the chunk length L, or (T = L, heads before time) one
+    chunk of it.
 
     document counts the resets since the chunk began.
     """
@@ -50,13 +53,17 @@ def mlstm_chunkwise(
     chunk_size: int | None,
     eps: float,
 ) -> tuple[Values, MLSTMState]:
-    """Cuts the sequence into chunks of chunk_size tokens, the last one filled up with neutral tokens, and scans over them."""
+    """Cuts the sequence into chunks of chunk_size tokens, the last one filled up with neutral
+    tokens, and scans over them.
+    """
     time = q.shape[1]
     size = chunk_size or default_chunk_size(time, q.shape[-1], v.shape[-1])
     document = None
     if starts is not None:
         starts = _fill(starts, size, False)
-        document = jnp.cumsum(starts.reshape(len(q), -1, size), axis=2, dtype=jnp.int32).reshape(starts.shape)
+        document = jnp.cumsum(starts.reshape(len(q), -1, size), axis=2, dtype=jnp.int32).reshape(
+            starts.shape
+        )
     neutral = {"q": 0, "k": 0, "v": 0, "log_i": -jnp.inf, "log_f": 0}
     given = {"q": q, "k": k, "v": v, "log_i": log_i, "log_f": log_f}
     filled = {name: _fill(x, size, neutral[name]) for name, x in given.items()}
@@ -65,9 +72,11 @@ def mlstm_chunkwise(
 
 
 def default_chunk_size(time: int, key_dim: int, value_dim: int) -> int:
-    """The chunk length measured fastest for a training step on a CPU, evened out so that little of the last chunk is filling.
+    """The chunk length measured fastest for a training step on a CPU, evened out so that little of
+    the last chunk is filling.
 
-    A chunk costs L·L for its pairs of tokens and K·V for its state: larger states want longer chunks.
+    A chunk costs L·L for its pairs of tokens and K·V for its state: larger states want longer
+    chunks.
     """
     size = key_dim * value_dim
     best = 32 if size < 128 * 128 else 64 if size < 512 * 512 else 128
@@ -77,22 +86,31 @@ def default_chunk_size(time: int, key_dim: int, value_dim: int) -> int:
 
 def _fill(x: Float[Array, "B T *D"], size: int, neutral: float) -> Float[Array, "B N*L *D"]:
     missing = -x.shape[1] % size
-    return jnp.pad(x, ((0, 0), (0, missing), *((0, 0) for _ in x.shape[2:])), constant_values=neutral) if missing else x
+    return (
+        jnp.pad(x, ((0, 0), (0, missing), *((0, 0) for _ in x.shape[2:])), constant_values=neutral)
+        if missing
+        else x
+    )
 
 
 def _read(tokens: Any, chunk: Int[Array, ""], size: int) -> Any:
     """One chunk of every array, the heads before the time: `B L H *D` -> `B H L *D`.
 
-    Cut out and turned round in one go inside the scan: a layout of chunks made before it costs a pass over all inputs and outputs.
+    Cut out and turned round in one go inside the scan: a layout of chunks made before it costs a
+    pass over all inputs and outputs.
     """
-    return jax.tree.map(lambda x: _swap(lax.dynamic_slice_in_dim(x, chunk * size, size, axis=1)), tokens)
+    return jax.tree.map(
+        lambda x: _swap(lax.dynamic_slice_in_dim(x, chunk * size, size, axis=1)), tokens
+    )
 
 
 def _write(arrays: Any, values: Any, chunk: Int[Array, ""], size: int) -> Any:
     """The arrays with one chunk replaced, cast to their types."""
 
     def write(array: Array, value: Array) -> Array:
-        return lax.dynamic_update_slice_in_dim(array, _swap(value).astype(array.dtype), chunk * size, axis=1)
+        return lax.dynamic_update_slice_in_dim(
+            array, _swap(value).astype(array.dtype), chunk * size, axis=1
+        )
 
     return jax.tree.map(write, arrays, values)
 
@@ -102,12 +120,16 @@ def _swap(x: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _mlstm(normalise: bool, size: int, eps: float, tokens: _Tokens, state: MLSTMState) -> tuple[Values, MLSTMState]:
+def _mlstm(
+    normalise: bool, size: int, eps: float, tokens: _Tokens, state: MLSTMState
+) -> tuple[Values, MLSTMState]:
     """All chunks, one after the other: (h, state after the last)."""
     return _mlstm_forward(normalise, size, eps, tokens, state)[0]
 
 
-def _mlstm_forward(normalise: bool, size: int, eps: float, tokens: _Tokens, state: MLSTMState) -> tuple[Any, Any]:
+def _mlstm_forward(
+    normalise: bool, size: int, eps: float, tokens: _Tokens, state: MLSTMState
+) -> tuple[Any, Any]:
     def step(carry: tuple[MLSTMState, Array], chunk: Int[Array, ""]) -> Any:
         before, h = carry
         after, h_chunk, qn = _chunk_forward(normalise, eps, before, _read(tokens, chunk, size))
@@ -118,7 +140,9 @@ def _mlstm_forward(normalise: bool, size: int, eps: float, tokens: _Tokens, stat
     return (h, after), (tokens, h, saved, after)
 
 
-def _mlstm_backward(normalise: bool, size: int, eps: float, kept: Any, cotangents: Any) -> tuple[_Tokens, MLSTMState]:
+def _mlstm_backward(
+    normalise: bool, size: int, eps: float, kept: Any, cotangents: Any
+) -> tuple[_Tokens, MLSTMState]:
     tokens, h, saved, after = kept
     dh, d_after = cotangents
 
@@ -126,7 +150,9 @@ def _mlstm_backward(normalise: bool, size: int, eps: float, kept: Any, cotangent
         (qn, before), chunk = saved_and_chunk
         d_state, gradients = carry
         h_chunk, dh_chunk = _read((h, dh), chunk, size)
-        d_state, d_chunk = _chunk_backward(normalise, eps, d_state, _read(tokens, chunk, size), h_chunk, qn, before, dh_chunk)
+        d_state, d_chunk = _chunk_backward(
+            normalise, eps, d_state, _read(tokens, chunk, size), h_chunk, qn, before, dh_chunk
+        )
         return (d_state, _write(gradients, d_chunk, chunk, size)), None
 
     dC, dn = d_after.C, d_after.n if normalise else jnp.zeros_like(d_after.n)
@@ -140,8 +166,12 @@ def _mlstm_backward(normalise: bool, size: int, eps: float, kept: Any, cotangent
 _mlstm.defvjp(_mlstm_forward, _mlstm_backward)
 
 
-def _chunk_forward(normalise: bool, eps: float, state: MLSTMState, chunk: _Tokens) -> tuple[MLSTMState, Array, Array]:
-    """One chunk from the state before it: the state after it, the outputs, and n·q for the backward pass."""
+def _chunk_forward(
+    normalise: bool, eps: float, state: MLSTMState, chunk: _Tokens
+) -> tuple[MLSTMState, Array, Array]:
+    """One chunk from the state before it: the state after it, the outputs, and n·q for the backward
+    pass.
+    """
     q, k, v, log_i, log_f, document = chunk
     C, n, m_before = state
     dot = functools.partial(_dot, q.dtype, C.dtype)
@@ -162,11 +192,20 @@ def _chunk_forward(normalise: bool, eps: float, state: MLSTMState, chunk: _Token
 
 
 def _chunk_backward(
-    normalise: bool, eps: float, carry: Any, chunk: _Tokens, h: Array, qn: Array, before: MLSTMState, dh: Array
+    normalise: bool,
+    eps: float,
+    carry: Any,
+    chunk: _Tokens,
+    h: Array,
+    qn: Array,
+    before: MLSTMState,
+    dh: Array,
 ) -> tuple[Any, _Tokens]:
-    """One chunk from the cotangents (dC, dn) of the state after it: those of the state before it and of the chunk's inputs.
+    """One chunk from the cotangents (dC, dn) of the state after it: those of the state before it
+    and of the chunk's inputs.
 
-    The carry's third part is <C, dC> + <n, dn> of the same state. Names as in the module's docstring.
+    The carry's third part is <C, dC> + <n, dn> of the same state. Names as in the module's
+    docstring.
     """
     dC, dn, overlap = carry
     q, k, v, log_i, log_f, document = chunk
@@ -177,7 +216,9 @@ def _chunk_backward(
     dy = dh.astype(C.dtype)
     if normalise:
         per_d = 1 / _denominator(qn, m, eps)
-        dqn = jnp.where(jnp.abs(qn) > jnp.exp(-m), -jnp.sign(qn) * per_d * jnp.sum(dy * h, axis=-1), 0)
+        dqn = jnp.where(
+            jnp.abs(qn) > jnp.exp(-m), -jnp.sign(qn) * per_d * jnp.sum(dy * h, axis=-1), 0
+        )
         dy = dy * per_d[..., None]
     else:
         dqn = jnp.zeros_like(qn)
@@ -198,8 +239,9 @@ def _chunk_backward(
 
 
 def _weights(key_dim: int, *arguments: Any) -> tuple[Array, ...]:
-    """`decay_weights` as the products need them: D and w with the 1/sqrt(K) of q, which q's own type need not hold; then the last
-    token's, without it, for the state, which holds unscaled keys; then m.
+    """`decay_weights` as the products need them: D and w with the 1/sqrt(K) of q, which q's own
+    type need not hold; then the last token's, without it, for the state, which holds unscaled keys;
+    then m.
     """
     D, w, m = decay_weights(*arguments)
     scale = key_dim**-0.5
@@ -209,29 +251,42 @@ def _weights(key_dim: int, *arguments: Any) -> tuple[Array, ...]:
 def _sum_from(
     x: Float[Array, "B H L"], after: Float[Array, "B H"], document: Int[Array, "B L"] | None
 ) -> Float[Array, "B H L"]:
-    """Sums x from each token to the end of its document; the chunk's last document goes on to `after`.
+    """Sums x from each token to the end of its document; the chunk's last document goes on to
+    `after`.
 
     The log f of a document's first token has no state to act on: exactly 0.
     """
     if document is None:
         return lax.cumsum(x, axis=2, reverse=True) + after[..., None]
-    pairs = (document[:, None, :, None] == document[:, None, None, :]) & jnp.tri(x.shape[-1], dtype=bool).T
+    pairs = (document[:, None, :, None] == document[:, None, None, :]) & jnp.tri(
+        x.shape[-1], dtype=bool
+    ).T
     total = jnp.sum(jnp.where(pairs, x[..., None, :], 0), axis=-1)
     total = total + jnp.where(document[:, None] == document[:, None, -1:], after[..., None], 0)
     starts = jnp.diff(document, axis=-1, prepend=0) > 0
     return jnp.where(starts[:, None], 0, total)
 
 
-def _denominator(qn: Float[Array, "B H L"], m: Float[Array, "B H L"], eps: float) -> Float[Array, "B H L"]:
+def _denominator(
+    qn: Float[Array, "B H L"], m: Float[Array, "B H L"], eps: float
+) -> Float[Array, "B H L"]:
     return jnp.maximum(jnp.abs(qn), jnp.exp(-m)) + eps
 
 
-def _overlap(state: MLSTMState, dC: Float[Array, "B H K V"], dn: Float[Array, "B H K"]) -> Float[Array, "B H"]:
+def _overlap(
+    state: MLSTMState, dC: Float[Array, "B H K V"], dn: Float[Array, "B H K"]
+) -> Float[Array, "B H"]:
     return jnp.sum(state.C * dC, axis=(-2, -1)) + jnp.sum(state.n * dn, axis=-1)
 
 
-def _dot(low: jnp.dtype, high: jnp.dtype, equation: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+def _dot(
+    low: jnp.dtype, high: jnp.dtype, equation: str, x: Float[Array, "..."], y: Float[Array, "..."]
+) -> Float[Array, "..."]:
     """A product of matrices in the type of the inputs with sums in the type of the states."""
     return jnp.einsum(
-        equation, x.astype(low), y.astype(low), precision=lax.Precision.HIGHEST, preferred_element_type=high
+        equation,
+        x.astype(low),
+        y.astype(low),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=high,
     )

@@ -1,16 +1,20 @@
-"""The mLSTM on NVIDIA Hopper GPUs (sm_90a), through Pallas' Mosaic GPU lowering: TMA, WGMMA, forward and backward.
+"""The mLSTM on NVIDIA Hopper GPUs (sm_90a), through Pallas' Mosaic GPU lowering: TMA, WGMMA,
+forward and backward.
 
-Three kernels (pallas_gpu_kernels.py) do all products of the size of the state or of the chunk; docs/kernels.md has the arithmetic that
-chose them. With the numbers of gates.py, y = numerator, d = max(|qn|, floor) + eps, s = 1/sqrt(K), per chunk:
+Three kernels (pallas_gpu_kernels.py) do all products of the size of the state or of the chunk;
+docs/kernels.md has the arithmetic that chose them. With the numbers of gates.py, y = numerator, d =
+max(|qn|, floor) + eps, s = 1/sqrt(K), per chunk:
 
-  walk      C' = w_last C + sum_t kept_t k_t v_t                dC = w_last dC' + sum_t (s w_t / d_t) q_t dh_t
-  pairs     P_ts = s D_ts (q_t·k_s)                             dS_ts = s D_ts (dh_t·v_s / d_t + dqn_t)
-  combine   h_t  = (sum_s P_ts v_s + s w_t q_t C) / d_t         dv_s = sum_t P_ts dh_t / d_t + kept_s k_s dC'
+  walk      C' = w_last C + sum_t kept_t k_t v_t                dC = w_last dC' + sum_t (s w_t /
+  d_t) q_t dh_t pairs     P_ts = s D_ts (q_t·k_s)                             dS_ts = s D_ts
+  (dh_t·v_s / d_t + dqn_t) combine   h_t  = (sum_s P_ts v_s + s w_t q_t C) / d_t         dv_s =
+  sum_t P_ts dh_t / d_t + kept_s k_s dC'
             dq_t = sum_s dS_ts k_s + s w_t (C dh_t / d_t + dqn_t n)
             dk_s = sum_t dS_ts q_t + kept_s (dC' v_s + dn')
 
-C and dC stay in float32 registers along the whole sequence. They, P and dS enter products rounded to the type of the inputs, as do
-kept_t k_t and (s w_t / d_t) q_t. The normaliser n, K numbers per chunk, is XLA's, in float32.
+C and dC stay in float32 registers along the whole sequence. They, P and dS enter products rounded
+to the type of the inputs, as do kept_t k_t and (s w_t / d_t) q_t. The normaliser n, K numbers per
+chunk, is XLA's, in float32.
 """
 
 import functools
@@ -45,25 +49,35 @@ def mlstm_pallas_gpu(
     chunk_size: int | None,
     eps: float,
 ) -> tuple[Values, MLSTMState]:
-    """The backend "pallas_gpu": bfloat16 and float16; K and V are filled up with zeros to multiples of 64, T to one of the chunk.
+    """The backend "pallas_gpu": bfloat16 and float16; K and V are filled up with zeros to multiples
+    of 64, T to one of the chunk.
 
-    Raises NotImplementedError for other types (WGMMA would round float32 to TF32), one token, more than MAX_HEADS, other chunk sizes than
-    CHUNKS, jax before 0.11 and devices that are not Hopper.
+    Raises NotImplementedError for other types (WGMMA would round float32 to TF32), one token, more
+    than MAX_HEADS, other chunk sizes than CHUNKS, jax before 0.11 and devices that are not Hopper.
     """
     if jax.__version_info__ < (0, 11):
         raise NotImplementedError(f"it needs jax >= 0.11; this is {jax.__version__}")
     mode = interpret_mode("gpu")
     if mode is True:
-        raise NotImplementedError("it is interpreted by Mosaic GPU's simulator alone, interpreted(plgpu.InterpretGPUParams())")
+        raise NotImplementedError(
+            "it is interpreted by Mosaic GPU's simulator alone, "
+            "interpreted(plgpu.InterpretGPUParams())"
+        )
     kind = target_device()[1]
     if mode is False and not HOPPER.search(kind):
-        raise NotImplementedError(f"it needs an NVIDIA GPU with sm_90, and this program is lowered for a {kind}")
+        raise NotImplementedError(
+            f"it needs an NVIDIA GPU with sm_90, and this program is lowered for a {kind}"
+        )
     if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in (jnp.bfloat16, jnp.float16):
-        raise NotImplementedError(f"q, k, v must be all bfloat16 or all float16; they are {q.dtype}, {k.dtype}, {v.dtype}")
+        raise NotImplementedError(
+            f"q, k, v must be all bfloat16 or all float16; they are {q.dtype}, {k.dtype}, {v.dtype}"
+        )
     if q.shape[1] == 1:
         raise NotImplementedError('one token is a step of the recurrence; "recurrent" does it')
     if q.shape[0] * q.shape[2] > MAX_HEADS:
-        raise NotImplementedError(f"batch times heads is at most {MAX_HEADS}; it is {q.shape[0] * q.shape[2]}")
+        raise NotImplementedError(
+            f"batch times heads is at most {MAX_HEADS}; it is {q.shape[0] * q.shape[2]}"
+        )
     time, key_dim, value_dim = q.shape[1], q.shape[-1], v.shape[-1]
     known = tuned("mlstm/pallas_gpu", K=key_dim, V=value_dim, dtype=q.dtype.name) or {}
     size = chunk_size or default_chunk_size(time, key_dim, value_dim, known.get("chunk_size"))
@@ -75,16 +89,22 @@ def mlstm_pallas_gpu(
     log_i, log_f = _fill(log_i, size, -jnp.inf, 1), _fill(log_f, size, 0, 1)
     starts = None if starts is None else _fill(starts, size, False, 1)
     state = MLSTMState(_fill(_fill(state.C, 64, 0), 64, 0, 2), _fill(state.n, 64, 0), state.m)
-    h, state = _mlstm((mode, normalise, size, eps, key_dim**-0.5), q, k, v, log_i, log_f, state, starts)
-    return h[:, :time, :, :value_dim], MLSTMState(state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m)
+    h, state = _mlstm(
+        (mode, normalise, size, eps, key_dim**-0.5), q, k, v, log_i, log_f, state, starts
+    )
+    return h[:, :time, :, :value_dim], MLSTMState(
+        state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m
+    )
 
 
 def default_chunk_size(time: int, key_dim: int, value_dim: int, measured: int | None = None) -> int:
-    """Tokens per chunk, the measured number where there is one; short sequences take the shortest chunk that holds them.
+    """Tokens per chunk, the measured number where there is one; short sequences take the shortest
+    chunk that holds them.
 
-    Per token and head a chunk of L costs 4·K·V/L bytes for its state, written and read in bf16, and about 2·L for its pairs, likewise
-    (half of L·L of them): least at L = sqrt(2·K·V), rounded down to a power of two (64/64: 64, 128/256: 256, 512/512: 512). The pairs
-    also cost L·(K+V) FLOPs, so that benchmarks/roofline.py finds 512 the fastest for wider heads too, forward and back.
+    Per token and head a chunk of L costs 4·K·V/L bytes for its state, written and read in bf16, and
+    about 2·L for its pairs, likewise (half of L·L of them): least at L = sqrt(2·K·V), rounded down
+    to a power of two (64/64: 64, 128/256: 256, 512/512: 512). The pairs also cost L·(K+V) FLOPs, so
+    that benchmarks/roofline.py finds 512 the fastest for wider heads too, forward and back.
     """
     best = 1 << ((2 * key_dim * value_dim).bit_length() - 1) // 2
     longest = measured or max(64, min(best, 512))
@@ -102,13 +122,29 @@ def _fill(x: Array, size: int, neutral: Any, axis: int = -1) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mlstm(
-    options: tuple[Any, ...], q: Keys, k: Keys, v: Values, log_i: Gates, log_f: Gates, state: MLSTMState, starts: TokenFlags | None
+    options: tuple[Any, ...],
+    q: Keys,
+    k: Keys,
+    v: Values,
+    log_i: Gates,
+    log_f: Gates,
+    state: MLSTMState,
+    starts: TokenFlags | None,
 ) -> tuple[Values, MLSTMState]:
     """All sizes filled up; options are those of kernels.Options."""
     return _forward(options, q, k, v, log_i, log_f, state, starts)[0]
 
 
-def _forward(options: tuple[Any, ...], q: Keys, k: Keys, v: Values, log_i: Gates, log_f: Gates, state: MLSTMState, starts: Any) -> Any:
+def _forward(
+    options: tuple[Any, ...],
+    q: Keys,
+    k: Keys,
+    v: Values,
+    log_i: Gates,
+    log_f: Gates,
+    state: MLSTMState,
+    starts: Any,
+) -> Any:
     kernels, options = _kernels(options)
     gates = chunk_gates(log_i, log_f, state.m, starts, options.chunk, normalise=options.normalise)
     C, last_C = kernels.walk(options, k, v, gates.kept, gates.w_last, state.C)
@@ -120,7 +156,18 @@ def _forward(options: tuple[Any, ...], q: Keys, k: Keys, v: Values, log_i: Gates
         qn = qn + of_state * _dot_vectors(q, n)
         per_d = 1 / (jnp.maximum(jnp.abs(qn), gates.floor) + options.eps)
     h, _ = kernels.combine(options, P, v, q, C, of_state, of_all=per_d)
-    return (h, MLSTMState(last_C, last_n, gates.m[..., -1])), (q, k, v, h, qn, gates, n, last_n, state, starts)
+    return (h, MLSTMState(last_C, last_n, gates.m[..., -1])), (
+        q,
+        k,
+        v,
+        h,
+        qn,
+        gates,
+        n,
+        last_n,
+        state,
+        starts,
+    )
 
 
 def _backward(options: tuple[Any, ...], kept: Any, cotangents: Any) -> Any:
@@ -130,7 +177,9 @@ def _backward(options: tuple[Any, ...], kept: Any, cotangents: Any) -> Any:
     per_d, dqn = output_gradients(h, dh, qn, gates.floor, options.eps, normalise=options.normalise)
     of_state = options.scale * gates.w
     C, last_C = kernels.walk(options, k, v, gates.kept, gates.w_last, state.C)
-    dC, first_dC = kernels.walk(options, q, dh, of_state * per_d, gates.w_last, after.C, reverse=True)
+    dC, first_dC = kernels.walk(
+        options, q, dh, of_state * per_d, gates.w_last, after.C, reverse=True
+    )
     overlap = _overlap_after(C, dC, last_C, after.C)
     of_n = of_dn = None
     first_dn, dm = jnp.zeros_like(state.n), jnp.zeros_like(state.m)
@@ -145,8 +194,21 @@ def _backward(options: tuple[Any, ...], kept: Any, cotangents: Any) -> Any:
     dv, _ = kernels.combine(options, P, dh, k, dC, gates.kept, pairs_transposed=True)
     dS, _ = kernels.pairs(options, dh, v, *weights, per_d, dqn)
     to_keys = {"state_transposed": True}
-    dq, q_dq = kernels.combine(options, dS, k, dh, C, of_state * per_d, column=of_n, dot_with=q, **to_keys)
-    dk, k_dk = kernels.combine(options, dS, q, v, dC, gates.kept, column=of_dn, dot_with=k, pairs_transposed=True, **to_keys)
+    dq, q_dq = kernels.combine(
+        options, dS, k, dh, C, of_state * per_d, column=of_n, dot_with=q, **to_keys
+    )
+    dk, k_dk = kernels.combine(
+        options,
+        dS,
+        q,
+        v,
+        dC,
+        gates.kept,
+        column=of_dn,
+        dot_with=k,
+        pairs_transposed=True,
+        **to_keys,
+    )
     d_log_i, d_log_f = gate_gradients(q_dq, k_dk, overlap, starts)
     return dq, dk, dv, d_log_i, d_log_f, MLSTMState(first_dC, first_dn, dm), None
 
@@ -155,14 +217,21 @@ _mlstm.defvjp(_forward, _backward)
 
 
 def _kernels(options: tuple[Any, ...]) -> tuple[Any, Any]:
-    """The module of the kernels, which only this backend's callers pay for and jax before 0.11 cannot import, and its Options."""
+    """The module of the kernels, which only this backend's callers pay for and jax before 0.11
+    cannot import, and its Options.
+    """
     from pallas_kernels.mlstm import pallas_gpu_kernels
 
     return pallas_gpu_kernels, pallas_gpu_kernels.Options(*options)
 
 
 def _walk_vectors(
-    x: Keys, b: TokenNumbers, w_last: Float[Array, "B H N"], z: Float[Array, "B H K"], *, reverse: bool = False
+    x: Keys,
+    b: TokenNumbers,
+    w_last: Float[Array, "B H N"],
+    z: Float[Array, "B H K"],
+    *,
+    reverse: bool = False,
 ) -> tuple[Float[Array, "B H N K"], Float[Array, "B H K"]]:
     """z <- w_last z + sum of b_t x_t, chunk by chunk: z before each chunk, and after the last."""
     chunks = w_last.shape[-1]
@@ -189,16 +258,24 @@ def _dot_vectors(q: Keys, n: Float[Array, "B H N K"]) -> TokenNumbers:
 def _products(x: Keys, y: Float[Array, "B N ..."]) -> Float[Array, "B N L H K"]:
     """x * y, to be summed, in the layout of x, so that XLA reads x once and writes no product.
 
-    Without the layout, or as a dot_general, XLA turns x round first: it writes and reads a float32 copy, five times the bytes of x.
+    Without the layout, or as a dot_general, XLA turns x round first: it writes and reads a float32
+    copy, five times the bytes of x.
     """
     product = x.reshape(x.shape[0], y.shape[1], -1, *x.shape[2:]).astype(jnp.float32) * y
     return with_layout_constraint(product, Layout(tuple(range(product.ndim))))
 
 
 def _overlap_after(
-    before: Float[Array, "B H N *K"], d_after: Float[Array, "B H N *K"], last: Float[Array, "B H *K"], d_last: Float[Array, "B H *K"]
+    before: Float[Array, "B H N *K"],
+    d_after: Float[Array, "B H N *K"],
+    last: Float[Array, "B H *K"],
+    d_last: Float[Array, "B H *K"],
 ) -> Float[Array, "B H N"]:
     """<C, dC> after each chunk, from C before and dC after it; the last pair in float32."""
     axes = tuple(range(3, before.ndim))
-    inner = jnp.sum(before[:, :, 1:].astype(jnp.float32) * d_after[:, :, :-1].astype(jnp.float32), axis=axes)
-    return jnp.concatenate([inner, jnp.sum(last * d_last, axis=tuple(range(2, last.ndim)))[..., None]], axis=2)
+    inner = jnp.sum(
+        before[:, :, 1:].astype(jnp.float32) * d_after[:, :, :-1].astype(jnp.float32), axis=axes
+    )
+    return jnp.concatenate(
+        [inner, jnp.sum(last * d_last, axis=tuple(range(2, last.ndim)))[..., None]], axis=2
+    )

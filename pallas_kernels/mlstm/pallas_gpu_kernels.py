@@ -1,12 +1,15 @@
-"""The three Mosaic GPU kernels (Hopper, sm_90a) that the mLSTM's forward and backward passes are made of; see pallas_gpu.py.
+"""The three Mosaic GPU kernels (Hopper, sm_90a) that the mLSTM's forward and backward passes are
+made of; see pallas_gpu.py.
 
-Each is a product of matrices with TMA pipelines and WGMMA: one warpgroup per block of threads computes one tile of at most 128 x 128 in
-float32 registers (128 a thread). Two such blocks fit a multiprocessor (rings of at most 96 KB, whose memory the epilogue's tile takes
-over; at most 255 registers), so that one's products run while the other waits or writes: no warp is specialised. In `walk` and `combine`
-two blocks side by side in the width of the output are a cluster, which fetches their common operand once (pallas_gpu_ring.py). Chunks are
-multiples of the tile's rows, so that a tile lies in one chunk. Tokens are `B T H *`, TMA slices the head out. The last axis of a grid is
-the fastest: blocks that read the same tiles of a chunk (of a whole sequence, in `walk`) run at the same time, so that memory is read once
-for all.
+Each is a product of matrices with TMA pipelines and WGMMA: one warpgroup per block of threads
+computes one tile of at most 128 x 128 in float32 registers (128 a thread). Two such blocks fit a
+multiprocessor (rings of at most 96 KB, whose memory the epilogue's tile takes over; at most 255
+registers), so that one's products run while the other waits or writes: no warp is specialised. In
+`walk` and `combine` two blocks side by side in the width of the output are a cluster, which fetches
+their common operand once (pallas_gpu_ring.py). Chunks are multiples of the tile's rows, so that a
+tile lies in one chunk. Tokens are `B T H *`, TMA slices the head out. The last axis of a grid is
+the fastest: blocks that read the same tiles of a chunk (of a whole sequence, in `walk`) run at the
+same time, so that memory is read once for all.
 """
 
 from typing import Any, NamedTuple
@@ -22,11 +25,14 @@ from pallas_kernels.mlstm.gates import TokenNumbers
 from pallas_kernels.mlstm.pallas_gpu_ring import DEPTH, SWIZZLE, Operand, ring
 from pallas_kernels.typing import Keys, Values
 
-_ROWS, _COLUMNS = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)  # one number per row or column of a tile
+# one number per row or column of a tile
+_ROWS, _COLUMNS = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
 
 
 class Options(NamedTuple):
-    """What all kernels of a call share: the simulator's parameters or False, whether h is normalised, L, eps, 1/sqrt(K)."""
+    """What all kernels of a call share: the simulator's parameters or False, whether h is
+    normalised, L, eps, 1/sqrt(K).
+    """
 
     interpret: Any
     normalise: bool
@@ -50,13 +56,20 @@ def walk(
     *,
     reverse: bool = False,
 ) -> tuple[Float[Array, "B H N K V"], Float[Array, "B H K V"]]:
-    """X <- w_last X + sum of a_t x_t y_t, chunk by chunk: X before each chunk, in the type of y, and after the last in float32.
+    """X <- w_last X + sum of a_t x_t y_t, chunk by chunk: X before each chunk, in the type of y,
+    and after the last in float32.
 
-    a_t x_t is rounded to the type of x; X itself stays in float32 registers from the first chunk to the last.
+    a_t x_t is rounded to the type of x; X itself stays in float32 registers from the first chunk to
+    the last.
     """
     batch, time, heads, tall_dim = x.shape
     wide_dim, per_chunk = y.shape[-1], options.chunk // DEPTH
-    chunks, tall, wide, steps = time // options.chunk, _tile(tall_dim), _tile(wide_dim), time // DEPTH
+    chunks, tall, wide, steps = (
+        time // options.chunk,
+        _tile(tall_dim),
+        _tile(wide_dim),
+        time // DEPTH,
+    )
     blocks = _blocks(wide_dim // wide)
 
     def mlstm_walk(x, y, a, w_last, X, states, last, state, agreed):
@@ -82,7 +95,8 @@ def walk(
             X = lax.cond(begins, begin, lambda X: X, X)
             numbers = plgpu.load(x, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
             numbers = numbers * _for_each_row(a, numbers.shape)
-            x[...] = numbers.astype(x.dtype)  # in its slot of the ring: a buffer more, and two blocks did not fit a multiprocessor
+            # in its slot of the ring: a buffer more, and two blocks did not fit a multiprocessor
+            x[...] = numbers.astype(x.dtype)
             plgpu.commit_smem()
             return _accumulate(options, lambda X: plgpu.wgmma(X, x.transpose((1, 0)), y), X)
 
@@ -99,7 +113,10 @@ def walk(
         mlstm_walk,
         options,
         {"bh": batch * heads, "tall": tall_dim // tall, "wide": wide_dim // wide // blocks},
-        [jax.ShapeDtypeStruct((batch, heads, chunks, tall_dim, wide_dim), y.dtype), jax.ShapeDtypeStruct(X.shape, jnp.float32)],
+        [
+            jax.ShapeDtypeStruct((batch, heads, chunks, tall_dim, wide_dim), y.dtype),
+            jax.ShapeDtypeStruct(X.shape, jnp.float32),
+        ],
         [_smem((tall, wide), y.dtype), plgpu.ClusterBarrier(collective_axes=("block",))],
         blocks,
     )(x, y, a, w_last, X)
@@ -115,7 +132,8 @@ def pairs(
     times: TokenNumbers,
     plus: TokenNumbers,
 ) -> tuple[Float[Array, "B H T L"], TokenNumbers]:
-    """P_ts = s D_ts (times_t x_t·y_s + plus_t) for all s <= t of a chunk, in the type of x, and its float32 sums over s.
+    """P_ts = s D_ts (times_t x_t·y_s + plus_t) for all s <= t of a chunk, in the type of x, and its
+    float32 sums over s.
 
     Tiles above the diagonal are not written.
     """
@@ -126,10 +144,16 @@ def pairs(
     def mlstm_pairs(x, y, row, col, document, times, plus, out, sums, total, numbers, ids, barrier):
         b, head = _batch_and_head(heads)
         chunk, pair = lax.axis_index("chunk"), lax.axis_index("pair")
-        t = sum((pair >= m * (m + 1) // 2).astype(jnp.int32) for m in range(1, tiles)) if tiles > 1 else jnp.int32(0)
+        t = (
+            sum((pair >= m * (m + 1) // 2).astype(jnp.int32) for m in range(1, tiles))
+            if tiles > 1
+            else jnp.int32(0)
+        )
         s = pair - t * (t + 1) // 2
         of_t, of_s = (pl.ds(chunk * options.chunk + n * rows, rows) for n in (t, s))
-        for slot, (source, at) in enumerate(((row, of_t), (times, of_t), (plus, of_t), (col, of_s))):
+        for slot, (source, at) in enumerate(
+            ((row, of_t), (times, of_t), (plus, of_t), (col, of_s))
+        ):
             plgpu.copy_gmem_to_smem(source.at[b, head, at], numbers.at[slot], barrier)
         for slot, at in enumerate((of_t, of_s)):
             plgpu.copy_gmem_to_smem(document.at[b, at], ids.at[slot], barrier)
@@ -139,7 +163,10 @@ def pairs(
                 plgpu.wgmma(acc, x, y.transpose((1, 0)))
                 plgpu.wgmma_wait(1)
 
-            operands = [Operand(z.at[b, :, head], (rows, DEPTH), lambda d, n=n: (chunk * tiles + n, d)) for z, n in ((x, t), (y, s))]
+            operands = [
+                Operand(z.at[b, :, head], (rows, DEPTH), lambda d, n=n: (chunk * tiles + n, d))
+                for z, n in ((x, t), (y, s))
+            ]
             ring(step, width // DEPTH, operands, None, slots=3)
             return acc[...]
 
@@ -147,9 +174,14 @@ def pairs(
         plgpu.barrier_wait(barrier)
         row, times, plus = (_for_each_row(numbers.at[slot], S.shape) for slot in range(3))
         same = _for_each_row(ids.at[0], S.shape) == _for_each_column(ids.at[1], S.shape)
-        of_t, of_s = (plgpu.broadcasted_iota(jnp.int32, S.shape, axis, layout=plgpu.Layout.WGMMA) for axis in (0, 1))
+        of_t, of_s = (
+            plgpu.broadcasted_iota(jnp.int32, S.shape, axis, layout=plgpu.Layout.WGMMA)
+            for axis in (0, 1)
+        )
         D = jnp.exp(row + _for_each_column(numbers.at[3], S.shape))
-        P = jnp.where(same & (of_s + s * rows <= of_t + t * rows), options.scale * D * (S * times + plus), 0.0)
+        P = jnp.where(
+            same & (of_s + s * rows <= of_t + t * rows), options.scale * D * (S * times + plus), 0.0
+        )
         t = pl.ds(chunk * options.chunk + t * rows, rows)
 
         def write(tile):
@@ -195,10 +227,11 @@ def combine(
     state_transposed: bool = False,
     pairs_transposed: bool = False,
 ) -> tuple[Values, TokenNumbers | None]:
-    """out_t = of_all_t (sum_s P_ts y_s + of_state_t x_t·state + column_t vector), the last two with their chunk's state and vector.
+    """out_t = of_all_t (sum_s P_ts y_s + of_state_t x_t·state + column_t vector), the last two with
+    their chunk's state and vector.
 
-    Transposed states are `B H N V K`; transposed pairs sum over the later tokens, P_st. Also the float32 dot products of out, before it is
-    rounded, with the rows of dot_with.
+    Transposed states are `B H N V K`; transposed pairs sum over the later tokens, P_st. Also the
+    float32 dot products of out, before it is rounded, with the rows of dot_with.
     """
     batch, time, heads, depth = x.shape
     width, rows = y.shape[-1], options.rows
@@ -225,7 +258,14 @@ def combine(
 
         copies = [(of_state.at[b, head, tokens], numbers.at[0])]
         copies += [(of_all_in.at[b, head, tokens], numbers.at[1])] if of_all_in is not None else []
-        copies += [(column_in.at[b, head, tokens], numbers.at[1]), (vector_in.at[b, head, chunk, columns], vector_smem)] if column else []
+        copies += (
+            [
+                (column_in.at[b, head, tokens], numbers.at[1]),
+                (vector_in.at[b, head, chunk, columns], vector_smem),
+            ]
+            if column
+            else []
+        )
         for source, target in copies:
             plgpu.copy_gmem_to_smem(source, target, barrier)
 
@@ -234,7 +274,11 @@ def combine(
                 plgpu.wgmma(acc, x, state.transpose((1, 0)) if state_transposed else state)
                 plgpu.wgmma_wait(1)
 
-            shape, place = ((wide, DEPTH), lambda d: (j, d)) if state_transposed else ((DEPTH, wide), lambda d: (d, j))
+            shape, place = (
+                ((wide, DEPTH), lambda d: (j, d))
+                if state_transposed
+                else ((DEPTH, wide), lambda d: (d, j))
+            )
             operands = (
                 Operand(x.at[b, :, head], (rows, DEPTH), lambda d: (at, d), blocks > 1),
                 Operand(states.at[b, head, chunk], shape, place),
@@ -246,7 +290,9 @@ def combine(
         plgpu.barrier_wait(barrier)
         result = result * _for_each_row(numbers.at[0], result.shape)
         if column:
-            result = result + _for_each_row(numbers.at[1], result.shape) * _for_each_column(vector_smem, result.shape)
+            result = result + _for_each_row(numbers.at[1], result.shape) * _for_each_column(
+                vector_smem, result.shape
+            )
 
         def from_pairs(acc):
             first = t * per_tile if pairs_transposed else 0
@@ -256,12 +302,22 @@ def combine(
                 plgpu.wgmma_wait(1)
 
             begin = chunk * (options.chunk // DEPTH) + first
-            shape, place = ((DEPTH, rows), lambda d: (begin + d, t)) if pairs_transposed else ((rows, DEPTH), lambda d: (at, d))
+            shape, place = (
+                ((DEPTH, rows), lambda d: (begin + d, t))
+                if pairs_transposed
+                else ((rows, DEPTH), lambda d: (at, d))
+            )
             operands = (
                 Operand(P.at[b, head], shape, place, blocks > 1),
                 Operand(y.at[b, :, head], (DEPTH, wide), lambda d: (begin + d, j)),
             )
-            ring(step, ((tiles - t) if pairs_transposed else (t + 1)) * per_tile, operands, agreed, slots=3)
+            ring(
+                step,
+                ((tiles - t) if pairs_transposed else (t + 1)) * per_tile,
+                operands,
+                agreed,
+                slots=3,
+            )
 
         result = _accumulate(options, from_pairs, result)
         if of_all_in is not None:
@@ -283,7 +339,11 @@ def combine(
         pl.run_scoped(write, _smem((rows, wide), out.dtype))
 
     outs = [jax.ShapeDtypeStruct(y.shape, y.dtype)]
-    outs += [jax.ShapeDtypeStruct((width // wide, batch, heads, time), jnp.float32)] if dot_with is not None else []
+    outs += (
+        [jax.ShapeDtypeStruct((width // wide, batch, heads, time), jnp.float32)]
+        if dot_with is not None
+        else []
+    )
     results = _call(
         mlstm_combine,
         options,
@@ -304,7 +364,8 @@ def combine(
 def _accumulate(options: Options, products: Any, start: Float[Array, "R C"]) -> Float[Array, "R C"]:
     """The sum after products(accumulator), begun with `start`.
 
-    The simulator has no run_state (jax 0.11 to 0.12): there it is a fresh accumulator and a sum, which the machine would hold twice.
+    The simulator has no run_state (jax 0.11 to 0.12): there it is a fresh accumulator and a sum,
+    which the machine would hold twice.
     """
     if options.interpret is False:
         return pl.run_state(products)(plgpu.ACC.init(start))
@@ -336,7 +397,9 @@ def _smem(shape: tuple[int, int], dtype: Any) -> Any:
 
 
 def _blocks(tiles: int) -> int:
-    """Blocks in a cluster: two, whose tiles are neighbours in the width of the output, where the tiles pair up."""
+    """Blocks in a cluster: two, whose tiles are neighbours in the width of the output, where the
+    tiles pair up.
+    """
     return 1 if tiles % 2 else 2
 
 
@@ -350,7 +413,9 @@ def _batch_and_head(heads: int) -> tuple[Array, Array]:
     return at // heads, at % heads
 
 
-def _call(kernel: Any, options: Options, grid: dict[str, int], outs: Any, scratch: Any, blocks: int = 1) -> Any:
+def _call(
+    kernel: Any, options: Options, grid: dict[str, int], outs: Any, scratch: Any, blocks: int = 1
+) -> Any:
     return plgpu.kernel(
         kernel,
         out_type=outs,
@@ -361,5 +426,6 @@ def _call(kernel: Any, options: Options, grid: dict[str, int], outs: Any, scratc
         cluster_names=("block",),
         interpret=options.interpret,
         kernel_name=kernel.__name__,
-        compiler_params=plgpu.CompilerParams(approx_math=True),  # of exp alone: `pairs` is a quarter shorter
+        # of exp alone: `pairs` is a quarter shorter
+        compiler_params=plgpu.CompilerParams(approx_math=True),
     )

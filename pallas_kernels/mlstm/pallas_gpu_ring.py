@@ -1,10 +1,12 @@
-"""The pipeline of the kernels in pallas_gpu_kernels.py: tiles of matrices come by TMA into a ring in shared memory, ahead of the products.
+"""The pipeline of the kernels in pallas_gpu_kernels.py: tiles of matrices come by TMA into a ring
+in shared memory, ahead of the products.
 
-Blocks of threads that need the same operand form a cluster of two and fetch it once (multicast). A tile of 128 x 128 alone reads a byte
-from the L2 cache per 64 FLOPs: 448 of 989 TFLOP/s at 7 TB/s. Two that share one operand read as much as one of 128 x 256, a byte per 85:
-597 TFLOP/s; but they keep their registers and their places, two on a multiprocessor, so that one's epilogue still hides behind the
-other's products. plgpu.emit_pipeline does not share tiles, and its warp-specialised sister leaves no registers for two on a
-multiprocessor.
+Blocks of threads that need the same operand form a cluster of two and fetch it once (multicast). A
+tile of 128 x 128 alone reads a byte from the L2 cache per 64 FLOPs: 448 of 989 TFLOP/s at 7 TB/s.
+Two that share one operand read as much as one of 128 x 256, a byte per 85: 597 TFLOP/s; but they
+keep their registers and their places, two on a multiprocessor, so that one's epilogue still hides
+behind the other's products. plgpu.emit_pipeline does not share tiles, and its warp-specialised
+sister leaves no registers for two on a multiprocessor.
 """
 
 import functools
@@ -22,7 +24,9 @@ SWIZZLE = (plgpu.TilingTransform((8, DEPTH)), plgpu.SwizzleTransform(128))
 
 
 class Operand(NamedTuple):
-    """A matrix in memory, the shape of its tiles, which of them a step takes, and whether the blocks of a cluster all take the same one."""
+    """A matrix in memory, the shape of its tiles, which of them a step takes, and whether the
+    blocks of a cluster all take the same one.
+    """
 
     source: Any
     shape: tuple[int, ...]
@@ -30,12 +34,23 @@ class Operand(NamedTuple):
     shared: bool = False
 
 
-def ring(step: Any, steps: Any, operands: Sequence[Operand], agreed: Any, *, slots: int, carry: Any = None) -> Any:
-    """Calls step(n, *tiles) for n < steps, the tiles of `slots` steps in shared memory; or carry = step(n, *tiles, carry), and returns it.
+def ring(
+    step: Any,
+    steps: Any,
+    operands: Sequence[Operand],
+    agreed: Any,
+    *,
+    slots: int,
+    carry: Any = None,
+) -> Any:
+    """Calls step(n, *tiles) for n < steps, the tiles of `slots` steps in shared memory; or carry =
+    step(n, *tiles, carry), and returns it.
 
-    A step's tiles are fetched when the step two before it has ended: with two slots nothing of that one may run on, with three its last
-    WGMMA may. A shared tile is fetched in two halves, each by one block of the cluster for both. So a slot has to be free in both: they
-    agree on it by the cluster's barrier `agreed`. There one thread arrives for its block, after a fence where all warps meet.
+    A step's tiles are fetched when the step two before it has ended: with two slots nothing of that
+    one may run on, with three its last WGMMA may. A shared tile is fetched in two halves, each by
+    one block of the cluster for both. So a slot has to be free in both: they agree on it by the
+    cluster's barrier `agreed`. There one thread arrives for its block, after a fence where all
+    warps meet.
     """
     share = any(operand.shared for operand in operands)
     slots = min(slots, steps) if isinstance(steps, int) else slots
@@ -45,9 +60,17 @@ def ring(step: Any, steps: Any, operands: Sequence[Operand], agreed: Any, *, slo
             slot = lax.rem(n, slots)
             for operand, buffer in zip(operands, buffers, strict=True):
                 if operand.shared == shared:
-                    place = [pl.ds(at * size, size) for at, size in zip(operand.place(n), operand.shape, strict=True)]
+                    place = [
+                        pl.ds(at * size, size)
+                        for at, size in zip(operand.place(n), operand.shape, strict=True)
+                    ]
                     axes = "block" if shared else None
-                    plgpu.copy_gmem_to_smem(operand.source.at[*place], buffer.at[slot], filled.at[slot], collective_axes=axes)
+                    plgpu.copy_gmem_to_smem(
+                        operand.source.at[*place],
+                        buffer.at[slot],
+                        filled.at[slot],
+                        collective_axes=axes,
+                    )
 
         def fetch(*turns: Any) -> None:
             if share:
@@ -72,7 +95,13 @@ def ring(step: Any, steps: Any, operands: Sequence[Operand], agreed: Any, *, slo
         return lax.fori_loop(0, steps, turn, carry)
 
     buffers = [
-        plgpu.SMEM((slots, *operand.shape), operand.source.dtype, transforms=SWIZZLE if len(operand.shape) > 1 else ())
+        plgpu.SMEM(
+            (slots, *operand.shape),
+            operand.source.dtype,
+            transforms=SWIZZLE if len(operand.shape) > 1 else (),
+        )
         for operand in operands
     ]
-    return pl.run_scoped(run, plgpu.Barrier(num_arrivals=len(operands), num_barriers=slots), *buffers)
+    return pl.run_scoped(
+        run, plgpu.Barrier(num_arrivals=len(operands), num_barriers=slots), *buffers
+    )

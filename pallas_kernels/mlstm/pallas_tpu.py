@@ -1,8 +1,11 @@
-"""The mLSTM on TPUs (Mosaic): one kernel forward, one back, with C in VMEM from the first chunk to the last.
+"""The mLSTM on TPUs (Mosaic): one kernel forward, one back, with C in VMEM from the first chunk to
+the last.
 
-The grid walks the chunks of one head after the other. The forward kernel leaves the state for the backward one only before every S-th
-chunk (`default_blocks`); the backward kernel takes these stretches from the last to the first, computes the states before each of the S
-chunks again, which stay in VMEM, and then goes back through the chunks with dC in VMEM. pallas_tpu_gates.py has the weights.
+The grid walks the chunks of one head after the other. The forward kernel leaves the state for the
+backward one only before every S-th chunk (`default_blocks`); the backward kernel takes these
+stretches from the last to the first, computes the states before each of the S chunks again, which
+stay in VMEM, and then goes back through the chunks with dC in VMEM. pallas_tpu_gates.py has the
+weights.
 """
 
 import functools
@@ -36,51 +39,75 @@ def mlstm_pallas_tpu(
     chunk_size: int | None,
     eps: float,
 ) -> tuple[Values, MLSTMState]:
-    """The backend "pallas_tpu": bfloat16 (products of bfloat16, sums in float32) and float32 (precision HIGHEST).
+    """The backend "pallas_tpu": bfloat16 (products of bfloat16, sums in float32) and float32
+    (precision HIGHEST).
 
-    K and V are filled up with zeros to a multiple of 128 where they are none, T to a multiple of the chunk. C is a bfloat16 operand of
-    q C and rounded for it, its sum over time is not: over 65,536 tokens at K = V = 64 h is 2.4e-3 to 2.9e-3 off (root mean square over
-    that of h, against float64), early and late alike, whether C fades in 20 tokens or not at all (`python -m benchmarks.long_sequences
-    --backend=pallas_tpu`; in float32 2e-6).
-    Raises NotImplementedError for other or mixed types, K·V beyond 1280·1280, K or V beyond 2560, and chunks that are no multiple of 16
-    tokens.
+    K and V are filled up with zeros to a multiple of 128 where they are none, T to a multiple of
+    the chunk. C is a bfloat16 operand of q C and rounded for it, its sum over time is not: over
+    65,536 tokens at K = V = 64 h is 2.4e-3 to 2.9e-3 off (root mean square over that of h, against
+    float64), early and late alike, whether C fades in 20 tokens or not at all (`python -m
+    benchmarks.long_sequences --backend=pallas_tpu`; in float32 2e-6). Raises NotImplementedError
+    for other or mixed types, K·V beyond 1280·1280, K or V beyond 2560, and chunks that are no
+    multiple of 16 tokens.
     """
     mode = interpret_mode("tpu")
     if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in (jnp.bfloat16, jnp.float32):
-        raise NotImplementedError(f"q, k, v must be all bfloat16 or all float32; they are {q.dtype}, {k.dtype}, {v.dtype}")
+        raise NotImplementedError(
+            f"q, k, v must be all bfloat16 or all float32; they are {q.dtype}, {k.dtype}, {v.dtype}"
+        )
     time, key_dim, value_dim = q.shape[1], q.shape[-1], v.shape[-1]
     wide_key, wide_value = (-(-x // LANES) * LANES for x in (key_dim, value_dim))
     if wide_key * wide_value > MOST or max(wide_key, wide_value) > WIDEST:
-        raise NotImplementedError(f"a head must fit VMEM: K x V up to {MOST}, each up to {WIDEST}, and not {key_dim} x {value_dim}")
+        raise NotImplementedError(
+            f"a head must fit VMEM: K x V up to {MOST}, each up to {WIDEST}, and not {key_dim} x "
+            f"{value_dim}"
+        )
     if chunk_size is not None and (chunk_size % 16 or chunk_size > 512):
-        raise NotImplementedError(f"chunk_size must be a multiple of 16 up to 512; it is {chunk_size}")
+        raise NotImplementedError(
+            f"chunk_size must be a multiple of 16 up to 512; it is {chunk_size}"
+        )
     size, spacing = blocks(time, wide_key, wide_value, q.dtype, chunk_size)
 
-    q, k, v = (_fill_last(_fill_time(x, size, 0), width) for x, width in ((q, wide_key), (k, wide_key), (v, wide_value)))
+    q, k, v = (
+        _fill_last(_fill_time(x, size, 0), width)
+        for x, width in ((q, wide_key), (k, wide_key), (v, wide_value))
+    )
     log_i, log_f = _fill_time(log_i, size, -jnp.inf), _fill_time(log_f, size, 0)
     starts = None if starts is None else _fill_time(starts, size, False)
     if state is not None:
-        C = jnp.swapaxes(_fill_last(jnp.swapaxes(_fill_last(state.C, wide_value), 2, 3), wide_key), 2, 3)
+        C = jnp.swapaxes(
+            _fill_last(jnp.swapaxes(_fill_last(state.C, wide_value), 2, 3), wide_key), 2, 3
+        )
         state = MLSTMState(C, _fill_last(state.n, wide_key), state.m)
     settings = Settings(size, spacing, normalise, eps, key_dim**-0.5, mode)
     h, state = _mlstm(settings, q, k, v, log_i, log_f, state, starts)
-    return h[:, :time, :, :value_dim], MLSTMState(state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m)
+    return h[:, :time, :, :value_dim], MLSTMState(
+        state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m
+    )
 
 
-def blocks(time: int, key_dim: int, value_dim: int, dtype: jnp.dtype, chunk_size: int | None) -> tuple[int, int]:
-    """(tokens of a chunk, chunks between two states that are kept): as given, as measured, or by `default_blocks`."""
+def blocks(
+    time: int, key_dim: int, value_dim: int, dtype: jnp.dtype, chunk_size: int | None
+) -> tuple[int, int]:
+    """(tokens of a chunk, chunks between two states that are kept): as given, as measured, or by
+    `default_blocks`.
+    """
     known = tuned("mlstm/pallas_tpu", K=key_dim, V=value_dim, dtype=jnp.dtype(dtype).name) or {}
     return default_blocks(time, key_dim, value_dim, dtype, chunk_size or known.get("chunk_size"))
 
 
-def default_blocks(time: int, key_dim: int, value_dim: int, dtype: jnp.dtype, chunk_size: int | None = None) -> tuple[int, int]:
+def default_blocks(
+    time: int, key_dim: int, value_dim: int, dtype: jnp.dtype, chunk_size: int | None = None
+) -> tuple[int, int]:
     """(L tokens of a chunk, S chunks between two states that are kept for the backward pass).
 
-    L: per token a chunk costs 2·L·(K+V) FLOPs for its pairs and 4·K·V for the state on the matrix unit, and about 3·K·V/L operations of
-    the vector unit (1/32 of its rate on v5e) for decaying and rounding C: 256 for 512 x 512 and beyond, 128 below.
-    S: in bfloat16 a kept state is 2·K·V bytes, against 4·(K+V) bytes per token of q, k, v, h. 2048 tokens apart it is 2·1024·1024/2048 =
-    1 KB of 8 KB for the widest head, less for others, and nothing for T <= 2048. The S states of a stretch are in VMEM in the type of
-    the inputs, up to 16 MiB: exactly 8 chunks of 256 tokens at 1024 x 1024.
+    L: per token a chunk costs 2·L·(K+V) FLOPs for its pairs and 4·K·V for the state on the matrix
+    unit, and about 3·K·V/L operations of the vector unit (1/32 of its rate on v5e) for decaying and
+    rounding C: 256 for 512 x 512 and beyond, 128 below. S: in bfloat16 a kept state is 2·K·V bytes,
+    against 4·(K+V) bytes per token of q, k, v, h. 2048 tokens apart it is 2·1024·1024/2048 = 1 KB
+    of 8 KB for the widest head, less for others, and nothing for T <= 2048. The S states of a
+    stretch are in VMEM in the type of the inputs, up to 16 MiB: exactly 8 chunks of 256 tokens at
+    1024 x 1024.
     """
     itemsize = jnp.dtype(dtype).itemsize
     wide = key_dim * value_dim >= 512 * 512 and itemsize == 2
@@ -93,7 +120,11 @@ def default_blocks(time: int, key_dim: int, value_dim: int, dtype: jnp.dtype, ch
 
 def _fill_time(x: Float[Array, "B T *D"], size: int, neutral: Any) -> Float[Array, "B N*L *D"]:
     missing = -x.shape[1] % size
-    return jnp.pad(x, ((0, 0), (0, missing), *((0, 0) for _ in x.shape[2:])), constant_values=neutral) if missing else x
+    return (
+        jnp.pad(x, ((0, 0), (0, missing), *((0, 0) for _ in x.shape[2:])), constant_values=neutral)
+        if missing
+        else x
+    )
 
 
 def _fill_last(x: Float[Array, "*B K"], width: int) -> Float[Array, "*B W"]:
@@ -103,25 +134,51 @@ def _fill_last(x: Float[Array, "*B K"], width: int) -> Float[Array, "*B W"]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mlstm(
-    settings: Settings, q: Keys, k: Keys, v: Values, log_i: Gates, log_f: Gates, state: MLSTMState | None, starts: TokenFlags | None
+    settings: Settings,
+    q: Keys,
+    k: Keys,
+    v: Values,
+    log_i: Gates,
+    log_f: Gates,
+    state: MLSTMState | None,
+    starts: TokenFlags | None,
 ) -> tuple[Values, MLSTMState]:
     """All sizes filled up."""
     return _forward(settings, q, k, v, log_i, log_f, state, starts, keep=False)[0]
 
 
 def _forward(
-    settings: Settings, q: Keys, k: Keys, v: Values, log_i: Gates, log_f: Gates, state: MLSTMState | None, starts: Any, keep: bool = True
+    settings: Settings,
+    q: Keys,
+    k: Keys,
+    v: Values,
+    log_i: Gates,
+    log_f: Gates,
+    state: MLSTMState | None,
+    starts: Any,
+    keep: bool = True,
 ) -> Any:
     m = jnp.zeros(log_i[:, 0].shape, jnp.float32) if state is None else state.m
     numbers = pack(log_i, log_f, starts, settings.size)
     h, C, n, kept = call_forward(settings, q, k, v, numbers, state, keep=keep)
-    return (h, MLSTMState(C, n, last_stabiliser(settings, numbers, m))), (q, k, v, h, numbers, state, kept, starts)
+    return (h, MLSTMState(C, n, last_stabiliser(settings, numbers, m))), (
+        q,
+        k,
+        v,
+        h,
+        numbers,
+        state,
+        kept,
+        starts,
+    )
 
 
 def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
     q, k, v, h, numbers, state, kept, starts = residuals
     dh, after = cotangents
-    (dq, dk, dv), d_state, (d_log_i, d_log_f) = call_backward(settings, q, k, v, h, dh, numbers, state, kept, after)
+    (dq, dk, dv), d_state, (d_log_i, d_log_f) = call_backward(
+        settings, q, k, v, h, dh, numbers, state, kept, after
+    )
     if starts is not None:
         d_log_f = jnp.where(starts[..., None], 0, d_log_f)
     if state is not None:

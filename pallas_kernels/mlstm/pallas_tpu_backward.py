@@ -1,10 +1,12 @@
-"""The backward pass of the mLSTM's TPU kernel: every stretch of S chunks is walked twice, on for the states and back for the gradients.
+"""The backward pass of the mLSTM's TPU kernel: every stretch of S chunks is walked twice, on for
+the states and back for the gradients.
 
 With y = numerator, d = max(|qn|, floor) + eps, s = 1/sqrt(K), ' for what is after the chunk:
-  dS_ts = s D_ts (dh_t·v_s / d_t + dqn_t)                       dqn_t = -sign(qn_t) (dh_t·h_t) / d_t where |qn_t| > floor_t
-  dq_t = sum_s dS_ts k_s + s w_t (C dh_t / d_t + n dqn_t)       dk_s = sum_t dS_ts q_t + kept_s (dC' v_s + dn')
-  dv_s = sum_t s D_ts (q_t·k_s) dh_t / d_t + kept_s k_s dC'     dC = w_last dC' + sum_t (s w_t / d_t) q_t dh_t
-  dn = w_last dn' + sum_t s w_t dqn_t q_t                       <C', dC'> = w_last <C, dC'> + sum_s kept_s k_s·(dC' v_s)
+  dS_ts = s D_ts (dh_t·v_s / d_t + dqn_t)                       dqn_t = -sign(qn_t) (dh_t·h_t) / d_t
+  where |qn_t| > floor_t dq_t = sum_s dS_ts k_s + s w_t (C dh_t / d_t + n dqn_t)       dk_s = sum_t
+  dS_ts q_t + kept_s (dC' v_s + dn') dv_s = sum_t s D_ts (q_t·k_s) dh_t / d_t + kept_s k_s dC'
+  dC = w_last dC' + sum_t (s w_t / d_t) q_t dh_t dn = w_last dn' + sum_t s w_t dqn_t q_t
+  <C', dC'> = w_last <C, dC'> + sum_s kept_s k_s·(dC' v_s)
 """
 
 from typing import Any
@@ -27,7 +29,15 @@ from pallas_kernels.mlstm.pallas_tpu_forward import (
     products,
     tile_of,
 )
-from pallas_kernels.mlstm.pallas_tpu_gates import Numbers, Settings, end_of_chunk, gate_gradients, kept_of_chunk, rows_of, weights_of_chunk
+from pallas_kernels.mlstm.pallas_tpu_gates import (
+    Numbers,
+    Settings,
+    end_of_chunk,
+    gate_gradients,
+    kept_of_chunk,
+    rows_of,
+    weights_of_chunk,
+)
 from pallas_kernels.typing import Gates, Keys, MLSTMState, Values
 
 
@@ -43,22 +53,47 @@ def call_backward(
     kept: Kept,
     after: MLSTMState,
 ) -> tuple[tuple[Keys, Keys, Values], tuple[Array, Array] | None, tuple[Gates, Gates]]:
-    """((dq, dk, dv), (dC0, dn0), cotangents of the log gates); after has the cotangents of the last state.
+    """((dq, dk, dv), (dC0, dn0), cotangents of the log gates); after has the cotangents of the last
+    state.
 
     Without a state that was given there is none to have cotangents: None.
     """
     dn = after.n if settings.normalise else jnp.zeros_like(after.n)
-    call = backward_call(settings, q.dtype, numbers.shape, q.shape[-1], v.shape[-1], given=state is not None)
+    call = backward_call(
+        settings, q.dtype, numbers.shape, q.shape[-1], v.shape[-1], given=state is not None
+    )
     h = by_head(h) if settings.normalise else None
     last_state = (after.C, dn[:, :, None])
-    *gradients, dC, dn, d_gates = call(by_head(q), by_head(k), by_head(v), h, by_head(dh), numbers, *given_state(state), *kept, *last_state)
+    *gradients, dC, dn, d_gates = call(
+        by_head(q),
+        by_head(k),
+        by_head(v),
+        h,
+        by_head(dh),
+        numbers,
+        *given_state(state),
+        *kept,
+        *last_state,
+    )
     gradients = tuple(x.reshape(y.shape) for x, y in zip(gradients, (q, k, v), strict=True))
-    d_log_i, d_log_f = (jnp.moveaxis(d_gates[:, :, :, row].reshape(*numbers.shape[:2], -1), 1, 2) for row in range(2))
+    d_log_i, d_log_f = (
+        jnp.moveaxis(d_gates[:, :, :, row].reshape(*numbers.shape[:2], -1), 1, 2)
+        for row in range(2)
+    )
     return gradients, None if state is None else (dC, dn[:, :, 0]), (d_log_i, d_log_f)
 
 
-def backward_call(settings: Settings, dtype: Any, numbers: tuple[int, ...], key_dim: int, value_dim: int, *, given: bool) -> Any:
-    """The Pallas call on (q, k, v, h or None, dh as `B T H*K`, numbers, C0, n0, m0, kept C, n and m, cotangents of the last C and n).
+def backward_call(
+    settings: Settings,
+    dtype: Any,
+    numbers: tuple[int, ...],
+    key_dim: int,
+    value_dim: int,
+    *,
+    given: bool,
+) -> Any:
+    """The Pallas call on (q, k, v, h or None, dh as `B T H*K`, numbers, C0, n0, m0, kept C, n and
+    m, cotangents of the last C and n).
 
     If no state is given, C0, n0 and m0 are None, and so are the cotangents of C0 and n0.
     """
@@ -67,10 +102,16 @@ def backward_call(settings: Settings, dtype: Any, numbers: tuple[int, ...], key_
     stretches = -(-chunks // spacing)
 
     def early(g: Array, j: Array) -> Array:  # on, then back
-        return jnp.minimum((stretches - 1 - g) * spacing + jnp.where(j < spacing, j, 2 * spacing - 1 - j), chunks - 1)
+        return jnp.minimum(
+            (stretches - 1 - g) * spacing + jnp.where(j < spacing, j, 2 * spacing - 1 - j),
+            chunks - 1,
+        )
 
     def late(g: Array, j: Array) -> Array:  # waits, then back
-        return jnp.minimum((stretches - 1 - g) * spacing + jnp.minimum(spacing - 1, 2 * spacing - 1 - j), chunks - 1)
+        return jnp.minimum(
+            (stretches - 1 - g) * spacing + jnp.minimum(spacing - 1, 2 * spacing - 1 - j),
+            chunks - 1,
+        )
 
     def tokens(width: int, chunk: Any) -> pl.BlockSpec:
         return pl.BlockSpec((1, size, width), lambda b, h, g, j: (b, chunk(g, j), h))
@@ -84,11 +125,18 @@ def backward_call(settings: Settings, dtype: Any, numbers: tuple[int, ...], key_
     in_hbm = pl.BlockSpec(memory_space=pl.ANY)
 
     def before_stretch(width: int) -> pl.BlockSpec:
-        return pl.BlockSpec((1, 1, 1, 1, width), lambda b, h, g, j: (b, h, jnp.maximum(stretches - 2 - g, 0), 0, 0))
+        return pl.BlockSpec(
+            (1, 1, 1, 1, width), lambda b, h, g, j: (b, h, jnp.maximum(stretches - 2 - g, 0), 0, 0)
+        )
 
     outs = [
-        *(((batch, chunks * size, heads * width), dtype, tokens(width, late)) for width in (key_dim, key_dim, value_dim)),
-        ((batch, heads, key_dim, value_dim), jnp.float32, per_head(key_dim, value_dim)) if given else None,
+        *(
+            ((batch, chunks * size, heads * width), dtype, tokens(width, late))
+            for width in (key_dim, key_dim, value_dim)
+        ),
+        ((batch, heads, key_dim, value_dim), jnp.float32, per_head(key_dim, value_dim))
+        if given
+        else None,
         ((batch, heads, 1, key_dim), jnp.float32, per_head(1, key_dim)) if given else None,
         ((batch, heads, chunks, 2, size), jnp.float32, per_chunk(late, 2, size)),
     ]
@@ -127,32 +175,49 @@ def backward_call(settings: Settings, dtype: Any, numbers: tuple[int, ...], key_
             pltpu.SemaphoreType.DMA,
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=VMEM_LIMIT,
         ),
         cost_estimate=pl.CostEstimate(
             flops=batch * heads * chunks * size * per_token,
             transcendentals=batch * heads * chunks * size * size,
-            bytes_accessed=backward_bytes(settings, dtype, numbers, key_dim, value_dim, given=given),
+            bytes_accessed=backward_bytes(
+                settings, dtype, numbers, key_dim, value_dim, given=given
+            ),
         ),
         interpret=settings.interpret,
         name="mlstm_backward",
     )
 
 
-def backward_bytes(settings: Settings, dtype: Any, numbers: tuple[int, ...], key_dim: int, value_dim: int, *, given: bool) -> int:
-    """Bytes that the backward kernel moves between HBM and VMEM; k, v and the gates' numbers are read once more for the states."""
+def backward_bytes(
+    settings: Settings,
+    dtype: Any,
+    numbers: tuple[int, ...],
+    key_dim: int,
+    value_dim: int,
+    *,
+    given: bool,
+) -> int:
+    """Bytes that the backward kernel moves between HBM and VMEM; k, v and the gates' numbers are
+    read once more for the states.
+    """
     batch, heads, chunks, rows, size = numbers
     stretches = -(-chunks // settings.spacing)
     once = 4 * key_dim + (4 if settings.normalise else 3) * value_dim
     again = (chunks - stretches) / chunks  # the last chunk of a stretch stays where it is
-    per_token = (once + again * (key_dim + value_dim)) * jnp.dtype(dtype).itemsize + 4 * (rows * (1 + again) + 2)
+    per_token = (once + again * (key_dim + value_dim)) * jnp.dtype(dtype).itemsize + 4 * (
+        rows * (1 + again) + 2
+    )
     kept = (stretches - 1) * (key_dim * (value_dim * jnp.dtype(dtype).itemsize + 4) + 4 * LANES)
     states = (3 if given else 1) * 4 * key_dim * (value_dim + 1) + given * 4 * LANES
     return batch * heads * (round(chunks * size * per_token) + states + kept)
 
 
 def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> Any:
-    """One chunk of one head, on its way on (a state into the stack) or back (gradients). dC, dn: blocks of the results, or VMEM."""
+    """One chunk of one head, on its way on (a state into the stack) or back (gradients). dC, dn:
+    blocks of the results, or VMEM.
+    """
     size, spacing, normalise = settings.size, settings.spacing, settings.normalise
     tall, wide = tile_of(key_dim), tile_of(value_dim)
     stretches, dot = -(-chunks // spacing), products(settings.interpret)
@@ -163,7 +228,10 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
         dq_ref, dk_ref, dv_ref, dC_ref, dn_ref, d_gates_ref, dC_here, dn_here,
         C_ref, n_ref, all_C_ref, all_n_ref, m_ref, all_m_ref, weighted_ref, arrived,
     ):  # fmt: skip
-        dC_ref, dn_ref = dC_here if dC_ref is None else dC_ref, dn_here if dn_ref is None else dn_ref
+        dC_ref, dn_ref = (
+            dC_here if dC_ref is None else dC_ref,
+            dn_here if dn_ref is None else dn_ref,
+        )
         b, head, g, j = (pl.program_id(axis) for axis in range(4))
         stretch = stretches - 1 - g
         place = jnp.where(j < spacing, j, 2 * spacing - 1 - j)
@@ -241,7 +309,11 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
             if normalise:
                 qn = denominator(S, w, q_ref[0], all_n_ref[place])
                 per_d = 1 / (jnp.maximum(jnp.abs(qn), floor) + settings.eps)
-                overlap = jnp.sum(h_ref[0].astype(jnp.float32) * dh_ref[0].astype(jnp.float32), axis=1, keepdims=True)
+                overlap = jnp.sum(
+                    h_ref[0].astype(jnp.float32) * dh_ref[0].astype(jnp.float32),
+                    axis=1,
+                    keepdims=True,
+                )
                 dqn = jnp.where(jnp.abs(qn) > floor, -jnp.sign(qn) * per_d * overlap, 0)
             S = (S * per_d).T.astype(low)
             dS = (dot(dh_ref[0], v_ref[0], (1, 1)) * per_d + dqn) * D
@@ -250,7 +322,9 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
 
             def values(i: Array, _: None) -> None:
                 at = pl.ds(pl.multiple_of(i * wide, wide), wide)
-                dv = dot(S, dh_ref[0, :, at]) + kept * dot(k_ref[0], dC_ref[0, 0, :, at].astype(low))
+                dv = dot(S, dh_ref[0, :, at]) + kept * dot(
+                    k_ref[0], dC_ref[0, 0, :, at].astype(low)
+                )
                 dv_ref[0, :, at] = dv.astype(low)
 
             lax.fori_loop(0, value_dim // wide, values, None)
@@ -258,7 +332,12 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
             def keys(i: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
                 q_dq, k_dk, overlap = sums
                 at = pl.ds(pl.multiple_of(i * tall, tall), tall)
-                q, k, C, dC = q_ref[0, :, at], k_ref[0, :, at], all_C_ref[place, at, :], dC_ref[0, 0, at, :]
+                q, k, C, dC = (
+                    q_ref[0, :, at],
+                    k_ref[0, :, at],
+                    all_C_ref[place, at, :],
+                    dC_ref[0, 0, at, :],
+                )
                 n, dn = all_n_ref[place, :, at], dn_ref[0, 0, :, at]
                 kept_dC = kept * (dot(v_ref[0], dC.astype(low), (1, 1)) + dn)
                 dq = dot(dS, k) + w * (per_d * dot(dh_ref[0], C, (1, 1)) + dqn * n)
@@ -270,11 +349,16 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
                 dC_ref[0, 0, at, :] = end.w * dC + dot(weighted_ref[:, at], dh_ref[0], (0, 0))
                 if normalise:
                     dn_ref[0, 0, :, at] = end.w * dn + jnp.sum((w * dqn) * q, axis=0, keepdims=True)
-                q_dq, k_dk = q_dq + jnp.sum(q * dq, axis=1, keepdims=True), k_dk + jnp.sum(k * dk, axis=1, keepdims=True)
+                q_dq, k_dk = (
+                    q_dq + jnp.sum(q * dq, axis=1, keepdims=True),
+                    k_dk + jnp.sum(k * dk, axis=1, keepdims=True),
+                )
                 return q_dq, k_dk, overlap
 
             zero = jnp.zeros((size, 1), jnp.float32)
-            q_dq, k_dk, overlap = lax.fori_loop(0, key_dim // tall, keys, (zero, zero, jnp.zeros((1, 1), jnp.float32)))
+            q_dq, k_dk, overlap = lax.fori_loop(
+                0, key_dim // tall, keys, (zero, zero, jnp.zeros((1, 1), jnp.float32))
+            )
             d_gates_ref[0, 0, 0] = gate_gradients(rows, pairs, q_dq, k_dk, overlap)
 
     return kernel

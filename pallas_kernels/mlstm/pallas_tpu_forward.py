@@ -1,4 +1,6 @@
-"""The forward pass of the mLSTM's TPU kernel, and what both passes share: kept states, views, products."""
+"""The forward pass of the mLSTM's TPU kernel, and what both passes share: kept states, views,
+products.
+"""
 
 from typing import Any, NamedTuple
 
@@ -9,17 +11,26 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from pallas_kernels.mlstm.pallas_tpu_gates import Numbers, Settings, end_of_chunk, rows_of, weights_of_chunk
+from pallas_kernels.mlstm.pallas_tpu_gates import (
+    Numbers,
+    Settings,
+    end_of_chunk,
+    rows_of,
+    weights_of_chunk,
+)
 from pallas_kernels.typing import Keys, MLSTMState, Values
 
-VMEM_LIMIT = 56 * 2**20  # bytes; the smallest VMEM among v5e (128 MiB), v5p (64), v6e (128), less what XLA takes itself
+# bytes; the smallest VMEM among v5e (128 MiB), v5p (64), v6e (128), less what XLA takes itself
+VMEM_LIMIT = 56 * 2**20
 LANES = 128  # of a vector register; m lies in all lanes of a row
 
 
 class Kept(NamedTuple):
-    """What the backward pass needs: C (in the type of the inputs), n and m before every stretch but the first; None if there is one.
+    """What the backward pass needs: C (in the type of the inputs), n and m before every stretch but
+    the first; None if there is one.
 
-    C is rounded as where it enters a product. Every stretch starts from the forward pass' C, so that these errors do not add up.
+    C is rounded as where it enters a product. Every stretch starts from the forward pass' C, so
+    that these errors do not add up.
     """
 
     C: Float[Array, "B H G K V"] | None = None
@@ -33,10 +44,25 @@ def by_head(x: Float[Array, "B T H K"]) -> Float[Array, "B T H*K"]:
 
 
 def call_forward(
-    settings: Settings, q: Keys, k: Keys, v: Values, numbers: Numbers, state: MLSTMState | None, *, keep: bool
+    settings: Settings,
+    q: Keys,
+    k: Keys,
+    v: Values,
+    numbers: Numbers,
+    state: MLSTMState | None,
+    *,
+    keep: bool,
 ) -> tuple[Values, Float[Array, "B H K V"], Float[Array, "B H K"], Kept | None]:
     """(h, C and n after the last chunk, what the backward pass needs if it is to be kept)."""
-    call = forward_call(settings, q.dtype, numbers.shape, q.shape[-1], v.shape[-1], keep=keep, given=state is not None)
+    call = forward_call(
+        settings,
+        q.dtype,
+        numbers.shape,
+        q.shape[-1],
+        v.shape[-1],
+        keep=keep,
+        given=state is not None,
+    )
     h, C, n, *kept = call(by_head(q), by_head(k), by_head(v), numbers, *given_state(state))
     return h.reshape(v.shape), C, n[:, :, 0], Kept(*kept) if keep else None
 
@@ -45,11 +71,26 @@ def given_state(state: MLSTMState | None) -> tuple[Array | None, Array | None, A
     """C `B H K V`, n `B H 1 K`, m `B H 1 128`, or three times None."""
     if state is None:
         return None, None, None
-    return state.C, state.n[:, :, None], jnp.broadcast_to(state.m[:, :, None, None], (*state.m.shape, 1, LANES))
+    return (
+        state.C,
+        state.n[:, :, None],
+        jnp.broadcast_to(state.m[:, :, None, None], (*state.m.shape, 1, LANES)),
+    )
 
 
-def forward_call(settings: Settings, dtype: Any, numbers: tuple[int, ...], key_dim: int, value_dim: int, *, keep: bool, given: bool) -> Any:
-    """The Pallas call on (q, k, v as `B T H*K`, numbers of the given shape, C0, n0, m0 as `given_state` makes them)."""
+def forward_call(
+    settings: Settings,
+    dtype: Any,
+    numbers: tuple[int, ...],
+    key_dim: int,
+    value_dim: int,
+    *,
+    keep: bool,
+    given: bool,
+) -> Any:
+    """The Pallas call on (q, k, v as `B T H*K`, numbers of the given shape, C0, n0, m0 as
+    `given_state` makes them).
+    """
     batch, heads, chunks, rows, size = numbers
     spacing = settings.spacing
     stretches = -(-chunks // spacing)
@@ -61,7 +102,9 @@ def forward_call(settings: Settings, dtype: Any, numbers: tuple[int, ...], key_d
         return pl.BlockSpec((1, 1, *shape), lambda b, h, n: (b, h, 0, 0))
 
     def per_stretch(*shape: int) -> pl.BlockSpec:
-        return pl.BlockSpec((1, 1, 1, *shape), lambda b, h, n: (b, h, jnp.maximum(n // spacing - 1, 0), 0, 0))
+        return pl.BlockSpec(
+            (1, 1, 1, *shape), lambda b, h, n: (b, h, jnp.maximum(n // spacing - 1, 0), 0, 0)
+        )
 
     outs = [
         ((batch, chunks * size, heads * value_dim), dtype, tokens(value_dim)),
@@ -71,7 +114,11 @@ def forward_call(settings: Settings, dtype: Any, numbers: tuple[int, ...], key_d
     if keep and stretches > 1:
         outs += [
             ((batch, heads, stretches - 1, *shape), kind, per_stretch(*shape))
-            for shape, kind in (((key_dim, value_dim), dtype), ((1, key_dim), jnp.float32), ((1, LANES), jnp.float32))
+            for shape, kind in (
+                ((key_dim, value_dim), dtype),
+                ((1, key_dim), jnp.float32),
+                ((1, LANES), jnp.float32),
+            )
         ]
     pairs = batch * heads * chunks * size
     return pl.pallas_call(
@@ -88,12 +135,20 @@ def forward_call(settings: Settings, dtype: Any, numbers: tuple[int, ...], key_d
         ],
         out_specs=[block for _, _, block in outs],
         out_shape=[jax.ShapeDtypeStruct(shape, kind) for shape, kind, _ in outs],
-        scratch_shapes=[pltpu.VMEM((1, LANES), jnp.float32), pltpu.VMEM((key_dim, size), dtype), pltpu.SemaphoreType.DMA],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT),
+        scratch_shapes=[
+            pltpu.VMEM((1, LANES), jnp.float32),
+            pltpu.VMEM((key_dim, size), dtype),
+            pltpu.SemaphoreType.DMA,
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
+        ),
         cost_estimate=pl.CostEstimate(
             flops=pairs * (2 * size * (key_dim + value_dim) + 4 * key_dim * value_dim),
             transcendentals=pairs * size,
-            bytes_accessed=forward_bytes(settings, dtype, numbers, key_dim, value_dim, keep=keep, given=given),
+            bytes_accessed=forward_bytes(
+                settings, dtype, numbers, key_dim, value_dim, keep=keep, given=given
+            ),
         ),
         interpret=settings.interpret,
         name="mlstm_forward",
@@ -101,9 +156,18 @@ def forward_call(settings: Settings, dtype: Any, numbers: tuple[int, ...], key_d
 
 
 def forward_bytes(
-    settings: Settings, dtype: Any, numbers: tuple[int, ...], key_dim: int, value_dim: int, *, keep: bool, given: bool
+    settings: Settings,
+    dtype: Any,
+    numbers: tuple[int, ...],
+    key_dim: int,
+    value_dim: int,
+    *,
+    keep: bool,
+    given: bool,
 ) -> int:
-    """Bytes that the forward kernel moves between HBM and VMEM; states before the first and after the last chunk included."""
+    """Bytes that the forward kernel moves between HBM and VMEM; states before the first and after
+    the last chunk included.
+    """
     batch, heads, chunks, rows, size = numbers
     state = 4 * key_dim * (value_dim + 1)
     per_token = 2 * (key_dim + value_dim) * jnp.dtype(dtype).itemsize + 4 * rows
@@ -113,11 +177,15 @@ def forward_bytes(
 
 
 def _kernel(settings: Settings, chunks: int, value_dim: int, *, keep: bool) -> Any:
-    """One chunk of one head. C and n are the blocks of the last state, which stay in VMEM from the first chunk to the last."""
+    """One chunk of one head. C and n are the blocks of the last state, which stay in VMEM from the
+    first chunk to the last.
+    """
     spacing, normalise = settings.spacing, settings.normalise
     tile, dot = tile_of(value_dim), products(settings.interpret)
 
-    def kernel(q_ref, k_ref, v_ref, numbers_ref, C0_ref, n0_ref, m0_ref, h_ref, C_ref, n_ref, *rest):
+    def kernel(
+        q_ref, k_ref, v_ref, numbers_ref, C0_ref, n0_ref, m0_ref, h_ref, C_ref, n_ref, *rest
+    ):
         *kept_refs, m_ref, k_turned_ref, arrived = rest
         b, h, chunk = (pl.program_id(axis) for axis in range(3))
 
@@ -172,12 +240,16 @@ def _kernel(settings: Settings, chunks: int, value_dim: int, *, keep: bool) -> A
 
 
 def tile_of(width: int, longest: int = 512) -> int:
-    """The widest part of K or V, a multiple of 128 up to `longest`, that divides it: products are taken part by part."""
+    """The widest part of K or V, a multiple of 128 up to `longest`, that divides it: products are
+    taken part by part.
+    """
     return next(tile for tile in range(longest, 0, -128) if width % tile == 0)
 
 
 def clear(ref: Any) -> None:
-    """Zeros in a matrix of a multiple of 128 rows, part by part: compiled at once it is a long program."""
+    """Zeros in a matrix of a multiple of 128 rows, part by part: compiled at once it is a long
+    program.
+    """
 
     def step(i: Array, _: None) -> None:
         rows = pl.ds(pl.multiple_of(i * 128, 128), 128)
@@ -186,16 +258,24 @@ def clear(ref: Any) -> None:
     lax.fori_loop(0, ref.shape[0] // 128, step, None)
 
 
-def denominator(S: Float[Array, "L L"], w: Float[Array, "L 1"], q: Float[Array, "L K"], n: Float[Array, "1 K"]) -> Float[Array, "L 1"]:
-    """n·q of each token, with what the chunk itself adds to n: rows of the weighted pairs S, and the n before the chunk."""
-    return jnp.sum(S, axis=1, keepdims=True) + w * jnp.sum(q.astype(jnp.float32) * n, axis=1, keepdims=True)
+def denominator(
+    S: Float[Array, "L L"], w: Float[Array, "L 1"], q: Float[Array, "L K"], n: Float[Array, "1 K"]
+) -> Float[Array, "L 1"]:
+    """n·q of each token, with what the chunk itself adds to n: rows of the weighted pairs S, and
+    the n before the chunk.
+    """
+    return jnp.sum(S, axis=1, keepdims=True) + w * jnp.sum(
+        q.astype(jnp.float32) * n, axis=1, keepdims=True
+    )
 
 
 def products(interpret: Any) -> Any:
-    """dot(x, y, contract) of two matrices with float32 sums; contract names the axis of each that is summed over.
+    """dot(x, y, contract) of two matrices with float32 sums; contract names the axis of each that
+    is summed over.
 
-    The matrix unit multiplies bfloat16; six passes of it make a float32 product. XLA on a CPU has no product of bfloat16 with sums in
-    float32 for every layout: interpreted, the same numbers are multiplied as float32, in which their products are exact.
+    The matrix unit multiplies bfloat16; six passes of it make a float32 product. XLA on a CPU has
+    no product of bfloat16 with sums in float32 for every layout: interpreted, the same numbers are
+    multiplied as float32, in which their products are exact.
     """
 
     def dot(x: Array, y: Array, contract: tuple[int, int] = (1, 0)) -> Array:

@@ -1,12 +1,16 @@
-"""The gates in the mLSTM's TPU kernels. XLA adds up the forget gates within each chunk; maxima and exponentials are the kernels' own.
+"""The gates in the mLSTM's TPU kernels. XLA adds up the forget gates within each chunk; maxima and
+exponentials are the kernels' own.
 
-With b_t = log f_1 + ... + log f_t within the chunk, m0 the stabiliser before it, and s over the tokens of t's document in the chunk:
-  col_s = log i_s - b_s          m_t = b_t - row_t          row_t = -max(m0, max_{s <= t} bound_s)   (sigmoid gate: m = 0, row_t = b_t)
-  D_ts = exp(row_t + col_s) / sqrt(K)                       bound_s = col_s, at a document's first token max(log i_s, log f_s) - b_s
-  w_t = exp(row_t + m0) / sqrt(K)                           kept_s = exp(row_L + col_s)
-  floor_t = exp(-m_t)                                       w_last = exp(row_L + m0)
-m0 and w count before the chunk's first reset only, kept after its last. So a token brings two numbers from memory (four with documents),
-and row_t + col_s, the difference of two numbers of which one is the maximum, is rounded once.
+With b_t = log f_1 + ... + log f_t within the chunk, m0 the stabiliser before it, and s over the
+tokens of t's document in the chunk:
+  col_s = log i_s - b_s          m_t = b_t - row_t          row_t = -max(m0, max_{s <= t} bound_s)
+  (sigmoid gate: m = 0, row_t = b_t) D_ts = exp(row_t + col_s) / sqrt(K)
+  bound_s = col_s, at a document's first token max(log i_s, log f_s) - b_s w_t = exp(row_t + m0) /
+  sqrt(K)                           kept_s = exp(row_L + col_s) floor_t = exp(-m_t)
+  w_last = exp(row_L + m0)
+m0 and w count before the chunk's first reset only, kept after its last. So a token brings two
+numbers from memory (four with documents), and row_t + col_s, the difference of two numbers of which
+one is the maximum, is rounded once.
 """
 
 import math
@@ -26,7 +30,9 @@ Numbers = Float[Array, "B H N R L"]  # the rows of each chunk
 
 
 class Settings(NamedTuple):
-    """What a call is compiled for: L, chunks between two kept states, the kind of gate, eps, 1/sqrt(K), how to interpret."""
+    """What a call is compiled for: L, chunks between two kept states, the kind of gate, eps,
+    1/sqrt(K), how to interpret.
+    """
 
     size: int
     spacing: int
@@ -37,7 +43,8 @@ class Settings(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The numbers of a chunk's tokens, a token per lane; without documents there are two, and bound is col.
+    """The numbers of a chunk's tokens, a token per lane; without documents there are two, and bound
+    is col.
 
     document counts the resets in the chunk up to each token; None if it can have none.
     """
@@ -65,8 +72,12 @@ class Columns(NamedTuple):
 
 
 def pack(log_i: Gates, log_f: Gates, starts: TokenFlags | None, size: int) -> Numbers:
-    """col and b of each chunk, and document and bound if there are documents. log_i may be -inf (padding)."""
-    log_i, log_f = (jnp.moveaxis(x, 1, 2).reshape(x.shape[0], x.shape[2], -1, size) for x in (log_i, log_f))
+    """col and b of each chunk, and document and bound if there are documents. log_i may be -inf
+    (padding).
+    """
+    log_i, log_f = (
+        jnp.moveaxis(x, 1, 2).reshape(x.shape[0], x.shape[2], -1, size) for x in (log_i, log_f)
+    )
     b = jnp.cumsum(log_f, axis=-1)
     rows = [log_i - b, b]
     if starts is not None:
@@ -82,13 +93,19 @@ def rows_of(numbers: Float[Array, "R L"]) -> Rows:
     return Rows(col, b, *(documents or (None, col)))
 
 
-def last_stabiliser(settings: Settings, numbers: Numbers, m0: Float[Array, "B H"]) -> Float[Array, "B H"]:
-    """m after the last chunk, by the kernels' own steps; where nobody takes the last state, XLA leaves it out."""
+def last_stabiliser(
+    settings: Settings, numbers: Numbers, m0: Float[Array, "B H"]
+) -> Float[Array, "B H"]:
+    """m after the last chunk, by the kernels' own steps; where nobody takes the last state, XLA
+    leaves it out.
+    """
     if not settings.normalise:
         return jnp.zeros_like(m0)
 
     def step(m: Float[Array, "B H 1 1"], numbers: Float[Array, "B H R L"]) -> tuple[Array, None]:
-        return jax.vmap(jax.vmap(lambda numbers, m: end_of_chunk(settings, rows_of(numbers), m).m))(numbers, m), None
+        return jax.vmap(jax.vmap(lambda numbers, m: end_of_chunk(settings, rows_of(numbers), m).m))(
+            numbers, m
+        ), None
 
     return lax.scan(step, m0[..., None, None], jnp.moveaxis(numbers, 2, 0))[0][..., 0, 0]
 
@@ -109,9 +126,9 @@ def weights_of_chunk(
 ) -> tuple[Float[Array, "L L"], Columns, Bool[Array, "L L"]]:
     """D, the columns, and the pairs (t, s) in which t reads s.
 
-    All but D is computed with a token per lane, one register for 128 tokens, and turned once: with a token per sublane, and the maxima
-    taken from a matrix like D, a chunk of 128 tokens at K = V = 384 has 150 more bundles than 1,530 on a v5e (benchmarks/aot_tpu.py says
-    how to count).
+    All but D is computed with a token per lane, one register for 128 tokens, and turned once: with
+    a token per sublane, and the maxima taken from a matrix like D, a chunk of 128 tokens at K = V =
+    384 has 150 more bundles than 1,530 on a v5e (benchmarks/aot_tpu.py says how to count).
     """
     goes_on, row = True if rows.document is None else rows.document == 0, rows.b
     if settings.normalise:
@@ -119,7 +136,9 @@ def weights_of_chunk(
     scaled = row + math.log(settings.scale)
     w = jnp.where(goes_on, jnp.exp(scaled + m0), 0)
     numbers = (scaled, w, _kept(rows, end), jnp.exp(row - rows.b))
-    scaled, w, kept, floor, *document = turned(*numbers) if rows.document is None else turned(*numbers, rows.document)
+    scaled, w, kept, floor, *document = (
+        turned(*numbers) if rows.document is None else turned(*numbers, rows.document)
+    )
 
     size = rows.col.shape[1]
     t, s = (lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1))
@@ -141,14 +160,18 @@ def gate_gradients(
     k_dk: Float[Array, "L 1"],
     overlap: Float[Array, "1 1"],
 ) -> Float[Array, "2 L"]:
-    """Cotangents of log i and log f, from q·dq and k·dk per token and <C, dC> + <n, dn> after the chunk.
+    """Cotangents of log i and log f, from q·dq and k·dk per token and <C, dC> + <n, dn> after the
+    chunk.
 
-    log i_s only ever scales k_s. log f_s scales all that the tokens from s on read of what was written before s, as well as the state
-    after the chunk, if s belongs to its last document. (Of a document's first token the caller makes 0: it has no state to act on.)
+    log i_s only ever scales k_s. log f_s scales all that the tokens from s on read of what was
+    written before s, as well as the state after the chunk, if s belongs to its last document. (Of a
+    document's first token the caller makes 0: it has no state to act on.)
     """
     t, s = (lax.broadcasted_iota(jnp.int32, pairs.shape, axis) for axis in (0, 1))
     d_log_i = jnp.sum(jnp.where(t == s, k_dk, 0), axis=0, keepdims=True)
-    d_log_f = jnp.sum(jnp.where(pairs, q_dq - k_dk, 0), axis=0, keepdims=True) + jnp.where(_after_last_reset(rows), overlap, 0)
+    d_log_f = jnp.sum(jnp.where(pairs, q_dq - k_dk, 0), axis=0, keepdims=True) + jnp.where(
+        _after_last_reset(rows), overlap, 0
+    )
     return jnp.where(lax.broadcasted_iota(jnp.int32, (2, pairs.shape[0]), 0) == 0, d_log_i, d_log_f)
 
 
@@ -162,8 +185,12 @@ def turned(*rows: Float[Array, "1 L"]) -> list[Float[Array, "L 1"]]:
     return [columns[:, i : i + 1] for i in range(len(rows))]
 
 
-def _running_maximum(x: Float[Array, "1 L"], document: Float[Array, "1 L"] | None) -> Float[Array, "1 L"]:
-    """max_{s <= t} x_s over t's document: each step doubles how far it looks back, and what comes round from the end is left out."""
+def _running_maximum(
+    x: Float[Array, "1 L"], document: Float[Array, "1 L"] | None
+) -> Float[Array, "1 L"]:
+    """max_{s <= t} x_s over t's document: each step doubles how far it looks back, and what comes
+    round from the end is left out.
+    """
     lane, step = lax.broadcasted_iota(jnp.int32, x.shape, 1), 1
     while step < x.shape[1]:
         inside = lane >= step
@@ -184,4 +211,8 @@ def _kept(rows: Rows, end: End) -> Float[Array, "1 L"]:
 
 
 def _after_last_reset(rows: Rows) -> Array | bool:
-    return True if rows.document is None else rows.document == rows.document[:, rows.document.shape[1] - 1 :]
+    return (
+        True
+        if rows.document is None
+        else rows.document == rows.document[:, rows.document.shape[1] - 1 :]
+    )

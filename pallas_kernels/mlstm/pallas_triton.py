@@ -1,8 +1,11 @@
-"""The mLSTM on NVIDIA GPUs from Ampere on (sm_80), through Pallas' Triton lowering: four kernels, forward and backward.
+"""The mLSTM on NVIDIA GPUs from Ampere on (sm_80), through Pallas' Triton lowering: four kernels,
+forward and backward.
 
-A walk over the chunks keeps one tile of C in registers as float32 and leaves the state before every chunk, rounded to the type of the
-inputs, for the products that read it; all chunks' outputs follow in parallel. The backward pass walks twice, forward to have the states
-again (keeping them would cost 2·K·V/L bytes per token) and back with dC, and then takes dq, dk and dv of all chunks in parallel.
+A walk over the chunks keeps one tile of C in registers as float32 and leaves the state before every
+chunk, rounded to the type of the inputs, for the products that read it; all chunks' outputs follow
+in parallel. The backward pass walks twice, forward to have the states again (keeping them would
+cost 2·K·V/L bytes per token) and back with dC, and then takes dq, dk and dv of all chunks in
+parallel.
 """
 
 import functools
@@ -23,7 +26,8 @@ from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
 
 CHUNKS = (16, 32, 64, 128)  # a chunk's L·L weights are in registers
 
-_TOO_OLD = ("Tesla", "V100", "P100", "T4", "GTX", "TITAN", "Quadro", "RTX 20", "AMD", "Radeon")  # device kinds without sm_80's products
+# device kinds without sm_80's products
+_TOO_OLD = ("Tesla", "V100", "P100", "T4", "GTX", "TITAN", "Quadro", "RTX 20", "AMD", "Radeon")
 
 
 def mlstm_pallas_triton(
@@ -41,17 +45,29 @@ def mlstm_pallas_triton(
 ) -> tuple[Values, MLSTMState]:
     """The backend "pallas_triton": bfloat16, float16 and float32 (three TF32 products for each).
 
-    K and V are filled up with zeros to a power of two up to 64 and to a multiple of 64 beyond; T to a multiple of the chunk.
-    Raises NotImplementedError for T = 1, float64, mixed types, other chunk sizes than CHUNKS, and devices before sm_80.
+    K and V are filled up with zeros to a power of two up to 64 and to a multiple of 64 beyond; T to
+    a multiple of the chunk. Raises NotImplementedError for T = 1, float64, mixed types, other chunk
+    sizes than CHUNKS, and devices before sm_80.
     """
     mode = interpret_mode("gpu")
     kind = target_device()[1]
     if mode is False and any(name in kind for name in _TOO_OLD):
-        raise NotImplementedError(f"it needs an NVIDIA GPU with sm_80 or later, and this program is lowered for a {kind}")
+        raise NotImplementedError(
+            f"it needs an NVIDIA GPU with sm_80 or later, and this program is lowered for a {kind}"
+        )
     if mode not in (False, True):
-        raise NotImplementedError("it is interpreted by interpret=True alone, there is no simulator for Triton kernels")
-    if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
-        raise NotImplementedError(f"q, k, v must be all bfloat16, float16 or float32; they are {q.dtype}, {k.dtype}, {v.dtype}")
+        raise NotImplementedError(
+            "it is interpreted by interpret=True alone, there is no simulator for Triton kernels"
+        )
+    if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in (
+        jnp.bfloat16,
+        jnp.float16,
+        jnp.float32,
+    ):
+        raise NotImplementedError(
+            f"q, k, v must be all bfloat16, float16 or float32; they are {q.dtype}, {k.dtype}, "
+            f"{v.dtype}"
+        )
     time, key_dim, value_dim = q.shape[1], q.shape[-1], v.shape[-1]
     if time == 1:
         raise NotImplementedError('it is for sequences, one step is "recurrent"')
@@ -64,37 +80,60 @@ def mlstm_pallas_triton(
     q, k, v = (_fill_time(_fill_last(x), size, 0) for x in (q, k, v))
     log_i, log_f = _fill_time(log_i, size, -jnp.inf), _fill_time(log_f, size, 0)
     starts = None if starts is None else _fill_time(starts, size, False)
-    state = MLSTMState(_fill_last(jnp.swapaxes(_fill_last(jnp.swapaxes(state.C, 2, 3)), 2, 3)), _fill_last(state.n), state.m)
+    state = MLSTMState(
+        _fill_last(jnp.swapaxes(_fill_last(jnp.swapaxes(state.C, 2, 3)), 2, 3)),
+        _fill_last(state.n),
+        state.m,
+    )
     options = kernels.Options(mode, normalise, eps, key_dim**-0.5, blocks._replace(chunk=size))
     h, state = _mlstm(options, q, k, v, log_i, log_f, state, starts)
-    return h[:, :time, :, :value_dim], MLSTMState(state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m)
+    return h[:, :time, :, :value_dim], MLSTMState(
+        state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m
+    )
 
 
 def default_blocks(
-    time: int, key_dim: int, value_dim: int, dtype: DTypeLike, device_kind: str, measured: int | None = None
+    time: int,
+    key_dim: int,
+    value_dim: int,
+    dtype: DTypeLike,
+    device_kind: str,
+    measured: int | None = None,
 ) -> kernels.Blocks:
-    """Sizes for which no kernel spills registers (docs/aot_gpu.md); L is the measured one, or the longest of those.
+    """Sizes for which no kernel spills registers (docs/aot_gpu.md); L is the measured one, or the
+    longest of those.
 
-    A chunk's state is written and read once: 4·K·V/L bytes per token in bfloat16, against 4·(K+V) for q, k, v and h. At L = 128 that is 1.0
-    to 1.5 KB for heads of 128/256 and 8.2 to 4.1 KB for 512/512. The work within chunks is 2·L·(K·V/wide + V) products per token against
-    4·K·V for the state. So heads from 128 on take L = 128 on Hopper. Elsewhere operands are in registers too: L = 64 (float32, which splits
-    its operands: 32), and the state's bytes and the products then take the same time on an A100 (2 TB/s, half of 312 TFLOP/s).
-    A sequence is not filled up beyond the next power of two.
+    A chunk's state is written and read once: 4·K·V/L bytes per token in bfloat16, against 4·(K+V)
+    for q, k, v and h. At L = 128 that is 1.0 to 1.5 KB for heads of 128/256 and 8.2 to 4.1 KB for
+    512/512. The work within chunks is 2·L·(K·V/wide + V) products per token against 4·K·V for the
+    state. So heads from 128 on take L = 128 on Hopper. Elsewhere operands are in registers too: L =
+    64 (float32, which splits its operands: 32), and the state's bytes and the products then take
+    the same time on an A100 (2 TB/s, half of 312 TFLOP/s). A sequence is not filled up beyond the
+    next power of two.
     """
     hopper = HOPPER.search(device_kind) is not None
     if jnp.dtype(dtype) == jnp.float32:
-        chunk, blocks = 64 if hopper else 32, kernels.Blocks(0, tall=64, wide=64, keys=32, deep=32, warps=8)
+        chunk, blocks = (
+            64 if hopper else 32,
+            kernels.Blocks(0, tall=64, wide=64, keys=32, deep=32, warps=8),
+        )
     else:
         wide_heads = key_dim * value_dim >= 128 * 128
-        chunk, deep = 128 if hopper and wide_heads else 64, 64 if hopper else 32  # deep 64: 56 bytes of spills on an A100
-        keys = 64 if hopper or jnp.dtype(dtype) == jnp.bfloat16 else 32  # 64: 104 bytes of spills in float16 on an A100
+        # deep 64: 56 bytes of spills on an A100
+        chunk, deep = 128 if hopper and wide_heads else 64, 64 if hopper else 32
+        # 64: 104 bytes of spills in float16 on an A100
+        keys = 64 if hopper or jnp.dtype(dtype) == jnp.bfloat16 else 32
         blocks = kernels.Blocks(0, tall=64, wide=128, keys=keys, deep=deep, warps=8)
     return blocks._replace(chunk=min(measured or chunk, max(16, pl.next_power_of_2(time))))
 
 
 def _fill_time(x: Float[Array, "B T *D"], size: int, neutral: Any) -> Float[Array, "B N*L *D"]:
     missing = -x.shape[1] % size
-    return jnp.pad(x, ((0, 0), (0, missing), *((0, 0) for _ in x.shape[2:])), constant_values=neutral) if missing else x
+    return (
+        jnp.pad(x, ((0, 0), (0, missing), *((0, 0) for _ in x.shape[2:])), constant_values=neutral)
+        if missing
+        else x
+    )
 
 
 def _fill_last(x: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
@@ -106,16 +145,34 @@ def _fill_last(x: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mlstm(
-    options: kernels.Options, q: Keys, k: Keys, v: Values, log_i: Gates, log_f: Gates, state: MLSTMState, starts: TokenFlags | None
+    options: kernels.Options,
+    q: Keys,
+    k: Keys,
+    v: Values,
+    log_i: Gates,
+    log_f: Gates,
+    state: MLSTMState,
+    starts: TokenFlags | None,
 ) -> tuple[Values, MLSTMState]:
     """The op with all sizes filled up."""
     return _forward(options, q, k, v, log_i, log_f, state, starts)[0]
 
 
-def _forward(options: kernels.Options, q: Keys, k: Keys, v: Values, log_i: Gates, log_f: Gates, state: MLSTMState, starts: Any) -> Any:
+def _forward(
+    options: kernels.Options,
+    q: Keys,
+    k: Keys,
+    v: Values,
+    log_i: Gates,
+    log_f: Gates,
+    state: MLSTMState,
+    starts: Any,
+) -> Any:
     normalise = options.normalise
     gates = chunk_gates(log_i, log_f, state.m, starts, options.blocks.chunk, normalise=normalise)
-    C, n, last_C, last_n = kernels.walk(options, k, v, gates.kept, _if(normalise, gates.kept), gates.w_last, state.C, state.n)
+    C, n, last_C, last_n = kernels.walk(
+        options, k, v, gates.kept, _if(normalise, gates.kept), gates.w_last, state.C, state.n
+    )
     h, qn = kernels.outputs(options, q, k, v, gates, C, n)
     after = MLSTMState(last_C, last_n if normalise else state.n, gates.m[..., -1])
     return (h, after), (q, k, v, h, qn, gates, state, starts)
@@ -126,15 +183,29 @@ def _backward(options: kernels.Options, kept: Any, cotangents: Any) -> Any:
     q, k, v, h, qn, gates, state, starts = kept
     dh, after = cotangents
     per_d, dqn = output_gradients(h, dh, qn, gates.floor, options.eps, normalise=normalise)
-    C, n, _, _ = kernels.walk(options, k, v, gates.kept, _if(normalise, gates.kept), gates.w_last, state.C, state.n)
+    C, n, _, _ = kernels.walk(
+        options, k, v, gates.kept, _if(normalise, gates.kept), gates.w_last, state.C, state.n
+    )
     to_state = options.scale * gates.w
     d_n = _if(normalise, after.n)
-    dC, dn, first_dC, first_dn = kernels.walk(options, q, dh, to_state * per_d, to_state * dqn, gates.w_last, after.C, d_n, reverse=True)
-    dq, dk, q_dq, k_dk, overlap = kernels.keys(options, q, k, v, dh, gates, per_d, dqn, C, dC, n, dn)
+    dC, dn, first_dC, first_dn = kernels.walk(
+        options, q, dh, to_state * per_d, to_state * dqn, gates.w_last, after.C, d_n, reverse=True
+    )
+    dq, dk, q_dq, k_dk, overlap = kernels.keys(
+        options, q, k, v, dh, gates, per_d, dqn, C, dC, n, dn
+    )
     dv = kernels.values(options, q, k, dh, gates, per_d, dC)
     d_log_i, d_log_f = gate_gradients(q_dq, k_dk, overlap, starts)
     dm = jnp.sum(state.C * first_dC, axis=(-2, -1)) + jnp.sum(state.n * first_dn, axis=-1)
-    return dq, dk, dv, d_log_i, d_log_f, MLSTMState(first_dC, _if(normalise, first_dn), _if(normalise, dm)), None
+    return (
+        dq,
+        dk,
+        dv,
+        d_log_i,
+        d_log_f,
+        MLSTMState(first_dC, _if(normalise, first_dn), _if(normalise, dm)),
+        None,
+    )
 
 
 _mlstm.defvjp(_forward, _backward)

@@ -2,10 +2,12 @@
 
 With the numbers of gates.py, y = numerator, d = max(|qn|, floor) + eps, s = 1/sqrt(K), per chunk:
 
-  walk      C' = w_last C + sum_t k_t kept_t v_t             dC = w_last dC' + sum_t q_t (s w_t / d_t) dh_t           likewise n, dn
-  outputs   h_t = (sum_s s D_ts (q_t·k_s) v_s + s w_t q_t C) / d_t
-  keys      dS_ts = s D_ts (dh_t·v_s / d_t + dqn_t)           dq_t = sum_s dS_ts k_s + s w_t (C dh_t / d_t + n dqn_t)
-            dk_s = sum_t dS_ts q_t + kept_s (dC' v_s + dn')   <C', dC'> = w_last <C, dC'> + sum_s kept_s k_s·(dC' v_s)
+  walk      C' = w_last C + sum_t k_t kept_t v_t             dC = w_last dC' + sum_t q_t (s w_t /
+  d_t) dh_t           likewise n, dn outputs   h_t = (sum_s s D_ts (q_t·k_s) v_s + s w_t q_t C) /
+  d_t keys      dS_ts = s D_ts (dh_t·v_s / d_t + dqn_t)           dq_t = sum_s dS_ts k_s + s w_t (C
+  dh_t / d_t + n dqn_t)
+            dk_s = sum_t dS_ts q_t + kept_s (dC' v_s + dn')   <C', dC'> = w_last <C, dC'> + sum_s
+            kept_s k_s·(dC' v_s)
   values    dv_s = sum_t s D_ts (q_t·k_s) dh_t / d_t + kept_s k_s dC'
 """
 
@@ -23,7 +25,9 @@ from pallas_kernels.typing import Keys, Values
 
 
 class Blocks(NamedTuple):
-    """Sizes of the kernels: tokens per chunk, and the longest tiles, each a power of two. A tile is halved until it divides its axis."""
+    """Sizes of the kernels: tokens per chunk, and the longest tiles, each a power of two. A tile is
+    halved until it divides its axis.
+    """
 
     chunk: int
     tall: int  # rows of C (K) per program of the walk
@@ -48,9 +52,12 @@ def _tile(size: int, longest: int) -> int:
     return longest if size % longest == 0 else _tile(size, longest // 2)
 
 
-def _call(kernel: Any, options: Options, grid: tuple[int, ...], ins: Any, outs: Any) -> tuple[Array, ...]:
+def _call(
+    kernel: Any, options: Options, grid: tuple[int, ...], ins: Any, outs: Any
+) -> tuple[Array, ...]:
     """One kernel: ins are pairs of (array, block), outs triples of (shape, dtype, block)."""
-    from jax.experimental.pallas import triton  # jaxlib without a GPU has it too; only this backend pays for the import
+    # jaxlib without a GPU has it too; only this backend pays for the import
+    from jax.experimental.pallas import triton
 
     return pl.pallas_call(
         kernel,
@@ -63,10 +70,14 @@ def _call(kernel: Any, options: Options, grid: tuple[int, ...], ins: Any, outs: 
     )(*[x for x, _ in ins])
 
 
-def _dot(x: Array, y: Array, contract: tuple[int, int] = (1, 0), *, tensor_cores: bool = True) -> Array:
-    """A product of two matrices with float32 sums; contract names the axis of each that is summed over.
+def _dot(
+    x: Array, y: Array, contract: tuple[int, int] = (1, 0), *, tensor_cores: bool = True
+) -> Array:
+    """A product of two matrices with float32 sums; contract names the axis of each that is summed
+    over.
 
-    Two float32 matrices are multiplied as three TF32 products of their upper and lower halves, off by about 2^-21; on a CPU exactly.
+    Two float32 matrices are multiplied as three TF32 products of their upper and lower halves, off
+    by about 2^-21; on a CPU exactly.
     """
     split = x.dtype == jnp.float32 and tensor_cores
     precision = lax.DotAlgorithmPreset.TF32_TF32_F32_X3 if split else lax.Precision.HIGHEST
@@ -84,18 +95,25 @@ def _decays(row: Any, col: Any, document: Any) -> Float[Array, "L L"]:
 
 
 class _Blocks:
-    """Blocks of the kernels whose grid is (tiles, N, B·H): a chunk, whole or one tile of its last axis."""
+    """Blocks of the kernels whose grid is (tiles, N, B·H): a chunk, whole or one tile of its last
+    axis.
+    """
 
     def __init__(self, heads: int, size: int) -> None:
         self.heads, self.size = heads, size
 
     def tokens(self, width: int, tiled: bool = False) -> pl.BlockSpec:
         """Of `B T H K`."""
-        return pl.BlockSpec((None, self.size, None, width), lambda j, n, g: (g // self.heads, n, g % self.heads, j if tiled else 0))
+        return pl.BlockSpec(
+            (None, self.size, None, width),
+            lambda j, n, g: (g // self.heads, n, g % self.heads, j if tiled else 0),
+        )
 
     def numbers(self) -> pl.BlockSpec:
         """Of `B H T`."""
-        return pl.BlockSpec((None, None, self.size), lambda j, n, g: (g // self.heads, g % self.heads, n))
+        return pl.BlockSpec(
+            (None, None, self.size), lambda j, n, g: (g // self.heads, g % self.heads, n)
+        )
 
     def document(self) -> pl.BlockSpec:
         """Of `B T`."""
@@ -105,7 +123,12 @@ class _Blocks:
         """Of `B H N ...`; tiled is the axis of shape that the tiles run along."""
 
         def place(j, n, g):
-            return g // self.heads, g % self.heads, n, *(j if axis == tiled else 0 for axis in range(len(shape)))
+            return (
+                g // self.heads,
+                g % self.heads,
+                n,
+                *(j if axis == tiled else 0 for axis in range(len(shape))),
+            )
 
         return pl.BlockSpec((None, None, None, *shape), place)
 
@@ -121,8 +144,15 @@ def walk(
     z: Float[Array, "B H K"],
     *,
     reverse: bool = False,
-) -> tuple[Float[Array, "B H N K V"], Float[Array, "B H N K"], Float[Array, "B H K V"], Float[Array, "B H K"]]:
-    """X <- w_last X + sum of a_t x_t y_t and z <- w_last z + sum of b_t x_t, chunk by chunk: X and z before each chunk, and the last."""
+) -> tuple[
+    Float[Array, "B H N K V"],
+    Float[Array, "B H N K"],
+    Float[Array, "B H K V"],
+    Float[Array, "B H K"],
+]:
+    """X <- w_last X + sum of a_t x_t y_t and z <- w_last z + sum of b_t x_t, chunk by chunk: X and
+    z before each chunk, and the last.
+    """
     batch, time, heads, key_dim = x.shape
     value_dim, blocks = y.shape[-1], options.blocks
     size = blocks.chunk
@@ -147,19 +177,35 @@ def walk(
         pl.when(first)(lambda: z_last.__setitem__(..., z))
 
     def tokens(width: int, axis: int) -> pl.BlockSpec:
-        return pl.BlockSpec((None, time, None, width), lambda *at: (at[2] // heads, 0, at[2] % heads, at[axis]))
+        return pl.BlockSpec(
+            (None, time, None, width), lambda *at: (at[2] // heads, 0, at[2] % heads, at[axis])
+        )
 
     def per_head(*block: int, axes: tuple[int | None, ...]) -> pl.BlockSpec:
         def place(*at):
-            return at[2] // heads, at[2] % heads, *(0 if axis is None else at[axis] for axis in axes)
+            return (
+                at[2] // heads,
+                at[2] % heads,
+                *(0 if axis is None else at[axis] for axis in axes),
+            )
 
         return pl.BlockSpec((None, None, *block), place)
 
     numbers = per_head(time, axes=(None,))
     matrix, vector = per_head(tall, wide, axes=(0, 1)), per_head(tall, axes=(0,))
-    ins = [(x, tokens(tall, 0)), (y, tokens(wide, 1)), (a, numbers), (b, numbers), (w_last, per_head(chunks, axes=(None,)))]
+    ins = [
+        (x, tokens(tall, 0)),
+        (y, tokens(wide, 1)),
+        (a, numbers),
+        (b, numbers),
+        (w_last, per_head(chunks, axes=(None,))),
+    ]
     outs = [
-        ((batch, heads, chunks, key_dim, value_dim), y.dtype, per_head(chunks, tall, wide, axes=(None, 0, 1))),
+        (
+            (batch, heads, chunks, key_dim, value_dim),
+            y.dtype,
+            per_head(chunks, tall, wide, axes=(None, 0, 1)),
+        ),
         ((batch, heads, chunks, key_dim), jnp.float32, per_head(chunks, tall, axes=(None, 0))),
         (X.shape, jnp.float32, matrix),
         (z.shape, jnp.float32, vector),
@@ -180,7 +226,11 @@ def outputs(
     """h, and qn for the backward pass, from the state before each chunk."""
     batch, time, heads, key_dim = q.shape
     _, normalise, eps, scale, (size, *_) = options
-    at, wide, deep = _Blocks(heads, size), _tile(v.shape[-1], options.blocks.wide), _tile(key_dim, options.blocks.deep)
+    at, wide, deep = (
+        _Blocks(heads, size),
+        _tile(v.shape[-1], options.blocks.wide),
+        _tile(key_dim, options.blocks.deep),
+    )
     dot = functools.partial(_dot, tensor_cores=not options.interpret)
 
     def mlstm_outputs(q, k, v, row, col, w, floor, document, C, n, h, qn_out):
@@ -191,7 +241,13 @@ def outputs(
             ks = pl.ds(i * deep, deep)
             qs = q[:, ks]
             S, from_C = S + dot(qs, k[:, ks], (1, 1)), from_C + dot(qs, C[ks, :])
-            return S, from_C, from_n + jnp.sum(qs.astype(jnp.float32) * n[ks][None, :], axis=1) if normalise else from_n
+            return (
+                S,
+                from_C,
+                from_n + jnp.sum(qs.astype(jnp.float32) * n[ks][None, :], axis=1)
+                if normalise
+                else from_n,
+            )
 
         empty = (jnp.zeros(shape, jnp.float32) for shape in ((size, size), (size, wide), (size,)))
         S, from_C, from_n = lax.fori_loop(0, key_dim // deep, step, tuple(empty))
@@ -205,7 +261,13 @@ def outputs(
 
     numbers = [(x, at.numbers()) for x in (gates.row, gates.col, gates.w, gates.floor)]
     states = [(C, at.chunk(key_dim, wide, tiled=1)), (n, at.chunk(key_dim))]
-    ins = [(q, at.tokens(key_dim)), (k, at.tokens(key_dim)), (v, at.tokens(wide, True)), *numbers, (gates.document, at.document())]
+    ins = [
+        (q, at.tokens(key_dim)),
+        (k, at.tokens(key_dim)),
+        (v, at.tokens(wide, True)),
+        *numbers,
+        (gates.document, at.document()),
+    ]
     outs = [(v.shape, v.dtype, at.tokens(wide, True)), (gates.row.shape, jnp.float32, at.numbers())]
     grid = (v.shape[-1] // wide, time // size, batch * heads)
     return _call(mlstm_outputs, options, grid, ins + states, outs)
@@ -225,52 +287,127 @@ def keys(
     n: Float[Array, "B H N K"],
     dn: Float[Array, "B H N K"],
 ) -> tuple[Keys, Keys, TokenNumbers, TokenNumbers, Float[Array, "B H N"]]:
-    """dq, dk, q·dq, k·dk per token, and <C, dC> + <n, dn> after each chunk; C and n are before it, dC and dn after it."""
+    """dq, dk, q·dq, k·dk per token, and <C, dC> + <n, dn> after each chunk; C and n are before it,
+    dC and dn after it.
+    """
     batch, time, heads, key_dim = q.shape
     size, scale = options.blocks.chunk, options.scale
     value_dim = v.shape[-1]
-    at, wide, deep = _Blocks(heads, size), _tile(key_dim, options.blocks.keys), _tile(value_dim, options.blocks.deep)
+    at, wide, deep = (
+        _Blocks(heads, size),
+        _tile(key_dim, options.blocks.keys),
+        _tile(value_dim, options.blocks.deep),
+    )
     dot = functools.partial(_dot, tensor_cores=not options.interpret)
 
-    def mlstm_keys(q, k, v, dh, row, col, w, kept, per_d, dqn, document, w_last, C, dC, n, dn, dq_out, dk_out, q_dq, k_dk, overlap):
+    def mlstm_keys(
+        q,
+        k,
+        v,
+        dh,
+        row,
+        col,
+        w,
+        kept,
+        per_d,
+        dqn,
+        document,
+        w_last,
+        C,
+        dC,
+        n,
+        dn,
+        dq_out,
+        dk_out,
+        q_dq,
+        k_dk,
+        overlap,
+    ):
         def step(i: Int[Array, ""], carry: tuple[Array, ...]) -> tuple[Array, ...]:
             dS, from_C, from_dC, both = carry
             vs = pl.ds(i * deep, deep)
             values, outputs, state, d_state = v[:, vs], dh[:, vs], C[:, vs], dC[:, vs]
             dS, from_C = dS + dot(outputs, values, (1, 1)), from_C + dot(outputs, state, (1, 1))
-            return dS, from_C, from_dC + dot(values, d_state, (1, 1)), both + state.astype(jnp.float32) * d_state.astype(jnp.float32)
+            return (
+                dS,
+                from_C,
+                from_dC + dot(values, d_state, (1, 1)),
+                both + state.astype(jnp.float32) * d_state.astype(jnp.float32),
+            )
 
-        empty = (jnp.zeros(shape, jnp.float32) for shape in ((size, size), (size, wide), (size, wide), (wide, deep)))
+        empty = (
+            jnp.zeros(shape, jnp.float32)
+            for shape in ((size, size), (size, wide), (size, wide), (wide, deep))
+        )
         dS, from_C, from_dC, both = lax.fori_loop(0, value_dim // deep, step, tuple(empty))
         both = jnp.sum(both) + jnp.sum(n[...] * dn[...])
         per, dqn = per_d[:][:, None], dqn[:][:, None]
         dS = ((dS * per + dqn) * (scale * _decays(row, col, document))).astype(q.dtype)
         dq = dot(dS, k[...]) + scale * w[:][:, None] * (per * from_C + dqn * n[...][None, :])
-        dq_out[...], q_dq[...] = dq.astype(q.dtype), jnp.sum(q[...].astype(jnp.float32) * dq, axis=1)
+        dq_out[...], q_dq[...] = (
+            dq.astype(q.dtype),
+            jnp.sum(q[...].astype(jnp.float32) * dq, axis=1),
+        )
         keys, kept_dC = k[...].astype(jnp.float32), kept[:][:, None] * (from_dC + dn[...][None, :])
         overlap[0] = jnp.sum(keys * kept_dC) + w_last[0] * both
         dk = dot(dS, q[...], (0, 0)) + kept_dC
         dk_out[...], k_dk[...] = dk.astype(q.dtype), jnp.sum(keys * dk, axis=1)
 
     numbers = [(x, at.numbers()) for x in (gates.row, gates.col, gates.w, gates.kept, per_d, dqn)]
-    part, matrix, vector = at.tokens(wide, True), at.chunk(wide, value_dim, tiled=0), at.chunk(wide, tiled=0)
-    ins = [(q, part), (k, part), (v, at.tokens(value_dim)), (dh, at.tokens(value_dim)), *numbers, (gates.document, at.document())]
-    ins += [(gates.w_last[..., None], at.chunk(1)), (C, matrix), (dC, matrix), (n, vector), (dn, vector)]
+    part, matrix, vector = (
+        at.tokens(wide, True),
+        at.chunk(wide, value_dim, tiled=0),
+        at.chunk(wide, tiled=0),
+    )
+    ins = [
+        (q, part),
+        (k, part),
+        (v, at.tokens(value_dim)),
+        (dh, at.tokens(value_dim)),
+        *numbers,
+        (gates.document, at.document()),
+    ]
+    ins += [
+        (gates.w_last[..., None], at.chunk(1)),
+        (C, matrix),
+        (dC, matrix),
+        (n, vector),
+        (dn, vector),
+    ]
     tiles = key_dim // wide
     sums = ((batch, heads, tiles, time), jnp.float32)
-    sums = (*sums, pl.BlockSpec((None, None, None, size), lambda j, n, g: (g // heads, g % heads, j, n)))
-    outs = [(q.shape, q.dtype, part)] * 2 + [sums] * 2 + [((batch, heads, time // size, tiles), jnp.float32, at.chunk(1, tiled=0))]
-    dq, dk, q_dq, k_dk, overlap = _call(mlstm_keys, options, (tiles, time // size, batch * heads), ins, outs)
+    sums = (
+        *sums,
+        pl.BlockSpec((None, None, None, size), lambda j, n, g: (g // heads, g % heads, j, n)),
+    )
+    outs = (
+        [(q.shape, q.dtype, part)] * 2
+        + [sums] * 2
+        + [((batch, heads, time // size, tiles), jnp.float32, at.chunk(1, tiled=0))]
+    )
+    dq, dk, q_dq, k_dk, overlap = _call(
+        mlstm_keys, options, (tiles, time // size, batch * heads), ins, outs
+    )
     return dq, dk, jnp.sum(q_dq, axis=2), jnp.sum(k_dk, axis=2), jnp.sum(overlap, axis=-1)
 
 
 def values(
-    options: Options, q: Keys, k: Keys, dh: Values, gates: ChunkGates, per_d: TokenNumbers, dC: Float[Array, "B H N K V"]
+    options: Options,
+    q: Keys,
+    k: Keys,
+    dh: Values,
+    gates: ChunkGates,
+    per_d: TokenNumbers,
+    dC: Float[Array, "B H N K V"],
 ) -> Values:
     """dv; dC is after each chunk."""
     batch, time, heads, key_dim = q.shape
     size, scale = options.blocks.chunk, options.scale
-    at, wide, deep = _Blocks(heads, size), _tile(dh.shape[-1], options.blocks.wide), _tile(key_dim, options.blocks.deep)
+    at, wide, deep = (
+        _Blocks(heads, size),
+        _tile(dh.shape[-1], options.blocks.wide),
+        _tile(key_dim, options.blocks.deep),
+    )
     dot = functools.partial(_dot, tensor_cores=not options.interpret)
 
     def mlstm_values(q, k, dh, row, col, kept, per_d, document, dC, dv):
@@ -282,10 +419,14 @@ def values(
         empty = (jnp.zeros(shape, jnp.float32) for shape in ((size, size), (size, wide)))
         S, from_dC = lax.fori_loop(0, key_dim // deep, step, tuple(empty))
         S = S * _decays(row, col, document) * (scale * per_d[:])[:, None]
-        dv[...] = (dot(S.astype(dh.dtype), dh[...], (0, 0)) + kept[:][:, None] * from_dC).astype(dv.dtype)
+        dv[...] = (dot(S.astype(dh.dtype), dh[...], (0, 0)) + kept[:][:, None] * from_dC).astype(
+            dv.dtype
+        )
 
     numbers = [(x, at.numbers()) for x in (gates.row, gates.col, gates.kept, per_d)]
     ins = [(q, at.tokens(key_dim)), (k, at.tokens(key_dim)), (dh, at.tokens(wide, True)), *numbers]
     ins += [(gates.document, at.document()), (dC, at.chunk(key_dim, wide, tiled=1))]
     outs = [(dh.shape, dh.dtype, at.tokens(wide, True))]
-    return _call(mlstm_values, options, (dh.shape[-1] // wide, time // size, batch * heads), ins, outs)[0]
+    return _call(
+        mlstm_values, options, (dh.shape[-1] // wide, time // size, batch * heads), ins, outs
+    )[0]

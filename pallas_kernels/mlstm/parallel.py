@@ -1,4 +1,6 @@
-"""The mLSTM as one attention-like product over all pairs of tokens: quadratic in T, the paper's parallel form."""
+"""The mLSTM as one attention-like product over all pairs of tokens: quadratic in T, the paper's
+parallel form.
+"""
 
 import jax.numpy as jnp
 from jax import lax
@@ -21,7 +23,8 @@ def mlstm_parallel(
     chunk_size: int | None,
     eps: float,
 ) -> tuple[Values, MLSTMState]:
-    """Equations 71-86 of arXiv 2405.04517, with the initial state as one more token. chunk_size has no meaning here.
+    """Equations 71-86 of arXiv 2405.04517, with the initial state as one more token. chunk_size has
+    no meaning here.
 
     Gradients by autodiff; the stabiliser m is a constant to them, as in recurrent.py.
     """
@@ -54,9 +57,10 @@ def decay_weights(
 ) -> tuple[Float[Array, "B H L L"], Float[Array, "B H L"], Float[Array, "B H L"]]:
     """How much of token s, and of the state before the first token, is in the state of token t.
 
-    document counts the resets up to each token: 0 goes on with the state before, None says that all tokens do.
-    Returns D `[t, s]` = exp(log i_s + sum of log f over (s, t] - m_t), w `[t]` = exp(m_before + sum of log f up to t - m_t), both
-    0 across a reset, and the stabiliser m (0 without a normaliser), which is a constant to the gradient.
+    document counts the resets up to each token: 0 goes on with the state before, None says that all
+    tokens do. Returns D `[t, s]` = exp(log i_s + sum of log f over (s, t] - m_t), w `[t]` =
+    exp(m_before + sum of log f up to t - m_t), both 0 across a reset, and the stabiliser m (0
+    without a normaliser), which is a constant to the gradient.
     """
     pairs = jnp.tri(log_f.shape[-1], dtype=bool)
     if document is None:
@@ -65,11 +69,16 @@ def decay_weights(
     else:
         pairs = pairs & (document[:, None, :, None] == document[:, None, None, :])
         goes_on = document[:, None] == 0
-        b = jnp.sum(jnp.where(pairs, log_f[..., None, :], 0), axis=-1)  # from the document's first token on
+        # from the document's first token on
+        b = jnp.sum(jnp.where(pairs, log_f[..., None, :], 0), axis=-1)
         log_w = b + jnp.where(goes_on, m_before[..., None], 0)  # a reset leaves m = 0
 
     log_D = jnp.where(pairs, b[..., :, None] - b[..., None, :] + log_i[..., None, :], -jnp.inf)
-    m = lax.stop_gradient(jnp.maximum(log_w, jnp.max(log_D, axis=-1))) if normalise else jnp.zeros_like(b)
+    m = (
+        lax.stop_gradient(jnp.maximum(log_w, jnp.max(log_D, axis=-1)))
+        if normalise
+        else jnp.zeros_like(b)
+    )
     w = jnp.exp(log_w - m)
     return jnp.exp(log_D - m[..., None]), w if document is None else jnp.where(goes_on, w, 0), m
 

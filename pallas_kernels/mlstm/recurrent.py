@@ -1,4 +1,6 @@
-"""The mLSTM one token at a time: the paper's equations, the oracle of every other form, and the decode step."""
+"""The mLSTM one token at a time: the paper's equations, the oracle of every other form, and the
+decode step.
+"""
 
 import functools
 
@@ -32,12 +34,21 @@ def mlstm_recurrent(
     chunk_size: int | None,
     eps: float,
 ) -> tuple[Values, MLSTMState]:
-    """Scans mlstm_step over time; gradients by autodiff, which keeps every step's state. chunk_size has no meaning here."""
+    """Scans mlstm_step over time; gradients by autodiff, which keeps every step's state. chunk_size
+    has no meaning here.
+    """
     del chunk_size
     dtype = state.C.dtype
     if starts is None:
         starts = jnp.zeros(q.shape[:2], bool)
-    tokens = (q.astype(dtype) * q.shape[-1] ** -0.5, k.astype(dtype), v.astype(dtype), log_i, log_f, starts)
+    tokens = (
+        q.astype(dtype) * q.shape[-1] ** -0.5,
+        k.astype(dtype),
+        v.astype(dtype),
+        log_i,
+        log_f,
+        starts,
+    )
     step = functools.partial(mlstm_step, normalise=normalise, eps=eps)
     if q.shape[1] == 1:
         state, h = step(state, tuple(x[:, 0] for x in tokens))
@@ -55,8 +66,8 @@ def mlstm_step(
 ) -> tuple[MLSTMState, Float[Array, "B H V"]]:
     """One token of arXiv 2405.04517, equations 19-27, stabilised as in appendix A.3.
 
-    The output does not depend on the stabiliser m, so m is a constant to the gradient; only a given m0 gets one, as a
-    factor of C0.
+    The output does not depend on the stabiliser m, so m is a constant to the gradient; only a given
+    m0 gets one, as a factor of C0.
     """
     q, k, v, log_i, log_f, start = token
     C, n, m_before = (jnp.where(start.reshape(-1, *[1] * (x.ndim - 1)), 0, x) for x in state)
@@ -76,6 +87,8 @@ def mlstm_step(
 
 
 def quotient(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x / y with a gradient that does not square y: y may be exp(-80), whose square is 0 in float32."""
+    """x / y with a gradient that does not square y: y may be exp(-80), whose square is 0 in
+    float32.
+    """
     constant = lax.stop_gradient(y)
     return x / constant * (2 - y / constant)

@@ -1,13 +1,17 @@
-"""The sLSTM as a Mosaic GPU kernel for Hopper (sm_90a): R stays on chip for the whole sequence, one cluster of blocks per head and batch.
+"""The sLSTM as a Mosaic GPU kernel for Hopper (sm_90a): R stays on chip for the whole sequence, one
+cluster of blocks per head and batch.
 
-A token is the transposed product gates `[4·64, B] = R `[4·64, V]` @ h `[V, B]`, so that R fills WGMMA's 64 rows and any batch of 8 or more
-its columns; one accumulator per gate leaves all four gates of a cell in one thread, with its state (c, n, h, m) in registers. A block
-holds 64 units of a head; heads wider than that are shared by a cluster of V/64 <= 8 blocks (pallas_gpu_cluster.py). Heads are filled up
-with zeros to a multiple of 64. What does not fit into shared memory of R (V = 512: a quarter) stays in registers. Grid: (heads, batch
-tiles) of clusters; clusters do not wait for each other, so any number of them may run.
+A token is the transposed product gates `[4·64, B] = R `[4·64, V]` @ h `[V, B]`, so that R fills
+WGMMA's 64 rows and any batch of 8 or more its columns; one accumulator per gate leaves all four
+gates of a cell in one thread, with its state (c, n, h, m) in registers. A block holds 64 units of a
+head; heads wider than that are shared by a cluster of V/64 <= 8 blocks (pallas_gpu_cluster.py).
+Heads are filled up with zeros to a multiple of 64. What does not fit into shared memory of R (V =
+512: a quarter) stays in registers. Grid: (heads, batch tiles) of clusters; clusters do not wait for
+each other, so any number of them may run.
 
-h and R enter the products in bfloat16 or float16; sums, gates and states are float32, and x may be. The backward pass is in
-pallas_gpu_backward.py. Expected time of a step: docs/kernels.md; what the compiler makes of it: docs/aot_gpu.md.
+h and R enter the products in bfloat16 or float16; sums, gates and states are float32, and x may be.
+The backward pass is in pallas_gpu_backward.py. Expected time of a step: docs/kernels.md; what the
+compiler makes of it: docs/aot_gpu.md.
 """
 
 import functools
@@ -20,12 +24,24 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dispatch import device_family, target_device
 from pallas_kernels.interpret import interpret_mode
-from pallas_kernels.slstm.pallas_gpu_cluster import MAX_BLOCKS, UNITS, Place, default_rows, launch, load, load_R, multiply, publish, store
+from pallas_kernels.slstm.pallas_gpu_cluster import (
+    MAX_BLOCKS,
+    UNITS,
+    Place,
+    default_rows,
+    launch,
+    load,
+    load_R,
+    multiply,
+    publish,
+    store,
+)
 from pallas_kernels.typing import SLSTMState, TokenFlags, Values
 
 START, PADDING = 1, 2  # a token's flag; 0: neither
 
-# Layout of this backend: W units (V filled up to a multiple of 64); batch and units are padded, and swapped where a block computes.
+# Layout of this backend: W units (V filled up to a multiple of 64); batch and units are padded, and
+# swapped where a block computes.
 Tokens = Float[Array, "B T H W"]
 States = Float[Array, "S H W B"]  # S = 4: c, n, h, m
 Kept = Float[Array, "T 3 H W B"]  # c, n, m after each token
@@ -52,36 +68,58 @@ def slstm_pallas_gpu(
 ) -> tuple[Values, SLSTMState]:
     """Brings everything into the kernel's layout and back.
 
-    The products are in the type of x, or in R's where x is float32 (gates that are not rounded, as the model has them); h is rounded to it.
-    Raises NotImplementedError off Hopper GPUs, for products in other types than bfloat16 and float16, and for heads over 512 units.
+    The products are in the type of x, or in R's where x is float32 (gates that are not rounded, as
+    the model has them); h is rounded to it. Raises NotImplementedError off Hopper GPUs, for
+    products in other types than bfloat16 and float16, and for heads over 512 units.
     """
     if jax.__version_info__ < (0, 11):
         raise NotImplementedError(f"it needs jax >= 0.11; this is {jax.__version__}")
     interpret = interpret_mode("gpu")
     if interpret is True:
-        raise NotImplementedError("it is interpreted by Mosaic GPU's simulator alone, interpreted(plgpu.InterpretGPUParams())")
+        raise NotImplementedError(
+            "it is interpreted by Mosaic GPU's simulator alone, "
+            "interpreted(plgpu.InterpretGPUParams())"
+        )
     if interpret is False and device_family(*target_device()) != "hopper":
-        raise NotImplementedError(f"it needs an NVIDIA GPU with sm_90, and this program is lowered for a {target_device()[1]}")
+        raise NotImplementedError(
+            f"it needs an NVIDIA GPU with sm_90, and this program is lowered for a "
+            f"{target_device()[1]}"
+        )
     batch, time, _, heads, dim = x.shape
     dtype = recurrent_kernel.dtype if x.dtype == jnp.float32 else x.dtype
     if dtype not in (jnp.bfloat16, jnp.float16) or state.c.dtype != jnp.float32:
         reason = "x, or R where x is float32, must be bfloat16 or float16 (WGMMA's float32 is TF32)"
-        raise NotImplementedError(f"{reason}; they are {x.dtype} and {recurrent_kernel.dtype}, the state {state.c.dtype}")
+        raise NotImplementedError(
+            f"{reason}; they are {x.dtype} and {recurrent_kernel.dtype}, the state {state.c.dtype}"
+        )
     if dim > UNITS * MAX_BLOCKS:
-        raise NotImplementedError(f"heads have at most {UNITS * MAX_BLOCKS} units (a cluster of {MAX_BLOCKS} blocks); this one has {dim}")
+        raise NotImplementedError(
+            f"heads have at most {UNITS * MAX_BLOCKS} units (a cluster of {MAX_BLOCKS} blocks); "
+            f"this one has {dim}"
+        )
     settings = Settings(default_rows(batch, heads, dim), recurrent_gradient_clip, interpret)
     h, state = run(settings, x, recurrent_kernel.astype(dtype), bias, state, starts, padding)
     return h.astype(x.dtype), state
 
 
 def run(
-    settings: Settings, x: Array, R: Array, bias: Array, state: SLSTMState, starts: Array | None, padding: Array | None
+    settings: Settings,
+    x: Array,
+    R: Array,
+    bias: Array,
+    state: SLSTMState,
+    starts: Array | None,
+    padding: Array | None,
 ) -> tuple[Values, SLSTMState]:
     """As slstm_pallas_gpu, with its choices made."""
     batch, time, _, heads, dim = x.shape
     flags = None
     if starts is not None:
-        flags = _fill(jnp.where(padding, PADDING, jnp.where(starts, START, 0)).astype(jnp.int32).T, 1, settings.rows)
+        flags = _fill(
+            jnp.where(padding, PADDING, jnp.where(starts, START, 0)).astype(jnp.int32).T,
+            1,
+            settings.rows,
+        )
     x = _fill(_fill(x, 4, UNITS), 0, settings.rows)
     R = _fill(_fill(R, 2, UNITS), 3, UNITS)
     bias = _fill(bias.astype(jnp.float32), 2, UNITS)
@@ -101,7 +139,9 @@ def _slstm(
     return _call_forward(settings, x, R, bias, state, flags, keep=False)[:2]
 
 
-def _forward(settings: Settings, x: Array, R: Array, bias: Array, state: States, flags: Flags | None) -> Any:
+def _forward(
+    settings: Settings, x: Array, R: Array, bias: Array, state: States, flags: Flags | None
+) -> Any:
     h, after, kept = _call_forward(settings, x, R, bias, state, flags, keep=True)
     return (h, after), (x, R, bias, state, flags, h, kept)
 
@@ -116,9 +156,18 @@ _slstm.defvjp(_forward, _backward)
 
 
 def _call_forward(
-    settings: Settings, x: Array, R: Array, bias: Array, state: States, flags: Flags | None, *, keep: bool
+    settings: Settings,
+    x: Array,
+    R: Array,
+    bias: Array,
+    state: States,
+    flags: Flags | None,
+    *,
+    keep: bool,
 ) -> tuple[Tokens, States, Kept | None]:
-    """(h after each token, state after the last, c, n and m after each token if they are to be kept)."""
+    """(h after each token, state after the last, c, n and m after each token if they are to be
+    kept).
+    """
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     batch, time, _, heads, width = x.shape
@@ -131,12 +180,23 @@ def _call_forward(
             jax.ShapeDtypeStruct(state.shape, jnp.float32),
             jax.ShapeDtypeStruct((time, 3, heads, width, batch) if keep else (1,), jnp.float32),
         ],
-        **launch(heads, batch // rows, width, dtype, rows=rows, gates=1, interpret=settings.interpret, approximate=True),
+        **launch(
+            heads,
+            batch // rows,
+            width,
+            dtype,
+            rows=rows,
+            gates=1,
+            interpret=settings.interpret,
+            approximate=True,
+        ),
         kernel_name="slstm_forward",
     )
     if flags is None:
         flags = jnp.zeros((1, 1), jnp.int32)
-    h, after, kept = kernel(jnp.transpose(x, (1, 2, 3, 4, 0)), jnp.swapaxes(R, 2, 3), bias, state, h0, flags)
+    h, after, kept = kernel(
+        jnp.transpose(x, (1, 2, 3, 4, 0)), jnp.swapaxes(R, 2, 3), bias, state, h0, flags
+    )
     return h, after, kept if keep else None
 
 
@@ -144,7 +204,9 @@ def _forward_kernel(
     x_ref: Any, R_ref: Any, bias_ref: Any, state_ref: Any, h0_ref: Any, flags_ref: Any, h_ref: Any, after_ref: Any, kept_ref: Any,
     *, R_smem: Any, shared_smem: Any, R_arrived: Any, arrived: Any, exchanged: Any = None, rows: int, keep: bool, flagged: bool,
 ) -> None:  # fmt: skip
-    """The carry is (c, n, h, m) after a token and what the next one needs from memory, asked for ahead."""
+    """The carry is (c, n, h, m) after a token and what the next one needs from memory, asked for
+    ahead.
+    """
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     time, blocks = x_ref.shape[0], x_ref.shape[3] // UNITS
@@ -168,14 +230,18 @@ def _forward_kernel(
         mixed = multiply(R_smem, R_rest, shared_smem, rows)
         if flagged:
             flag = lax.broadcast_in_dim(flag, (UNITS, rows), (1,))
-            mixed, c, n, m = jax.tree.map(lambda part: jnp.where(flag == START, 0.0, part), (mixed, c, n, m))
+            mixed, c, n, m = jax.tree.map(
+                lambda part: jnp.where(flag == START, 0.0, part), (mixed, c, n, m)
+            )
         raw = [
             sums + x.astype(jnp.float32) + lax.broadcast_in_dim(b, (UNITS, rows), (0,))
             for sums, x, b in zip(mixed, gates, biases, strict=True)
         ]
         c, n, h, m = after = _cell(raw, c, n, m)
         if flagged:
-            c, n, h, m = after = tuple(jnp.where(flag == PADDING, old, new) for old, new in zip(before, after, strict=True))
+            c, n, h, m = after = tuple(
+                jnp.where(flag == PADDING, old, new) for old, new in zip(before, after, strict=True)
+            )
 
         def meanwhile() -> tuple:
             if keep:
@@ -183,7 +249,9 @@ def _forward_kernel(
                     store(kept_ref.at[t, part, head, units, batch], value)
             return next_token() if place.shared else following
 
-        following = publish([h], h_ref.at[batch, t, head], shared_smem, place, rows, (arrived, exchanged), meanwhile)
+        following = publish(
+            [h], h_ref.at[batch, t, head], shared_smem, place, rows, (arrived, exchanged), meanwhile
+        )
         return after, following
 
     first = tuple(load(state_ref.at[part, head, units, batch]) for part in range(4))
@@ -194,9 +262,11 @@ def _forward_kernel(
 
 
 def _cell(raw: list[Array], c: Array, n: Array, m: Array) -> tuple[Array, Array, Array, Array]:
-    """(c, n, h, m) after one token; from an empty state (n = 0) m is the input gate's pre-activation.
+    """(c, n, h, m) after one token; from an empty state (n = 0) m is the input gate's
+    pre-activation.
 
-    tanh and the sigmoid are made of exponentials, whose approximation is good to 2^-22; the hardware's tanh is to 2^-11.
+    tanh and the sigmoid are made of exponentials, whose approximation is good to 2^-22; the
+    hardware's tanh is to 2^-11.
     """
     i, f, z, o = raw
     forgets = jnp.minimum(f, 0) - jnp.log(1 + jnp.exp(-jnp.abs(f))) + m

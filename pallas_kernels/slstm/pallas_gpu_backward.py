@@ -1,9 +1,11 @@
-"""The gradient of pallas_gpu.py: one product over the whole sequence before the kernel, one after it, and a linear recurrence inside.
+"""The gradient of pallas_gpu.py: one product over the whole sequence before the kernel, one after
+it, and a linear recurrence inside.
 
-Given h, c, n and m of every token, the gates and all local derivatives are known for all tokens at once (XLA), so the kernel's step is
-eight multiply-adds per cell and the product dh `[64, B]` = sum over gates of R `[64, V]` @ d_raw `[V, B]`; no exponential is in it. Blocks,
-clusters and what they exchange (d_raw, that is dx) are as in the forward pass. dR, the bias' gradient and what leads to the gates'
-pre-activations are XLA's.
+Given h, c, n and m of every token, the gates and all local derivatives are known for all tokens at
+once (XLA), so the kernel's step is eight multiply-adds per cell and the product dh `[64, B]` = sum
+over gates of R `[64, V]` @ d_raw `[V, B]`; no exponential is in it. Blocks, clusters and what they
+exchange (d_raw, that is dx) are as in the forward pass. dR, the bias' gradient and what leads to
+the gates' pre-activations are XLA's.
 """
 
 import functools
@@ -15,7 +17,16 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.slstm.pallas_gpu import PADDING, START, Flags, Kept, Settings, States, Tokens
-from pallas_kernels.slstm.pallas_gpu_cluster import UNITS, Place, launch, load, load_R, multiply, publish, store
+from pallas_kernels.slstm.pallas_gpu_cluster import (
+    UNITS,
+    Place,
+    launch,
+    load,
+    load_R,
+    multiply,
+    publish,
+    store,
+)
 
 # Factors of a step, per token: see `_factors`.
 Factors = Float[Array, "T 8 H W B"]
@@ -27,9 +38,12 @@ def backward(
 ) -> tuple[Array, Array, Array, States]:  # fmt: skip
     """(dx, dR, d_bias, d_state) from the forward pass's inputs, its outputs and what it kept.
 
-    The true state is c·exp(m), so dm is c·dc + n·dn; the returned m has no gradient (d_after's is not read).
+    The true state is c·exp(m), so dm is c·dc + n·dn; the returned m has no gradient (d_after's is
+    not read).
     """
-    h_before = jnp.concatenate([jnp.transpose(state[2], (2, 0, 1))[:, None].astype(h.dtype), h[:, :-1]], axis=1)
+    h_before = jnp.concatenate(
+        [jnp.transpose(state[2], (2, 0, 1))[:, None].astype(h.dtype), h[:, :-1]], axis=1
+    )
     if flags is not None:
         h_before = jnp.where((flags == START).T[..., None, None], 0, h_before)
     raw = jnp.einsum("bthv,ghvw->tghwb", h_before, R, preferred_element_type=jnp.float32)
@@ -40,11 +54,18 @@ def backward(
     dR = jnp.einsum("bthv,btghw->ghvw", h_before, dx, preferred_element_type=jnp.float32)
     d_bias = jnp.sum(dx, axis=(0, 1), dtype=jnp.float32)
     dc, dn, dh = d_first
-    return dx.astype(x.dtype), dR.astype(R.dtype), d_bias, jnp.stack([dc, dn, dh, state[0] * dc + state[1] * dn])
+    return (
+        dx.astype(x.dtype),
+        dR.astype(R.dtype),
+        d_bias,
+        jnp.stack([dc, dn, dh, state[0] * dc + state[1] * dn]),
+    )
 
 
 def _factors(raw: Float[Array, "T 4 H W B"], before: Kept, flags: Flags | None) -> Factors:
-    """Of every token: o/n, c/n, d h/d raw_o, i, z, f, and what dc and dn give to raw_f; neutral for padding (f = 1, the rest 0)."""
+    """Of every token: o/n, c/n, d h/d raw_o, i, z, f, and what dc and dn give to raw_f; neutral for
+    padding (f = 1, the rest 0).
+    """
     i, f, z, o = (raw[:, gate] for gate in range(4))
     c, n, m = (before[:, part] for part in range(3))
     if flags is not None:
@@ -52,19 +73,32 @@ def _factors(raw: Float[Array, "T 4 H W B"], before: Kept, flags: Flags | None) 
         c, n, m = (jnp.where(starts, 0, part) for part in (c, n, m))
     forgets = jax.nn.log_sigmoid(f) + m
     m = jnp.where(n == 0, i, jnp.maximum(forgets, i))
-    i, f, z, o, kept = jnp.exp(i - m), jnp.exp(jnp.minimum(forgets - m, 60)), jnp.tanh(z), jax.nn.sigmoid(o), jax.nn.sigmoid(-f)
+    i, f, z, o, kept = (
+        jnp.exp(i - m),
+        jnp.exp(jnp.minimum(forgets - m, 60)),
+        jnp.tanh(z),
+        jax.nn.sigmoid(o),
+        jax.nn.sigmoid(-f),
+    )
     n_after = f * n + i
     ratio = (f * c + i * z) / n_after
     factors = [o / n_after, ratio, ratio * o * (1 - o), i, z, f, c * f * kept, n * f * kept]
     if flags is not None:
         factors[5] = jnp.where(starts, 0, f)
         padding = (flags == PADDING)[:, None, None]
-        factors = [jnp.where(padding, 1 if part == 5 else 0, factor) for part, factor in enumerate(factors)]
+        factors = [
+            jnp.where(padding, 1 if part == 5 else 0, factor) for part, factor in enumerate(factors)
+        ]
     return jnp.stack(factors, axis=1)
 
 
 def _call(
-    settings: Settings, R: Array, factors: Factors, d_h: Float[Array, "T H W B"], d_after: States, flags: Flags | None
+    settings: Settings,
+    R: Array,
+    factors: Factors,
+    d_h: Float[Array, "T H W B"],
+    d_after: States,
+    flags: Flags | None,
 ) -> tuple[Float[Array, "B T 4 H W"], Float[Array, "3 H W B"]]:
     """(gradients of the gates' pre-activations in R's type, gradients of the first c, n, h)."""
     from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -78,7 +112,16 @@ def _call(
             jax.ShapeDtypeStruct((time, tiles, 4 * rows, heads, width), dtype),
             jax.ShapeDtypeStruct((3, heads, width, batch), jnp.float32),
         ],
-        **launch(heads, tiles, width, dtype, rows=rows, gates=4, interpret=settings.interpret, approximate=False),
+        **launch(
+            heads,
+            tiles,
+            width,
+            dtype,
+            rows=rows,
+            gates=4,
+            interpret=settings.interpret,
+            approximate=False,
+        ),
         kernel_name="slstm_backward",
     )
     if flags is None:
@@ -92,7 +135,9 @@ def _kernel(
     R_ref: Any, factors_ref: Any, d_h_ref: Any, d_after_ref: Any, flags_ref: Any, dx_ref: Any, d_first_ref: Any,
     *, R_smem: Any, shared_smem: Any, R_arrived: Any, arrived: Any, exchanged: Any = None, rows: int, clip: float | None, flagged: bool,
 ) -> None:  # fmt: skip
-    """From the last token to the first. The carry is the gradient of (c, n, h) after a token and what it needs from memory."""
+    """From the last token to the first. The carry is the gradient of (c, n, h) after a token and
+    what it needs from memory.
+    """
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     time, blocks = factors_ref.shape[0], factors_ref.shape[3] // UNITS
@@ -114,13 +159,16 @@ def _kernel(
         dc = dc + dh * per_n
         dn = dn - dh * per_n * ratio
         d_raw = [i * (dc * z + dn), dc * c_to_f + dn * n_to_f, dc * i * (1 - z * z), dh * to_o]
-        dc, dn = lax.optimization_barrier((f * dc, f * dn))  # now, not after the product: it needs registers
+        # now, not after the product: it needs registers
+        dc, dn = lax.optimization_barrier((f * dc, f * dn))
 
         def meanwhile() -> tuple:
             return next_token() if place.shared else following
 
         out_ref = dx_ref.at[t, place.tile, :, head]
-        following = publish(d_raw, out_ref, shared_smem, place, rows, (arrived, exchanged), meanwhile)
+        following = publish(
+            d_raw, out_ref, shared_smem, place, rows, (arrived, exchanged), meanwhile
+        )
         d_before = functools.reduce(jnp.add, multiply(R_smem, R_rest, shared_smem, rows))
         if clip is not None:
             d_before = jnp.minimum(jnp.maximum(d_before, -clip), clip)

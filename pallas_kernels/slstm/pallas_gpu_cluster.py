@@ -1,8 +1,11 @@
-"""What the two kernels of pallas_gpu.py share: R on chip, its products, and the exchange between the blocks of a cluster.
+"""What the two kernels of pallas_gpu.py share: R on chip, its products, and the exchange between
+the blocks of a cluster.
 
-A cluster serves one head and one tile of batch rows; each of its blocks has 64 units. Before a step's product every block needs what all
-blocks made in the step before: h_{t-1} in the forward pass, the gates' gradients in the backward pass. Both are outputs too, so they are
-exchanged through their place in the output: TMA copies out, a barrier of the cluster, one TMA copy in, all of it in the L2 cache.
+A cluster serves one head and one tile of batch rows; each of its blocks has 64 units. Before a
+step's product every block needs what all blocks made in the step before: h_{t-1} in the forward
+pass, the gates' gradients in the backward pass. Both are outputs too, so they are exchanged through
+their place in the output: TMA copies out, a barrier of the cluster, one TMA copy in, all of it in
+the L2 cache.
 """
 
 from collections.abc import Callable
@@ -17,11 +20,15 @@ UNITS = 64  # units of a block: the rows of a WGMMA
 MAX_BLOCKS = 8  # of a cluster, the portable limit
 SHARED_MEMORY = 227 * 1024  # bytes that a block may have
 MULTIPROCESSORS = 132  # of an H100 and an H200
-RESIDENT = 6  # parts of R `[4·64, 64]` that shared memory holds: 192 of 227 KB, all of V = 384; more are held in registers
+# parts of R `[4·64, 64]` that shared memory holds: 192 of 227 KB, all of V = 384; more are held in
+# registers
+RESIDENT = 6
 
 
 def resident_parts(interpret: Any, width: int) -> int:
-    """Parts of R in shared memory: all of them in the simulator, which multiplies nothing that is in registers."""
+    """Parts of R in shared memory: all of them in the simulator, which multiplies nothing that is
+    in registers.
+    """
     return min(width // UNITS, RESIDENT if interpret is False else MAX_BLOCKS)
 
 
@@ -31,10 +38,12 @@ def shared_bytes(rows: int, width: int, gates: int) -> int:
 
 
 def default_rows(batch: int, heads: int, dim: int) -> int:
-    """Batch rows of a block: 8, or 16 where blocks of 8 would be more than the GPU has multiprocessors and 16 fit.
+    """Batch rows of a block: 8, or 16 where blocks of 8 would be more than the GPU has
+    multiprocessors and 16 fit.
 
-    A step's product streams R from shared memory however many rows there are, but its pointwise part takes time with them. From V = 384 on
-    R leaves no shared memory (and at 512 no registers) for more than 8.
+    A step's product streams R from shared memory however many rows there are, but its pointwise
+    part takes time with them. From V = 384 on R leaves no shared memory (and at 512 no registers)
+    for more than 8.
     """
     width = -(-dim // UNITS) * UNITS
     enough = heads * -(-batch // 8) * (width // UNITS) <= MULTIPROCESSORS
@@ -42,7 +51,17 @@ def default_rows(batch: int, heads: int, dim: int) -> int:
     return 8 if batch <= 8 or enough or not fits else 16
 
 
-def launch(heads: int, tiles: int, width: int, dtype: Any, *, rows: int, gates: int, interpret: Any, approximate: bool) -> dict[str, Any]:
+def launch(
+    heads: int,
+    tiles: int,
+    width: int,
+    dtype: Any,
+    *,
+    rows: int,
+    gates: int,
+    interpret: Any,
+    approximate: bool,
+) -> dict[str, Any]:
     """Arguments of `plgpu.kernel`: the grid of clusters and their shared memory.
 
     rows: batch rows of a tile; gates: how many arrays `[rows, W]` are exchanged in a step.
@@ -63,7 +82,8 @@ def launch(heads: int, tiles: int, width: int, dtype: Any, *, rows: int, gates: 
         cluster = dict(cluster=(blocks,), cluster_names=("block",))
     return dict(
         grid=(heads, tiles), grid_names=("head", "tile"), **cluster, scratch_types=scratch, interpret=interpret,
-        # Its own barriers around each load and store would be most of those in a step. Here only `publish` writes what others read.
+        # Its own barriers around each load and store would be most of those in a step. Here only
+        # `publish` writes what others read.
         compiler_params=plgpu.CompilerParams(
             approx_math=approximate, lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
         ),
@@ -77,11 +97,15 @@ class Place:
         self.shared = blocks > 1
         self.head, self.tile = lax.axis_index("head"), lax.axis_index("tile")
         self.batch = pl.ds(self.tile * rows, rows)
-        self.units = pl.ds(lax.axis_index("block") * UNITS, UNITS) if self.shared else pl.ds(0, UNITS)
+        self.units = (
+            pl.ds(lax.axis_index("block") * UNITS, UNITS) if self.shared else pl.ds(0, UNITS)
+        )
 
 
 def load(ref: Any, reduced: int | None = None) -> Array:
-    """From memory into the layout of a WGMMA's result `[64, B]`, or that of its rows (reduced=1) or columns (0)."""
+    """From memory into the layout of a WGMMA's result `[64, B]`, or that of its rows (reduced=1) or
+    columns (0).
+    """
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     layout = plgpu.Layout.WGMMA if reduced is None else plgpu.Layout.WGMMA.reduce(reduced)
@@ -99,7 +123,9 @@ def store(ref: Any, x: Array) -> None:
 
 
 def load_R(R_ref: Any, R_smem: Any, arrived: Any, place: Place, blocks: int) -> list[list[Array]]:
-    """Fills R_smem from R `[4 H W W]`, rows of this block's units, and returns the parts that it does not hold, in registers."""
+    """Fills R_smem from R `[4 H W W]`, rows of this block's units, and returns the parts that it
+    does not hold, in registers.
+    """
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     def part_of(part: int, gate: int) -> Any:
@@ -114,7 +140,9 @@ def load_R(R_ref: Any, R_smem: Any, arrived: Any, place: Place, blocks: int) -> 
     return rest
 
 
-def multiply(R_smem: Any, R_rest: list[list[Array]], shared_smem: Any, rows: int) -> list[Float[Array, "64 B"]]:
+def multiply(
+    R_smem: Any, R_rest: list[list[Array]], shared_smem: Any, rows: int
+) -> list[Float[Array, "64 B"]]:
     """R of each gate times what was exchanged, one array `[rows, W]` for all gates or one for each."""
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -124,13 +152,15 @@ def multiply(R_smem: Any, R_rest: list[list[Array]], shared_smem: Any, rows: int
         return shared_smem.at[pl.ds(gate * rows if own else 0, rows), pl.ds(part * UNITS, UNITS)].T
 
     def total(*sums: Any) -> list[Array]:
-        @pl.loop(0, resident)  # unrolled, its many descriptors would not leave registers for anything else
+        # unrolled, its many descriptors would not leave registers for anything else
+        @pl.loop(0, resident)
         def _(part: Array) -> None:
             for gate in range(4):
                 plgpu.wgmma(sums[gate], R_smem.at[part, gate], operand(gate, part))
 
         for part, gates in enumerate(R_rest, start=resident):
-            part = lax.optimization_barrier(jnp.int32(part))  # else the operands' addresses stay in 64 registers for the whole sequence
+            # else the operands' addresses stay in 64 registers for the whole sequence
+            part = lax.optimization_barrier(jnp.int32(part))
             for gate in range(4):
                 plgpu.wgmma(sums[gate], gates[gate], operand(gate, part))
         return [x[...] for x in sums]
@@ -139,19 +169,31 @@ def multiply(R_smem: Any, R_rest: list[list[Array]], shared_smem: Any, rows: int
 
 
 def publish(
-    values: list[Float[Array, "64 B"]], out_ref: Any, shared_smem: Any, place: Place, rows: int, barriers: tuple, meanwhile: Callable
+    values: list[Float[Array, "64 B"]],
+    out_ref: Any,
+    shared_smem: Any,
+    place: Place,
+    rows: int,
+    barriers: tuple,
+    meanwhile: Callable,
 ) -> Any:
-    """Puts this block's values into out_ref `[len(values)·rows, W]` and fills shared_smem with all blocks'; returns meanwhile().
+    """Puts this block's values into out_ref `[len(values)·rows, W]` and fills shared_smem with all
+    blocks'; returns meanwhile().
 
-    The cluster's barrier only counts: its arrival releases no memory (SASS: a bare SYNCS.ARRIVE). What it announces has to be in the L2
-    cache before. So values go by TMA alone, and the wait before it is for the end of their copies, not of their reads.
+    The cluster's barrier only counts: its arrival releases no memory (SASS: a bare SYNCS.ARRIVE).
+    What it announces has to be in the L2 cache before. So values go by TMA alone, and the wait
+    before it is for the end of their copies, not of their reads.
     """
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     arrived, exchanged = barriers
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # and all warps have done their part of the product
+    # and all warps have done their part of the product
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     for index, value in enumerate(values):
-        store(shared_smem.at[pl.ds(index * rows, rows), place.units].T, value.astype(shared_smem.dtype))
+        store(
+            shared_smem.at[pl.ds(index * rows, rows), place.units].T,
+            value.astype(shared_smem.dtype),
+        )
     plgpu.commit_smem()
     for first in range(0, len(values) * rows, 8):  # TMA reads whole tiles that follow each other
         eight = pl.ds(first, 8)

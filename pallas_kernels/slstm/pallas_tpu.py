@@ -1,11 +1,15 @@
-"""The sLSTM as a Pallas TPU (Mosaic) kernel: R stays in VMEM while the grid walks the blocks of tokens; the state never leaves it.
+"""The sLSTM as a Pallas TPU (Mosaic) kernel: R stays in VMEM while the grid walks the blocks of
+tokens; the state never leaves it.
 
-Grid: (groups of heads, blocks of batch rows, blocks of tokens), the last one sequential. One token is four products `[Bt W] @ [W W]` and
-the pointwise equations. A TPU register is 8 sublanes by 128 lanes, so batch rows are padded to a multiple of 8 and heads to W, a multiple
-of 128 lanes; heads narrower than that share one block, with R block-diagonal. The forward pass keeps h, which is its output, and the
-state before every block; the backward pass (pallas_tpu_backward.py) computes the rest again.
+Grid: (groups of heads, blocks of batch rows, blocks of tokens), the last one sequential. One token
+is four products `[Bt W] @ [W W]` and the pointwise equations. A TPU register is 8 sublanes by 128
+lanes, so batch rows are padded to a multiple of 8 and heads to W, a multiple of 128 lanes; heads
+narrower than that share one block, with R block-diagonal. The forward pass keeps h, which is its
+output, and the state before every block; the backward pass (pallas_tpu_backward.py) computes the
+rest again.
 
-bfloat16 inputs: h and R enter the products in bfloat16, sums, gates and states are float32. float32 inputs: products at precision HIGHEST.
+bfloat16 inputs: h and R enter the products in bfloat16, sums, gates and states are float32. float32
+inputs: products at precision HIGHEST.
 """
 
 import functools
@@ -47,36 +51,54 @@ def slstm_pallas_tpu(
 ) -> tuple[Values, SLSTMState]:
     """Brings everything into the kernel's layout and back.
 
-    Raises NotImplementedError off the TPU, for inputs other than bfloat16 and float32, and for heads too wide for R to stay in VMEM.
+    Raises NotImplementedError off the TPU, for inputs other than bfloat16 and float32, and for
+    heads too wide for R to stay in VMEM.
     """
     interpret = interpret_mode("tpu")
     batch, time, _, heads, dim = x.shape
     if x.dtype not in (jnp.bfloat16, jnp.float32) or state.c.dtype != jnp.float32:
-        raise NotImplementedError(f"it takes bfloat16 and float32; x is {x.dtype}, the state {state.c.dtype}")
+        raise NotImplementedError(
+            f"it takes bfloat16 and float32; x is {x.dtype}, the state {state.c.dtype}"
+        )
     width, packed = lanes(heads, dim)
     tokens, rows = default_blocks(batch, time, width, x.dtype.itemsize)
 
     flags = None
     if starts is not None or time % tokens:
-        flags = jnp.zeros((batch, time), jnp.int32) if starts is None else jnp.where(padding, PADDING, jnp.where(starts, START, 0))
+        flags = (
+            jnp.zeros((batch, time), jnp.int32)
+            if starts is None
+            else jnp.where(padding, PADDING, jnp.where(starts, START, 0))
+        )
         flags = _fill(_fill(flags.T, 0, tokens, PADDING), 1, rows)[..., None].astype(jnp.int32)
     wx = _fill(_fill(jnp.transpose(_pack(x, packed, width), (3, 1, 2, 0, 4)), 1, tokens), 3, rows)
-    # In the lower precision of x and R: a bfloat16 model gives x in float32, so that the gates are, and R in bfloat16, for the products.
-    R = _block_diagonal(min(recurrent_kernel, recurrent_kernel.astype(x.dtype), key=lambda r: r.dtype.itemsize), packed, width)
+    # In the lower precision of x and R: a bfloat16 model gives x in float32, so that the gates are,
+    # and R in bfloat16, for the products.
+    R = _block_diagonal(
+        min(recurrent_kernel, recurrent_kernel.astype(x.dtype), key=lambda r: r.dtype.itemsize),
+        packed,
+        width,
+    )
     gate_bias = jnp.swapaxes(_pack(bias.astype(jnp.float32), packed, width), 0, 1)[:, :, None]
     states = _fill(jnp.transpose(_pack(jnp.stack(state), packed, width), (2, 0, 1, 3)), 2, rows)
 
     settings = Settings(tokens, rows, recurrent_gradient_clip, interpret)
     h, after = _slstm(settings, wx, R, gate_bias, states, flags)
-    h = jnp.transpose(_unpack(h, packed, dim), (2, 1, 0, 3, 4)).reshape(-1, h.shape[1], heads, dim)[:batch, :time]
+    h = jnp.transpose(_unpack(h, packed, dim), (2, 1, 0, 3, 4)).reshape(-1, h.shape[1], heads, dim)[
+        :batch, :time
+    ]
     if padding is not None:
         h = jnp.where(padding[..., None, None], 0, h)
-    after = jnp.transpose(_unpack(after, packed, dim), (1, 2, 0, 3, 4)).reshape(4, -1, heads, dim)[:, :batch]
+    after = jnp.transpose(_unpack(after, packed, dim), (1, 2, 0, 3, 4)).reshape(4, -1, heads, dim)[
+        :, :batch
+    ]
     return h, SLSTMState(*after)
 
 
 def lanes(heads: int, dim: int) -> tuple[int, int]:
-    """(lanes W of a group of heads, heads in a group): as many heads as 128 lanes hold, W filled up to a multiple of 128."""
+    """(lanes W of a group of heads, heads in a group): as many heads as 128 lanes hold, W filled up
+    to a multiple of 128.
+    """
     packed = math.gcd(heads, max(LANES // dim, 1)) if dim < LANES else 1
     return -(-packed * dim // LANES) * LANES, packed
 
@@ -84,12 +106,15 @@ def lanes(heads: int, dim: int) -> tuple[int, int]:
 def default_blocks(batch: int, time: int, width: int, itemsize: int) -> tuple[int, int]:
     """(tokens, batch rows) of a block.
 
-    A time step moves R (W·4W entries) from VMEM into the MXU however few rows there are, so a block has all rows, up to 128. About 256
-    token-rows fill the MXU in the backward pass's products over a whole block, and 8 tokens make the 0.35 us of a grid step small
-    against theirs; more are fewer where VMEM does not hold them. Raises NotImplementedError where VMEM does not even hold one token.
+    A time step moves R (W·4W entries) from VMEM into the MXU however few rows there are, so a block
+    has all rows, up to 128. About 256 token-rows fill the MXU in the backward pass's products over
+    a whole block, and 8 tokens make the 0.35 us of a grid step small against theirs; more are fewer
+    where VMEM does not hold them. Raises NotImplementedError where VMEM does not even hold one
+    token.
     """
     rows = min(-(-batch // SUBLANES) * SUBLANES, 128)
-    rows = -(-batch // (-(-batch // rows))) // -SUBLANES * -SUBLANES  # the same number of blocks, as little filling as possible
+    # the same number of blocks, as little filling as possible
+    rows = -(-batch // (-(-batch // rows))) // -SUBLANES * -SUBLANES
     tokens = min(time, max(256 // rows, 8))
     while vmem_bytes(tokens, rows, width, itemsize) > VMEM_LIMIT:
         if tokens == 1:
@@ -99,23 +124,33 @@ def default_blocks(batch: int, time: int, width: int, itemsize: int) -> tuple[in
 
 
 def vmem_bytes(tokens: int, rows: int, width: int, itemsize: int) -> int:
-    """VMEM of the backward kernel, the larger one: blocks in flight twice, one-off blocks and scratch once, a step's temporaries."""
+    """VMEM of the backward kernel, the larger one: blocks in flight twice, one-off blocks and
+    scratch once, a step's temporaries.
+    """
     matrix, row = 4 * width * width, rows * width
     resident = matrix * (2 * itemsize + 4)  # R twice (one is transposed), its gradient
-    moving = 2 * tokens * row * itemsize * (4 + 4 + 1 + 1) + 2 * 4 * (4 + 4 + 3) * row  # x, dx, h, dh; states
+    # x, dx, h, dh; states
+    moving = 2 * tokens * row * itemsize * (4 + 4 + 1 + 1) + 2 * 4 * (4 + 4 + 3) * row
     scratch = 4 * tokens * row * (4 + 3 + 1) + 3 * 4 * row
     return resident + moving + scratch + 2 * 4 * tokens * row * 4
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _slstm(
-    settings: Settings, x: Gates, R: Weights, bias: Float[Array, "G 4 1 W"], state: States, flags: Flags | None
+    settings: Settings,
+    x: Gates,
+    R: Weights,
+    bias: Float[Array, "G 4 1 W"],
+    state: States,
+    flags: Flags | None,
 ) -> tuple[Tokens, States]:
     h, after, _ = call_forward(settings, x, R, bias, state, flags, keep=False)
     return h, after
 
 
-def _forward(settings: Settings, x: Gates, R: Weights, bias: Array, state: States, flags: Flags | None) -> Any:
+def _forward(
+    settings: Settings, x: Gates, R: Weights, bias: Array, state: States, flags: Flags | None
+) -> Any:
     h, after, kept = call_forward(settings, x, R, bias, state, flags, keep=True)
     return (h, after), (x, R, bias, flags, h, kept)
 
@@ -149,4 +184,8 @@ def _block_diagonal(R: Float[Array, "4 H V V"], packed: int, width: int) -> Weig
 def _fill(x: Array, axis: int, size: int, value: int = 0) -> Array:
     """Padded at the end of an axis to a multiple of size."""
     missing = -x.shape[axis] % size
-    return jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)], constant_values=value) if missing else x
+    return (
+        jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)], constant_values=value)
+        if missing
+        else x
+    )

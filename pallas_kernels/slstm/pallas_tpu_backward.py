@@ -1,11 +1,13 @@
 """The backward pass of the sLSTM's TPU kernel: blocks of tokens from the last to the first.
 
-For each block, with h of every token and the state before the block at hand: all pre-activations with one product per gate over the
-block; (c, n, m) token by token, without any product; the gradient token by token backwards, with one product per gate each; the
-gradient of R with one product per gate over the block. Names: with y = o c / n,
+For each block, with h of every token and the state before the block at hand: all pre-activations
+with one product per gate over the block; (c, n, m) token by token, without any product; the
+gradient token by token backwards, with one product per gate each; the gradient of R with one
+product per gate over the block. Names: with y = o c / n,
 
   dc += dh o / n        do~ = dh (c / n) o (1 - o)      di~ = (dc z + dn) i         dc_before = dc f
-  dn -= dh o c / n^2    dz~ = dc i (1 - z^2)            df~ = (dc c_before + dn n_before) f sigmoid(-f~)
+  dn -= dh o c / n^2    dz~ = dc i (1 - z^2)            df~ = (dc c_before + dn n_before) f
+  sigmoid(-f~)
 """
 
 import functools
@@ -46,7 +48,9 @@ def call_backward(
     once = {"pipeline_mode": pl.Buffered(1)}
     last = blocks - 1
 
-    gates_of_block = pl.BlockSpec((1, tokens, 4, rows, width), lambda g, b, t: (g, last - t, 0, b, 0))
+    gates_of_block = pl.BlockSpec(
+        (1, tokens, 4, rows, width), lambda g, b, t: (g, last - t, 0, b, 0)
+    )
     block = pl.BlockSpec((1, tokens, rows, width), lambda g, b, t: (g, last - t, b, 0))
 
     dx, dR, d_bias, d_state = pl.pallas_call(
@@ -57,7 +61,9 @@ def call_backward(
             pl.BlockSpec((1, 4, width, width), lambda g, b, t: (g, 0, 0, 0), **once),
             pl.BlockSpec((1, 4, width, width), lambda g, b, t: (g, 0, 0, 0), **once),
             pl.BlockSpec((1, 4, 1, width), lambda g, b, t: (g, 0, 0, 0)),
-            None if flags is None else pl.BlockSpec((tokens, rows, 1), lambda g, b, t: (last - t, b, 0)),
+            None
+            if flags is None
+            else pl.BlockSpec((tokens, rows, 1), lambda g, b, t: (last - t, b, 0)),
             block,
             pl.BlockSpec((1, 1, 4, rows, width), lambda g, b, t: (g, last - t, 0, b, 0)),
             block,
@@ -92,7 +98,12 @@ def call_backward(
     )(x, R, jnp.swapaxes(R, 2, 3), bias, flags, h, kept, dh, d_after)
     dc, dn, d_h = (d_state[:, part] for part in range(3))
     dm = kept[:, 0, 0] * dc + kept[:, 0, 1] * dn  # the true state is c·exp(m)
-    return dx, jnp.sum(dR, axis=1).astype(R.dtype), jnp.sum(d_bias, axis=1), jnp.stack([dc, dn, d_h, dm], axis=1)
+    return (
+        dx,
+        jnp.sum(dR, axis=1).astype(R.dtype),
+        jnp.sum(d_bias, axis=1),
+        jnp.stack([dc, dn, d_h, dm], axis=1),
+    )
 
 
 def _kernel(
@@ -101,7 +112,9 @@ def _kernel(
     carry: Any, raw_ref: Any, states: Any, h_before: Any,
     *, clip: float | None, precision: lax.Precision | None,
 ) -> None:  # fmt: skip
-    """One block. carry holds (dc, dn, dh) of the state after it; raw_ref first the pre-activations, then their cotangents."""
+    """One block. carry holds (dc, dn, dh) of the state after it; raw_ref first the pre-activations,
+    then their cotangents.
+    """
     _, tokens, rows, width = raw_ref.shape
     dot = functools.partial(jnp.dot, precision=precision, preferred_element_type=jnp.float32)
 
@@ -127,14 +140,21 @@ def _kernel(
         i, f, z, _, m = gates_of(*(raw_ref[gate, t] for gate in range(4)), n, m)
         after = (f * c + i * z, f * n + i, m)
         if flags_ref is not None:
-            after = tuple(jnp.where(flags_ref[t] == PADDING, old, new) for old, new in zip(before, after, strict=True))
+            after = tuple(
+                jnp.where(flags_ref[t] == PADDING, old, new)
+                for old, new in zip(before, after, strict=True)
+            )
         return after
 
     lax.fori_loop(0, tokens, forward, tuple(kept_ref[0, 0, part] for part in (0, 1, 3)))
 
     def backward(step: Array, _: None) -> None:
         t = tokens - 1 - step
-        raw, c_before, n_before = [raw_ref[gate, t] for gate in range(4)], states[0, t], states[1, t]
+        raw, c_before, n_before = (
+            [raw_ref[gate, t] for gate in range(4)],
+            states[0, t],
+            states[1, t],
+        )
         i, f, z, o, _ = gates_of(*raw, n_before, states[2, t])
         c, n = f * c_before + i * z, f * n_before + i
         after = tuple(carry[part] for part in range(3))
@@ -155,14 +175,20 @@ def _kernel(
         before = (dc * f, dn * f, dh_before)
         if flags_ref is not None:
             before = reset(before, flags_ref[t])
-            before = tuple(jnp.where(flags_ref[t] == PADDING, old, new) for old, new in zip(after, before, strict=True))
+            before = tuple(
+                jnp.where(flags_ref[t] == PADDING, old, new)
+                for old, new in zip(after, before, strict=True)
+            )
         for part, value in enumerate(before):
             carry[part] = value
 
     lax.fori_loop(0, tokens, backward, None)
 
     dot_over_tokens = functools.partial(
-        lax.dot_general, dimension_numbers=(((0,), (0,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+        lax.dot_general,
+        dimension_numbers=(((0,), (0,)), ((), ())),
+        precision=precision,
+        preferred_element_type=jnp.float32,
     )
     for gate in range(4):
         d_raw = raw_ref[gate].reshape(tokens * rows, width)

@@ -1,4 +1,6 @@
-"""The forward pass of the sLSTM's TPU kernel, and what both passes share: layout, settings, one token's gates."""
+"""The forward pass of the sLSTM's TPU kernel, and what both passes share: layout, settings, one
+token's gates.
+"""
 
 import functools
 from typing import Any, NamedTuple
@@ -10,11 +12,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-VMEM_LIMIT = 56 * 2**20  # bytes; the smallest VMEM among v5e (128 MiB), v5p (64), v6e (128), less what XLA takes itself
+# bytes; the smallest VMEM among v5e (128 MiB), v5p (64), v6e (128), less what XLA takes itself
+VMEM_LIMIT = 56 * 2**20
 START, PADDING = 1, 2  # a token's flag; 0: neither
 
-# Layout of this backend. G groups of heads, W lanes of a group, 4 gates in the order i, f, z, o; batch and time are padded. The gates come
-# before the rows, so that one transpose makes x from [B T 4 H V]: joining gates and lanes, [B 4W], would cost a second pass over x.
+# Layout of this backend. G groups of heads, W lanes of a group, 4 gates in the order i, f, z, o;
+# batch and time are padded. The gates come before the rows, so that one transpose makes x from [B T
+# 4 H V]: joining gates and lanes, [B 4W], would cost a second pass over x.
 Tokens = Float[Array, "G T B W"]
 Gates = Float[Array, "G T 4 B W"]
 Weights = Float[Array, "G 4 W W"]
@@ -24,7 +28,9 @@ Rows = Float[Array, "B W"]  # of one token
 
 
 class Settings(NamedTuple):
-    """What a call is compiled for: tokens and batch rows of a block, the gradient clip, how to interpret."""
+    """What a call is compiled for: tokens and batch rows of a block, the gradient clip, how to
+    interpret.
+    """
 
     tokens: int
     rows: int
@@ -33,7 +39,14 @@ class Settings(NamedTuple):
 
 
 def call_forward(
-    settings: Settings, x: Gates, R: Weights, bias: Float[Array, "G 4 1 W"], state: States, flags: Flags | None, *, keep: bool
+    settings: Settings,
+    x: Gates,
+    R: Weights,
+    bias: Float[Array, "G 4 1 W"],
+    state: States,
+    flags: Flags | None,
+    *,
+    keep: bool,
 ) -> tuple[Tokens, States, Float[Array, "G N S B W"] | None]:
     """(h after each token, state after the last, state before each block if it is to be kept)."""
     groups, time, _, batch, width = x.shape
@@ -44,7 +57,9 @@ def call_forward(
         grid=(groups, batch // rows, blocks),
         in_specs=[
             pl.BlockSpec((1, tokens, 4, rows, width), lambda g, b, t: (g, t, 0, b, 0)),
-            pl.BlockSpec((1, 4, width, width), lambda g, b, t: (g, 0, 0, 0), pipeline_mode=pl.Buffered(1)),
+            pl.BlockSpec(
+                (1, 4, width, width), lambda g, b, t: (g, 0, 0, 0), pipeline_mode=pl.Buffered(1)
+            ),
             pl.BlockSpec((1, 4, 1, width), lambda g, b, t: (g, 0, 0, 0)),
             pl.BlockSpec((1, 4, rows, width), lambda g, b, t: (g, 0, b, 0)),
             None if flags is None else pl.BlockSpec((tokens, rows, 1), lambda g, b, t: (t, b, 0)),
@@ -76,7 +91,10 @@ def _forward_kernel(
     x_ref: Any, R_ref: Any, bias_ref: Any, state_ref: Any, flags_ref: Any, h_ref: Any, after_ref: Any, kept_ref: Any, carry: Any,
     *, precision: lax.Precision | None,
 ) -> None:  # fmt: skip
-    """One block of tokens. carry is the state (c, n, h, m), which lives in VMEM from the first block to the last."""
+    """One block of tokens. carry is the state (c, n, h, m), which lives in VMEM from the first
+    block to the last.
+    """
+
     @pl.when(pl.program_id(2) == 0)
     def _() -> None:
         carry[...] = state_ref[0]
@@ -88,13 +106,22 @@ def _forward_kernel(
         before = tuple(carry[part] for part in range(4))
         c, n, h, m = before if flags_ref is None else reset(before, flags_ref[t])
         h = h.astype(R_ref.dtype)
-        mixed = [jnp.dot(h, R_ref[0, gate], precision=precision, preferred_element_type=jnp.float32) for gate in range(4)]
-        raw = (x_ref[0, t, gate].astype(jnp.float32) + bias_ref[0, gate] + mixed[gate] for gate in range(4))
+        mixed = [
+            jnp.dot(h, R_ref[0, gate], precision=precision, preferred_element_type=jnp.float32)
+            for gate in range(4)
+        ]
+        raw = (
+            x_ref[0, t, gate].astype(jnp.float32) + bias_ref[0, gate] + mixed[gate]
+            for gate in range(4)
+        )
         i, f, z, o, m = gates_of(*raw, n, m)
         c, n = f * c + i * z, f * n + i
         after = (c, n, o * (c / n), m)
         if flags_ref is not None:
-            after = tuple(jnp.where(flags_ref[t] == PADDING, old, new) for old, new in zip(before, after, strict=True))
+            after = tuple(
+                jnp.where(flags_ref[t] == PADDING, old, new)
+                for old, new in zip(before, after, strict=True)
+            )
         for part, value in enumerate(after):
             carry[part] = value
         h_ref[0, t] = after[2].astype(h_ref.dtype)
@@ -124,4 +151,6 @@ def precision_of(dtype: jnp.dtype) -> lax.Precision | None:
 
 
 def compiler_params() -> pltpu.CompilerParams:
-    return pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT)
+    return pltpu.CompilerParams(
+        dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
+    )

@@ -1,8 +1,9 @@
 """The sLSTM one token at a time, with its gradient.
 
-Only the product R h_{t-1} and the pointwise equations are inside the scans. The forward scan keeps the states (c, n, h, m) and
-nothing else; the backward pass computes all gates again with one product over the whole sequence, and leaves the gradients of R
-and of the bias to one product and one sum at its end.
+Only the product R h_{t-1} and the pointwise equations are inside the scans. The forward scan keeps
+the states (c, n, h, m) and nothing else; the backward pass computes all gates again with one
+product over the whole sequence, and leaves the gradients of R and of the bias to one product and
+one sum at its end.
 """
 
 import functools
@@ -15,7 +16,8 @@ from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.typing import SLSTMState, TokenFlags, Values
 
-# Inside this file arrays are time-major and head-major, so that the product with R needs no transpose in a step.
+# Inside this file arrays are time-major and head-major, so that the product with R needs no
+# transpose in a step.
 Raw = Float[Array, "*T H B 4 V"]
 Part = Float[Array, "*T H B V"]
 Flags = Bool[Array, "*T 1 B 1"]
@@ -35,14 +37,21 @@ def slstm_recurrent(
     dtype = state.c.dtype
     wx = jnp.transpose(x.astype(dtype) + bias.astype(dtype), (1, 3, 0, 2, 4))
     R = jnp.transpose(recurrent_kernel.astype(dtype), (1, 2, 0, 3))
-    flags = None if starts is None else tuple(jnp.transpose(flag)[:, None, :, None] for flag in (starts, padding))
+    flags = (
+        None
+        if starts is None
+        else tuple(jnp.transpose(flag)[:, None, :, None] for flag in (starts, padding))
+    )
     state = SLSTMState(*(jnp.swapaxes(part, 0, 1) for part in state))
     h, state = _slstm(recurrent_gradient_clip, wx, R, state, flags)
-    return jnp.transpose(h, (2, 0, 1, 3)).astype(x.dtype), SLSTMState(*(jnp.swapaxes(part, 0, 1) for part in state))
+    return jnp.transpose(h, (2, 0, 1, 3)).astype(x.dtype), SLSTMState(
+        *(jnp.swapaxes(part, 0, 1) for part in state)
+    )
 
 
 def pointwise(raw: Raw, c: Part, n: Part, m: Part) -> tuple[Part, Part, Part, Part]:
-    """(c, n, h, m) of one token from its gates' pre-activations: arXiv 2405.04517, equations 8-17, stabilised as in appendix A.2.
+    """(c, n, h, m) of one token from its gates' pre-activations: arXiv 2405.04517, equations 8-17,
+    stabilised as in appendix A.2.
 
     The output does not depend on the stabiliser m, so m is a constant to the gradient.
     """
@@ -50,18 +59,23 @@ def pointwise(raw: Raw, c: Part, n: Part, m: Part) -> tuple[Part, Part, Part, Pa
     log_f = jax.nn.log_sigmoid(f)
     m_new = lax.stop_gradient(jnp.where(n == 0, i, jnp.maximum(log_f + m, i)))
     i = jnp.exp(i - m_new)
-    f = jnp.exp(jnp.minimum(log_f + m - m_new, 60))  # above 0 only for an empty state, where it multiplies zeros
+    # above 0 only for an empty state, where it multiplies zeros
+    f = jnp.exp(jnp.minimum(log_f + m - m_new, 60))
     c = f * c + i * jnp.tanh(z)
     n = f * n + i
     return c, n, jax.nn.sigmoid(o) * c / n, m_new
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _slstm(clip: float | None, wx: Raw, R: Float[Array, "H V 4 V"], state: SLSTMState, flags: Any) -> tuple[Part, SLSTMState]:
+def _slstm(
+    clip: float | None, wx: Raw, R: Float[Array, "H V 4 V"], state: SLSTMState, flags: Any
+) -> tuple[Part, SLSTMState]:
     return _slstm_forward(clip, wx, R, state, flags)[0]
 
 
-def _slstm_forward(clip: float | None, wx: Raw, R: Float[Array, "H V 4 V"], state: SLSTMState, flags: Any) -> Any:
+def _slstm_forward(
+    clip: float | None, wx: Raw, R: Float[Array, "H V 4 V"], state: SLSTMState, flags: Any
+) -> Any:
     """Scans over time. Keeps c, n, m as they were before each token and h as it was after it."""
 
     def step(before: SLSTMState, token: Any) -> Any:
@@ -70,7 +84,9 @@ def _slstm_forward(clip: float | None, wx: Raw, R: Float[Array, "H V 4 V"], stat
         c, n, h, m = pointwise(wx + _mix(h, R), c, n, m)
         after = SLSTMState(c, n, h, m)
         if flags is not None:
-            after = SLSTMState(*(jnp.where(flags[1], old, new) for old, new in zip(before, after, strict=True)))
+            after = SLSTMState(
+                *(jnp.where(flags[1], old, new) for old, new in zip(before, after, strict=True))
+            )
         return after, (before.c, before.n, before.m, after.h)
 
     after, (c, n, m, h) = lax.scan(step, state, (wx, flags))
@@ -100,11 +116,16 @@ def _slstm_backward(clip: float | None, kept: Any, cotangents: Any) -> Any:
             dh_before = jnp.clip(dh_before, -clip, clip)
         before = (dc_before, dn_before, dh_before)
         if flags is not None:
-            before = tuple(jnp.where(flags[1], old, new) for old, new in zip(after, _reset(before, flags), strict=True))
+            before = tuple(
+                jnp.where(flags[1], old, new)
+                for old, new in zip(after, _reset(before, flags), strict=True)
+            )
             d_raw = jnp.where(flags[1][..., None], 0, d_raw)
         return before, d_raw
 
-    (dc, dn, dh), d_raw = lax.scan(step, (d_after.c, d_after.n, d_after.h), (raw, c, n, m, d_out, flags), reverse=True)
+    (dc, dn, dh), d_raw = lax.scan(
+        step, (d_after.c, d_after.n, d_after.h), (raw, c, n, m, d_out, flags), reverse=True
+    )
     dR = jnp.einsum("thbv,thbgw->hvgw", h_before, d_raw, precision=lax.Precision.HIGHEST)
     dm = c[0] * dc + n[0] * dn  # the true state is c·exp(m)
     return d_raw, dR, SLSTMState(dc, dn, dh, dm), None

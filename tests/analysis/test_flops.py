@@ -2,20 +2,30 @@
 
 import pytest
 
-from xlstm_jax.analysis.flops import block_flops, mlstm_cell_flops, peak_flops, slstm_cell_flops, training_flops_per_token
+from xlstm_jax.analysis.flops import (
+    block_flops,
+    mlstm_cell_flops,
+    peak_flops,
+    slstm_cell_flops,
+    training_flops_per_token,
+)
 from xlstm_jax.config import ModelConfig
 
 
 @pytest.mark.parametrize(("heads", "printed"), [(8, 4.1e10), (16, 2.4e10), (32, 1.5e10)])
 def test_the_mlstm_cell_has_the_flops_of_table_3_of_xlstm_7b(heads, printed):
-    """Dimension 4096, context 8192; the table's row for 4 heads is out of line with the others by a factor of ten."""
+    """Dimension 4096, context 8192; the table's row for 4 heads is out of line with the others by a
+    factor of ten.
+    """
     value_dim = 4096 // heads
     counted = heads * (8192 // 64) * mlstm_cell_flops(value_dim // 2, value_dim)
     assert float(f"{counted:.1e}") == printed
 
 
 def test_matrix_products_of_each_block():
-    """The parameters in products, twice each, are most of a block; conv and cells make up the small rest."""
+    """The parameters in products, twice each, are most of a block; conv and cells make up the small
+    rest.
+    """
     paper = ModelConfig(dim=1024, num_blocks=2, num_heads=4, slstm_positions=(1,))
     inner, ffn = 2048, 1344
     mlstm = 2 * (1024 * 2 * inner + 3 * inner * 4 + 3 * inner * 2 * 4 + 4 * inner + inner * 1024)

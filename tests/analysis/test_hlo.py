@@ -1,4 +1,6 @@
-"""Bytes of collectives and calls of kernels are read from programs that jax compiled, and from the forms that TPUs have."""
+"""Bytes of collectives and calls of kernels are read from programs that jax compiled, and from the
+forms that TPUs have.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,13 @@ def mesh():
 
 
 def compiled(function, mesh, *arrays):
-    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec)) for shape, spec in arrays]
-    return jax.jit(function, out_shardings=NamedSharding(mesh, P())).lower(*arrays).compile().as_text()
+    arrays = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+        for shape, spec in arrays
+    ]
+    return (
+        jax.jit(function, out_shardings=NamedSharding(mesh, P())).lower(*arrays).compile().as_text()
+    )
 
 
 def test_a_sum_over_devices(mesh):
@@ -33,17 +40,30 @@ def test_an_array_that_is_gathered(mesh):
 
 def test_what_is_in_a_loop_counts_as_often_as_it_runs(mesh):
     def loop(x):
-        return jax.lax.scan(lambda y, _: (jnp.tanh(y @ (x.T @ x)), None), jnp.ones((16, 16)), length=5)[0]
+        return jax.lax.scan(
+            lambda y, _: (jnp.tanh(y @ (x.T @ x)), None), jnp.ones((16, 16)), length=5
+        )[0]
 
     def sum_in_the_loop(x):
-        return jax.lax.scan(lambda y, row: (jnp.tanh(y + jnp.sum(x * row)), None), jnp.zeros(()), jnp.arange(5.0))[0]
+        return jax.lax.scan(
+            lambda y, row: (jnp.tanh(y + jnp.sum(x * row)), None), jnp.zeros(()), jnp.arange(5.0)
+        )[0]
 
-    assert collective_bytes(compiled(loop, mesh, ((64, 16), P("devices"))))["all-reduce"] % (16 * 16 * 4) == 0
-    assert collective_bytes(compiled(sum_in_the_loop, mesh, ((64, 16), P("devices")))) == {"all-reduce": 5 * 4}
+    assert (
+        collective_bytes(compiled(loop, mesh, ((64, 16), P("devices"))))["all-reduce"]
+        % (16 * 16 * 4)
+        == 0
+    )
+    assert collective_bytes(compiled(sum_in_the_loop, mesh, ((64, 16), P("devices")))) == {
+        "all-reduce": 5 * 4
+    }
 
 
 def test_one_device_moves_nothing(mesh):
-    assert collective_bytes(jax.jit(lambda x: x.T @ x).lower(jnp.ones((8, 8))).compile().as_text()) == {}
+    assert (
+        collective_bytes(jax.jit(lambda x: x.T @ x).lower(jnp.ones((8, 8))).compile().as_text())
+        == {}
+    )
 
 
 TPU = """
@@ -97,10 +117,17 @@ def test_asynchronous_and_fused_collectives_and_kernels_in_loops():
         "reduce-scatter": 8 * 16,
     }
     assert kernel_calls(TPU) == {"pallas_tpu": 48}
-    for target, backend in (("mosaic_gpu", "pallas_gpu"), ("mosaic_gpu_v2", "pallas_gpu"), ("__gpu$xla.gpu.triton", "pallas_triton")):
+    for target, backend in (
+        ("mosaic_gpu", "pallas_gpu"),
+        ("mosaic_gpu_v2", "pallas_gpu"),
+        ("__gpu$xla.gpu.triton", "pallas_triton"),
+    ):
         assert kernel_calls(TPU.replace("tpu_custom_call", target)) == {backend: 48}
 
 
-@pytest.mark.parametrize(("dtype", "shape", "size"), [("f32", "8,128", 4096), ("bf16", "", 2), ("pred", "3", 3), ("s8", "8", 8)])
+@pytest.mark.parametrize(
+    ("dtype", "shape", "size"),
+    [("f32", "8,128", 4096), ("bf16", "", 2), ("pred", "3", 3), ("s8", "8", 8)],
+)
 def test_bytes_of_an_array(dtype, shape, size):
     assert array_bytes(dtype, shape) == size

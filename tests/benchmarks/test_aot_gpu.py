@@ -8,7 +8,11 @@ def test_equal_kernels_are_one_line_and_results_of_earlier_sources_are_marked():
     kernel = ["mlstm_walk", 243, 0, 99344, 8, 0]
     known = {
         str(first): {"sources": aot_gpu._sources(first), "kernels": [kernel, kernel], "error": ""},
-        str(second): {"sources": "before", "kernels": [["mlstm_walk", 255, 16, 99344, 8, 0]], "error": ""},
+        str(second): {
+            "sources": "before",
+            "kernels": [["mlstm_walk", 255, 16, 99344, 8, 0]],
+            "error": "",
+        },
         str(failed): {"sources": aot_gpu._sources(failed), "kernels": [], "error": "no | such GPU"},
     }
     report = aot_gpu._report(known)
@@ -16,13 +20,20 @@ def test_equal_kernels_are_one_line_and_results_of_earlier_sources_are_marked():
     assert f"| {shapes[0]} | bfloat16 | mlstm_walk x 2 | 243 | 0 | 99344 | 8 | 0 |" in report
     assert f"| {shapes[1]} (earlier) | bfloat16 | mlstm_walk | 255 | 16 | 99344 | 8 | 0 |" in report
     assert f"| {shapes[2]} | bfloat16 | failed: no / such GPU |" in report
-    assert f"3 of {len(aot_gpu.cases())} programs, 3 kernels, 1 with spills; 1 programs failed. 1 programs, marked" in report
+    assert (
+        f"3 of {len(aot_gpu.cases())} programs, 3 kernels, 1 with spills; 1 programs failed. 1 "
+        f"programs, marked" in report
+    )
 
 
 def test_every_backend_is_compiled_for_every_gpu_it_serves():
     found = {(case.op, case.backend, case.target) for case in aot_gpu.cases()}
-    hopper = {(op, "pallas_gpu", target) for op in ("mlstm", "slstm") for target in ("h100", "h200")}
-    assert found == hopper | {("mlstm", "pallas_triton", target) for target in ("a100", "h100", "h200")}
+    hopper = {
+        (op, "pallas_gpu", target) for op in ("mlstm", "slstm") for target in ("h100", "h200")
+    }
+    assert found == hopper | {
+        ("mlstm", "pallas_triton", target) for target in ("a100", "h100", "h200")
+    }
 
 
 def test_words_do_not_count_as_a_change_of_a_kernel():

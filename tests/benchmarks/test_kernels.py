@@ -1,4 +1,6 @@
-"""The kernel benchmark on the CPU at tiny sizes: it checks before it times, and its arithmetic is right."""
+"""The kernel benchmark on the CPU at tiny sizes: it checks before it times, and its arithmetic is
+right.
+"""
 
 import json
 import math
@@ -15,11 +17,15 @@ COMMITTED = pathlib.Path(kernels.__file__).parent / "results" / "kernels_predict
 
 @pytest.mark.slow
 def test_a_quick_run_checks_times_and_writes(tmp_path, capsys):
-    """Every line of both cells, forward and backward, with its errors; what can't be timed here is said."""
+    """Every line of both cells, forward and backward, with its errors; what can't be timed here is
+    said.
+    """
     kernels.main(["--quick", f"--out={tmp_path}/result.json"])
     result = json.loads((tmp_path / "result.json").read_text())
     assert [(row["kernel"], row["pass"]) for row in result["rows"]] == [
-        (name, direction) for name in ("chunkwise", "recurrent") for direction in ("forward", "forward+backward")
+        (name, direction)
+        for name in ("chunkwise", "recurrent")
+        for direction in ("forward", "forward+backward")
     ]
     for row in result["rows"]:
         assert row["ms"] > 0 and row["tflops"] > 0
@@ -45,7 +51,9 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch):
 
 def test_a_difference_that_is_not_a_number_is_seen():
     assert kernels.difference([jnp.ones(2)], [jnp.array([1.0, 2.0])]) == 0.5
-    assert math.isnan(kernels.difference([jnp.ones(2), jnp.array([jnp.nan])], [jnp.ones(2), jnp.ones(1)]))
+    assert math.isnan(
+        kernels.difference([jnp.ones(2), jnp.array([jnp.nan])], [jnp.ones(2), jnp.ones(1)])
+    )
 
 
 @pytest.mark.slow
@@ -59,7 +67,9 @@ def test_tuning_writes_the_fastest_of_each_shape_and_keeps_the_rest(tmp_path, mo
         return forward, both
 
     monkeypatch.setattr(kernels, "programs", programs)
-    monkeypatch.setattr(kernels, "seconds", lambda program, inputs, repetitions: (took[of[program]], "device"))
+    monkeypatch.setattr(
+        kernels, "seconds", lambda program, inputs, repetitions: (took[of[program]], "device")
+    )
     path = tmp_path / "device.json"
     other = {"shape": {"K": 1, "V": 1, "dtype": "float32"}, "blocks": {"chunk_size": 7}}
     path.write_text(json.dumps({"mlstm/chunkwise": [other]}))
@@ -77,14 +87,18 @@ def test_a_chunk_that_gives_wrong_results_is_never_tuned(tmp_path, monkeypatch):
 
 
 def test_a_calls_time_is_the_sum_of_its_kernels_and_the_median_over_calls():
-    events = [(start, duration) for start, duration in zip(range(6), (1, 2, 3, 4, 10, 20), strict=True)]
+    events = [
+        (start, duration) for start, duration in zip(range(6), (1, 2, 3, 4, 10, 20), strict=True)
+    ]
     assert kernels.per_call(reversed(events), calls=3) == 7
     assert kernels.per_call(events, calls=4) is None
     assert kernels.per_call([], calls=4) is None
 
 
 def test_the_least_work_of_the_mlstm():
-    """16 heads of 128/256 in 65,536 tokens: 1.6 GB and 163 GFLOP forward, by hand; memory bound on an H200."""
+    """16 heads of 128/256 in 65,536 tokens: 1.6 GB and 163 GFLOP forward, by hand; memory bound on
+    an H200.
+    """
     spec = specs.MLSTM_SPEED[0]
     tokens = 65536 * 16
     forward = roofline.least_work(spec, backward=False)
@@ -103,10 +117,14 @@ def test_the_longest_name_of_a_chip_wins_and_an_unknown_one_has_no_roofline():
 
 
 def test_the_committed_prediction_is_what_the_model_says_now(capsys):
-    """For every timed case; run `python -m benchmarks.kernels --predict` after a change of the kernels or the model."""
+    """For every timed case; run `python -m benchmarks.kernels --predict` after a change of the
+    kernels or the model.
+    """
     committed = json.loads(COMMITTED.read_text())["rows"]
     assert committed == json.loads(json.dumps(kernels.predict()))
-    assert {row["case"] for row in committed} == {spec.name for spec in specs.MLSTM_SPEED + specs.SLSTM_SPEED}
+    assert {row["case"] for row in committed} == {
+        spec.name for spec in specs.MLSTM_SPEED + specs.SLSTM_SPEED
+    }
     for row in committed:
         assert row["expected_ms"] > row["roofline_ms"]
 
@@ -120,7 +138,10 @@ def test_the_page_on_kernels_prints_the_prediction():
             share = f"{row['expected_share_of_roofline']:.0%}".replace("%", " %")
             assert [cell.strip() for cell in line.split("|")][4:8] == [
                 f"{row['roofline_ms']:.2f}",
-                f"{row['of_our_kernels']['bytes'] / 1e9:.1f}, {row['of_our_kernels']['flops'] / 1e12:.2f}",
+                (
+                    f"{row['of_our_kernels']['bytes'] / 1e9:.1f}, "
+                    f"{row['of_our_kernels']['flops'] / 1e12:.2f}"
+                ),
                 f"{row['expected_ms']:.2f}",
                 share,
             ]

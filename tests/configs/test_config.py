@@ -17,7 +17,8 @@ FILES = {
     "xlstm_7b.py": [""],
     "xlstm_2.7b.py": ["", ":1_0-15b", ":7_1-15b"],
     **{
-        f"xlstm_{size}.py": ["", ":1_0-15b", ":7_1-15b", ":1_0-300b", ":7_1-300b"] for size in ("125m", "350m", "760m", "1.3b")
+        f"xlstm_{size}.py": ["", ":1_0-15b", ":7_1-15b", ":1_0-300b", ":7_1-300b"]
+        for size in ("125m", "350m", "760m", "1.3b")
     },
 }
 KEYS = [
@@ -35,7 +36,9 @@ def test_every_file_is_listed_here():
     assert {path.name for path in (ROOT / "configs").glob("*.py")} == FILES.keys()
 
 
-@pytest.mark.parametrize("name", [name + variant for name, variants in FILES.items() for variant in variants])
+@pytest.mark.parametrize(
+    "name", [name + variant for name, variants in FILES.items() for variant in variants]
+)
 def test_each_file_loads_in_each_variant(name):
     config = load(file(name))
     assert from_json(config.to_json()) == config
@@ -54,7 +57,10 @@ def test_each_file_loads_in_each_variant(name):
 )
 def test_length_and_learning_rate_are_the_papers(name, tokens, rate):
     config = load(file(name))
-    assert config.train.steps * config.data.batch_size * config.data.context_length == pytest.approx(tokens, rel=1e-3)
+    assert (
+        config.train.steps * config.data.batch_size * config.data.context_length
+        == pytest.approx(tokens, rel=1e-3)
+    )
     assert config.optimizer.learning_rate == rate
 
 
@@ -76,21 +82,36 @@ def test_every_key_is_read_by_somebody(section, key):
     readers = [
         path
         for path in [*ROOT.glob("*.py"), *(ROOT / "xlstm_jax").rglob("*.py")]
-        if path.name not in ("config.py", "config_checks.py") and re.search(rf"\.{key}\b", path.read_text())
+        if path.name not in ("config.py", "config_checks.py")
+        and re.search(rf"\.{key}\b", path.read_text())
     ]
     if section == "mesh":  # read together, by their names
-        readers = [ROOT / "xlstm_jax/parallel/mesh.py"] if key in dataclasses.asdict(Config().mesh) else []
-    derived = {"block", "ratio", "slstm_positions", "up_factor", "qk_factor", "ffn_factor"}  # by config_checks' functions
+        readers = (
+            [ROOT / "xlstm_jax/parallel/mesh.py"]
+            if key in dataclasses.asdict(Config().mesh)
+            else []
+        )
+    # by config_checks' functions
+    derived = {"block", "ratio", "slstm_positions", "up_factor", "qk_factor", "ffn_factor"}
     assert readers or (section == "model" and key in derived)
 
 
 def test_overrides_reach_every_kind_of_key():
     config = load(
         file("quickstart.py"),
-        {"model.slstm_positions": [0, 2], "optimizer.learning_rate": 1, "model.gate_soft_cap": 15, "checkpoint.init_from": "x"},
+        {
+            "model.slstm_positions": [0, 2],
+            "optimizer.learning_rate": 1,
+            "model.gate_soft_cap": 15,
+            "checkpoint.init_from": "x",
+        },
     )
     assert config.model.slstm_positions == (0, 2)
-    assert (config.optimizer.learning_rate, config.model.gate_soft_cap, config.checkpoint.init_from) == (1.0, 15.0, "x")
+    assert (
+        config.optimizer.learning_rate,
+        config.model.gate_soft_cap,
+        config.checkpoint.init_from,
+    ) == (1.0, 15.0, "x")
 
 
 def test_a_config_dict_is_locked():
@@ -105,7 +126,10 @@ def test_a_config_dict_is_locked():
         ({"nothing": 3}, "unknown config key nothing"),
         ({"model.dim": "wide"}, "model.dim .*'wide'"),
         ({"model.dim": 129}, "model.dim is 129, not divisible by model.num_heads 4"),
-        ({"model.num_blocks": 4, "model.slstm_positions": (4,)}, "model.slstm_positions has 4.*below model.num_blocks 4"),
+        (
+            {"model.num_blocks": 4, "model.slstm_positions": (4,)},
+            "model.slstm_positions has 4.*below model.num_blocks 4",
+        ),
         ({"model.slstm_positions": (1, 1)}, "twice"),
         ({"model.slstm_positions": (1.5,)}, "type int"),
         ({"model.ratio": "7:1", "model.slstm_positions": ()}, "no multiple of the 8 blocks"),
@@ -117,15 +141,27 @@ def test_a_config_dict_is_locked():
         ({"model.dropout": 1.5}, "model.dropout is 1.5; it must lie between 0 and 1"),
         ({"model.dropout": 1.0}, "model.dropout is 1.0; it must be below 1"),
         ({"model.forget_gate_bias": (3.0,)}, "model.forget_gate_bias is .*two entries"),
-        ({"optimizer.learning_rate": float("inf")}, "optimizer.learning_rate is inf; it must be a finite number"),
+        (
+            {"optimizer.learning_rate": float("inf")},
+            "optimizer.learning_rate is inf; it must be a finite number",
+        ),
         ({"optimizer.beta2": 1.0}, "optimizer.beta2 is 1.0; it must be below 1"),
         ({"optimizer.eps": -1.0}, "optimizer.eps is -1.0; it must be at least 0.0"),
         ({"model.gate_soft_cap": -1.0}, "model.gate_soft_cap is -1.0; it must be above 0"),
-        ({"data.batch_size": 15, "train.accumulation_steps": 2}, "data.batch_size is 15, not divisible"),
+        (
+            {"data.batch_size": 15, "train.accumulation_steps": 2},
+            "data.batch_size is 15, not divisible",
+        ),
         ({"train.steps": 10}, "do not fit into train.steps 10"),
         ({"mesh.data": -1, "mesh.fsdp": -1}, "at most one may be -1"),
-        ({"model.mlstm_backend": "chunkwize"}, "model.mlstm_backend is 'chunkwize'; it must be one of .*'chunkwise'.*or unset"),
-        ({"model.slstm_backend": "chunkwise"}, "model.slstm_backend is 'chunkwise'; it must be one of 'recurrent'"),
+        (
+            {"model.mlstm_backend": "chunkwize"},
+            "model.mlstm_backend is 'chunkwize'; it must be one of .*'chunkwise'.*or unset",
+        ),
+        (
+            {"model.slstm_backend": "chunkwise"},
+            "model.slstm_backend is 'chunkwise'; it must be one of 'recurrent'",
+        ),
         ({"optimizer.schedule": "linear"}, "optimizer.schedule is 'linear'"),
     ],
 )
@@ -138,7 +174,10 @@ def test_what_is_wrong_is_named(overrides, message):
     ("path", "message"),
     [
         ("no/such/file.py", "'no/such/file.py' does not exist"),
-        (file("xlstm_1.3b.py") + ":9_9-15b", "variant '9_9-15b' does not exist; .*1_0-15b, 7_1-15b, 1_0-300b, 7_1-300b"),
+        (
+            file("xlstm_1.3b.py") + ":9_9-15b",
+            "variant '9_9-15b' does not exist; .*1_0-15b, 7_1-15b, 1_0-300b, 7_1-300b",
+        ),
         (file("xlstm_2.7b.py") + ":7_1-300b", "variant '7_1-300b' does not exist"),
     ],
 )

@@ -8,7 +8,9 @@ import random
 import pytest
 import tokenizers
 
-WORDS = "the cell keeps what gate lets in and it's forgetting 1997 42 größer naïve 東京都 中文 😀 don't x=3; \t \n\n  ...".split(" ")
+WORDS = "the cell keeps what gate lets in and it's forgetting 1997 42 größer naïve 東京都 中文 😀 don't x=3; \t \n\n  ...".split(
+    " "
+)
 
 
 def make_text(seed: int, words: int) -> str:
@@ -18,7 +20,9 @@ def make_text(seed: int, words: int) -> str:
 
 @pytest.fixture(scope="session")
 def bpe_file(tmp_path_factory) -> pathlib.Path:
-    """A tokenizer.json; like the file of GPT-2 that people pass around, it asks for truncation, which must not happen."""
+    """A tokenizer.json; like the file of GPT-2 that people pass around, it asks for truncation,
+    which must not happen.
+    """
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -36,7 +40,10 @@ def bpe_file(tmp_path_factory) -> pathlib.Path:
 
 
 def jsonl(texts, field: str = "text") -> bytes:
-    return b"".join(json.dumps({"id": k, field: text}, ensure_ascii=k % 2 == 0).encode() + b"\n" for k, text in enumerate(texts))
+    return b"".join(
+        json.dumps({"id": k, field: text}, ensure_ascii=k % 2 == 0).encode() + b"\n"
+        for k, text in enumerate(texts)
+    )
 
 
 def write_documents(path: pathlib.Path, texts) -> pathlib.Path:
@@ -47,7 +54,11 @@ def write_documents(path: pathlib.Path, texts) -> pathlib.Path:
         import pyarrow
         import pyarrow.parquet
 
-        pyarrow.parquet.write_table(pyarrow.table({"text": list(texts), "id": list(range(len(texts)))}), path, row_group_size=3)
+        pyarrow.parquet.write_table(
+            pyarrow.table({"text": list(texts), "id": list(range(len(texts)))}),
+            path,
+            row_group_size=3,
+        )
     elif name.endswith(".zst"):
         import zstandard
 

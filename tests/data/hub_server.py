@@ -1,4 +1,6 @@
-"""A server on this machine that speaks the file endpoints of the Hugging Face hub, and breaks when it is told to."""
+"""A server on this machine that speaks the file endpoints of the Hugging Face hub, and breaks when
+it is told to.
+"""
 
 import contextlib
 import hashlib
@@ -15,7 +17,8 @@ class HubServer:
     """The files of one data set (or model), and a list of what was asked for.
 
     Attributes:
-        break_after: bytes after which a file's next downloads break off, one entry for each download.
+        break_after: bytes after which a file's next downloads break off, one entry for each
+            download.
         ranges: whether it can send a part of a file.
         wrong: content that is sent in place of a file's.
         requests: (method, path, Range header).
@@ -30,7 +33,11 @@ class HubServer:
 
     def downloads(self, file: str) -> list[str | None]:
         """The Range headers of a file's downloads, in order."""
-        return [asked for method, path, asked in self.requests if method == "GET" and path.endswith(f"/{file}") and "/resolve/" in path]
+        return [
+            asked
+            for method, path, asked in self.requests
+            if method == "GET" and path.endswith(f"/{file}") and "/resolve/" in path
+        ]
 
 
 @contextlib.contextmanager
@@ -65,8 +72,14 @@ def serve(hub: HubServer):
             entries = [{"type": "directory", "path": "train", "oid": "0" * 40, "size": 0}]
             for name, content in hub.files.items():
                 digest = hashlib.sha256(content).hexdigest()
-                lfs = {"lfs": {"oid": digest, "size": len(content), "pointerSize": 130}} if hub.lfs else {}
-                entries.append({"type": "file", "path": name, "oid": digest[:40], "size": len(content), **lfs})
+                lfs = (
+                    {"lfs": {"oid": digest, "size": len(content), "pointerSize": 130}}
+                    if hub.lfs
+                    else {}
+                )
+                entries.append(
+                    {"type": "file", "path": name, "oid": digest[:40], "size": len(content), **lfs}
+                )
             half = len(entries) // 2
             link = {} if second else {"Link": f'<{address}{self.path}&cursor=2>; rel="next"'}
             self.send_json(entries[half:] if second else entries[:half], headers=link)
@@ -76,7 +89,9 @@ def serve(hub: HubServer):
                 self.send_json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
                 return
             content = hub.wrong.get(name, hub.files[name])
-            start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-") or 0)
+            start = int(
+                (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-") or 0
+            )
             if start and start >= len(content):
                 self.send_json({}, 416)
                 return
@@ -84,7 +99,9 @@ def serve(hub: HubServer):
             part = content[start:]
             self.send_response(206 if start else 200)
             if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                self.send_header(
+                    "Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}"
+                )
             self.send_header("Content-Length", str(len(part)))
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("ETag", f'"{hashlib.sha256(hub.files[name]).hexdigest()}"')
@@ -103,7 +120,11 @@ def serve(hub: HubServer):
         def send_json(self, value, status: int = 200, headers: dict | None = None):
             content = json.dumps(value).encode()
             self.send_response(status)
-            for name, text in {"Content-Type": "application/json", "Content-Length": str(len(content)), **(headers or {})}.items():
+            for name, text in {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(content)),
+                **(headers or {}),
+            }.items():
                 self.send_header(name, text)
             self.end_headers()
             if self.command == "GET":

@@ -1,4 +1,6 @@
-"""Documents come out of every format as they went in; what is damaged is named with its line and nothing else is lost."""
+"""Documents come out of every format as they went in; what is damaged is named with its line and
+nothing else is lost.
+"""
 
 import gzip
 import json
@@ -42,7 +44,10 @@ def test_a_text_file_is_one_document_to_its_last_byte(tmp_path, monkeypatch, blo
 
 
 def test_joined_records_are_one_document(tmp_path):
-    assert read(write_documents(tmp_path / "a.parquet", ["one\n", "", "two\n"]), join=True) == (["one\ntwo\n"], [])
+    assert read(write_documents(tmp_path / "a.parquet", ["one\n", "", "two\n"]), join=True) == (
+        ["one\ntwo\n"],
+        [],
+    )
 
 
 def test_several_frames_follow_each_other(tmp_path):
@@ -113,7 +118,13 @@ def test_damage_in_parquet_is_named_by_its_row(tmp_path):
     import pyarrow.parquet
 
     bad = pyarrow.Array.from_buffers(
-        pyarrow.string(), 3, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pyarrow.py_buffer(b"a\xffb")]
+        pyarrow.string(),
+        3,
+        [
+            None,
+            pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"),
+            pyarrow.py_buffer(b"a\xffb"),
+        ],
     )
     pyarrow.parquet.write_table(pyarrow.table({"text": bad}), tmp_path / "bytes.parquet")
     assert read(tmp_path / "bytes.parquet") == (["a", "b"], [(2, "utf-8")])

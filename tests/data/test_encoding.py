@@ -39,7 +39,8 @@ def test_parts_of_a_document_have_the_tokens_of_the_whole(monkeypatch, tokenizer
     monkeypatch.setattr(encoding, "LONGEST", longest)
     text = TEXTS[kind]
     ids, batches = encode([Piece(text, True)], tokenizer)
-    if kind == "spaces" and longest < 1 << 20:  # no place to cut among 3,000 spaces: other tokens, the same text
+    # no place to cut among 3,000 spaces: other tokens, the same text
+    if kind == "spaces" and longest < 1 << 20:
         assert tokenizer.decode(ids[:-1]) == text
     else:
         np.testing.assert_array_equal(ids, expected([text], tokenizer))
@@ -54,15 +55,21 @@ def test_the_ends_of_pieces_change_nothing(monkeypatch, tokenizer, length):
     pieces = []
     for text in TEXTS.values():
         if text != TEXTS["spaces"]:
-            pieces += [Piece(text[k : k + length], False) for k in range(0, len(text), length)] + [Piece("", True)]
+            pieces += [Piece(text[k : k + length], False) for k in range(0, len(text), length)] + [
+                Piece("", True)
+            ]
     ids, batches = encode(pieces, tokenizer)
-    np.testing.assert_array_equal(ids, expected([text for text in TEXTS.values() if text != TEXTS["spaces"]], tokenizer))
+    np.testing.assert_array_equal(
+        ids, expected([text for text in TEXTS.values() if text != TEXTS["spaces"]], tokenizer)
+    )
     assert len(batches) > 10
 
 
 def test_a_batch_is_cut_at_the_first_documents_end_that_has_enough_tokens():
     tokenizer = load_tokenizer("byte")
-    [tokens] = encode_pieces([Piece("abc", True), Piece("de", False), Piece("f", True), Piece("g", False)], tokenizer)
+    [tokens] = encode_pieces(
+        [Piece("abc", True), Piece("de", False), Piece("f", True), Piece("g", False)], tokenizer
+    )
     for wanted, kept, documents in [(1, 4, 1), (4, 4, 1), (5, 8, 2), (8, 8, 2)]:
         part = tokens.up_to_document_end(wanted, 256)
         assert (len(part.ids), part.documents, part.bytes) == (kept, documents, kept - documents)

@@ -36,4 +36,6 @@ def test_a_process_reads_the_rows_of_its_devices(slices, expected):
 
 def test_one_process_reads_everything():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    assert own_part(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")), 8, 16) == (0, 1)
+    assert own_part(
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")), 8, 16
+    ) == (0, 1)

@@ -1,4 +1,6 @@
-"""Data sets of the hub: their layouts, downloads that break off and go on, files that are not what the hub says."""
+"""Data sets of the hub: their layouts, downloads that break off and go on, files that are not what
+the hub says.
+"""
 
 import json
 import os
@@ -29,9 +31,15 @@ def slimpajama(tmp_path):
     for chunk in (1, 2, 10):
         for number in (0, 2, 10):
             name = f"train/chunk{chunk}/example_train_{number}.jsonl.zst"
-            files[name] = content_of(tmp_path / name, [f"{chunk} {number} " + make_text(number, 400)])
-    files["validation/chunk1/example_holdout_7.jsonl.zst"] = content_of(tmp_path / "v.jsonl.zst", ["held out"])
-    files["test/chunk1/example_holdout_8.jsonl.zst"] = content_of(tmp_path / "t.jsonl.zst", ["test"])
+            files[name] = content_of(
+                tmp_path / name, [f"{chunk} {number} " + make_text(number, 400)]
+            )
+    files["validation/chunk1/example_holdout_7.jsonl.zst"] = content_of(
+        tmp_path / "v.jsonl.zst", ["held out"]
+    )
+    files["test/chunk1/example_holdout_8.jsonl.zst"] = content_of(
+        tmp_path / "t.jsonl.zst", ["test"]
+    )
     return HubServer("cerebras/SlimPajama-627B", files)
 
 
@@ -39,12 +47,24 @@ def slimpajama(tmp_path):
 def address(slimpajama, monkeypatch, tmp_path):
     with serve(slimpajama) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
-        monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01)))  # between two attempts
+        # between two attempts
+        monkeypatch.setattr(
+            time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01))
+        )
         yield address
 
 
 def run(output, *more, source="cerebras/SlimPajama-627B"):
-    return prepare.main(["prepare", f"--source={source}", "--tokenizer=byte", f"--output={output}", "--workers=1", *more])
+    return prepare.main(
+        [
+            "prepare",
+            f"--source={source}",
+            "--tokenizer=byte",
+            f"--output={output}",
+            "--workers=1",
+            *more,
+        ]
+    )
 
 
 def test_one_command_fetches_and_prepares_the_splits_of_slimpajama(slimpajama, address, tmp_path):
@@ -53,9 +73,17 @@ def test_one_command_fetches_and_prepares_the_splits_of_slimpajama(slimpajama, a
     manifest = shards.read_manifest(str(output), "train")
     assert manifest.source == f"cerebras/SlimPajama-627B@{COMMIT}"
     names = [entry.file for entry in manifest.inputs]
-    assert names == [f"train/chunk{chunk}/example_train_{k}.jsonl.zst" for chunk in (1, 2, 10) for k in (0, 2, 10)]
-    assert manifest.documents == 9 and shards.read_manifest(str(output), "validation").documents == 1
-    assert not list(output.rglob("*.zst")) and not list(output.rglob("downloads")), "what is prepared is removed"
+    assert names == [
+        f"train/chunk{chunk}/example_train_{k}.jsonl.zst"
+        for chunk in (1, 2, 10)
+        for k in (0, 2, 10)
+    ]
+    assert (
+        manifest.documents == 9 and shards.read_manifest(str(output), "validation").documents == 1
+    )
+    assert not list(output.rglob("*.zst")) and not list(output.rglob("downloads")), (
+        "what is prepared is removed"
+    )
     assert not slimpajama.downloads("test/chunk1/example_holdout_8.jsonl.zst")
 
 
@@ -94,7 +122,10 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(slimpajama, address
 
 def test_a_download_goes_on_in_another_process(slimpajama, address, tmp_path):
     slimpajama.break_after[FILE] = [300_000] + [0] * 1000  # the server goes away
-    with pytest.raises(UserError, match=f"{FILE}' of .* can't be downloaded from {address}: .*; the same command goes on"):
+    with pytest.raises(
+        UserError,
+        match=f"{FILE}' of .* can't be downloaded from {address}: .*; the same command goes on",
+    ):
         fetch(slimpajama, tmp_path / "fetched")
     assert len(slimpajama.downloads(FILE)) == 1 + hub.ATTEMPTS
     slimpajama.break_after.clear()
@@ -119,12 +150,20 @@ def test_a_file_of_wrong_size_or_content_is_refused(slimpajama, address, tmp_pat
     with pytest.raises(UserError, match=message):
         fetch(slimpajama, tmp_path / "fetched")
     slimpajama.wrong.clear()
-    assert fetch(slimpajama, tmp_path / "fetched") == LARGE, "fetched when the hub has the right one"
+    assert fetch(slimpajama, tmp_path / "fetched") == LARGE, (
+        "fetched when the hub has the right one"
+    )
 
 
 def test_a_file_that_is_gone_is_no_reason_to_wait(slimpajama, address, tmp_path):
     with pytest.raises(UserError, match="404"):
-        hub.download(f"cerebras/SlimPajama-627B@{COMMIT}", "train/gone.jsonl.zst", 5, None, tmp_path / "fetched")
+        hub.download(
+            f"cerebras/SlimPajama-627B@{COMMIT}",
+            "train/gone.jsonl.zst",
+            5,
+            None,
+            tmp_path / "fetched",
+        )
     assert len(slimpajama.downloads("train/gone.jsonl.zst")) == 1
 
 
@@ -144,7 +183,13 @@ def test_a_finished_download_is_not_repeated(slimpajama, address, tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nobody/nothing", "'nobody/nothing' is no file or folder, and as a data set it can't be listed on http://127.0.0.1"),
+        (
+            "nobody/nothing",
+            (
+                "'nobody/nothing' is no file or folder, and as a data set it can't be listed on "
+                "http://127.0.0.1"
+            ),
+        ),
         ("a b/c", "is no file, no folder and no data set"),
     ],
 )
@@ -162,10 +207,20 @@ def test_no_network_is_named(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_preparation_killed_while_it_downloads_goes_on(slimpajama, address, tmp_path):
     """The newest commit may be another one by then: the plan keeps the first."""
-    slimpajama.break_after = {name: [400] + [0] * 1000 for name in slimpajama.files if "chunk2" in name}
-    command = [sys.executable, "-m", "xlstm_jax.data.prepare", "--source=cerebras/SlimPajama-627B", "--tokenizer=byte"]
+    slimpajama.break_after = {
+        name: [400] + [0] * 1000 for name in slimpajama.files if "chunk2" in name
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "xlstm_jax.data.prepare",
+        "--source=cerebras/SlimPajama-627B",
+        "--tokenizer=byte",
+    ]
     command += [f"--output={tmp_path}/out", "--split=train", "--workers=1"]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     while not any(slimpajama.downloads(name) for name in slimpajama.break_after):
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
@@ -184,7 +239,10 @@ def test_a_tokenizer_comes_from_the_hub_by_name(bpe_file, monkeypatch, tmp_path)
         tokenizer = prepare.install_tokenizer("gpt2", tmp_path)
         assert tokenizer.name == "gpt2"
         assert (tmp_path / "tokenizer.json").read_bytes() == bpe_file.read_bytes()
-        with pytest.raises(UserError, match="--tokenizer 'gpt3' is no file, and its tokenizer.json can't be had from"):
+        with pytest.raises(
+            UserError,
+            match="--tokenizer 'gpt3' is no file, and its tokenizer.json can't be had from",
+        ):
             prepare.install_tokenizer("gpt3", tmp_path / "other")
 
 
@@ -194,18 +252,32 @@ def named(source, *names):
 
 LAYOUTS = {
     "DKYoon/SlimPajama-6B": {
-        "train": ["data/train-00000-of-00048-ab7b35705d5319a2.parquet", "data/train-00001-of-00048-d3ec6ab4a6e0c1d9.parquet"],
+        "train": [
+            "data/train-00000-of-00048-ab7b35705d5319a2.parquet",
+            "data/train-00001-of-00048-d3ec6ab4a6e0c1d9.parquet",
+        ],
         "validation": ["data/validation-00000-of-00001-b3c9d2f1f4a27f2d.parquet"],
         None: ["data/test-00000-of-00001-3a4b.parquet"],
     },
     "Salesforce/wikitext": {
-        "train": ["wikitext-103-raw-v1/train-00000-of-00002.parquet", "wikitext-103-raw-v1/train-00001-of-00002.parquet"],
+        "train": [
+            "wikitext-103-raw-v1/train-00000-of-00002.parquet",
+            "wikitext-103-raw-v1/train-00001-of-00002.parquet",
+        ],
         "validation": ["wikitext-103-raw-v1/validation-00000-of-00001.parquet"],
-        None: ["wikitext-103-raw-v1/test-00000-of-00001.parquet", "wikitext-2-raw-v1/train-00000-of-00001.parquet"],
+        None: [
+            "wikitext-103-raw-v1/test-00000-of-00001.parquet",
+            "wikitext-2-raw-v1/train-00000-of-00001.parquet",
+        ],
     },
     "mlfoundations/dclm-baseline-1.0": {
-        "train": [f"global-shard_01_of_10/local-shard_0_of_10/shard_{k:08d}_processed.jsonl.zst" for k in range(999)],
-        "validation": ["global-shard_01_of_10/local-shard_0_of_10/shard_00000999_processed.jsonl.zst"],
+        "train": [
+            f"global-shard_01_of_10/local-shard_0_of_10/shard_{k:08d}_processed.jsonl.zst"
+            for k in range(999)
+        ],
+        "validation": [
+            "global-shard_01_of_10/local-shard_0_of_10/shard_00000999_processed.jsonl.zst"
+        ],
     },
 }
 
@@ -234,5 +306,9 @@ def test_files_of_a_folder_are_in_natural_order_and_hidden_ones_left_out(tmp_pat
     for name in ("a10.jsonl", "a9.jsonl", "b/1.txt", ".hidden/x.txt", "b/.y.txt", "notes.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(jsonl(["x"]))
-    assert [file.name for file in open_source(str(tmp_path)).files] == ["a9.jsonl", "a10.jsonl", "b/1.txt"]
+    assert [file.name for file in open_source(str(tmp_path)).files] == [
+        "a9.jsonl",
+        "a10.jsonl",
+        "b/1.txt",
+    ]
     assert json.loads(jsonl(["x"]))["text"] == "x"

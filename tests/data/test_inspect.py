@@ -14,7 +14,13 @@ TEXTS = [f"document {k}: " + make_text(k, 2 ** (k % 9)) for k in range(30)]
 def folder(tmp_path, bpe_file, capsys):
     write_documents(tmp_path / "in/a.jsonl", [*TEXTS[:10], ""])
     write_documents(tmp_path / "in/b.jsonl", TEXTS[10:])
-    prepare_split(str(tmp_path / "in"), "train", install_tokenizer(str(bpe_file), tmp_path / "out"), tmp_path / "out", job_bytes=1)
+    prepare_split(
+        str(tmp_path / "in"),
+        "train",
+        install_tokenizer(str(bpe_file), tmp_path / "out"),
+        tmp_path / "out",
+        job_bytes=1,
+    )
     capsys.readouterr()
     return tmp_path / "out"
 
@@ -22,7 +28,14 @@ def folder(tmp_path, bpe_file, capsys):
 def test_it_tells_what_there_is(folder, capsys):
     assert inspect.main(["inspect", str(folder), "--documents=2"]) == 0
     printed = capsys.readouterr().out
-    told = ("30, on average", "2 shards", "tokenizer   'tiny-bpe'", "left out    1 empty", "a.jsonl ... b.jsonl", "as it was prepared")
+    told = (
+        "30, on average",
+        "2 shards",
+        "tokenizer   'tiny-bpe'",
+        "left out    1 empty",
+        "a.jsonl ... b.jsonl",
+        "as it was prepared",
+    )
     for words in told:
         assert words in printed, words
     assert TEXTS[0] in printed and TEXTS[1] in printed and TEXTS[2] not in printed
@@ -31,7 +44,11 @@ def test_it_tells_what_there_is(folder, capsys):
 def test_long_documents_are_shown_by_their_ends(folder, capsys):
     inspect.main(["inspect", str(folder), "--documents=30"])
     printed = capsys.readouterr().out
-    assert TEXTS[8][: inspect.SHOWN] in printed and TEXTS[8][-inspect.SHOWN :] in printed and TEXTS[8] not in printed
+    assert (
+        TEXTS[8][: inspect.SHOWN] in printed
+        and TEXTS[8][-inspect.SHOWN :] in printed
+        and TEXTS[8] not in printed
+    )
 
 
 def test_damage_is_found(folder, capsys):
@@ -40,7 +57,9 @@ def test_damage_is_found(folder, capsys):
     content[10] ^= 1
     path.write_bytes(content)
     assert inspect.main(["inspect", str(folder)]) == inspect.DAMAGED
-    assert "DAMAGED: tokens-00001.bin: its content is not what was prepared" in capsys.readouterr().out
+    assert (
+        "DAMAGED: tokens-00001.bin: its content is not what was prepared" in capsys.readouterr().out
+    )
     (folder / "tokenizer.json").unlink()
     inspect.main(["inspect", str(folder)])
     assert "tokenizer.json is missing" in capsys.readouterr().out

@@ -10,7 +10,15 @@ import pytest
 
 from xlstm_jax.config import DataConfig
 from xlstm_jax.data import loader, shards
-from xlstm_jax.data.loader import Batch, document_positions, eval_batches, make_batch, open_split, position, train_batches
+from xlstm_jax.data.loader import (
+    Batch,
+    document_positions,
+    eval_batches,
+    make_batch,
+    open_split,
+    position,
+    train_batches,
+)
 from xlstm_jax.data.tokenizer import ByteTokenizer
 from xlstm_jax.errors import UserError
 
@@ -39,7 +47,10 @@ def test_every_twentieth_file_is_held_out(config):
 def test_the_stream_begins_with_an_end_of_text_and_each_document_ends_with_one(config):
     source = open_split(config, "validation", 320)
     assert source.tokens[0] == source.end_of_text == 256
-    assert source.tokenizer.decode(source.tokens) == "\n" + TEXTS["19.txt"] + "\n" + TEXTS["39.txt"] + "\n"
+    assert (
+        source.tokenizer.decode(source.tokens)
+        == "\n" + TEXTS["19.txt"] + "\n" + TEXTS["39.txt"] + "\n"
+    )
 
 
 def test_few_files_are_held_out_by_their_ends(tmp_path):
@@ -62,7 +73,9 @@ def test_an_epoch_is_every_window_once_and_the_next_has_another_order(config):
     windows = (len(source.tokens) - 1) // 16
     config = dataclasses.replace(config, batch_size=1)
     rows = [batch.tokens[0].tobytes() for batch in take(train_batches(source, config), 2 * windows)]
-    expected = {source.tokens[16 * k : 16 * k + 16].astype(np.int32).tobytes() for k in range(windows)}
+    expected = {
+        source.tokens[16 * k : 16 * k + 16].astype(np.int32).tobytes() for k in range(windows)
+    }
     assert set(rows[:windows]) == set(rows[windows:]) == expected
     assert rows[:windows] != rows[windows:]
 
@@ -71,7 +84,9 @@ def test_an_epoch_is_every_window_once_and_the_next_has_another_order(config):
 def test_resuming_needs_the_step_alone(config, start):
     source = open_split(config, "train", 320)
     undisturbed = take(train_batches(source, config), start + 3)[start:]
-    for resumed, batch in zip(take(train_batches(source, config, start_step=start), 3), undisturbed, strict=True):
+    for resumed, batch in zip(
+        take(train_batches(source, config, start_step=start), 3), undisturbed, strict=True
+    ):
         for ours, theirs in zip(resumed, batch, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
@@ -93,9 +108,14 @@ def test_another_seed_is_another_order(config):
 def test_any_number_of_hosts_reads_the_same_global_batches(config, hosts):
     config = dataclasses.replace(config, batch_size=8)
     source = open_split(config, "train", 320)
-    parts = [take(train_batches(source, config, start_step=3, part=part, parts=hosts), 4) for part in range(hosts)]
+    parts = [
+        take(train_batches(source, config, start_step=3, part=part, parts=hosts), 4)
+        for part in range(hosts)
+    ]
     for step, expected in enumerate(take(train_batches(source, config, start_step=3), 4)):
-        for ours, theirs in zip(zip(*(part[step] for part in parts), strict=True), expected, strict=True):
+        for ours, theirs in zip(
+            zip(*(part[step] for part in parts), strict=True), expected, strict=True
+        ):
             np.testing.assert_array_equal(np.concatenate(ours), theirs)
 
 
@@ -113,8 +133,13 @@ def test_any_number_of_reader_processes_gives_the_same_batches(config, tmp_path_
     config = dataclasses.replace(config, path=str(folder))
     source = open_split(config, "train", 320)
     count = 20 if workers == 1 else 5
-    ours = take(train_batches(source, dataclasses.replace(config, workers=workers), 2, part=1, parts=2), count)
-    for batch, expected in zip(ours, take(train_batches(source, config, 2, part=1, parts=2), count), strict=True):
+    ours = take(
+        train_batches(source, dataclasses.replace(config, workers=workers), 2, part=1, parts=2),
+        count,
+    )
+    for batch, expected in zip(
+        ours, take(train_batches(source, config, 2, part=1, parts=2), count), strict=True
+    ):
         for mine, theirs in zip(batch, expected, strict=True):
             np.testing.assert_array_equal(mine, theirs)
 
@@ -134,7 +159,9 @@ def test_reader_processes_work_without_a_main_module_and_without_parsed_flags():
     config = DataConfig(path="synthetic")
     batches = train_batches(open_split(config, "train", 320), config)
     expected = [int(next(batches).tokens.sum()) for _ in range(3)]
-    done = subprocess.run([sys.executable, "-c", NOTEBOOK], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", NOTEBOOK], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert done.stdout == f"{expected}\n", done.stderr
 
 
@@ -162,13 +189,20 @@ def test_resuming_reads_nothing_again(config):
 def test_the_position_is_a_few_numbers_and_other_data_have_others(config, tmp_path_factory):
     numbers = position(open_split(config, "train", 320), config, 7)
     trained_on = [text for name, text in TEXTS.items() if name not in ("19.txt", "39.txt")]
-    assert numbers.pop("fingerprint") and numbers == {"next_sample": 28, "stream_tokens": 1 + sum(len(text) + 1 for text in trained_on)}
+    assert numbers.pop("fingerprint") and numbers == {
+        "next_sample": 28,
+        "stream_tokens": 1 + sum(len(text) + 1 for text in trained_on),
+    }
     folder = tmp_path_factory.mktemp("swapped")
     names = sorted(TEXTS)
-    for name, text in zip(names, [TEXTS[name] for name in [names[1], names[0], *names[2:]]], strict=True):
+    for name, text in zip(
+        names, [TEXTS[name] for name in [names[1], names[0], *names[2:]]], strict=True
+    ):
         (folder / name).write_text(text)
     swapped = dataclasses.replace(config, path=str(folder))
-    before, after = (position(open_split(given, "train", 320), given, 7) for given in (config, swapped))
+    before, after = (
+        position(open_split(given, "train", 320), given, 7) for given in (config, swapped)
+    )
     assert before["stream_tokens"] == after["stream_tokens"] and before != after
 
 
@@ -192,12 +226,16 @@ def test_with_resets_the_first_token_of_a_document_is_no_target():
 
 def test_positions_count_from_the_beginning_of_each_document():
     segment_ids = make_batch(WINDOWS, end_of_text=9, reset_at_document=False).segment_ids
-    np.testing.assert_array_equal(document_positions(segment_ids), [[0, 1, 0, 1, 2], [0, 0, 0, 1, 2]])
+    np.testing.assert_array_equal(
+        document_positions(segment_ids), [[0, 1, 0, 1, 2], [0, 0, 0, 1, 2]]
+    )
 
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_documents_decode_from_a_batch_by_their_segment_ids(config, reset):
-    """What counts as a target of segment n is the text of the n-th document, from its second byte on where states are reset."""
+    """What counts as a target of segment n is the text of the n-th document, from its second byte
+    on where states are reset.
+    """
     config = dataclasses.replace(config, context_length=150, batch_size=1, reset_at_document=reset)
     source = open_split(config, "train", 320)
     whole = source.text.decode()
@@ -208,7 +246,9 @@ def test_documents_decode_from_a_batch_by_their_segment_ids(config, reset):
             text = source.tokenizer.decode(batch.tokens[here])
             assert text.endswith("\n") and text[:-1] in TEXTS.values() and text[:-1] in whole
             targets = source.tokenizer.decode(batch.targets[here & batch.mask])
-            assert targets == (text[1:] if reset else text[1:] + source.tokenizer.decode(batch.targets[here][-1:]))
+            assert targets == (
+                text[1:] if reset else text[1:] + source.tokenizer.decode(batch.targets[here][-1:])
+            )
             inside += 1
         assert inside
 
@@ -226,7 +266,9 @@ def test_evaluation_scores_every_token_once_in_order(config, batch_size, context
 
 def test_evaluation_can_end_early(config):
     source = open_split(config, "validation", 320)
-    scored = np.concatenate([batch.targets[batch.mask] for batch in eval_batches(source, 3, 7, max_tokens=25)])
+    scored = np.concatenate(
+        [batch.targets[batch.mask] for batch in eval_batches(source, 3, 7, max_tokens=25)]
+    )
     np.testing.assert_array_equal(scored, source.tokens[1:26])
 
 
@@ -237,11 +279,17 @@ def test_the_embedded_corpus_is_the_standard_library():
 
 
 BAD = {
-    "missing": ({"path": "no/such/folder"}, "no/such/folder.*does not exist.*xlstm_jax.data.prepare"),
+    "missing": (
+        {"path": "no/such/folder"},
+        "no/such/folder.*does not exist.*xlstm_jax.data.prepare",
+    ),
     "empty path": ({"path": ""}, "data.path is empty"),
     "empty folder": ({"path": "{empty}"}, "is empty"),
     "not text": ({"path": "{binary}"}, "is no text"),
-    "no tokenizer": ({"tokenizer": "no/tokenizer.json"}, "data.tokenizer 'no/tokenizer.json' does not exist"),
+    "no tokenizer": (
+        {"tokenizer": "no/tokenizer.json"},
+        "data.tokenizer 'no/tokenizer.json' does not exist",
+    ),
     "bad tokenizer": ({"tokenizer": "{binary}"}, "no file of the `tokenizers` library"),
 }
 
@@ -252,7 +300,10 @@ def test_bad_input_is_named(config, tmp_path_factory, case):
     (folder / "empty").mkdir()
     (folder / "binary").write_bytes(b"\xff\xfe\x00text")
     changes, message = BAD[case]
-    changes = {key: value.format(empty=folder / "empty", binary=folder / "binary") for key, value in changes.items()}
+    changes = {
+        key: value.format(empty=folder / "empty", binary=folder / "binary")
+        for key, value in changes.items()
+    }
     with pytest.raises(UserError, match=message):
         open_split(dataclasses.replace(config, **changes), "train", 320)
 

@@ -49,11 +49,15 @@ def prepared(corpus, output, bpe_file, **options):
 
 def test_the_stream_decodes_to_the_documents_in_the_order_of_the_files(corpus, tmp_path, bpe_file):
     manifest = prepared(corpus, tmp_path, bpe_file)
-    source = open_split(DataConfig(path=str(tmp_path), tokenizer=str(tmp_path / "tokenizer.json")), "train", 400)
+    source = open_split(
+        DataConfig(path=str(tmp_path), tokenizer=str(tmp_path / "tokenizer.json")), "train", 400
+    )
     assert source.tokenizer.decode(source.tokens[:]).split("<|endoftext|>") == ["", *corpus[1], ""]
     assert (source.documents, source.bytes) == (72, sum(len(text.encode()) for text in corpus[1]))
     assert len(manifest.shards) > 3 and not shards.verify(str(tmp_path), manifest)
-    assert [entry.file for entry in manifest.inputs] == [f"train/chunk1/example_{k}{SUFFIXES[k % 4]}" for k in range(12)]
+    assert [entry.file for entry in manifest.inputs] == [
+        f"train/chunk1/example_{k}{SUFFIXES[k % 4]}" for k in range(12)
+    ]
     assert sum(entry.tokens for entry in manifest.inputs) == manifest.tokens
     assert {path.name for path in (tmp_path / "train").iterdir()} == {
         ".lock", "manifest.json", "report.jsonl", *(shard.file for shard in manifest.shards),
@@ -78,12 +82,18 @@ def test_a_limit_ends_with_the_document_that_reaches_it(corpus, tmp_path, bpe_fi
     np.testing.assert_array_equal(tokens, everything[: len(tokens)])
     ends = np.flatnonzero(everything == manifest.end_of_text) + 1
     assert manifest.tokens == len(tokens) == ends[ends >= wanted][0]
-    assert manifest.documents == (tokens == manifest.end_of_text).sum() == sum(entry.documents for entry in manifest.inputs)
+    assert (
+        manifest.documents
+        == (tokens == manifest.end_of_text).sum()
+        == sum(entry.documents for entry in manifest.inputs)
+    )
     assert manifest.bytes == sum(len(text.encode()) for text in corpus[1][: manifest.documents])
     assert len(list((tmp_path / "part/train").glob("*.bin"))) == len(manifest.shards)
 
 
-def test_what_was_done_before_is_kept_and_what_is_complete_left_alone(corpus, tmp_path, bpe_file, monkeypatch, capsys):
+def test_what_was_done_before_is_kept_and_what_is_complete_left_alone(
+    corpus, tmp_path, bpe_file, monkeypatch, capsys
+):
     prepared(corpus, tmp_path / "undisturbed", bpe_file)
     run_job, calls = prepare.Workers.submit, []
 
@@ -129,36 +139,60 @@ def damaged(folder):
 
 def test_damage_is_counted_and_named_and_the_rest_is_kept(tmp_path, capsys):
     source = damaged(tmp_path / "in") if (tmp_path / "in").mkdir() is None else None
-    manifest = prepare_split(str(source), "train", install_tokenizer("byte", tmp_path), tmp_path, job_bytes=1)
+    manifest = prepare_split(
+        str(source), "train", install_tokenizer("byte", tmp_path), tmp_path, job_bytes=1
+    )
     assert manifest.damaged == {"compression": 1, "empty": 1, "json": 1, "utf-8": 1}
-    report = [json.loads(line) for line in (tmp_path / "train/report.jsonl").read_text().splitlines()]
+    report = [
+        json.loads(line) for line in (tmp_path / "train/report.jsonl").read_text().splitlines()
+    ]
     assert [(entry["file"], entry["line"], entry["kind"]) for entry in report] == [
         ("a.jsonl", 2, "empty"), ("a.jsonl", 4, "json"), ("b.jsonl.zst", 1, "compression"), ("c.txt", 1, "utf-8"),
     ]  # fmt: skip
-    assert "4 damaged records left out (1 compression, 1 empty, 1 json, 1 utf-8), named in" in capsys.readouterr().out
+    assert (
+        "4 damaged records left out (1 compression, 1 empty, 1 json, 1 utf-8), named in"
+        in capsys.readouterr().out
+    )
     assert manifest.documents == 2
 
 
 def test_damage_can_be_fatal(tmp_path):
     source = damaged(tmp_path / "in") if (tmp_path / "in").mkdir() is None else None
     with pytest.raises(UserError, match="a.jsonl, line 2: empty text"):
-        prepare_split(str(source), "train", install_tokenizer("byte", tmp_path), tmp_path, fail=True)
+        prepare_split(
+            str(source), "train", install_tokenizer("byte", tmp_path), tmp_path, fail=True
+        )
 
 
 def test_a_wrong_field_ends_it_at_once(corpus, tmp_path):
-    with pytest.raises(UserError, match="has no text: no 'body' among id, text; name the field with --field"):
-        prepare_split(str(corpus[0]), "train", install_tokenizer("byte", tmp_path), tmp_path, Layout(field="body"))
+    with pytest.raises(
+        UserError, match="has no text: no 'body' among id, text; name the field with --field"
+    ):
+        prepare_split(
+            str(corpus[0]),
+            "train",
+            install_tokenizer("byte", tmp_path),
+            tmp_path,
+            Layout(field="body"),
+        )
 
 
 def test_a_source_without_any_document_is_refused(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"")
     with pytest.raises(UserError, match="no document was found; .*report.jsonl"):
-        prepare_split(str(tmp_path / "a.txt"), "train", install_tokenizer("byte", tmp_path / "o"), tmp_path / "o")
+        prepare_split(
+            str(tmp_path / "a.txt"),
+            "train",
+            install_tokenizer("byte", tmp_path / "o"),
+            tmp_path / "o",
+        )
 
 
 def test_a_file_that_changes_on_the_way_is_noticed(corpus, tmp_path, monkeypatch):
     write_documents(tmp_path / "in/a.jsonl", ["one"])
-    monkeypatch.setattr(prepare.Workers, "submit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        prepare.Workers, "submit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     arguments = (str(tmp_path / "in"), "train", install_tokenizer("byte", tmp_path), tmp_path)
     with pytest.raises(KeyboardInterrupt):
         prepare_split(*arguments)
@@ -169,7 +203,13 @@ def test_a_file_that_changes_on_the_way_is_noticed(corpus, tmp_path, monkeypatch
 
 
 def test_one_command_prepares_training_and_validation(corpus, tmp_path, bpe_file, capsys):
-    argv = ["prepare", f"--source={corpus[0]}", f"--tokenizer={bpe_file}", f"--output={tmp_path}", "--workers=1"]
+    argv = [
+        "prepare",
+        f"--source={corpus[0]}",
+        f"--tokenizer={bpe_file}",
+        f"--output={tmp_path}",
+        "--workers=1",
+    ]
     assert prepare.main(argv) == 0
     assert shards.read_manifest(str(tmp_path), "train").documents == 72
     held_out = shards.read_manifest(str(tmp_path), "validation")
@@ -179,7 +219,10 @@ def test_one_command_prepares_training_and_validation(corpus, tmp_path, bpe_file
 
 MISTAKES = {
     "no source": (["--source="], "--source is missing"),
-    "unknown source": (["--source=no-such"], "--source 'no-such' is no file, no folder and no data set"),
+    "unknown source": (
+        ["--source=no-such"],
+        "--source 'no-such' is no file, no folder and no data set",
+    ),
     "split": (["--split=dev"], "--split is 'dev'; it must be"),
     "damage": (["--on-damage=ask"], "--on-damage is 'ask'; it must be 'skip' or 'fail'"),
     "number": (["--max-tokens=1e9"], "--max-tokens is '1e9'; it must be a whole number"),
@@ -191,14 +234,22 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line(mistake, corpus, tmp_path, capsys):
     more, message = MISTAKES[mistake]
-    assert prepare.main(["prepare", f"--source={corpus[0]}", "--tokenizer=byte", f"--output={tmp_path}", *more]) == 2
+    assert (
+        prepare.main(
+            ["prepare", f"--source={corpus[0]}", "--tokenizer=byte", f"--output={tmp_path}", *more]
+        )
+        == 2
+    )
     lines = [line for line in capsys.readouterr().err.splitlines() if "B/s" not in line]
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
 
 
 def test_two_preparations_of_one_folder_do_not_meet(corpus, tmp_path):
     (tmp_path / "train").mkdir()
-    with prepare._locked(tmp_path / "train"), pytest.raises(UserError, match="is being prepared by another process"):
+    with (
+        prepare._locked(tmp_path / "train"),
+        pytest.raises(UserError, match="is being prepared by another process"),
+    ):
         prepare_split(str(corpus[0]), "train", install_tokenizer("byte", tmp_path), tmp_path)
 
 
@@ -213,14 +264,29 @@ print(status, int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").re
 
 @pytest.mark.slow
 def test_memory_stays_below_a_gibibyte_whatever_the_file(tmp_path, bpe_file):
-    """A text of 80 MB in one line, with letters of four bytes, and 300 MB of ordinary lines in one file."""
+    """A text of 80 MB in one line, with letters of four bytes, and 300 MB of ordinary lines in one
+    file.
+    """
     with open(tmp_path / "a.jsonl", "w") as file:
-        json.dump({"text": "😀 " + "some words of text and " * (80_000_000 // 23)}, file, ensure_ascii=False)
+        json.dump(
+            {"text": "😀 " + "some words of text and " * (80_000_000 // 23)},
+            file,
+            ensure_ascii=False,
+        )
         file.write("\n")
         line = json.dumps({"text": "more words and more " * 500}) + "\n"
         for _ in range(300_000_000 // len(line)):
             file.write(line)
-    command = [sys.executable, "-c", MEASURE, f"--source={tmp_path}/a.jsonl", "--tokenizer=byte", f"--output={tmp_path}/o"]
-    done = subprocess.run([*command, "--workers=1"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [
+        sys.executable,
+        "-c",
+        MEASURE,
+        f"--source={tmp_path}/a.jsonl",
+        "--tokenizer=byte",
+        f"--output={tmp_path}/o",
+    ]
+    done = subprocess.run(
+        [*command, "--workers=1"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     status, peak = map(int, done.stdout.split()[-2:])
     assert status == 0 and peak < 1024, f"{peak} MiB"

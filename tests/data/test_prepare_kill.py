@@ -1,4 +1,6 @@
-"""A preparation that is killed without warning, again and again, ends with the bytes of one that was left alone."""
+"""A preparation that is killed without warning, again and again, ends with the bytes of one that
+was left alone.
+"""
 
 import contextlib
 import os
@@ -14,7 +16,8 @@ import pytest
 from tests.data.conftest import make_text, write_documents
 
 ROOT = pathlib.Path(__file__).parents[2]
-# As the command, but with a shard for every file and a pause at every write, so that there are many moments to be killed at.
+# As the command, but with a shard for every file and a pause at every write, so that there are many
+# moments to be killed at.
 COMMAND = """
 import random, sys, time
 from xlstm_jax.data import prepare, shards
@@ -39,8 +42,13 @@ def contents(folder):
 @pytest.mark.slow
 def test_twenty_kills_change_no_byte(tmp_path):
     for file in range(60):
-        write_documents(tmp_path / f"in/{file}.jsonl.zst", ["", *(make_text(10 * file + number, 40) for number in range(6))])
-    subprocess.run(command(tmp_path / "in", tmp_path / "alone", 1), cwd=ROOT, check=True, capture_output=True)
+        write_documents(
+            tmp_path / f"in/{file}.jsonl.zst",
+            ["", *(make_text(10 * file + number, 40) for number in range(6))],
+        )
+    subprocess.run(
+        command(tmp_path / "in", tmp_path / "alone", 1), cwd=ROOT, check=True, capture_output=True
+    )
     expected = contents(tmp_path / "alone/train")
     assert len([name for name in expected if name.endswith(".bin")]) > 20
 
@@ -48,7 +56,11 @@ def test_twenty_kills_change_no_byte(tmp_path):
     while True:
         workers = 2 if kills % 5 == 4 else 1
         process = subprocess.Popen(
-            command(tmp_path / "in", output, workers), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+            command(tmp_path / "in", output, workers),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
         if kills < 20:
             _wait_for_a_new_file(process, output / "train")

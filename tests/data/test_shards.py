@@ -79,7 +79,9 @@ def test_a_bad_manifest_is_named(folder, change, message):
 
 
 def test_the_folder_of_one_split_is_not_taken_for_text(folder):
-    with pytest.raises(UserError, match="is one split of a prepared corpus; give the folder above it"):
+    with pytest.raises(
+        UserError, match="is one split of a prepared corpus; give the folder above it"
+    ):
         open_split(DataConfig(path=str(folder / "train")), "train", 320)
 
 
@@ -108,7 +110,9 @@ def test_a_tokenizer_file_replaces_the_bytes(tmp_path):
 
 
 def test_a_tokenizer_without_end_of_text_is_refused(tmp_path):
-    tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "t.json"))
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a")).save(
+        str(tmp_path / "t.json")
+    )
     with pytest.raises(UserError, match="has no token '<|endoftext|>'".replace("|", "\\|")):
         load_tokenizer(str(tmp_path / "t.json"))
 

@@ -19,14 +19,18 @@ def random_model():
     """(model, params): a random one whose probabilities are far from uniform."""
     model = build_model(CONFIG)
     rng = np.random.default_rng(0)
-    return model, jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_params(model))
+    return model, jax.tree.map(
+        lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_params(model)
+    )
 
 
 @functools.cache
 def logits_of():
     """Jitted (tokens [B T]) -> log-probabilities of the next token."""
     model, params = random_model()
-    return jax.jit(lambda tokens: jax.nn.log_softmax(model.apply({"params": params}, tokens)[0], axis=-1))
+    return jax.jit(
+        lambda tokens: jax.nn.log_softmax(model.apply({"params": params}, tokens)[0], axis=-1)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -40,5 +44,7 @@ def text_file(tmp_path_factory):
 def run_folder(tmp_path_factory, text_file):
     folder = tmp_path_factory.mktemp("evaluated") / "run"
     data = DataConfig(path=str(text_file), validation_path=str(text_file), context_length=16)
-    write_params(folder, Config(model=CONFIG, data=data, eval=EvalConfig(batch_size=4)), random_model()[1])
+    write_params(
+        folder, Config(model=CONFIG, data=data, eval=EvalConfig(batch_size=4)), random_model()[1]
+    )
     return folder

@@ -13,7 +13,11 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.paloma import by_source, evaluate_paloma, rolling_windows
 from xlstm_jax.evaluation.scoring import Scorer
 
-TEXTS = {"c4_en/val/one": ["naïve text", "b"], "c4_en/val/two": ["another text of some length"], "ptb/val/all": ["short"]}
+TEXTS = {
+    "c4_en/val/one": ["naïve text", "b"],
+    "c4_en/val/two": ["another text of some length"],
+    "ptb/val/all": ["short"],
+}
 
 
 @pytest.fixture
@@ -28,8 +32,13 @@ def folder(tmp_path):
 
 def test_windows_are_those_of_the_harness():
     pairs = rolling_windows(list(range(22)), 99, 8)
-    assert [(len(context), len(scored)) for context, scored in pairs] == [(1, 8), (1, 8), (3, 6)]  # measured with lm-eval 0.4.13
-    assert pairs[0][0] == [99] and pairs[1] == ([7], list(range(8, 16))) and pairs[2][0] == [13, 14, 15]
+    # measured with lm-eval 0.4.13
+    assert [(len(context), len(scored)) for context, scored in pairs] == [(1, 8), (1, 8), (3, 6)]
+    assert (
+        pairs[0][0] == [99]
+        and pairs[1] == ([7], list(range(8, 16)))
+        and pairs[2][0] == [13, 14, 15]
+    )
     assert [token for _, scored in pairs for token in scored] == list(range(22))
     assert rolling_windows([1, 2], 99, 8) == [([99], [1, 2])] and rolling_windows([], 99, 8) == []
 
@@ -45,11 +54,17 @@ def nats(text: str) -> float:
 @pytest.mark.slow
 def test_sums_per_file_and_source_weigh_tokens_alike(folder):
     domains = evaluate_paloma(Scorer(*random_model(), batch_size=4), ByteTokenizer(), str(folder))
-    assert [(domain.source, domain.file) for domain in domains] == [("c4_en", "one"), ("c4_en", "two"), ("ptb", "all")]
+    assert [(domain.source, domain.file) for domain in domains] == [
+        ("c4_en", "one"),
+        ("c4_en", "two"),
+        ("ptb", "all"),
+    ]
     for domain, texts in zip(domains, TEXTS.values(), strict=True):
         assert domain.nats == pytest.approx(sum(map(nats, texts)), rel=1e-4)
         assert domain.tokens == domain.bytes == sum(len(text.encode()) for text in texts)
-        assert domain.documents == len(texts) and domain.words == sum(len(text.split()) for text in texts)
+        assert domain.documents == len(texts) and domain.words == sum(
+            len(text.split()) for text in texts
+        )
     c4, ptb = by_source(domains)
     all_texts = [*TEXTS["c4_en/val/one"], *TEXTS["c4_en/val/two"]]
     total = sum(map(nats, all_texts))

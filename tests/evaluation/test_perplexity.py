@@ -10,7 +10,13 @@ import pytest
 
 from xlstm_jax.config import Config, DataConfig, EvalConfig, MeshConfig
 from xlstm_jax.data.loader import TokenSource, open_split
-from xlstm_jax.evaluation.perplexity import Perplexity, evaluate, make_eval_step, perplexity_of, scored_bytes
+from xlstm_jax.evaluation.perplexity import (
+    Perplexity,
+    evaluate,
+    make_eval_step,
+    perplexity_of,
+    scored_bytes,
+)
 from xlstm_jax.parallel import make_mesh
 
 
@@ -41,7 +47,13 @@ def score(source, **keys) -> Perplexity:
     config = Config(eval=EvalConfig(batch_size=2, **keys))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        return perplexity_of(make_eval_step(Uniform(), False), {"unused": jnp.zeros(())}, source, config=config, mesh=mesh)
+        return perplexity_of(
+            make_eval_step(Uniform(), False),
+            {"unused": jnp.zeros(())},
+            source,
+            config=config,
+            mesh=mesh,
+        )
 
 
 @pytest.mark.parametrize("context_length", [1, 5, 7, 64])
@@ -57,7 +69,8 @@ def test_fewer_tokens_count_their_own_bytes(source):
     result = score(source, context_length=4, max_tokens=10)
     assert result.tokens == 10
     assert scored_bytes(source, 10) == 10
-    assert scored_bytes(source, 12) == 11  # the first text has 11 bytes, the twelfth token is its end
+    # the first text has 11 bytes, the twelfth token is its end
+    assert scored_bytes(source, 12) == 11
     assert scored_bytes(source, None) == scored_bytes(source, 35) == source.bytes == 32
 
 
@@ -86,12 +99,22 @@ def test_a_batch_is_read_after_the_next_one_was_dispatched():
         return Result(number), Result(number)
 
     evaluate(step, None, range(3))
-    assert events == [("dispatched", 0), ("dispatched", 1), ("read", 0), ("dispatched", 2), ("read", 1), ("read", 2)]
+    assert events == [
+        ("dispatched", 0),
+        ("dispatched", 1),
+        ("read", 0),
+        ("dispatched", 2),
+        ("read", 1),
+        ("read", 2),
+    ]
 
 
 def test_the_line_has_exactly_its_form():
     result = Perplexity(nats=1301.0, tokens=1000, text_bytes=1000)
-    assert result.line(2.0812) == f"loss 1.301 nats, {1.301 / math.log(2):.3f} bits per byte (gzip -9: 2.08)"
+    assert (
+        result.line(2.0812)
+        == f"loss 1.301 nats, {1.301 / math.log(2):.3f} bits per byte (gzip -9: 2.08)"
+    )
     assert result.line(2.0812) == "loss 1.301 nats, 1.877 bits per byte (gzip -9: 2.08)"
     assert result.line() == "loss 1.301 nats, 1.877 bits per byte"
     assert Perplexity(nats=np.log(9.98) * 5, tokens=5).line() == "loss 2.301 nats, perplexity 9.98"

@@ -1,4 +1,6 @@
-"""Scores of continuations are those of the whole text in one pass, however they are batched, shared and cut."""
+"""Scores of continuations are those of the whole text in one pass, however they are batched, shared
+and cut.
+"""
 
 import numpy as np
 import pytest
@@ -47,7 +49,8 @@ def test_scores_are_those_of_the_whole_text(monkeypatch):
 
     monkeypatch.setattr(sessions, "read", count)
     check(Scorer(*random_model(), batch_size=4))
-    assert sum(prompts.count(tuple(SHARED)) for prompts in reads) == 1  # three continuations, read once
+    # three continuations, read once
+    assert sum(prompts.count(tuple(SHARED)) for prompts in reads) == 1
 
 
 @pytest.mark.slow
@@ -62,7 +65,9 @@ def test_pieces_and_the_heads_parts_change_nothing(monkeypatch):
 def test_a_greedy_continuation_is_known_as_one():
     logits = np.asarray(logits_of()(np.array([SHARED + [0] * 15])))[0, len(SHARED) - 1]
     best = int(logits.argmax())
-    first, second = Scorer(*random_model(), batch_size=4).score([(SHARED, [best]), (SHARED, [(best + 1) % 256])])
+    first, second = Scorer(*random_model(), batch_size=4).score(
+        [(SHARED, [best]), (SHARED, [(best + 1) % 256])]
+    )
     assert first.is_greedy and not second.is_greedy
     assert first.log_probability == pytest.approx(float(logits[best]), abs=1e-5)
 

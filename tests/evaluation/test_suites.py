@@ -42,16 +42,36 @@ def test_results_are_written_suite_by_suite(run_folder, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_eight_devices_give_what_one_gives(run_folder, tmp_path):
-    arguments = ["--suite=perplexity,extrapolation", "--contexts=16,32", "--max_tokens=300", "--batch_size=8"]
+    arguments = [
+        "--suite=perplexity,extrapolation",
+        "--contexts=16,32",
+        "--max_tokens=300",
+        "--batch_size=8",
+    ]
     assert call(run_folder, *arguments, f"--output={tmp_path / 'one'}") == 0
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    program = [sys.executable, "eval.py", f"--workdir={run_folder}", *arguments, f"--output={tmp_path / 'eight'}"]
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    program = [
+        sys.executable,
+        "eval.py",
+        f"--workdir={run_folder}",
+        *arguments,
+        f"--output={tmp_path / 'eight'}",
+    ]
     subprocess.run(program, cwd=ROOT, env=environment, check=True, capture_output=True)
-    one, eight = (json.loads((tmp_path / name / "results.json").read_text())["suites"] for name in ("one", "eight"))
+    one, eight = (
+        json.loads((tmp_path / name / "results.json").read_text())["suites"]
+        for name in ("one", "eight")
+    )
     assert eight["perplexity"]["about"]["devices"] == "8 x cpu"
     assert eight["perplexity"]["tokens"] == one["perplexity"]["tokens"] == 300
     assert eight["perplexity"]["nats"] == pytest.approx(one["perplexity"]["nats"], rel=1e-5)
-    for sharded, whole in zip(eight["extrapolation"]["contexts"], one["extrapolation"]["contexts"], strict=True):
+    for sharded, whole in zip(
+        eight["extrapolation"]["contexts"], one["extrapolation"]["contexts"], strict=True
+    ):
         assert sharded["nats"] == pytest.approx(whole["nats"], rel=1e-5)
 
 
@@ -71,7 +91,10 @@ def test_a_further_held_out_set_is_scored_by_its_name(run_folder, tmp_path):
     (run / "config.json").write_text(json.dumps(config))
     assert call(run, "--max_tokens=100") == call(run, "--split=more") == 0
     results = json.loads((run / "eval" / "0" / "results.json").read_text())["suites"]
-    assert {name: values["tokens"] for name, values in results.items()} == {"perplexity": 100, "perplexity/more": 13}
+    assert {name: values["tokens"] for name, values in results.items()} == {
+        "perplexity": 100,
+        "perplexity/more": 13,
+    }
 
 
 @pytest.mark.parametrize(
@@ -100,16 +123,23 @@ def test_the_end_of_memory_is_marked(monkeypatch):
 
     monkeypatch.setattr(speed, "_runner", runner)
     timings = speed.time_batches(None, None, (1, 2, 4, 8))
-    assert [(timing.batch, timing.seconds is None) for timing in timings] == [(1, False), (2, False), (4, True)]
+    assert [(timing.batch, timing.seconds is None) for timing in timings] == [
+        (1, False),
+        (2, False),
+        (4, True),
+    ]
 
 
 def test_the_papers_average_is_the_mean_of_its_six_accuracies():
     for values in (row for models in TASKS.values() for row in models.values()):
         results = {
-            task: {f"{metric},none": value / 100} for (task, metric), value in zip(PAPER_TASKS.items(), values[1:-1], strict=True)
+            task: {f"{metric},none": value / 100}
+            for (task, metric), value in zip(PAPER_TASKS.items(), values[1:-1], strict=True)
         }
         assert paper_average(results) == pytest.approx(values[-1], abs=0.006)
         assert len(values) == len(TASK_COLUMNS)
     assert paper_average({"piqa": {"acc,none": 0.5}}) is None
-    assert all(len(row) == len(PALOMA_SOURCES) for models in PALOMA.values() for row in models.values())
+    assert all(
+        len(row) == len(PALOMA_SOURCES) for models in PALOMA.values() for row in models.values()
+    )
     assert set(SIZES.values()) == set(TASKS) == set(PALOMA)

@@ -1,4 +1,6 @@
-"""A run that is killed 20 times, at random moments and while it writes checkpoints, has the undisturbed run's losses to the last bit."""
+"""A run that is killed 20 times, at random moments and while it writes checkpoints, has the
+undisturbed run's losses to the last bit.
+"""
 
 import random
 import time
@@ -24,14 +26,20 @@ def test_twenty_kills_change_no_bit_of_any_loss(arguments, tmp_path):
             time.sleep(0.005)
         if number % 2:  # while a checkpoint is being written
             deadline = time.monotonic() + 10
-            while not list((killed / "checkpoints").glob("*tmp*")) and time.monotonic() < deadline and process.poll() is None:
+            while (
+                not list((killed / "checkpoints").glob("*tmp*"))
+                and time.monotonic() < deadline
+                and process.poll() is None
+            ):
                 pass
             writing += bool(list((killed / "checkpoints").glob("*tmp*")))
         assert process.poll() is None, process.communicate()[0]
         process.kill()
         process.communicate()
         seen = train_losses(killed)
-        assert all(expected[step] == loss for step, loss in seen.items()), f"after kill {number + 1}"
+        assert all(expected[step] == loss for step, loss in seen.items()), (
+            f"after kill {number + 1}"
+        )
     [(status, output)] = finish(start(arguments(killed, *more)), timeout=600)
     assert status == 0, output
     assert train_losses(killed) == expected

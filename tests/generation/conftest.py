@@ -1,4 +1,6 @@
-"""Small models of both block families with large weights: their choices depend on all that was read."""
+"""Small models of both block families with large weights: their choices depend on all that was
+read.
+"""
 
 import functools
 
@@ -12,9 +14,22 @@ from xlstm_jax.training.state import init_params
 VOCABULARY = 24
 FAMILIES = {
     "paper": ModelConfig(
-        vocab_size=VOCABULARY, dim=16, num_blocks=2, num_heads=2, slstm_positions=(1,), slstm_recurrent_init="uniform"
+        vocab_size=VOCABULARY,
+        dim=16,
+        num_blocks=2,
+        num_heads=2,
+        slstm_positions=(1,),
+        slstm_recurrent_init="uniform",
     ),
-    "7b": ModelConfig(vocab_size=VOCABULARY, dim=16, num_blocks=2, num_heads=2, block="7b", gate_soft_cap=15.0, logit_soft_cap=30.0),
+    "7b": ModelConfig(
+        vocab_size=VOCABULARY,
+        dim=16,
+        num_blocks=2,
+        num_heads=2,
+        block="7b",
+        gate_soft_cap=15.0,
+        logit_soft_cap=30.0,
+    ),
 }
 
 

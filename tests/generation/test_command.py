@@ -15,7 +15,9 @@ def run(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("run") / "run"
     config = ModelConfig(vocab_size=320, dim=16, num_blocks=1, num_heads=2)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes_of(config))
+    params = jax.tree.map(
+        lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes_of(config)
+    )
     write_params(folder, Config(model=config), params)
     return str(folder)
 
@@ -47,7 +49,11 @@ def test_turns_share_one_state(run, monkeypatch, capsys):
     lines = iter(["one", "two", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     assert call(run, "--interactive", "--max-new-tokens=8", "--temperature=2") == 0
-    counts = [int(line.split(",")[-1].split()[0]) for line in capsys.readouterr().err.splitlines() if "so far" in line]
+    counts = [
+        int(line.split(",")[-1].split()[0])
+        for line in capsys.readouterr().err.splitlines()
+        if "so far" in line
+    ]
     assert len(counts) == 2 and counts[1] > counts[0] + 3
 
 

@@ -33,7 +33,11 @@ def test_the_key_decides_and_only_the_first_ids_are_drawn(model_and_variables, p
     model, variables = model_and_variables
 
     def draw(seed):
-        return np.asarray(generate(model, variables, prompt, 12, jax.random.key(seed), temperature=3.0, num_choices=7))
+        return np.asarray(
+            generate(
+                model, variables, prompt, 12, jax.random.key(seed), temperature=3.0, num_choices=7
+            )
+        )
 
     np.testing.assert_array_equal(draw(0), draw(0))
     assert (draw(0) != draw(1)).any()

@@ -1,4 +1,6 @@
-"""Texts in, texts out: prompts of different lengths, streaming, stops; sessions stand exactly where the text ends."""
+"""Texts in, texts out: prompts of different lengths, streaming, stops; sessions stand exactly where
+the text ends.
+"""
 
 import jax
 import numpy as np
@@ -34,7 +36,8 @@ def test_rows_stream_their_text_and_stand_behind_it(texts):
     assert written.texts == shown
     for row, tokens in enumerate(written.tokens):
         assert len(tokens) == 20 or tokens[-1] == 256
-        assert written.session.position[row] == 1 + len(TEXTS[row]) + len(tokens)  # an end of text began each
+        # an end of text began each
+        assert written.session.position[row] == 1 + len(TEXTS[row]) + len(tokens)
 
 
 def test_seeds_belong_to_rows_and_not_to_places(texts):
@@ -68,6 +71,8 @@ def test_two_turns_are_one_text(texts):
 def test_ids_beyond_the_tokenizer_are_never_drawn(texts):
     model = build_model(ModelConfig(vocab_size=320, dim=16, num_blocks=1, num_heads=2))
     padded = Generator(model, jax.jit(lambda: init_params(model, seed=0))(), ByteTokenizer())
-    written = padded.write(padded.read(["a"] * 8), 16, sampling=Sampling(temperature=50.0), stop_at_end_of_text=False)
+    written = padded.write(
+        padded.read(["a"] * 8), 16, sampling=Sampling(temperature=50.0), stop_at_end_of_text=False
+    )
     drawn = np.array(written.tokens)
     assert drawn.shape == (8, 16) and 200 < drawn.max() <= 256

@@ -1,4 +1,6 @@
-"""What each rule of sampling rules out, against its definition in plain Python; draws follow the probabilities."""
+"""What each rule of sampling rules out, against its definition in plain Python; draws follow the
+probabilities.
+"""
 
 import math
 
@@ -86,7 +88,9 @@ def test_the_repetition_penalty_makes_what_was_read_less_likely():
 
 
 def test_greedy_takes_the_most_likely():
-    np.testing.assert_array_equal(choose(LOGITS, NOTHING_SEEN, None, GREEDY), LOGITS.argmax(axis=-1))
+    np.testing.assert_array_equal(
+        choose(LOGITS, NOTHING_SEEN, None, GREEDY), LOGITS.argmax(axis=-1)
+    )
 
 
 def test_draws_follow_the_probabilities():
@@ -101,7 +105,15 @@ def test_draws_follow_the_probabilities():
 
 
 @pytest.mark.parametrize(
-    "rule", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"min_p": 2.0}, {"repetition_penalty": 0.0}, {"num_choices": 0}]
+    "rule",
+    [
+        {"temperature": -1.0},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"min_p": 2.0},
+        {"repetition_penalty": 0.0},
+        {"num_choices": 0},
+    ],
 )
 def test_impossible_rules_are_refused_by_name(rule):
     with pytest.raises(UserError, match=next(iter(rule))):

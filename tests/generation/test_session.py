@@ -24,7 +24,15 @@ def write(model, params, session, seeds=None, sampling=GREEDY, stop_tokens=None,
     keys = row_keys(range(batch) if seeds is None else seeds)
     ended = jnp.zeros(batch, bool)
     session, tokens, ended = decode(
-        model, params, session, keys, ended, num_tokens, space=SPACE, sampling=sampling, stop_tokens=stop_tokens
+        model,
+        params,
+        session,
+        keys,
+        ended,
+        num_tokens,
+        space=SPACE,
+        sampling=sampling,
+        stop_tokens=stop_tokens,
     )
     return session, np.asarray(tokens), np.asarray(ended)
 
@@ -41,15 +49,25 @@ def assert_same(first, second, atol=2e-5):
 
 def meaning(session) -> list[np.ndarray]:
     """The states' arrays, stabilisers multiplied out (small models: exp does not overflow)."""
+
     def unscaled(node):
         if not hasattr(node, "m"):
             return node
         m = np.asarray(node.m, np.float64)
-        wide = {name: np.asarray(x, np.float64) for name, x in node._asdict().items() if name != "m"}
-        scale = {name: np.exp(m).reshape(m.shape + (1,) * (x.ndim - m.ndim)) for name, x in wide.items()}
+        wide = {
+            name: np.asarray(x, np.float64) for name, x in node._asdict().items() if name != "m"
+        }
+        scale = {
+            name: np.exp(m).reshape(m.shape + (1,) * (x.ndim - m.ndim)) for name, x in wide.items()
+        }
         return [x if name == "h" else x * scale[name] for name, x in wide.items()]
 
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.tree.map(unscaled, session.state.blocks, is_leaf=lambda x: hasattr(x, "m")))]
+    return [
+        np.asarray(leaf)
+        for leaf in jax.tree.leaves(
+            jax.tree.map(unscaled, session.state.blocks, is_leaf=lambda x: hasattr(x, "m"))
+        )
+    ]
 
 
 def test_the_logits_of_every_step_are_the_teacher_forced_ones(model_and_params):
@@ -94,7 +112,10 @@ def test_a_long_prompt_is_read_piece_by_piece(paper_model, monkeypatch):
 def test_reading_goes_on_where_it_stopped(paper_model):
     model, params = paper_model
     session = read(model, params, [prompt[:1] for prompt in PROMPTS])
-    assert_same(read(model, params, [prompt[1:] for prompt in PROMPTS], session), read(model, params, PROMPTS))
+    assert_same(
+        read(model, params, [prompt[1:] for prompt in PROMPTS], session),
+        read(model, params, PROMPTS),
+    )
 
 
 @pytest.mark.slow
@@ -117,7 +138,9 @@ def test_a_text_drawn_in_parts_is_the_text_drawn_at_once(paper_model):
     after, tokens, _ = write(model, params, start, sampling=DRAWN)
     session, first, _ = write(model, params, start, sampling=DRAWN, num_tokens=5)
     session, rest, _ = write(model, params, session, sampling=DRAWN, num_tokens=SPACE - 5)
-    np.testing.assert_array_equal(np.concatenate([first[:, :5], rest[:, : SPACE - 5]], axis=1), tokens)
+    np.testing.assert_array_equal(
+        np.concatenate([first[:, :5], rest[:, : SPACE - 5]], axis=1), tokens
+    )
     assert_same(session, after)
 
 
@@ -134,7 +157,11 @@ def test_a_stop_token_ends_its_row_and_freezes_its_state(model_and_params):
         np.testing.assert_array_equal(tokens[row, :at], free[row, :at])
         assert (tokens[row, at:] == NOTHING).all()
     assert ended[0]
-    assert_same(take(session, [0]), read(model, params, [PROMPTS[0] + free[0, : free[0].tolist().index(stop) + 1].tolist()]), atol=1e-4)
+    assert_same(
+        take(session, [0]),
+        read(model, params, [PROMPTS[0] + free[0, : free[0].tolist().index(stop) + 1].tolist()]),
+        atol=1e-4,
+    )
 
 
 def test_merging_takes_rows_from_two_sessions(paper_model):
@@ -176,7 +203,14 @@ def test_a_long_text_stays_finite_at_flat_memory(model_and_params):
     shapes = jax.tree.map(jnp.shape, session)
     for _ in range(4):
         session, tokens, _ = decode(
-            model, params, session, row_keys([0]), jnp.zeros(1, bool), 5000, space=5000, sampling=DRAWN
+            model,
+            params,
+            session,
+            row_keys([0]),
+            jnp.zeros(1, bool),
+            5000,
+            space=5000,
+            sampling=DRAWN,
         )
         assert np.asarray(tokens).min() >= 0
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(session))

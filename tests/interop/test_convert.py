@@ -1,4 +1,6 @@
-"""Whole checkpoints in and out, through the commands: every bit, the configuration and the tokenizer."""
+"""Whole checkpoints in and out, through the commands: every bit, the configuration and the
+tokenizer.
+"""
 
 import json
 import pathlib
@@ -20,28 +22,48 @@ from xlstm_jax.training.checkpoints import write_params
 assert FIXTURES.is_dir()
 
 
-def original_folder(path: pathlib.Path, name: str, weight_mode: str = "single", bytes_per_file: int = 10**9) -> dict:
+def original_folder(
+    path: pathlib.Path, name: str, weight_mode: str = "single", bytes_per_file: int = 10**9
+) -> dict:
     """A checkpoint as the other project writes it; returns its tensors."""
     config, tensors, _, _ = read(name)
     path.mkdir()
-    listed = [tensor_files.Tensor(key, tensor.shape, lambda tensor=tensor: tensor) for key, tensor in tensors.items()]
+    listed = [
+        tensor_files.Tensor(key, tensor.shape, lambda tensor=tensor: tensor)
+        for key, tensor in tensors.items()
+    ]
     if weight_mode == "fused":
         listed = list(large.fuse(listed))
     tensor_files.write_folder(path, listed, np.float32, bytes_per_file)
-    fields = large.export_config(config, weight_mode) if name == "large" else paper.export_full_config(config, 80)
+    fields = (
+        large.export_config(config, weight_mode)
+        if name == "large"
+        else paper.export_full_config(config, 80)
+    )
     (path / "config.json").write_text(json.dumps(fields))
     return {tensor.name: tensor.make() for tensor in listed}
 
 
 @pytest.mark.parametrize(
-    ("name", "weight_mode", "bytes_per_file"), [("large", "single", 20_000), ("large", "fused", 10**9), ("paper", "single", 10**9)]
+    ("name", "weight_mode", "bytes_per_file"),
+    [("large", "single", 20_000), ("large", "fused", 10**9), ("paper", "single", 10**9)],
 )
 def test_there_and_back_is_the_same_to_the_bit(tmp_path, name, weight_mode, bytes_per_file):
     tensors = original_folder(tmp_path / "theirs", name, weight_mode, bytes_per_file)
     arguments = [f"--source={tmp_path / 'theirs'}", f"--output={tmp_path / 'ours'}"]
     assert command.main(["interop", "import", *arguments]) == 0
     arguments = [f"--source={tmp_path / 'ours'}", f"--output={tmp_path / 'back'}"]
-    assert command.main(["interop", "export", *arguments, *([f"--weight_mode={weight_mode}"] if weight_mode == "fused" else [])]) == 0
+    assert (
+        command.main(
+            [
+                "interop",
+                "export",
+                *arguments,
+                *([f"--weight_mode={weight_mode}"] if weight_mode == "fused" else []),
+            ]
+        )
+        == 0
+    )
     back = tensor_files.read_folder(tmp_path / "back")
     assert back.keys() == tensors.keys()
     for key, tensor in tensors.items():
@@ -65,7 +87,9 @@ def test_xlstm_large_has_its_own_names(tmp_path):
 def run_folder(path: pathlib.Path, **fields) -> ModelConfig:
     config = ModelConfig(vocab_size=320, dim=64, num_blocks=1, num_heads=2, **fields)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes_of(config))
+    params = jax.tree.map(
+        lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes_of(config)
+    )
     write_params(path, Config(model=config), params)
     return config
 
@@ -96,7 +120,9 @@ def test_tokenizer_files_travel_along(tmp_path):
 def test_a_smaller_type_is_written_where_it_is_asked_for(tmp_path):
     run_folder(tmp_path / "run")
     export_checkpoint(str(tmp_path / "run"), str(tmp_path / "theirs"), dtype="bfloat16")
-    assert {str(tensor.dtype) for tensor in tensor_files.read_folder(tmp_path / "theirs").values()} == {"bfloat16"}
+    assert {
+        str(tensor.dtype) for tensor in tensor_files.read_folder(tmp_path / "theirs").values()
+    } == {"bfloat16"}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +140,15 @@ def test_a_smaller_type_is_written_where_it_is_asked_for(tmp_path):
 )
 def test_what_can_not_be_done_is_one_line(tmp_path, capsys, arguments, message):
     run_folder(tmp_path / "run")
-    assert command.main(["interop", *(argument.replace("{run}", str(tmp_path / "run")) for argument in arguments)]) == 2
+    assert (
+        command.main(
+            [
+                "interop",
+                *(argument.replace("{run}", str(tmp_path / "run")) for argument in arguments),
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -125,7 +159,9 @@ def test_a_folder_with_wrong_tensors_is_refused_by_name_and_leaves_nothing(tmp_p
     wrong = {**tensors, "extra.weight": np.zeros(2, np.float32)}
     del wrong[name]
     tensor_files.write_file(
-        tmp_path / "theirs" / "model.safetensors", [tensor_files.Tensor(k, t.shape, lambda t=t: t) for k, t in wrong.items()], np.float32
+        tmp_path / "theirs" / "model.safetensors",
+        [tensor_files.Tensor(k, t.shape, lambda t=t: t) for k, t in wrong.items()],
+        np.float32,
     )
     with pytest.raises(UserError, match="lm_head.weight is missing; extra.weight is unknown"):
         import_checkpoint(str(tmp_path / "theirs"), str(tmp_path / "ours"))

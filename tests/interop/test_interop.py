@@ -1,4 +1,6 @@
-"""The maps to and from the originals: frozen logits, round trips, refusals. `make parity` compares with the living originals."""
+"""The maps to and from the originals: frozen logits, round trips, refusals. `make parity` compares
+with the living originals.
+"""
 
 import dataclasses
 import json
@@ -23,14 +25,22 @@ def read(name: str):
     """(config, tensors, tokens, logits) of a frozen original."""
     with np.load(FIXTURES / f"{name}.npz") as file:
         values = json.loads(str(file["config"]))
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        tensors = {key.removeprefix("tensor/"): file[key] for key in file.files if key.startswith("tensor/")}
+        values = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        tensors = {
+            key.removeprefix("tensor/"): file[key]
+            for key in file.files
+            if key.startswith("tensor/")
+        }
         return ModelConfig(**values), tensors, file["tokens"], file["logits"]
 
 
 def shapes_of(config: ModelConfig):
     init = build_model(config).init
-    return nn.meta.unbox(jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
+    return nn.meta.unbox(jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))[
+        "params"
+    ]
 
 
 def import_params(name: str, config: ModelConfig, tensors):
@@ -40,7 +50,9 @@ def import_params(name: str, config: ModelConfig, tensors):
 @pytest.mark.parametrize("name", KINDS)
 def test_logits_are_the_originals(name):
     config, tensors, tokens, logits = read(name)
-    ours, _ = jax.jit(build_model(config).apply)({"params": import_params(name, config, tensors)}, tokens)
+    ours, _ = jax.jit(build_model(config).apply)(
+        {"params": import_params(name, config, tensors)}, tokens
+    )
     np.testing.assert_allclose(ours, logits, rtol=0, atol=1e-4)
 
 
@@ -48,7 +60,9 @@ def test_logits_are_the_originals(name):
 def test_ours_to_theirs_to_ours_is_the_same(name):
     config, _, _, _ = read(name)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: rng.uniform(0.5, 2, leaf.shape).astype(np.float32), shapes_of(config))
+    params = jax.tree.map(
+        lambda leaf: rng.uniform(0.5, 2, leaf.shape).astype(np.float32), shapes_of(config)
+    )
     tensors = mapping.export_params(KINDS[name].table(config), config, params)
     jax.tree.map(np.testing.assert_array_equal, import_params(name, config, tensors), params)
 
@@ -63,7 +77,9 @@ def test_theirs_to_ours_to_theirs_is_the_same(name):
     rounding = mapping.rounding_tensors(table, config)
     assert bool(rounding) == (name == "paper")
     for key, tensor in tensors.items():
-        if key in rounding:  # w is kept as 1 + w, which rounds: another w with the same 1 + w comes back, unless the first one was kept
+        # w is kept as 1 + w, which rounds: another w with the same 1 + w comes back, unless the
+        # first one was kept
+        if key in rounding:
             np.testing.assert_array_equal(1 + exported[key], 1 + tensor, err_msg=key)
         else:
             np.testing.assert_array_equal(exported[key], tensor, err_msg=key)
@@ -75,7 +91,10 @@ def test_theirs_to_ours_to_theirs_is_the_same(name):
 def test_a_kept_norm_weight_is_used_only_where_it_still_holds():
     config, tensors, _, _ = read("paper")
     table, params = paper.table(config), import_params("paper", config, tensors)
-    name, scale = "xlstm_block_stack.post_blocks_norm.weight", params["backbone"]["final_norm"]["scale"]
+    name, scale = (
+        "xlstm_block_stack.post_blocks_norm.weight",
+        params["backbone"]["final_norm"]["scale"],
+    )
     scale[3] = 1.75
     exported = mapping.export_params(table, config, params, {name: tensors[name]})[name]
     assert exported[3] == 0.75
@@ -86,7 +105,9 @@ def test_a_kept_norm_weight_is_used_only_where_it_still_holds():
 def test_what_does_not_fit_is_named(name):
     config, tensors, _, _ = read(name)
     first, second, *_ = tensors
-    wrong = {key: value for key, value in tensors.items() if key != first} | {"extra.weight": np.zeros(3)}
+    wrong = {key: value for key, value in tensors.items() if key != first} | {
+        "extra.weight": np.zeros(3)
+    }
     with pytest.raises(UserError, match=f"{first} is missing; extra.weight is unknown"):
         import_params(name, config, wrong)
     with pytest.raises(UserError, match=f"{second} has shape \\(7,\\) instead of"):
@@ -117,7 +138,10 @@ def test_a_configuration_without_a_field_is_refused():
         paper.import_config(fields)
 
 
-@pytest.mark.parametrize(("field", "value"), [("use_bias", True), ("norm_reduction_force_float32", False), ("v_dim_factor", 2.0)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("use_bias", True), ("norm_reduction_force_float32", False), ("v_dim_factor", 2.0)],
+)
 def test_a_large_configuration_without_counterpart_is_refused(field, value):
     config, _, _, _ = read("large")
     with pytest.raises(UserError, match=f"{field} = {value!r}; only"):
@@ -136,7 +160,10 @@ def test_a_paper_configuration_without_counterpart_is_refused():
 
 @pytest.mark.parametrize(
     ("name", "change", "field"),
-    [("paper", {"gate_soft_cap": 15.0}, "gate_soft_cap"), ("large", {"logit_soft_cap": None}, "logit_soft_cap")],
+    [
+        ("paper", {"gate_soft_cap": 15.0}, "gate_soft_cap"),
+        ("large", {"logit_soft_cap": None}, "logit_soft_cap"),
+    ],
 )
 def test_a_model_that_theirs_can_not_be_is_refused(name, change, field):
     config = dataclasses.replace(read(name)[0], **change)
@@ -146,11 +173,16 @@ def test_a_model_that_theirs_can_not_be_is_refused(name, change, field):
 
 def test_fused_tensors_are_the_rows_of_single_ones():
     config, tensors, _, _ = read("large")
-    single = [tensor_files.Tensor(name, tensor.shape, lambda tensor=tensor: tensor) for name, tensor in tensors.items()]
+    single = [
+        tensor_files.Tensor(name, tensor.shape, lambda tensor=tensor: tensor)
+        for name, tensor in tensors.items()
+    ]
     fused = {tensor.name: tensor.make() for tensor in large.fuse(single)}
     assert len(fused) == len(tensors) - 6 * config.num_blocks
     q = tensors["backbone.blocks.0.mlstm_layer.q.weight"]
-    np.testing.assert_array_equal(fused["backbone.blocks.0.mlstm_layer.qkv_opreact.weight"][: len(q)], q)
+    np.testing.assert_array_equal(
+        fused["backbone.blocks.0.mlstm_layer.qkv_opreact.weight"][: len(q)], q
+    )
     split = large.split_fused(config, fused)
     assert split.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -158,7 +190,10 @@ def test_fused_tensors_are_the_rows_of_single_ones():
 
     del fused["backbone.blocks.0.mlstm_layer.qkv_opreact.weight"]
     fused["backbone.blocks.0.ffn.proj_up_gate_z.weight"] = np.zeros((3, 2))
-    with pytest.raises(UserError, match="qkv_opreact.weight is missing; .*proj_up_gate_z.weight has shape \\(3, 2\\)"):
+    with pytest.raises(
+        UserError,
+        match="qkv_opreact.weight is missing; .*proj_up_gate_z.weight has shape \\(3, 2\\)",
+    ):
         large.split_fused(config, fused)
 
 

@@ -1,4 +1,6 @@
-"""safetensors files: read and written to the bit, and nothing that could lead elsewhere is believed."""
+"""safetensors files: read and written to the bit, and nothing that could lead elsewhere is
+believed.
+"""
 
 import json
 import struct
@@ -8,7 +10,15 @@ import numpy as np
 import pytest
 
 from xlstm_jax.errors import UserError
-from xlstm_jax.interop.tensor_files import FILE, INDEX, Tensor, read_file, read_folder, write_file, write_folder
+from xlstm_jax.interop.tensor_files import (
+    FILE,
+    INDEX,
+    Tensor,
+    read_file,
+    read_folder,
+    write_file,
+    write_folder,
+)
 
 ARRAYS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -72,14 +82,18 @@ def test_damaged_files_are_refused(tmp_path, header, content):
         read_file(tmp_path / FILE)
 
 
-@pytest.mark.parametrize("content", [b"", b"123", struct.pack("<Q", 10**12) + b"{}", struct.pack("<Q", 0)])
+@pytest.mark.parametrize(
+    "content", [b"", b"123", struct.pack("<Q", 10**12) + b"{}", struct.pack("<Q", 0)]
+)
 def test_files_that_are_none_are_refused(tmp_path, content):
     (tmp_path / FILE).write_bytes(content)
     with pytest.raises(UserError, match="length makes no sense"):
         read_file(tmp_path / FILE)
 
 
-@pytest.mark.parametrize("file", ["../other.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "", "a\\b", 7])
+@pytest.mark.parametrize(
+    "file", ["../other.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "", "a\\b", 7]
+)
 def test_an_index_that_leads_outside_is_refused(tmp_path, file):
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": file}}))
     with pytest.raises(UserError, match="not in its own folder"):

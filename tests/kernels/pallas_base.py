@@ -1,11 +1,13 @@
-"""The test base of the Pallas backends: a call of one of specs.py's cases against the float64 reference.
+"""The test base of the Pallas backends: a call of one of specs.py's cases against the float64
+reference.
 
     pallas_base.check("pallas_tpu", spec)                                          # interpret=True
-    pallas_base.check("pallas_tpu", spec, mode=pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True))
+    pallas_base.check("pallas_tpu", spec, mode=pltpu.InterpretParams(uninitialized_memory="nan",
+    detect_races=True))
 
-Forward, the gradients of all inputs and of the initial state, the last state and the gradients that flow through it, each array
-relative to its largest entry, with the tolerance of specs.TOLERANCE. States are compared as C·exp(m), divided on both sides by the same
-factor per batch and head.
+Forward, the gradients of all inputs and of the initial state, the last state and the gradients that
+flow through it, each array relative to its largest entry, with the tolerance of specs.TOLERANCE.
+States are compared as C·exp(m), divided on both sides by the same factor per batch and head.
 """
 
 import functools
@@ -21,7 +23,9 @@ from tests.kernels.specs import Spec
 
 
 def expected(spec: Spec, seed: int = 0, eps: float = 0.0) -> tuple[dict, list, list, list, dict]:
-    """(inputs, log of the states' common factor `[B H]`, weights of the loss, values, gradients), all float64, of the reference."""
+    """(inputs, log of the states' common factor `[B H]`, weights of the loss, values, gradients),
+    all float64, of the reference.
+    """
     with jax.default_device(jax.local_devices(backend="cpu")[0]):  # TPUs have no float64
         return _expected(spec, seed, eps)
 
@@ -32,7 +36,9 @@ def _expected(spec: Spec, seed: int, eps: float) -> tuple[dict, list, list, list
     cell = "mlstm" if spec.K else "slstm"
     with_state = inputs if spec.state else inputs | _empty_state(spec)
     options = {"input_gate": spec.input_gate, "eps": eps} if spec.K else {}
-    h, *states = (reference.mlstm_values if spec.K else reference.slstm_values)(with_state, **options)
+    h, *states = (reference.mlstm_values if spec.K else reference.slstm_values)(
+        with_state, **options
+    )
     factor = [_log_size(x) for x in states]
     if spec.K:  # C and n share one
         factor = [np.maximum(*factor)] * 2
@@ -41,15 +47,28 @@ def _expected(spec: Spec, seed: int, eps: float) -> tuple[dict, list, list, list
     weights += [r.normal(size=x.shape) if spec.state else np.zeros(x.shape) for x in states]
     if spec.input_gate == "sigmoid":
         weights[2] = np.zeros_like(weights[2])  # n is no output there
-    scales = [np.exp(-f).reshape(*f.shape, *[1] * (x.ndim - 2)) for f, x in zip(factor, states, strict=True)]
+    scales = [
+        np.exp(-f).reshape(*f.shape, *[1] * (x.ndim - 2))
+        for f, x in zip(factor, states, strict=True)
+    ]
     scaled = [weights[0], *(w * s for w, s in zip(weights[1:], scales, strict=True))]
     gradients = reference.gradients(cell, with_state, scaled, **options)
     values = [h, *(x * s for x, s in zip(states, scales, strict=True))]
-    return inputs, factor, weights, values, {name: gradients[name] for name in gradients if name in inputs}
+    return (
+        inputs,
+        factor,
+        weights,
+        values,
+        {name: gradients[name] for name in gradients if name in inputs},
+    )
 
 
-def evaluate(backend: Any, spec: Spec, *, mode: Any = True, seed: int = 0, eps: float = 0.0, **options: Any) -> tuple[list, dict]:
-    """What `expected` gives for values and gradients, of a backend; mode is for `interpreted` (False: compiled for the device)."""
+def evaluate(
+    backend: Any, spec: Spec, *, mode: Any = True, seed: int = 0, eps: float = 0.0, **options: Any
+) -> tuple[list, dict]:
+    """What `expected` gives for values and gradients, of a backend; mode is for `interpreted`
+    (False: compiled for the device).
+    """
     inputs, factor, weights, *_ = expected(spec, seed, eps)
     types = specs.types_of(spec)
     arrays = {name: jnp.asarray(x, types[name]) for name, x in inputs.items()}
@@ -71,20 +90,28 @@ def evaluate(backend: Any, spec: Spec, *, mode: Any = True, seed: int = 0, eps: 
     # Interpreted, most of the time is XLA's, for a program that no user compiles.
     compiler_options = None if mode is False else cases.QUICK_COMPILE
     with interpreted(mode):
-        gradients, values = jax.jit(jax.grad(loss, has_aux=True), compiler_options=compiler_options)(floats)
-    return [np.asarray(x, np.float64) for x in values], {name: np.asarray(x, np.float64) for name, x in gradients.items()}
+        gradients, values = jax.jit(
+            jax.grad(loss, has_aux=True), compiler_options=compiler_options
+        )(floats)
+    return [np.asarray(x, np.float64) for x in values], {
+        name: np.asarray(x, np.float64) for name, x in gradients.items()
+    }
 
 
 def check(backend: Any, spec: Spec, **options: Any) -> dict[str, float]:
-    """Asserts that every value and gradient is the reference's; returns the errors, relative to each array's largest entry.
+    """Asserts that every value and gradient is the reference's; returns the errors, relative to
+    each array's largest entry.
 
-    backend is a name or a tuple of names; options are `evaluate`'s (mode, seed, eps) and those of the op (chunk_size, ...).
+    backend is a name or a tuple of names; options are `evaluate`'s (mode, seed, eps) and those of
+    the op (chunk_size, ...).
     """
     exact = {name: options[name] for name in ("seed", "eps") if name in options}
     *_, values, gradients = expected(spec, **exact)
     got_values, got_gradients = evaluate(backend, spec, **options)
     names = ("h", "C", "n") if spec.K else ("h", "c", "n", "last h")
-    got = dict(zip(names, got_values, strict=True)) | {f"d{name}": x for name, x in got_gradients.items()}
+    got = dict(zip(names, got_values, strict=True)) | {
+        f"d{name}": x for name, x in got_gradients.items()
+    }
     want = dict(zip(names, values, strict=True)) | {f"d{name}": x for name, x in gradients.items()}
     if spec.input_gate == "sigmoid" and spec.K:
         for name in ("n", "dn0", "dm0"):  # no normaliser, no stabiliser: exactly 0
@@ -94,7 +121,8 @@ def check(backend: Any, spec: Spec, **options: Any) -> dict[str, float]:
     for name, x in got.items():
         assert np.isfinite(x).all(), f"{spec.name}: {name} has NaN or infinity"
         size = np.abs(want[name]).max()
-        if name == "df" and spec.gates == "extreme":  # gates of 80 leave little of df, a difference of sums of di's size, in any form
+        # gates of 80 leave little of df, a difference of sums of di's size, in any form
+        if name == "df" and spec.gates == "extreme":
             size = max(size, np.abs(want["di"]).max())
         size = max(size, np.finfo(np.float32).tiny)
         errors[name] = float(np.abs(x - want[name]).max() / size)
@@ -104,12 +132,18 @@ def check(backend: Any, spec: Spec, **options: Any) -> dict[str, float]:
 
 
 def _scaled_states(state: Any, factor: list) -> list:
-    """The true states over their common factors: exp(m - factor) does not overflow where exp(m) would."""
+    """The true states over their common factors: exp(m - factor) does not overflow where exp(m)
+    would.
+    """
     if hasattr(state, "C"):
         scale = jnp.exp(state.m - factor[0])
         return [state.C * scale[..., None, None], state.n * scale[..., None]]
     c, n, h, m = state
-    return [c * jnp.exp(m - factor[0][..., None]), n * jnp.exp(m - factor[1][..., None]), h * jnp.exp(-factor[2])[..., None]]
+    return [
+        c * jnp.exp(m - factor[0][..., None]),
+        n * jnp.exp(m - factor[1][..., None]),
+        h * jnp.exp(-factor[2])[..., None],
+    ]
 
 
 def _log_size(x: np.ndarray) -> np.ndarray:
@@ -121,16 +155,25 @@ def _log_size(x: np.ndarray) -> np.ndarray:
 def _empty_state(spec: Spec) -> dict[str, np.ndarray]:
     shape = (spec.B, spec.H)
     if spec.K:
-        return {"C0": np.zeros((*shape, spec.K, spec.V)), "n0": np.zeros((*shape, spec.K)), "m0": np.zeros(shape)}
+        return {
+            "C0": np.zeros((*shape, spec.K, spec.V)),
+            "n0": np.zeros((*shape, spec.K)),
+            "m0": np.zeros(shape),
+        }
     return {name: np.zeros((*shape, spec.V)) for name in ("c0", "n0", "h0", "m0")}
 
 
 def check_float32_gates(backend: str, *, mode: Any = True) -> None:
-    """The sLSTM as a bfloat16 model calls it: x is float32, R is not. At 100 the input gates would be rounded to halves in bfloat16."""
+    """The sLSTM as a bfloat16 model calls it: x is float32, R is not. At 100 the input gates would
+    be rounded to halves in bfloat16.
+    """
     inputs = cases.slstm_inputs(5, bias=0.0, value_dim=32)
     inputs["x"][:, :, 0] += 100
     inputs["m0"] += 100
-    inputs = {name: specs.rounded(x, "bfloat16" if name == "R" else "float32") for name, x in inputs.items()}
+    inputs = {
+        name: specs.rounded(x, "bfloat16" if name == "R" else "float32")
+        for name, x in inputs.items()
+    }
     weights = [np.ones((2, 5, 2, 32)), *(np.zeros((2, 2, 32)) for _ in range(3))]
     (h, *_), gradients = cases.evaluate("slstm", inputs, weights, "float64")
 
@@ -138,7 +181,11 @@ def check_float32_gates(backend: str, *, mode: Any = True) -> None:
         h, _ = cases.run_slstm(floats, backend=backend)
         return jnp.sum(h), h
 
-    floats = {name: jnp.asarray(x, "bfloat16" if name == "R" else "float32") for name, x in inputs.items() if name != "segment_ids"}
+    floats = {
+        name: jnp.asarray(x, "bfloat16" if name == "R" else "float32")
+        for name, x in inputs.items()
+        if name != "segment_ids"
+    }
     with interpreted(mode):
         got, got_h = jax.jit(jax.grad(loss, has_aux=True))(floats)
     assert got_h.dtype == got["x"].dtype == jnp.float32

@@ -1,7 +1,9 @@
-"""The cells as the paper prints them, one token at a time and without a stabiliser: the reference of every kernel test.
+"""The cells as the paper prints them, one token at a time and without a stabiliser: the reference
+of every kernel test.
 
-Nothing is shared with pallas_kernels. The states are the true ones, C·exp(m) and c·exp(m), which float64 holds for gates of ±80.
-The same lines run on NumPy (values) and, as `xp`, on jax.numpy inside a scan (gradients by autodiff, no custom rule).
+Nothing is shared with pallas_kernels. The states are the true ones, C·exp(m) and c·exp(m), which
+float64 holds for gates of ±80. The same lines run on NumPy (values) and, as `xp`, on jax.numpy
+inside a scan (gradients by autodiff, no custom rule).
 """
 
 import functools
@@ -16,7 +18,9 @@ def sigmoid(x, xp=np):
 
 
 def _borders(segment, last):
-    """start: drop the state first. real: not padding. last: the id that the next token is compared with."""
+    """start: drop the state first. real: not padding. last: the id that the next token is compared
+    with.
+    """
     real = segment >= 0
     return real & (last >= 0) & (segment != last), real
 
@@ -37,11 +41,16 @@ def mlstm_step(state, token, *, input_gate="exponential", eps=0.0, xp=np):
     m_new = xp.maximum(-xp.logaddexp(0.0, -f) + m, i)
     h = xp.sum(C_new * q[..., :, None], axis=-2)
     if input_gate == "exponential":
-        h = h / (xp.maximum(xp.abs(xp.sum(n_new * q, axis=-1)), 1.0) + eps * xp.exp(m_new))[..., None]
+        h = (
+            h
+            / (xp.maximum(xp.abs(xp.sum(n_new * q, axis=-1)), 1.0) + eps * xp.exp(m_new))[..., None]
+        )
 
     real = real[:, None]
     C, n = xp.where(real[..., None, None], C_new, C), xp.where(real[..., None], n_new, n)
-    return (C, n, xp.where(real, m_new, m), xp.where(segment >= 0, segment, last)), xp.where(real[..., None], h, 0.0)
+    return (C, n, xp.where(real, m_new, m), xp.where(segment >= 0, segment, last)), xp.where(
+        real[..., None], h, 0.0
+    )
 
 
 def slstm_step(state, token, R, bias, xp=np):
@@ -86,7 +95,10 @@ def mlstm_values(inputs, **options):
 def slstm_values(inputs):
     """Plain NumPy: (h, true c, true n, last h)."""
     scale = np.exp(inputs["m0"])
-    state, outputs = (inputs["c0"] * scale, inputs["n0"] * scale, inputs["h0"], _segments(inputs)[1]), []
+    state, outputs = (
+        (inputs["c0"] * scale, inputs["n0"] * scale, inputs["h0"], _segments(inputs)[1]),
+        [],
+    )
     for token in zip(*_time_major(inputs, ("x",), np), strict=True):
         state, h = slstm_step(state, token, inputs["R"], inputs["bias"])
         outputs.append(h)
@@ -95,7 +107,9 @@ def slstm_values(inputs):
 
 def _mlstm_traced(inputs, **options):
     step = functools.partial(mlstm_step, xp=jnp, **options)
-    state, h = jax.lax.scan(step, _mlstm_start(inputs, jnp), _time_major(inputs, ("q", "k", "v", "i", "f"), jnp))
+    state, h = jax.lax.scan(
+        step, _mlstm_start(inputs, jnp), _time_major(inputs, ("q", "k", "v", "i", "f"), jnp)
+    )
     return jnp.moveaxis(h, 0, 1), state[0], state[1]
 
 
@@ -108,7 +122,9 @@ def _slstm_traced(inputs):
 
 
 def weighted(values, weights):
-    """The loss of the gradient tests: every output entry times a fixed weight, the last state's included."""
+    """The loss of the gradient tests: every output entry times a fixed weight, the last state's
+    included.
+    """
     return sum(jnp.sum(value * weight) for value, weight in zip(values, weights, strict=True))
 
 
@@ -119,7 +135,8 @@ def _gradient(cell, options):
     def loss(floats, integers, weights):
         return weighted(traced({**floats, **integers}, **dict(options)), weights)
 
-    return jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
+    # compiles in half the time
+    return jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": 0})
 
 
 def gradients(cell, inputs, weights, **options):
@@ -127,4 +144,6 @@ def gradients(cell, inputs, weights, **options):
     floats = {name: x for name, x in inputs.items() if np.issubdtype(x.dtype, np.floating)}
     integers = {name: x for name, x in inputs.items() if name not in floats}
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, _gradient(cell, tuple(sorted(options.items())))(floats, integers, weights))
+        return jax.tree.map(
+            np.asarray, _gradient(cell, tuple(sorted(options.items())))(floats, integers, weights)
+        )

@@ -7,7 +7,8 @@ import numpy as np
 
 from tests.kernels import cases
 
-# Largest error of an array, relative to its largest entry, per type of the inputs. The one table for all Pallas backends.
+# Largest error of an array, relative to its largest entry, per type of the inputs. The one table
+# for all Pallas backends.
 TOLERANCE = {"bfloat16": 2e-2, "float16": 2e-2, "float32": 1e-4}
 
 
@@ -22,11 +23,13 @@ class Spec:
     B: int = 2
     H: int = 2
     dtype: str = "bfloat16"  # of q, k, v or x; gates, R, bias and states are float32
-    gates: float | Literal["extreme"] = 0.0  # bias of the input gate, or gates that jump between -80 and 80
+    # bias of the input gate, or gates that jump between -80 and 80
+    gates: float | Literal["extreme"] = 0.0
     documents: Literal["one", "borders", "random"] = "one"
     input_gate: Literal["exponential", "sigmoid"] = "exponential"
     state: bool = True  # an initial state is given, and the loss looks at the last one
-    chunk: int = 64  # where "borders" puts documents; also the kernel's chunk_size where the test passes it
+    # where "borders" puts documents; also the kernel's chunk_size where the test passes it
+    chunk: int = 64
 
     def but(self, **changes: object) -> "Spec":
         """The same with changes; the name says which."""
@@ -47,12 +50,17 @@ def inputs_of(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
         inputs = cases.slstm_inputs(spec.T, bias, seed, spec.V, spec.B, spec.H)
     if spec.gates == "extreme":
         r = np.random.default_rng(seed)
-        for gate in [inputs["i"], inputs["f"]] if spec.K else [inputs["x"][:, :, 0], inputs["x"][:, :, 1]]:
+        for gate in (
+            [inputs["i"], inputs["f"]] if spec.K else [inputs["x"][:, :, 0], inputs["x"][:, :, 1]]
+        ):
             gate[...] = r.choice([-80.0, 80.0], size=gate.shape)
-        for name in {"q", "k"} & inputs.keys():  # no cancelling in n·q, whose reciprocal would blow up any form's rounding
+        # no cancelling in n·q, whose reciprocal would blow up any form's rounding
+        for name in {"q", "k"} & inputs.keys():
             inputs[name] = np.abs(inputs[name])
     if not spec.state:
-        inputs = {name: x for name, x in inputs.items() if name not in ("C0", "c0", "n0", "h0", "m0")}
+        inputs = {
+            name: x for name, x in inputs.items() if name not in ("C0", "c0", "n0", "h0", "m0")
+        }
     elif spec.input_gate == "sigmoid":
         inputs["n0"], inputs["m0"] = np.zeros_like(inputs["n0"]), np.zeros_like(inputs["m0"])
     if spec.documents == "borders":
@@ -75,9 +83,11 @@ def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def border_documents(batch: int, time: int, chunk: int) -> dict[str, np.ndarray]:
-    """New documents one token before, at and one token after the borders of chunks, every second one with padding around it.
+    """New documents one token before, at and one token after the borders of chunks, every second
+    one with padding around it.
 
-    Row 0 goes on with the initial state's document, row 1 does not, row 2 begins with padding, and so on.
+    Row 0 goes on with the initial state's document, row 1 does not, row 2 begins with padding, and
+    so on.
     """
     ids = np.zeros((batch, time), np.int32)
     for row in range(batch):
@@ -93,11 +103,15 @@ def border_documents(batch: int, time: int, chunk: int) -> dict[str, np.ndarray]
 
 def _mlstm(T: int, **options: object) -> Spec:
     given = {"K": 64, "V": 64} | options
-    name = "-".join(f"{value}" if key in ("dtype", "documents", "input_gate") else f"{key}{value}" for key, value in given.items())
+    name = "-".join(
+        f"{value}" if key in ("dtype", "documents", "input_gate") else f"{key}{value}"
+        for key, value in given.items()
+    )
     return Spec(f"T{T}-{name}", T, **given)
 
 
-# For the XLA forms and interpret=True. T around the chunk's length; each feature once in every type.
+# For the XLA forms and interpret=True. T around the chunk's length; each feature once in every
+# type.
 MLSTM = (
     *(_mlstm(T) for T in (63, 64, 65)),
     _mlstm(129, documents="borders"),
@@ -133,14 +147,23 @@ def _speed(heads: int, key_dim: int, value_dim: int, time: int) -> Spec:
     return Spec(name, time, key_dim, value_dim, B=65536 // time, H=heads, state=False)
 
 
-# Timed by benchmarks/kernels.py: 65,536 tokens; the issue's shapes. 7B has 256/512, 1.3B 1024/1024, the TFLA paper 128/256.
+# Timed by benchmarks/kernels.py: 65,536 tokens; the issue's shapes. 7B has 256/512, 1.3B 1024/1024,
+# the TFLA paper 128/256.
 SPEED_HEADS = ((16, 128, 256), (8, 256, 512), (4, 512, 512), (4, 1024, 1024))
 MLSTM_SPEED = tuple(_speed(*heads, time) for heads in SPEED_HEADS for time in (2048, 8192))
 SLSTM_SPEED = tuple(
-    Spec(f"{heads}x{dim}-T2048", 2048, K=0, V=dim, B=16, H=heads, state=False) for heads, dim in ((12, 64), (4, 192))
+    Spec(f"{heads}x{dim}-T2048", 2048, K=0, V=dim, B=16, H=heads, state=False)
+    for heads, dim in ((12, 64), (4, 192))
 )
 
-# The paper's models: heads and head dims of their mLSTM blocks (K = V) and sLSTM blocks, 7B's as K, V.
-MODELS = {"125m": (4, 384, 384), "350m": (4, 512, 512), "760m": (4, 768, 768), "1.3b": (4, 1024, 1024), "7b": (8, 256, 512)}
+# The paper's models: heads and head dims of their mLSTM blocks (K = V) and sLSTM blocks, 7B's as K,
+# V.
+MODELS = {
+    "125m": (4, 384, 384),
+    "350m": (4, 512, 512),
+    "760m": (4, 768, 768),
+    "1.3b": (4, 1024, 1024),
+    "7b": (8, 256, 512),
+}
 # Their mLSTM blocks that are not among the timed ones; tuned with them.
 MLSTM_MODELS = tuple(_speed(*heads, 2048) for heads in MODELS.values() if heads not in SPEED_HEADS)

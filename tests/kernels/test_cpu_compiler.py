@@ -1,4 +1,6 @@
-"""Shapes at which jaxlib 0.10.2 to 0.12.0 compile a wrong program unless told not to: `pallas_kernels.cpu_compiler`."""
+"""Shapes at which jaxlib 0.10.2 to 0.12.0 compile a wrong program unless told not to:
+`pallas_kernels.cpu_compiler`.
+"""
 
 import os
 
@@ -17,7 +19,9 @@ def test_one_chunk_of_many_rows_equals_the_recurrence(time, dim):
     q, k, v = (jnp.asarray(draw.normal(size=(16, time, 4, dim)), jnp.float32) for _ in range(3))
     i, f = (jnp.asarray(draw.normal(size=(16, time, 4)) + mean, jnp.float32) for mean in (0, 3))
     h, expected = (
-        jax.jit(lambda *x, backend=backend, L=L: mlstm(*x, backend=backend, chunk_size=L)[0])(q, k, v, i, f)
+        jax.jit(lambda *x, backend=backend, L=L: mlstm(*x, backend=backend, chunk_size=L)[0])(
+            q, k, v, i, f
+        )
         for backend, L in (("chunkwise", time), ("recurrent", None))
     )
     np.testing.assert_allclose(h, expected, rtol=0, atol=1e-4 * float(jnp.abs(expected).max()))

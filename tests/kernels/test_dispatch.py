@@ -47,7 +47,10 @@ def test_a_tuple_tries_one_after_the_other_and_says_so_once(log):
 
 
 def test_a_backend_that_cannot_serve_gives_its_reason():
-    with pytest.raises(NotImplementedError, match="op: no backend can serve this call. refuses: float32 is not served"):
+    with pytest.raises(
+        NotImplementedError,
+        match="op: no backend can serve this call. refuses: float32 is not served",
+    ):
         dispatch.dispatch("op", BACKENDS, "refuses", (), 1)
 
 
@@ -59,7 +62,10 @@ def test_any_other_error_is_a_bug_and_no_reason_to_go_on():
 @pytest.mark.parametrize("backend", ("chunkwize", ("recurrent", "chunkwize")))
 def test_a_misspelled_name_is_a_mistake(backend):
     inputs = cases.in_dtype(cases.mlstm_inputs(2), "float32")
-    with pytest.raises(ValueError, match="mlstm: there is no backend 'chunkwize'.*'recurrent', 'parallel', 'chunkwise'"):
+    with pytest.raises(
+        ValueError,
+        match="mlstm: there is no backend 'chunkwize'.*'recurrent', 'parallel', 'chunkwise'",
+    ):
         cases.run_mlstm(inputs, backend=backend)
 
 
@@ -99,7 +105,9 @@ def test_one_token_is_a_step_and_more_are_chunks(log, time, expected):
 
 
 def test_the_device_is_the_one_the_program_is_lowered_for():
-    """A mesh of absent devices decides, as in ahead-of-time compilation; without a mesh it is the default device."""
+    """A mesh of absent devices decides, as in ahead-of-time compilation; without a mesh it is the
+    default device.
+    """
     assert dispatch.target_device() == ("cpu", "cpu")
     absent = jax.sharding.AbstractDevice("NVIDIA H200", 132, "gpu")
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=absent)
@@ -110,4 +118,8 @@ def test_the_device_is_the_one_the_program_is_lowered_for():
 def test_the_result_of_a_tuple_is_that_of_its_first_that_serves():
     inputs = cases.in_dtype(cases.mlstm_inputs(5), "float32")
     first_that_serves = cases.run_mlstm(inputs, backend=("pallas_gpu", "recurrent"))
-    jax.tree.map(np.testing.assert_array_equal, first_that_serves, cases.run_mlstm(inputs, backend="recurrent"))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        first_that_serves,
+        cases.run_mlstm(inputs, backend="recurrent"),
+    )

@@ -1,4 +1,6 @@
-"""Cuts, resets, padding, in both cells and every backend: where a sequence is cut, what is packed with it, changes nothing."""
+"""Cuts, resets, padding, in both cells and every backend: where a sequence is cut, what is packed
+with it, changes nothing.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,10 @@ CELLS = {
 every_cell = pytest.mark.parametrize(("cell", "options"), CELLS.values(), ids=CELLS)
 
 PER_TOKEN = ("q", "k", "v", "i", "f", "x", "segment_ids")
-STATES = {"mlstm": (MLSTMState, ("C0", "n0", "m0")), "slstm": (SLSTMState, ("c0", "n0", "h0", "m0"))}
+STATES = {
+    "mlstm": (MLSTMState, ("C0", "n0", "m0")),
+    "slstm": (SLSTMState, ("c0", "n0", "h0", "m0")),
+}
 
 
 def inputs_of(cell, time, **options):
@@ -39,7 +44,9 @@ def stretch(inputs, start, stop):
 
 @every_cell
 def test_a_sequence_may_be_cut_anywhere(cell, options):
-    """Pieces that hand on the state and the last id equal the whole, values and gradients; cuts fall on borders, in padding."""
+    """Pieces that hand on the state and the last id equal the whole, values and gradients; cuts
+    fall on borders, in padding.
+    """
     inputs = inputs_of(cell, 48) | cases.random_documents(48, seed=5)
     if options.get("input_gate") == "sigmoid":
         inputs["m0"], inputs["n0"] = np.zeros_like(inputs["m0"]), np.zeros_like(inputs["n0"])
@@ -58,34 +65,44 @@ def test_a_sequence_may_be_cut_anywhere(cell, options):
             h, state = run(cell, piece, **options)
             outputs.append(h)
             inputs = inputs | dict(zip(names, state, strict=True))
-            inputs["previous_segment"] = last_segment(piece["segment_ids"], piece["previous_segment"])
+            inputs["previous_segment"] = last_segment(
+                piece["segment_ids"], piece["previous_segment"]
+            )
         return cases.true_values(cell, (jnp.concatenate(outputs, axis=1), state_type(*state)))
 
     with jax.enable_x64(True):
         cast = cases.in_dtype(inputs, "float64")
         floats = {name: x for name, x in cast.items() if x.dtype == jnp.float64}
-        weights = cases.random_weights([np.ones(x.shape) for x in jax.eval_shape(whole, cast)], last_state=True)
+        weights = cases.random_weights(
+            [np.ones(x.shape) for x in jax.eval_shape(whole, cast)], last_state=True
+        )
 
         def evaluate(run):
             def loss(floats):
                 values = run(cast | floats)
                 return reference.weighted(values, weights), values
 
-            return jax.jit(jax.grad(loss, has_aux=True), compiler_options=cases.QUICK_COMPILE)(floats)
+            return jax.jit(jax.grad(loss, has_aux=True), compiler_options=cases.QUICK_COMPILE)(
+                floats
+            )
 
         gradients, values = evaluate(whole)
         got_gradients, got = evaluate(in_pieces)
     for x, y in zip(got, values, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-9 * np.abs(y).max())
     for name, gradient in gradients.items():
-        np.testing.assert_allclose(got_gradients[name], gradient, rtol=1e-9, atol=1e-9 * np.abs(gradient).max())
+        np.testing.assert_allclose(
+            got_gradients[name], gradient, rtol=1e-9, atol=1e-9 * np.abs(gradient).max()
+        )
 
 
 @every_cell
 def test_nothing_of_a_document_reaches_the_next(cell, options):
-    """Packed documents equal separate ones to rounding, and a loss on the second has a gradient of exactly 0 in the first.
+    """Packed documents equal separate ones to rounding, and a loss on the second has a gradient of
+    exactly 0 in the first.
 
-    Adversarial gates: the old document writes with i = +15 and never forgets, the new one writes with i = -15.
+    Adversarial gates: the old document writes with i = +15 and never forgets, the new one writes
+    with i = -15.
     """
     length = 20
     inputs = {name: x for name, x in inputs_of(cell, 2 * length).items() if not name.endswith("0")}
@@ -103,8 +120,12 @@ def test_nothing_of_a_document_reaches_the_next(cell, options):
         return jnp.sum(jnp.sin(h[:, second:])) + jnp.sum(state[0] * 1e-3), h[:, second:]
 
     def on_second(case, second):
-        tokens = {name: x for name, x in case.items() if name in PER_TOKEN and name != "segment_ids"}
-        compiled = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2, compiler_options=cases.QUICK_COMPILE)
+        tokens = {
+            name: x for name, x in case.items() if name in PER_TOKEN and name != "segment_ids"
+        }
+        compiled = jax.jit(
+            jax.grad(loss, has_aux=True), static_argnums=2, compiler_options=cases.QUICK_COMPILE
+        )
         return compiled(tokens, case, second)
 
     got, h = on_second(packed, length)
@@ -112,12 +133,19 @@ def test_nothing_of_a_document_reaches_the_next(cell, options):
     np.testing.assert_allclose(h, h_alone, rtol=1e-6, atol=1e-6 * np.abs(h_alone).max())
     for name in expected:
         np.testing.assert_array_equal(got[name][:, :length], 0)
-        np.testing.assert_allclose(got[name][:, length:], expected[name], rtol=1e-5, atol=1e-5 * np.abs(expected[name]).max())
+        np.testing.assert_allclose(
+            got[name][:, length:],
+            expected[name],
+            rtol=1e-5,
+            atol=1e-5 * np.abs(expected[name]).max(),
+        )
 
 
 @every_cell
 def test_padding_may_hold_anything(cell, options):
-    """Huge values and gates, even NaN, at padding tokens: not one bit of the rest changes, and their gradients are 0."""
+    """Huge values and gates, even NaN, at padding tokens: not one bit of the rest changes, and
+    their gradients are 0.
+    """
     inputs = cases.in_dtype(inputs_of(cell, 24) | cases.random_documents(24), "float32")
     padding = np.asarray(inputs["segment_ids"] < 0)
     assert padding.any()
@@ -126,11 +154,15 @@ def test_padding_may_hold_anything(cell, options):
         h, state = run(cell, inputs | tokens, **options)
         return jnp.sum(jnp.sin(h)) + jnp.sum(state[0]), (h, state)
 
-    value_and_gradients = jax.jit(jax.grad(loss, has_aux=True), compiler_options=cases.QUICK_COMPILE)
+    value_and_gradients = jax.jit(
+        jax.grad(loss, has_aux=True), compiler_options=cases.QUICK_COMPILE
+    )
 
     def evaluate(garbage):
         r = np.random.default_rng(0)
-        tokens = {name: x for name, x in inputs.items() if name in PER_TOKEN and name != "segment_ids"}
+        tokens = {
+            name: x for name, x in inputs.items() if name in PER_TOKEN and name != "segment_ids"
+        }
         for name, x in tokens.items():
             where = padding.reshape(*padding.shape, *[1] * (x.ndim - 2))
             tokens[name] = jnp.where(where, garbage * r.choice([-1, 1], size=x.shape), x)

@@ -1,4 +1,6 @@
-"""The numbers that the Pallas mLSTM kernels take instead of gates, against the forms that the XLA backends use."""
+"""The numbers that the Pallas mLSTM kernels take instead of gates, against the forms that the XLA
+backends use.
+"""
 
 import itertools
 
@@ -18,20 +20,43 @@ def chunks():
     return (slice(start, start + L) for start in range(0, T, L))
 
 
-@pytest.mark.parametrize(("normalise", "documents"), list(itertools.product((True, False), (True, False))))
+@pytest.mark.parametrize(
+    ("normalise", "documents"), list(itertools.product((True, False), (True, False)))
+)
 def test_weights_equal_those_of_the_parallel_form(normalise, documents):
     r = np.random.default_rng(0)
     with jax.enable_x64(True):
-        log_i, log_f = jnp.asarray(4 * r.normal(size=(B, T, H))).at[0, 5].set(-jnp.inf), -jnp.abs(r.normal(size=(B, T, H)))
+        log_i, log_f = (
+            jnp.asarray(4 * r.normal(size=(B, T, H))).at[0, 5].set(-jnp.inf),
+            -jnp.abs(r.normal(size=(B, T, H))),
+        )
         m0, starts = r.normal(size=(B, H)), jnp.asarray(r.random((B, T)) < 0.2).at[:, L].set(True)
         gates = chunk_gates(log_i, log_f, m0, starts if documents else None, L, normalise=normalise)
         before = m0 if normalise else 0 * m0
         for n, part in enumerate(chunks()):
             document = jnp.cumsum(starts[:, part], axis=1) if documents else None
-            D, w, m = decay_weights(*(jnp.moveaxis(x[:, part], 1, 2) for x in (log_i, log_f)), document, before, normalise)
-            pairs = np.tri(L, dtype=bool) & np.asarray(gates.document[:, None, part, None] == gates.document[:, None, None, part])
-            got = jnp.where(pairs, jnp.exp(jnp.where(pairs, gates.row[:, :, part, None] + gates.col[:, :, None, part], 0)), 0)
-            for x, y in ((got, D), (gates.w[:, :, part], w), (gates.kept[:, :, part], D[:, :, -1]), (gates.w_last[..., n], w[..., -1])):
+            D, w, m = decay_weights(
+                *(jnp.moveaxis(x[:, part], 1, 2) for x in (log_i, log_f)),
+                document,
+                before,
+                normalise,
+            )
+            pairs = np.tri(L, dtype=bool) & np.asarray(
+                gates.document[:, None, part, None] == gates.document[:, None, None, part]
+            )
+            got = jnp.where(
+                pairs,
+                jnp.exp(
+                    jnp.where(pairs, gates.row[:, :, part, None] + gates.col[:, :, None, part], 0)
+                ),
+                0,
+            )
+            for x, y in (
+                (got, D),
+                (gates.w[:, :, part], w),
+                (gates.kept[:, :, part], D[:, :, -1]),
+                (gates.w_last[..., n], w[..., -1]),
+            ):
                 np.testing.assert_allclose(x, y, atol=1e-13)
             np.testing.assert_allclose(gates.floor[:, :, part], jnp.exp(-m), rtol=1e-12)
             np.testing.assert_allclose(gates.m[..., n], m[..., -1], atol=1e-13)
@@ -43,7 +68,10 @@ def test_gradients_of_the_gates_are_summed_to_each_documents_end(documents):
     r = np.random.default_rng(0)
     with jax.enable_x64(True):
         q_dq, k_dk = jnp.asarray(r.normal(size=(2, B, H, T)))
-        after, starts = jnp.asarray(r.normal(size=(B, H, T // L))), jnp.asarray(r.random((B, T)) < 0.2)
+        after, starts = (
+            jnp.asarray(r.normal(size=(B, H, T // L))),
+            jnp.asarray(r.random((B, T)) < 0.2),
+        )
         d_log_i, d_log_f = gate_gradients(q_dq, k_dk, after, starts if documents else None)
         np.testing.assert_array_equal(d_log_i, jnp.moveaxis(k_dk, 1, 2))
         for n, part in enumerate(chunks()):

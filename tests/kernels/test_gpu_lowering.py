@@ -1,6 +1,8 @@
-"""Every GPU kernel is lowered for A100, H100 and H200, with no GPU: its Triton or Mosaic IR is well formed there.
+"""Every GPU kernel is lowered for A100, H100 and H200, with no GPU: its Triton or Mosaic IR is well
+formed there.
 
-`make aot-gpu` goes further, to machine code, in an environment with jax[cuda13]; its report is docs/aot_gpu.md.
+`make aot-gpu` goes further, to machine code, in an environment with jax[cuda13]; its report is
+docs/aot_gpu.md.
 """
 
 import collections
@@ -14,9 +16,18 @@ from pallas_kernels import MLSTMState, SLSTMState, mlstm, slstm
 from tests.kernels.specs import MODELS
 
 GPUS = {"A100": "NVIDIA A100-SXM4-80GB", "H100": "NVIDIA H100 80GB HBM3", "H200": "NVIDIA H200"}
-SLSTM_HEADS = {"125m": (4, 192), "350m": (4, 256), "760m": (4, 384), "1.3b": (4, 512), "narrow": (12, 64), "smallest": (2, 16)}
+SLSTM_HEADS = {
+    "125m": (4, 192),
+    "350m": (4, 256),
+    "760m": (4, 384),
+    "1.3b": (4, 512),
+    "narrow": (12, 64),
+    "smallest": (2, 16),
+}
 
-needs_mosaic_gpu = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason='"pallas_gpu" needs jax >= 0.11, and says so')
+needs_mosaic_gpu = pytest.mark.skipif(
+    jax.__version_info__ < (0, 11), reason='"pallas_gpu" needs jax >= 0.11, and says so'
+)
 
 
 def case(*values, quick=False):
@@ -24,7 +35,9 @@ def case(*values, quick=False):
 
 
 def lowered_for(gpu, function, arguments):
-    """The program of a function of arrays of these (shape, dtype), as it is handed to the compiler of that GPU."""
+    """The program of a function of arrays of these (shape, dtype), as it is handed to the compiler
+    of that GPU.
+    """
     device = jax.sharding.AbstractDevice(device_kind=GPUS[gpu], num_cores=None, platform="gpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
         structs = [jax.ShapeDtypeStruct(*x) for x in arguments]
@@ -43,19 +56,28 @@ def total(result):
 
 
 def mlstm_step(gpu, model, backend, dtype="bfloat16"):
-    """A paper's model's head dims, documents, an initial state: h and the last state, and the gradients of all inputs."""
+    """A paper's model's head dims, documents, an initial state: h and the last state, and the
+    gradients of all inputs.
+    """
     heads, K, V = MODELS[model]
     B, T = 2, 2048
-    tokens = [((B, T, heads, K), dtype)] * 2 + [((B, T, heads, V), dtype)] + [((B, T, heads), "float32")] * 2
+    tokens = (
+        [((B, T, heads, K), dtype)] * 2
+        + [((B, T, heads, V), dtype)]
+        + [((B, T, heads), "float32")] * 2
+    )
     state = [((B, heads, K, V), "float32"), ((B, heads, K), "float32"), ((B, heads), "float32")]
 
     def loss(q, k, v, i, f, C, n, m, ids):
         return total(mlstm(q, k, v, i, f, MLSTMState(C, n, m), segment_ids=ids, backend=backend))
 
-    return lowered_for(gpu, jax.value_and_grad(loss, argnums=range(8)), (*tokens, *state, ((B, T), "int32")))
+    return lowered_for(
+        gpu, jax.value_and_grad(loss, argnums=range(8)), (*tokens, *state, ((B, T), "int32"))
+    )
 
 
-# An H100 and an H200 differ in nothing that a kernel sees: they share the models. benchmarks/aot_gpu.py compiles all on all.
+# An H100 and an H200 differ in nothing that a kernel sees: they share the models.
+# benchmarks/aot_gpu.py compiles all on all.
 @pytest.mark.parametrize(
     ("gpu", "model"),
     [
@@ -82,7 +104,9 @@ def test_triton_kernels_of_other_types(dtype):
     [case("H100", "125m"), case("H200", "1.3b"), case("H200", "7b")],
 )
 def test_mosaic_gpu_kernels_of_the_mlstm(gpu, model):
-    """Forward a walk, the pairs and the output; backward two walks, the pairs, their gradient, dv, dq, dk."""
+    """Forward a walk, the pairs and the output; backward two walks, the pairs, their gradient, dv,
+    dq, dk.
+    """
     assert mlstm_step(gpu, model, "pallas_gpu").count("custom_call @mosaic_gpu") == 10
 
 
@@ -90,15 +114,29 @@ def test_mosaic_gpu_kernels_of_the_mlstm(gpu, model):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("gpu", "model"),
-    [*(case("H100", model) for model in ("125m", "760m", "narrow")), *(case("H200", model) for model in ("350m", "1.3b", "smallest"))],
+    [
+        *(case("H100", model) for model in ("125m", "760m", "narrow")),
+        *(case("H200", model) for model in ("350m", "1.3b", "smallest")),
+    ],
 )
 def test_mosaic_gpu_kernels_of_the_slstm(gpu, model):
     heads, V = SLSTM_HEADS[model]
     B, T = 16, 64
-    x = [((B, T, 4, heads, V), "bfloat16"), ((4, heads, V, V), "bfloat16"), ((4, heads, V), "float32")]
+    x = [
+        ((B, T, 4, heads, V), "bfloat16"),
+        ((4, heads, V, V), "bfloat16"),
+        ((4, heads, V), "float32"),
+    ]
 
     def loss(x, R, bias, c, n, h, m, ids):
-        return total(slstm(x, R, bias, SLSTMState(c, n, h, m), segment_ids=ids, backend="pallas_gpu"))
+        return total(
+            slstm(x, R, bias, SLSTMState(c, n, h, m), segment_ids=ids, backend="pallas_gpu")
+        )
 
     arguments = (*x, *[((B, heads, V), "float32")] * 4, ((B, T), "int32"))
-    assert lowered_for(gpu, jax.value_and_grad(loss, argnums=range(7)), arguments).count("custom_call @mosaic_gpu") >= 2
+    assert (
+        lowered_for(gpu, jax.value_and_grad(loss, argnums=range(7)), arguments).count(
+            "custom_call @mosaic_gpu"
+        )
+        >= 2
+    )

@@ -26,7 +26,9 @@ def check(inputs, dtype, last_state=True, documents=False, **options):
     """Values and all gradients of a call equal the reference's."""
     exact = {name: option for name, option in options.items() if name in ("input_gate", "eps")}
     values, weights, gradients = reference_of(inputs, last_state, **exact)
-    got_values, got_gradients = cases.evaluate("mlstm", inputs, weights, dtype, documents, **options)
+    got_values, got_gradients = cases.evaluate(
+        "mlstm", inputs, weights, dtype, documents, **options
+    )
     assert_same(got_values, values, TOLERANCE[dtype])
     assert_same(got_gradients, gradients, TOLERANCE[dtype])
 
@@ -57,8 +59,12 @@ def test_documents_with_padding(backend):
 def test_sigmoid_input_gate(backend):
     """No normaliser and no stabiliser: given ones have no effect and the returned ones are 0."""
     inputs = cases.mlstm_inputs(100) | cases.random_documents(100)
-    values, weights, gradients = reference_of(inputs | {"m0": 0 * inputs["m0"]}, input_gate="sigmoid")
-    got_values, got_gradients = cases.evaluate("mlstm", inputs, weights, "float64", True, backend=backend, input_gate="sigmoid")
+    values, weights, gradients = reference_of(
+        inputs | {"m0": 0 * inputs["m0"]}, input_gate="sigmoid"
+    )
+    got_values, got_gradients = cases.evaluate(
+        "mlstm", inputs, weights, "float64", True, backend=backend, input_gate="sigmoid"
+    )
     assert_same(got_values[:2], values[:2], TOLERANCE["float64"])
     np.testing.assert_array_equal(got_values[2], 0)
     np.testing.assert_array_equal(got_gradients.pop("m0"), 0)
@@ -73,14 +79,20 @@ def test_chunk_size_changes_nothing(chunk_size):
 
 @pytest.mark.parametrize("backend", MLSTM_BACKENDS)
 def test_eps_is_added_to_the_stabilised_denominator(backend):
-    """With a large eps too, so that a misplaced one shows; the gradient holds the stabiliser constant, like the oracle's."""
+    """With a large eps too, so that a misplaced one shows; the gradient holds the stabiliser
+    constant, like the oracle's.
+    """
     for eps in (1e-6, 0.1):
         inputs = cases.mlstm_inputs(64, bias=3.0) | cases.random_documents(64)
         values = reference.mlstm_values(inputs, eps=eps)
         weights = cases.random_weights(values, last_state=True)
-        got_values, got_gradients = cases.evaluate("mlstm", inputs, weights, "float64", True, backend=backend, eps=eps)
+        got_values, got_gradients = cases.evaluate(
+            "mlstm", inputs, weights, "float64", True, backend=backend, eps=eps
+        )
         assert_same(got_values, values, TOLERANCE["float64"])
-        _, oracle = cases.evaluate("mlstm", inputs, weights, "float64", True, backend="recurrent", eps=eps)
+        _, oracle = cases.evaluate(
+            "mlstm", inputs, weights, "float64", True, backend="recurrent", eps=eps
+        )
         assert_same(got_gradients, oracle, TOLERANCE["float64"])
 
 
@@ -92,7 +104,9 @@ def test_gates_of_80(backend):
     inputs["i"], inputs["f"] = (r.choice([-80.0, 80.0], size=inputs["i"].shape) for _ in range(2))
     check(inputs, "float64", documents=True, backend=backend, eps=0.0)
     values, weights, _ = reference_of(inputs)
-    got_values, got_gradients = cases.evaluate("mlstm", inputs, weights, "float32", True, backend=backend, eps=0.0)
+    got_values, got_gradients = cases.evaluate(
+        "mlstm", inputs, weights, "float32", True, backend=backend, eps=0.0
+    )
     assert_same(got_values, values, TOLERANCE["float32"])
     for name, gradient in got_gradients.items():
         assert np.isfinite(gradient).all(), name
@@ -100,13 +114,20 @@ def test_gates_of_80(backend):
 
 @pytest.mark.parametrize("backend", MLSTM_BACKENDS)
 def test_bfloat16(backend):
-    """Inputs rounded to bfloat16, gates in float32: within 2e-2 of float64 on the same rounded inputs."""
+    """Inputs rounded to bfloat16, gates in float32: within 2e-2 of float64 on the same rounded
+    inputs.
+    """
     inputs = cases.mlstm_inputs(129)
-    rounded = {name: np.asarray(jnp.asarray(inputs[name], jnp.bfloat16), np.float64) for name in ("q", "k", "v")}
+    rounded = {
+        name: np.asarray(jnp.asarray(inputs[name], jnp.bfloat16), np.float64)
+        for name in ("q", "k", "v")
+    }
     values, weights, gradients = reference_of(inputs | rounded)
 
     def loss(q, k, v, i, f):
-        state = cases.MLSTMState(*(jnp.asarray(inputs[name], jnp.float32) for name in ("C0", "n0", "m0")))
+        state = cases.MLSTMState(
+            *(jnp.asarray(inputs[name], jnp.float32) for name in ("C0", "n0", "m0"))
+        )
         h, state = mlstm(q, k, v, i, f, state, backend=backend)
         assert h.dtype == jnp.bfloat16
         assert all(part.dtype == jnp.float32 for part in state)
@@ -133,7 +154,9 @@ def test_bfloat16(backend):
 )
 @pytest.mark.slow
 def test_any_shape(time, batch, heads, key_dim, value_dim, chunk_size):
-    inputs = cases.mlstm_inputs(time, key_dim=key_dim, value_dim=value_dim, batch=batch, heads=heads)
+    inputs = cases.mlstm_inputs(
+        time, key_dim=key_dim, value_dim=value_dim, batch=batch, heads=heads
+    )
     inputs |= cases.random_documents(time, batch=batch)
     values, weights, gradients = reference_of(inputs)
     options = {"backend": "chunkwise", "chunk_size": chunk_size, "eps": 0.0}
@@ -157,7 +180,9 @@ def test_the_program_does_not_grow_with_time():
 
     def size(time):
         inputs = cases.in_dtype(cases.mlstm_inputs(time), "float32")
-        gradient = jax.grad(lambda x: cases.run_mlstm(x, backend="chunkwise")[0].sum(), allow_int=True)
+        gradient = jax.grad(
+            lambda x: cases.run_mlstm(x, backend="chunkwise")[0].sum(), allow_int=True
+        )
         return len(str(jax.make_jaxpr(gradient)(inputs)))
 
     assert size(64 * 40) < size(64 * 4) * 1.1

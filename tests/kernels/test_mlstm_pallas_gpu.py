@@ -1,4 +1,6 @@
-"""The backend "pallas_gpu" against the float64 reference, in Mosaic GPU's simulator, and what it refuses."""
+"""The backend "pallas_gpu" against the float64 reference, in Mosaic GPU's simulator, and what it
+refuses.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,9 @@ from pallas_kernels.mlstm.pallas_gpu import default_chunk_size
 from tests.kernels import pallas_base
 from tests.kernels.specs import Spec
 
-needs_simulator = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the simulator of Mosaic GPU begins with jax 0.11")
+needs_simulator = pytest.mark.skipif(
+    jax.__version_info__ < (0, 11), reason="the simulator of Mosaic GPU begins with jax 0.11"
+)
 
 
 def simulator(**parameters):
@@ -33,7 +37,9 @@ def test_documents_and_padding_at_the_borders_of_chunks():
 @needs_simulator
 @pytest.mark.slow
 def test_no_memory_is_read_unwritten_and_nothing_races_where_a_chunk_has_several_tiles():
-    """193 tokens in a chunk of 256, documents in both: two tiles of rows, of which the upper right pair is never written."""
+    """193 tokens in a chunk of 256, documents in both: two tiles of rows, of which the upper right
+    pair is never written.
+    """
     spec = Spec("tiles", T=193, K=64, V=64, B=1, H=1, chunk=256, documents="random")
     check(spec, uninitialized_memory="nan", detect_races=True)
 
@@ -50,20 +56,36 @@ def test_no_memory_is_read_unwritten_and_nothing_races_where_a_chunk_has_several
     ids=lambda spec: spec.name,
 )
 def test_blocks_that_share_an_operand_as_a_cluster(spec):
-    """256 columns are two tiles of 128. The simulator runs the cluster's barrier, but copies a shared block for each of its blocks."""
+    """256 columns are two tiles of 128. The simulator runs the cluster's barrier, but copies a
+    shared block for each of its blocks.
+    """
     check(spec, uninitialized_memory="nan", detect_races=True)
 
 
 @needs_simulator
 @pytest.mark.slow
 def test_sigmoid_gate_in_float16_with_two_heads():
-    check(Spec("sigmoid", T=65, K=64, V=64, B=1, H=2, dtype="float16", input_gate="sigmoid", documents="random"))
+    check(
+        Spec(
+            "sigmoid",
+            T=65,
+            K=64,
+            V=64,
+            B=1,
+            H=2,
+            dtype="float16",
+            input_gate="sigmoid",
+            documents="random",
+        )
+    )
 
 
 @needs_simulator
 @pytest.mark.slow
 def test_tiles_of_128_and_64_columns_and_widths_that_are_filled_up():
-    """K 80 becomes one tile of 128, V 192 is three of 64; 30 tokens fill up one chunk of 128; the input gate as in 7B's beginning."""
+    """K 80 becomes one tile of 128, V 192 is three of 64; 30 tokens fill up one chunk of 128; the
+    input gate as in 7B's beginning.
+    """
     check(Spec("widths", T=30, K=80, V=192, B=1, H=1, gates=-10.0, chunk=128))
 
 
@@ -87,7 +109,13 @@ def test_gates_that_jump_between_nothing_and_everything():
 )
 @needs_simulator
 def test_refuses_with_the_reason(change, reason):
-    given = {"dtype": "bfloat16", "batch": 1, "time": 4, "chunk_size": None, "mode": simulator()} | change
+    given = {
+        "dtype": "bfloat16",
+        "batch": 1,
+        "time": 4,
+        "chunk_size": None,
+        "mode": simulator(),
+    } | change
     shape = (given["batch"], given["time"], 1)
     x, gate = jnp.zeros((*shape, 64), given["dtype"]), jnp.zeros(shape)
     with interpreted(given["mode"]), pytest.raises(NotImplementedError, match=reason):
@@ -104,7 +132,9 @@ def test_says_which_jax_it_needs():
 @needs_simulator
 def test_refuses_a_gpu_that_is_not_hopper():
     """test_gpu_lowering.py has the GPUs that it takes."""
-    device = jax.sharding.AbstractDevice(device_kind="NVIDIA A100-SXM4-80GB", num_cores=None, platform="gpu")
+    device = jax.sharding.AbstractDevice(
+        device_kind="NVIDIA A100-SXM4-80GB", num_cores=None, platform="gpu"
+    )
     x, gate = jnp.zeros((1, 64, 1, 64), jnp.bfloat16), jnp.zeros((1, 64, 1))
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
         with pytest.raises(NotImplementedError, match="sm_90"):
@@ -113,7 +143,14 @@ def test_refuses_a_gpu_that_is_not_hopper():
 
 @pytest.mark.parametrize(
     ("time", "key_dim", "value_dim", "size"),
-    [(8192, 64, 64, 64), (8192, 128, 256, 256), (8192, 512, 512, 512), (2048, 1024, 1024, 512), (100, 1024, 1024, 128), (2, 64, 64, 64)],
+    [
+        (8192, 64, 64, 64),
+        (8192, 128, 256, 256),
+        (8192, 512, 512, 512),
+        (2048, 1024, 1024, 512),
+        (100, 1024, 1024, 128),
+        (2, 64, 64, 64),
+    ],
 )
 def test_wide_heads_take_long_chunks(time, key_dim, value_dim, size):
     assert default_chunk_size(time, key_dim, value_dim) == size

@@ -1,4 +1,6 @@
-"""The mLSTM's Triton kernels, interpreted, against the float64 reference. test_gpu_lowering.py lowers them for real GPUs."""
+"""The mLSTM's Triton kernels, interpreted, against the float64 reference. test_gpu_lowering.py
+lowers them for real GPUs.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -28,14 +30,21 @@ def test_values_and_gradients_of_long_and_odd_cases(spec):
 
 @pytest.mark.slow
 def test_float16():
-    pallas_base.check("pallas_triton", Spec("float16", 65, K=16, V=32, dtype="float16", documents="borders"))
+    pallas_base.check(
+        "pallas_triton", Spec("float16", 65, K=16, V=32, dtype="float16", documents="borders")
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("K", "V"), ((192, 16), (16, 192), (8, 24)))
 def test_heads_of_several_tiles_and_of_less_than_one(K, V):
-    """Sizes that are no power of two, as the paper's 384 and 768 are not: several tiles, and one that is filled up."""
-    pallas_base.check("pallas_triton", Spec(f"{K}-{V}", 65, K=K, V=V, B=1, H=2, dtype="float32", documents="borders"))
+    """Sizes that are no power of two, as the paper's 384 and 768 are not: several tiles, and one
+    that is filled up.
+    """
+    pallas_base.check(
+        "pallas_triton",
+        Spec(f"{K}-{V}", 65, K=K, V=V, B=1, H=2, dtype="float32", documents="borders"),
+    )
 
 
 @pytest.mark.slow
@@ -47,7 +56,9 @@ def test_chunk_size_changes_nothing(chunk):
 
 @pytest.mark.slow
 def test_three_tf32_products_are_enough_for_float32(monkeypatch):
-    """What a GPU computes for float32, in NumPy's words: x = high + low, each with TF32's 10 bits, and high·high + high·low + low·high."""
+    """What a GPU computes for float32, in NumPy's words: x = high + low, each with TF32's 10 bits,
+    and high·high + high·low + low·high.
+    """
 
     def tf32(x):  # the nearest number of 10 bits, ties away from zero as the hardware's conversion
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
@@ -86,17 +97,24 @@ def test_what_it_does_not_serve():
 @pytest.mark.parametrize("kind", ("NVIDIA A100-SXM4-80GB", "NVIDIA H200"))
 @pytest.mark.parametrize("dtype", ("bfloat16", "float32"))
 def test_default_blocks(kind, dtype):
-    """Powers of two, chunks that fit registers, longer ones for wide heads, no chunk much longer than the sequence."""
+    """Powers of two, chunks that fit registers, longer ones for wide heads, no chunk much longer
+    than the sequence.
+    """
     for dim in (16, 64, 384, 1024):
         blocks = default_blocks(2048, dim, dim, dtype, kind)
         assert all(size & (size - 1) == 0 for size in blocks)
         assert blocks.chunk <= (128 if "H200" in kind else 64)
         assert default_blocks(20, dim, dim, dtype, kind).chunk == 32
-    assert default_blocks(2048, 512, 512, dtype, kind).chunk >= default_blocks(2048, 64, 64, dtype, kind).chunk
+    assert (
+        default_blocks(2048, 512, 512, dtype, kind).chunk
+        >= default_blocks(2048, 64, 64, dtype, kind).chunk
+    )
 
 
 def test_a_gpu_before_ampere_is_refused():
-    device = jax.sharding.AbstractDevice(device_kind="Tesla V100-SXM2-16GB", num_cores=None, platform="gpu")
+    device = jax.sharding.AbstractDevice(
+        device_kind="Tesla V100-SXM2-16GB", num_cores=None, platform="gpu"
+    )
     q, gate = jnp.zeros((1, 32, 1, 16), jnp.bfloat16), jnp.zeros((1, 32, 1))
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
         with pytest.raises(NotImplementedError, match="sm_80"):

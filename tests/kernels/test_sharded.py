@@ -21,12 +21,20 @@ def mesh_named(shape):
 
 
 def arguments(cell, batch=8, heads=2, dtype="float32"):
-    inputs = {"mlstm": cases.mlstm_inputs, "slstm": cases.slstm_inputs}[cell](TIME, batch=batch, heads=heads)
+    inputs = {"mlstm": cases.mlstm_inputs, "slstm": cases.slstm_inputs}[cell](
+        TIME, batch=batch, heads=heads
+    )
     inputs = cases.in_dtype(inputs | cases.random_documents(TIME, batch=batch), dtype)
     segments = {name: inputs[name] for name in ("segment_ids", "previous_segment")}
     if cell == "mlstm":
-        return [*(inputs[n] for n in "qkvif"), MLSTMState(*(inputs[n] for n in ("C0", "n0", "m0")))], segments
-    return [*(inputs[n] for n in ("x", "R", "bias")), SLSTMState(*(inputs[n] for n in ("c0", "n0", "h0", "m0")))], segments
+        return [
+            *(inputs[n] for n in "qkvif"),
+            MLSTMState(*(inputs[n] for n in ("C0", "n0", "m0"))),
+        ], segments
+    return [
+        *(inputs[n] for n in ("x", "R", "bias")),
+        SLSTMState(*(inputs[n] for n in ("c0", "n0", "h0", "m0"))),
+    ], segments
 
 
 def values_and_gradients(cell, arrays, **options):
@@ -34,7 +42,9 @@ def values_and_gradients(cell, arrays, **options):
         h, state = cell(*arrays, **options)
         return jnp.sum(jnp.sin(h)) + sum(jnp.sum(jnp.sin(x)) for x in state[:-1]), (h, state)
 
-    gradients, (h, state) = jax.jit(jax.grad(loss, argnums=range(len(arrays)), has_aux=True))(*arrays)
+    gradients, (h, state) = jax.jit(jax.grad(loss, argnums=range(len(arrays)), has_aux=True))(
+        *arrays
+    )
     return jax.tree.leaves((gradients, h, state))
 
 
@@ -56,7 +66,9 @@ def test_the_slstm_equals_the_plain_function():
     """The recurrent kernel's gradient is a sum over all devices that had rows of the batch."""
     arrays, segments = arguments("slstm")
     assert_same(
-        values_and_gradients(sharded.slstm, arrays, mesh=mesh_named((2, 2, 2, 1)), **AXES, **segments),
+        values_and_gradients(
+            sharded.slstm, arrays, mesh=mesh_named((2, 2, 2, 1)), **AXES, **segments
+        ),
         values_and_gradients(slstm, arrays, **segments),
     )
 
@@ -66,8 +78,12 @@ def test_the_mesh_in_context_is_taken():
     mesh = mesh_named((2, 1, 2, 2))
     with jax.set_mesh(mesh):
         h, state = jax.jit(lambda *arrays: sharded.mlstm(*arrays, **AXES, **segments))(*arrays)
-    assert h.sharding.is_equivalent_to(NamedSharding(mesh, P(("data", "fsdp"), "sequence", "tensor")), h.ndim)
-    assert state.C.sharding.is_equivalent_to(NamedSharding(mesh, P(("data", "fsdp"), "tensor")), state.C.ndim)
+    assert h.sharding.is_equivalent_to(
+        NamedSharding(mesh, P(("data", "fsdp"), "sequence", "tensor")), h.ndim
+    )
+    assert state.C.sharding.is_equivalent_to(
+        NamedSharding(mesh, P(("data", "fsdp"), "tensor")), state.C.ndim
+    )
 
 
 def test_one_row_and_one_token_run_whole_on_every_device():
@@ -80,8 +96,14 @@ def test_one_row_and_one_token_run_whole_on_every_device():
 
 def test_without_a_mesh_it_is_the_plain_function():
     arrays, segments = arguments("mlstm")
-    assert_same(values_and_gradients(sharded.mlstm, arrays, **AXES, **segments), values_and_gradients(mlstm, arrays, **segments), 0)
-    jaxpr = jax.make_jaxpr(lambda *arrays: sharded.mlstm(*arrays, mesh=mesh_of(data=1), batch_axis="data"))(*arrays)
+    assert_same(
+        values_and_gradients(sharded.mlstm, arrays, **AXES, **segments),
+        values_and_gradients(mlstm, arrays, **segments),
+        0,
+    )
+    jaxpr = jax.make_jaxpr(
+        lambda *arrays: sharded.mlstm(*arrays, mesh=mesh_of(data=1), batch_axis="data")
+    )(*arrays)
     assert "shard_map" not in str(jaxpr)
 
 

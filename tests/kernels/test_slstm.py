@@ -38,7 +38,11 @@ def test_values_and_gradients_in_float32(bias):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_documents_with_padding(seed):
-    check(cases.slstm_inputs(100, seed=seed) | cases.random_documents(100, seed), "float64", documents=True)
+    check(
+        cases.slstm_inputs(100, seed=seed) | cases.random_documents(100, seed),
+        "float64",
+        documents=True,
+    )
 
 
 def test_gates_of_80():
@@ -69,12 +73,16 @@ def test_an_empty_state_takes_any_input_gate(gate):
     _, first = slstm(x[:, :1], R, bias)
     np.testing.assert_array_equal(first.n, 1)
     np.testing.assert_allclose(first.m, gate)
-    np.testing.assert_allclose(h[:, 0], jax.nn.sigmoid(x + bias)[:, 0, 3] * jnp.tanh(x + bias)[:, 0, 2], rtol=1e-5)
+    np.testing.assert_allclose(
+        h[:, 0], jax.nn.sigmoid(x + bias)[:, 0, 3] * jnp.tanh(x + bias)[:, 0, 2], rtol=1e-5
+    )
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((gradients, h)))
 
 
 def test_bfloat16():
-    """x in bfloat16: outputs in bfloat16, states in float32, within 2e-2 of float64 on the same rounded x."""
+    """x in bfloat16: outputs in bfloat16, states in float32, within 2e-2 of float64 on the same
+    rounded x.
+    """
     inputs = cases.slstm_inputs(129)
     rounded = jnp.asarray(inputs["x"], jnp.bfloat16)
     values = reference.slstm_values(inputs | {"x": np.asarray(rounded, np.float64)})
@@ -86,13 +94,17 @@ def test_bfloat16():
 
 
 def test_recurrent_gradient_clip_bounds_what_flows_through_the_recurrent_kernel():
-    """A wide bound changes nothing; a narrow one bounds the gradient of h0, which flows through R alone, and no value."""
+    """A wide bound changes nothing; a narrow one bounds the gradient of h0, which flows through R
+    alone, and no value.
+    """
     inputs = cases.slstm_inputs(20)
     values, weights, gradients = reference_of(inputs)
     _, wide = cases.evaluate("slstm", inputs, weights, "float64", recurrent_gradient_clip=1e3)
     assert_same(wide, gradients, TOLERANCE["float64"])
     bound = 0.5 * np.abs(gradients["h0"]).max()
-    got_values, narrow = cases.evaluate("slstm", inputs, weights, "float64", recurrent_gradient_clip=bound)
+    got_values, narrow = cases.evaluate(
+        "slstm", inputs, weights, "float64", recurrent_gradient_clip=bound
+    )
     assert np.abs(narrow["h0"]).max() == pytest.approx(bound)
     assert_same(got_values, values, TOLERANCE["float64"])
 
@@ -107,14 +119,25 @@ def test_recurrent_gradient_clip_bounds_what_flows_through_the_recurrent_kernel(
 def test_the_program_does_not_grow_with_time():
     def size(time):
         inputs = cases.in_dtype(cases.slstm_inputs(time), "float32")
-        return len(str(jax.make_jaxpr(jax.grad(lambda x: cases.run_slstm(x)[0].sum(), allow_int=True))(inputs)))
+        return len(
+            str(
+                jax.make_jaxpr(jax.grad(lambda x: cases.run_slstm(x)[0].sum(), allow_int=True))(
+                    inputs
+                )
+            )
+        )
 
     assert size(400) < size(40) * 1.1
 
 
 def test_shapes_that_do_not_fit_are_named():
     inputs = cases.in_dtype(cases.slstm_inputs(4), "float32")
-    for name, shown in (("R", "recurrent_kernel"), ("bias", "bias"), ("c0", "initial_state.c"), ("m0", "initial_state.m")):
+    for name, shown in (
+        ("R", "recurrent_kernel"),
+        ("bias", "bias"),
+        ("c0", "initial_state.c"),
+        ("m0", "initial_state.m"),
+    ):
         with pytest.raises(ValueError, match=f"{shown} has shape"):
             cases.run_slstm(inputs | {name: inputs[name][..., :1]})
     with pytest.raises(ValueError, match=r"must be \[B T 4 H V\]"):

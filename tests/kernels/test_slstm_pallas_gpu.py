@@ -1,7 +1,9 @@
-"""The sLSTM's Hopper kernel against the float64 reference, in Mosaic GPU's simulator, and what it refuses.
+"""The sLSTM's Hopper kernel against the float64 reference, in Mosaic GPU's simulator, and what it
+refuses.
 
-The simulator runs a cluster's blocks as threads, with their shared memories, barriers and TMA. It multiplies nothing that is in registers,
-so that all of R is in shared memory there; on the device a quarter of R is not where V = 512.
+The simulator runs a cluster's blocks as threads, with their shared memories, barriers and TMA. It
+multiplies nothing that is in registers, so that all of R is in shared memory there; on the device a
+quarter of R is not where V = 512.
 """
 
 import jax
@@ -16,7 +18,9 @@ from pallas_kernels.slstm.pallas_gpu_cluster import SHARED_MEMORY, default_rows,
 from tests.kernels import cases, pallas_base, specs
 from tests.kernels.specs import Spec
 
-needs_simulator = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the simulator of Mosaic GPU begins with jax 0.11")
+needs_simulator = pytest.mark.skipif(
+    jax.__version_info__ < (0, 11), reason="the simulator of Mosaic GPU begins with jax 0.11"
+)
 
 
 def simulator():
@@ -116,7 +120,10 @@ def test_padding_may_hold_anything():
         return jax.grad(loss, has_aux=True)(x)
 
     with interpreted(simulator()):
-        zeros, garbage = (evaluate(jnp.where(padding[..., None, None, None], value, inputs["x"])) for value in (0.0, np.nan))
+        zeros, garbage = (
+            evaluate(jnp.where(padding[..., None, None, None], value, inputs["x"]))
+            for value in (0.0, np.nan)
+        )
     jax.tree.map(np.testing.assert_array_equal, garbage, zeros)
     np.testing.assert_array_equal(np.asarray(garbage[0])[padding], 0)
     np.testing.assert_array_equal(np.asarray(garbage[1][0])[padding], 0)
@@ -126,12 +133,23 @@ def test_padding_may_hold_anything():
 @pytest.mark.slow
 @pytest.mark.parametrize("bound", (1e3, 1.0))
 def test_recurrent_gradient_clip(bound):
-    """The same as the recurrent form's, where it bites (dh has entries of 9 and more) and where it does not."""
-    inputs = {name: specs.rounded(x, "bfloat16") for name, x in cases.slstm_inputs(7, seed=3).items()}
+    """The same as the recurrent form's, where it bites (dh has entries of 9 and more) and where it
+    does not.
+    """
+    inputs = {
+        name: specs.rounded(x, "bfloat16") for name, x in cases.slstm_inputs(7, seed=3).items()
+    }
     weights = [np.ones((2, 7, 2, 12)), *(np.ones((2, 2, 12)) for _ in range(3))]
     _, expected = cases.evaluate("slstm", inputs, weights, "float64", recurrent_gradient_clip=bound)
     with interpreted(simulator()):
-        _, got = cases.evaluate("slstm", inputs, weights, "bfloat16", recurrent_gradient_clip=bound, backend="pallas_gpu")
+        _, got = cases.evaluate(
+            "slstm",
+            inputs,
+            weights,
+            "bfloat16",
+            recurrent_gradient_clip=bound,
+            backend="pallas_gpu",
+        )
     cases.assert_same(got, expected, specs.TOLERANCE["bfloat16"])
 
 
@@ -149,14 +167,22 @@ def test_recurrent_gradient_clip(bound):
 def test_refuses_with_the_reason(change, reason):
     given = {"dtype": "bfloat16", "dim": 8, "mode": simulator()} | change
     dim = given["dim"]
-    x, R, bias = jnp.zeros((1, 2, 4, 1, dim), given["dtype"]), jnp.zeros((4, 1, dim, dim)), jnp.zeros((4, 1, dim))
+    x, R, bias = (
+        jnp.zeros((1, 2, 4, 1, dim), given["dtype"]),
+        jnp.zeros((4, 1, dim, dim)),
+        jnp.zeros((4, 1, dim)),
+    )
     with interpreted(given["mode"]), pytest.raises(NotImplementedError, match=reason):
         slstm(x, R, bias, backend="pallas_gpu")
 
 
 @pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="jax is new enough here")
 def test_says_which_jax_it_needs():
-    x, R, bias = jnp.zeros((1, 2, 4, 1, 8), jnp.bfloat16), jnp.zeros((4, 1, 8, 8)), jnp.zeros((4, 1, 8))
+    x, R, bias = (
+        jnp.zeros((1, 2, 4, 1, 8), jnp.bfloat16),
+        jnp.zeros((4, 1, 8, 8)),
+        jnp.zeros((4, 1, 8)),
+    )
     with pytest.raises(NotImplementedError, match=r"jax >= 0\.11"):
         slstm(x, R, bias, backend="pallas_gpu")
 
@@ -166,11 +192,19 @@ def test_says_which_jax_it_needs():
 def test_lowers_for_hopper_only(kind):
     """A training step has one kernel forward and one backward."""
     device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
-    shapes = (((16, 64, 4, 2, 192), jnp.bfloat16), ((4, 2, 192, 192), jnp.float32), ((4, 2, 192), jnp.float32))
+    shapes = (
+        ((16, 64, 4, 2, 192), jnp.bfloat16),
+        ((4, 2, 192, 192), jnp.float32),
+        ((4, 2, 192), jnp.float32),
+    )
     arrays = [jax.ShapeDtypeStruct(*x) for x in shapes]
 
     def loss(*inputs):
-        return jnp.sum(slstm(*inputs, backend="pallas_gpu", recurrent_gradient_clip=10.0)[0].astype(jnp.float32))
+        return jnp.sum(
+            slstm(*inputs, backend="pallas_gpu", recurrent_gradient_clip=10.0)[0].astype(
+                jnp.float32
+            )
+        )
 
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
         traced = jax.jit(jax.value_and_grad(loss, argnums=range(3)))

@@ -1,6 +1,8 @@
-"""The TPU kernels, compiled by the TPU's own compiler for v5e, v5p and v6e, without a TPU: tiling, VMEM and layouts are as on the chip.
+"""The TPU kernels, compiled by the TPU's own compiler for v5e, v5p and v6e, without a TPU: tiling,
+VMEM and layouts are as on the chip.
 
-These are some of the paper's shapes; `python -m benchmarks.aot_tpu` compiles all of them and writes docs/aot_tpu.md.
+These are some of the paper's shapes; `python -m benchmarks.aot_tpu` compiles all of them and writes
+docs/aot_tpu.md.
 """
 
 import importlib.util
@@ -15,12 +17,17 @@ from pallas_kernels.mlstm.pallas_tpu_forward import VMEM_LIMIT
 from tests.kernels import specs
 
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU's compiler is not installed: pip install libtpu"),
-    pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache"),  # no TPU can load what is in it
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="the TPU's compiler is not installed: pip install libtpu",
+    ),
+    # no TPU can load what is in it
+    pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache"),
 ]
 slow = pytest.mark.slow
 
-# 1024 x 1024 has the largest state, 256 x 512 is not square; T 8192 keeps states between stretches. All shapes: docs/aot_tpu.md.
+# 1024 x 1024 has the largest state, 256 x 512 is not square; T 8192 keeps states between stretches.
+# All shapes: docs/aot_tpu.md.
 MLSTM = [
     ("v5e", "7b", 8192, "bfloat16"),
     *(
@@ -35,11 +42,17 @@ MLSTM = [
         )
     ),
 ]
-SLSTM = [("v5p", "125m"), pytest.param("v6e", "1.3b", marks=slow), pytest.param("v5e", "1.3b", marks=slow)]
+SLSTM = [
+    ("v5p", "125m"),
+    pytest.param("v6e", "1.3b", marks=slow),
+    pytest.param("v5e", "1.3b", marks=slow),
+]
 
 
 def kernels_compiled(loss, arguments, chip):
-    """Names of the Pallas kernels in the program of a loss and its gradients, which that chip's compiler has taken."""
+    """Names of the Pallas kernels in the program of a loss and its gradients, which that chip's
+    compiler has taken.
+    """
     program = aot_tpu.lowered(aot_tpu.gradient(loss, arguments), arguments, chip)
     assert program.compile().memory_analysis().temp_size_in_bytes > 0
     return sorted(re.findall(r"@tpu_custom_call.*?kernel_name = \"(\w+)\"", program.as_text()))
@@ -59,7 +72,9 @@ def test_slstm_with_all_gradients(chip, model):
 
 @pytest.mark.parametrize(("documents", "most"), ((False, 6), (True, 24)))
 def test_the_kernels_leave_little_to_xla(documents, most):
-    """Fusions and loops around the two kernels; before the kernels took the gates' maxima and summed their gradients: 69 and 114."""
+    """Fusions and loops around the two kernels; before the kernels took the gates' maxima and
+    summed their gradients: 69 and 114.
+    """
     loss, arguments = aot_tpu.mlstm_case("7b", 2048, state=False, documents=documents)
     text = aot_tpu.lowered(aot_tpu.gradient(loss, arguments), arguments, "v5e").compile().as_text()
     program = text[text.index("\nENTRY") :].partition("\n}")[0]
@@ -68,7 +83,9 @@ def test_the_kernels_leave_little_to_xla(documents, most):
 
 @pytest.mark.parametrize("input_gate", ("exponential", "sigmoid"))
 def test_a_step_reads_and_writes_its_state_once(input_gate):
-    """T = 1 is left to XLA, which updates C and reads it out in one fusion: C moves twice, and everything else is little."""
+    """T = 1 is left to XLA, which updates C and reads it out in one fusion: C moves twice, and
+    everything else is little.
+    """
     _, (_, *arguments) = aot_tpu.mlstm_case("7b", 1, batch=4)
     heads, key_dim, value_dim = MLSTM_HEADS["7b"]
 
@@ -82,7 +99,9 @@ def test_a_step_reads_and_writes_its_state_once(input_gate):
 
 @slow
 def test_vmem_is_what_the_compiler_says():
-    """For 7B; docs/aot_tpu.md has all shapes. A state is 0.5 MiB in float32, and 16 of bfloat16 wait in the backward pass."""
+    """For 7B; docs/aot_tpu.md has all shapes. A state is 0.5 MiB in float32, and 16 of bfloat16
+    wait in the backward pass.
+    """
     loss, arguments = aot_tpu.mlstm_case("7b", 2048)
     calls = aot_tpu.pallas_calls(aot_tpu.gradient(loss, arguments), arguments)
     needed = {name: aot_tpu.vmem_needed(call, "v5p") for name, call in calls.items()}

@@ -1,4 +1,6 @@
-"""Bytes that the TPU kernels move between HBM and VMEM, from their grids and blocks: what they say they move, and what they must."""
+"""Bytes that the TPU kernels move between HBM and VMEM, from their grids and blocks: what they say
+they move, and what they must.
+"""
 
 import jax.numpy as jnp
 import pytest
@@ -19,7 +21,9 @@ def calls_of(case):
 @pytest.mark.parametrize("state", (True, False), ids=("state", "no state"))
 @pytest.mark.parametrize(("model", "dtype"), (("7b", "bfloat16"), ("1.3b", "float32")))
 def test_mlstm_says_what_it_moves(model, dtype, state):
-    """The compiler is told the exact number, with and without what the backward pass needs; the last stretch is not full."""
+    """The compiler is told the exact number, with and without what the backward pass needs; the
+    last stretch is not full.
+    """
     for call in calls_of(aot_tpu.mlstm_case(model, 5000, dtype, state=state)):
         assert call.params["cost_estimate"].bytes_accessed == aot_tpu.traffic(call)
 
@@ -28,30 +32,42 @@ def test_mlstm_says_what_it_moves(model, dtype, state):
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.parametrize("model", MLSTM_HEADS)
 def test_mlstm_reads_and_writes_everything_once(model, time, documents):
-    """A training step's forward: at most 1.25 of one read of q, k, v, i, f and one write of h, states kept and the last one included.
+    """A training step's forward: at most 1.25 of one read of q, k, v, i, f and one write of h,
+    states kept and the last one included.
 
-    At T 2048 the last state of 1.3B, in float32, makes exactly that: 4 of 16 MiB; documents' 8 bytes a token come on top. 2.7B's last
-    state is 6.25 of 20 MiB, and it keeps a state every 1280 tokens, as its states between take more VMEM than others'.
+    At T 2048 the last state of 1.3B, in float32, makes exactly that: 4 of 16 MiB; documents' 8
+    bytes a token come on top. 2.7B's last state is 6.25 of 20 MiB, and it keeps a state every 1280
+    tokens, as its states between take more VMEM than others'.
     """
     loss, arguments = aot_tpu.mlstm_case(model, time, state=False, documents=documents)
     bound = {("2.7b", 2048): 1.469, ("2.7b", 8192): 1.313}.get((model, time), 1.25)
     for call in calls_of((loss, arguments))[:2]:
         assert call.params["cost_estimate"].bytes_accessed == aot_tpu.traffic(call)
-        assert aot_tpu.traffic(call) <= (bound + 0.001 * documents) * aot_tpu.least_traffic(arguments)
+        assert aot_tpu.traffic(call) <= (bound + 0.001 * documents) * aot_tpu.least_traffic(
+            arguments
+        )
 
 
 @pytest.mark.parametrize("model", ("1.3b", "7b"))
 def test_a_state_that_is_given_is_read_once(model):
-    """And nothing is moved in place of one that is not: forward the state, back the state and its cotangent; m in 128 lanes each time."""
-    given, not_given = (calls_of(aot_tpu.mlstm_case(model, 2048, state=state)) for state in (True, False))
+    """And nothing is moved in place of one that is not: forward the state, back the state and its
+    cotangent; m in 128 lanes each time.
+    """
+    given, not_given = (
+        calls_of(aot_tpu.mlstm_case(model, 2048, state=state)) for state in (True, False)
+    )
     heads, K, V = MLSTM_HEADS[model]
     for call, other, times in zip(given, not_given, (1, 1, 2), strict=True):
-        assert aot_tpu.traffic(call) - aot_tpu.traffic(other) == heads * 4 * (times * (K * V + K) + 128)
+        assert aot_tpu.traffic(call) - aot_tpu.traffic(other) == heads * 4 * (
+            times * (K * V + K) + 128
+        )
 
 
 @pytest.mark.parametrize("model", SLSTM_HEADS)
 def test_slstm_reads_and_writes_everything_once(model):
-    """The forward kernel alone: x and h once, R once, in the kernel's layout, which fills heads up to 128 lanes; the state is little."""
+    """The forward kernel alone: x and h once, R once, in the kernel's layout, which fills heads up
+    to 128 lanes; the state is little.
+    """
     loss, (ids, x, *rest) = aot_tpu.slstm_case(model, 2048)
     call = aot_tpu.pallas_calls(loss, [ids, x, *rest])["slstm_forward"]
     heads, V = SLSTM_HEADS[model]

@@ -63,15 +63,20 @@ def test_a_file_is_named_for_the_device_kind():
             "pallas_gpu",
             "NVIDIA H200",
             256,
-            marks=pytest.mark.skipif(jax.__version_info__ < (0, 11), reason='"pallas_gpu" needs jax >= 0.11'),
+            marks=pytest.mark.skipif(
+                jax.__version_info__ < (0, 11), reason='"pallas_gpu" needs jax >= 0.11'
+            ),
         ),
     ],
 )
 def test_the_mlstm_takes_the_chunk_that_was_measured(monkeypatch, backend, kind, measured):
-    """What `python -m benchmarks.kernels --tune` writes; a chunk_size in the call goes before it, other types keep the heuristic."""
+    """What `python -m benchmarks.kernels --tune` writes; a chunk_size in the call goes before it,
+    other types keep the heuristic.
+    """
     seen = []
     module = importlib.import_module(f"pallas_kernels.mlstm.{backend}")
-    name = "pack" if backend == "pallas_tpu" else "chunk_gates"  # what cuts the gates into chunks; their size comes last
+    # what cuts the gates into chunks; their size comes last
+    name = "pack" if backend == "pallas_tpu" else "chunk_gates"
     cut = getattr(module, name)
 
     def spy(*arguments, **options):
@@ -83,10 +88,17 @@ def test_the_mlstm_takes_the_chunk_that_was_measured(monkeypatch, backend, kind,
     monkeypatch.setattr(tuning, "_table", {kind: {f"mlstm/{backend}": [entry]}}.__getitem__)
 
     def chunk(dtype="bfloat16", time=512, **options):
-        x, gate = jax.ShapeDtypeStruct((1, time, 1, 128), dtype), jax.ShapeDtypeStruct((1, time, 1), jnp.float32)
+        x, gate = (
+            jax.ShapeDtypeStruct((1, time, 1, 128), dtype),
+            jax.ShapeDtypeStruct((1, time, 1), jnp.float32),
+        )
         device = jax.sharding.AbstractDevice(kind, None, "tpu" if "TPU" in kind else "gpu")
-        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
-            jax.eval_shape(lambda *inputs: mlstm(*inputs, backend=backend, **options), x, x, x, gate, gate)
+        with jax.sharding.use_abstract_mesh(
+            jax.sharding.AbstractMesh((), (), abstract_device=device)
+        ):
+            jax.eval_shape(
+                lambda *inputs: mlstm(*inputs, backend=backend, **options), x, x, x, gate, gate
+            )
         return seen.pop()
 
     assert chunk() == measured
@@ -97,7 +109,11 @@ def test_the_mlstm_takes_the_chunk_that_was_measured(monkeypatch, backend, kind,
 
 def test_every_table_in_the_package_is_well_formed():
     folder = importlib.resources.files("pallas_kernels").joinpath("tuned")
-    files = [file for file in folder.iterdir() if file.name.endswith(".json")] if folder.is_dir() else []
+    files = (
+        [file for file in folder.iterdir() if file.name.endswith(".json")]
+        if folder.is_dir()
+        else []
+    )
     for file in files:
         assert tuning.file_name(file.name.removesuffix(".json")) == file.name
         for kernel, entries in json.loads(file.read_text()).items():

@@ -13,13 +13,22 @@ SCRIPTS = sorted((ROOT / "scripts/launch").glob("*.sh"))
 
 @pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci/run"], ids=lambda path: path.name)
 def test_a_script_passes_shellcheck(script):
-    done = subprocess.run([pathlib.Path(sys.executable).with_name("shellcheck"), str(script)], capture_output=True, text=True)
+    done = subprocess.run(
+        [pathlib.Path(sys.executable).with_name("shellcheck"), str(script)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def run_slurm(folder, status, restarts=0):
-    """The script with a SLURM whose two tasks end with these statuses; (status, output, calls of scontrol)."""
-    tasks = "".join(f"(export SLURM_PROCID={number}; shift 2; TASK_STATUS={end} \"$@\") || worst=$?\n" for number, end in enumerate(status))
+    """The script with a SLURM whose two tasks end with these statuses; (status, output, calls of
+    scontrol).
+    """
+    tasks = "".join(
+        f'(export SLURM_PROCID={number}; shift 2; TASK_STATUS={end} "$@") || worst=$?\n'
+        for number, end in enumerate(status)
+    )
     commands = {
         "srun": f"worst=0\n{tasks}exit $worst",
         "scontrol": f'echo "$@" >> {folder}/calls',
@@ -35,7 +44,11 @@ def run_slurm(folder, status, restarts=0):
         "SLURM_JOB_ID": "7",
         "SLURM_RESTART_COUNT": str(restarts),
     }
-    command = [str(ROOT / "scripts/launch/slurm.sh"), "configs/xlstm_1.3b.py", str(folder / "runs/it")]
+    command = [
+        str(ROOT / "scripts/launch/slurm.sh"),
+        "configs/xlstm_1.3b.py",
+        str(folder / "runs/it"),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     calls = (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
     return done.returncode, done.stdout + done.stderr, calls
@@ -52,7 +65,9 @@ def run_slurm(folder, status, restarts=0):
         ((0, 137), 3, False, "for the fourth time; not started again"),
     ],
 )
-def test_slurm_starts_again_what_was_preempted_or_lost_a_machine(tmp_path, status, restarts, requeued, says):
+def test_slurm_starts_again_what_was_preempted_or_lost_a_machine(
+    tmp_path, status, restarts, requeued, says
+):
     code, output, calls = run_slurm(tmp_path, status, restarts)
     assert code == max(status)
     assert says in output

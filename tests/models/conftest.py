@@ -10,11 +10,16 @@ from flax import linen as nn
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.models import build_model
 
-# Every block kind; the convolution absent and present; both input gates. Runs of one and of two equal blocks.
+# Every block kind; the convolution absent and present; both input gates. Runs of one and of two
+# equal blocks.
 CONFIGS = {
     "paper": ModelConfig(dim=16, num_blocks=3, num_heads=2, vocab_size=23, slstm_positions=(0,)),
-    "without_conv": ModelConfig(dim=16, num_blocks=2, num_heads=2, vocab_size=23, ratio="1:1", conv_width=0),
-    "sigmoid_gate": ModelConfig(dim=16, num_blocks=1, num_heads=2, vocab_size=23, input_gate="sigmoid"),
+    "without_conv": ModelConfig(
+        dim=16, num_blocks=2, num_heads=2, vocab_size=23, ratio="1:1", conv_width=0
+    ),
+    "sigmoid_gate": ModelConfig(
+        dim=16, num_blocks=1, num_heads=2, vocab_size=23, input_gate="sigmoid"
+    ),
     "7b": ModelConfig(
         dim=16,
         num_blocks=2,
@@ -31,14 +36,18 @@ CONFIGS = {
 QUICK = ("paper", "7b")  # what the others change is between them
 
 
-@pytest.fixture(params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CONFIGS])
+@pytest.fixture(
+    params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CONFIGS]
+)
 def config(request) -> ModelConfig:
     return CONFIGS[request.param]
 
 
 @pytest.fixture(scope="session")
 def random_variables():
-    """Function config -> unboxed variables whose every leaf is its initial value plus noise, so that nothing is 0 or 1."""
+    """Function config -> unboxed variables whose every leaf is its initial value plus noise, so
+    that nothing is 0 or 1.
+    """
     cache = {}
 
     def make(config: ModelConfig, scale: float = 0.3):
@@ -47,7 +56,10 @@ def random_variables():
             variables = nn.meta.unbox(init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))
             leaves, treedef = jax.tree.flatten(variables)
             keys = jax.random.split(jax.random.key(1), len(leaves))
-            noisy = [leaf + scale * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+            noisy = [
+                leaf + scale * jax.random.normal(key, leaf.shape)
+                for key, leaf in zip(keys, leaves, strict=True)
+            ]
             cache[config, scale] = jax.tree.unflatten(treedef, noisy)
         return cache[config, scale]
 

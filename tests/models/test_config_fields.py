@@ -56,7 +56,9 @@ TOKENS = jnp.arange(20).reshape(2, 10)
 
 
 def traces(config: ModelConfig) -> tuple[str, str]:
-    """The programs that initialise the parameters and that compute loss and gradient; nothing is compiled."""
+    """The programs that initialise the parameters and that compute loss and gradient; nothing is
+    compiled.
+    """
     model = build_model(config)
 
     def loss(variables):
@@ -78,7 +80,9 @@ def base_traces(base: str) -> tuple[str, str]:
 def test_each_field_changes_the_program_or_is_refused(base, field):
     value = "paper" if (base, field) == ("7b", "block") else CHANGES[field]
     changed = dataclasses.replace(BASE[base], **{field: value})
-    assert changed != BASE[base], f"CHANGES[{field!r}] is the value of the base configuration: the test changes nothing"
+    assert changed != BASE[base], (
+        f"CHANGES[{field!r}] is the value of the base configuration: the test changes nothing"
+    )
     try:
         config_checks.check(Config(model=changed))
     except UserError as error:

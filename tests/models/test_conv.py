@@ -22,8 +22,12 @@ def reference(x, kernel, bias, window, ids, previous):
             inputs = [np.zeros_like(token)] * (width - 1)
         last = document
         inputs.append(token)
-        outputs.append(bias + sum(tap * value for tap, value in zip(kernel, inputs[-width:], strict=True)))
-    return np.stack(outputs), np.stack(inputs[len(inputs) - width + 1 :]) if width > 1 else np.zeros((0, x.shape[-1]))
+        outputs.append(
+            bias + sum(tap * value for tap, value in zip(kernel, inputs[-width:], strict=True))
+        )
+    return np.stack(outputs), np.stack(
+        inputs[len(inputs) - width + 1 :]
+    ) if width > 1 else np.zeros((0, x.shape[-1]))
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])
@@ -48,7 +52,9 @@ def test_equals_the_reference(width, previous, padding):
 
 def random_inputs(time=6, width=4, channels=3):
     shapes = ((2, time, channels), (width, channels), (channels,), (2, width - 1, channels))
-    return tuple(jax.random.normal(jax.random.key(number), shape) for number, shape in enumerate(shapes))
+    return tuple(
+        jax.random.normal(jax.random.key(number), shape) for number, shape in enumerate(shapes)
+    )
 
 
 def test_without_segments_it_is_a_plain_convolution():
@@ -61,7 +67,9 @@ def test_without_segments_it_is_a_plain_convolution():
 @pytest.mark.parametrize("ids", [None, [[0, 0, 1, 1, 1, 2], [0, -1, 0, -1, 3, 3]]])
 @pytest.mark.parametrize("width", [1, 2, 4])
 def test_its_gradients_are_those_of_the_formula(width, ids):
-    """The gradient by hand against autodiff of the sum over the tokens of the own document, padding looked through."""
+    """The gradient by hand against autodiff of the sum over the tokens of the own document, padding
+    looked through.
+    """
     ids = None if ids is None else np.asarray(ids)
 
     def formula(x, kernel, bias, window):
@@ -76,12 +84,17 @@ def test_its_gradients_are_those_of_the_formula(width, ids):
                 if before and before[-1] != ids[row, t]:
                     inputs = [jnp.zeros_like(bias)] * (width - 1)
                 inputs.append(x[row, t])
-                outputs.append(bias + sum(kernel[tap] * inputs[len(inputs) - width + tap] for tap in range(width)))
+                outputs.append(
+                    bias
+                    + sum(kernel[tap] * inputs[len(inputs) - width + tap] for tap in range(width))
+                )
         return jnp.stack(outputs).reshape(x.shape)
 
     inputs = random_inputs(width=width)
     weights = jax.random.normal(jax.random.key(9), inputs[0].shape)
-    got = jax.grad(lambda *inputs: jnp.sum(weights * causal_conv(*inputs, ids)[0]), (0, 1, 2, 3))(*inputs)
+    got = jax.grad(lambda *inputs: jnp.sum(weights * causal_conv(*inputs, ids)[0]), (0, 1, 2, 3))(
+        *inputs
+    )
     expected = jax.grad(lambda *inputs: jnp.sum(weights * formula(*inputs)), (0, 1, 2, 3))(*inputs)
     for x, y in zip(got, expected, strict=True):
         assert_allclose(x, y, rtol=1e-5, atol=1e-5)

@@ -22,7 +22,9 @@ def test_no_logit_depends_on_a_later_token(config, random_variables, jitted):
 
 def per_token_loss(model, variables, tokens, segment_ids=None):
     logits, _ = model.apply(variables, tokens, segment_ids=segment_ids)
-    return jnp.take_along_axis(jax.nn.log_softmax(logits), (tokens[..., None] + 1) % 23, axis=-1)[..., 0]
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), (tokens[..., None] + 1) % 23, axis=-1)[
+        ..., 0
+    ]
 
 
 @pytest.mark.slow
@@ -37,15 +39,24 @@ def test_packed_documents_equal_separate_ones(config, random_variables, jitted):
         return losses.sum(), losses
 
     def separate(variables):
-        losses = [per_token_loss(model, variables, tokens[:, a:b]) for a, b in zip(borders, borders[1:], strict=False)]
+        losses = [
+            per_token_loss(model, variables, tokens[:, a:b])
+            for a, b in zip(borders, borders[1:], strict=False)
+        ]
         losses = jnp.concatenate(losses, axis=1)
         return losses.sum(), losses
 
-    (_, packed_losses), packed_gradient = jax.jit(jax.value_and_grad(packed, has_aux=True))(variables)
-    (_, separate_losses), separate_gradient = jax.jit(jax.value_and_grad(separate, has_aux=True))(variables)
+    (_, packed_losses), packed_gradient = jax.jit(jax.value_and_grad(packed, has_aux=True))(
+        variables
+    )
+    (_, separate_losses), separate_gradient = jax.jit(jax.value_and_grad(separate, has_aux=True))(
+        variables
+    )
     assert_allclose(packed_losses, separate_losses, rtol=1e-4, atol=1e-5)
     jax.tree.map(
-        lambda a, b: assert_allclose(a, b, rtol=1e-3, atol=2e-4 * np.abs(b).max()), packed_gradient, separate_gradient
+        lambda a, b: assert_allclose(a, b, rtol=1e-3, atol=2e-4 * np.abs(b).max()),
+        packed_gradient,
+        separate_gradient,
     )
 
 
@@ -61,7 +72,9 @@ def test_an_earlier_document_does_not_move_a_later_one(config, random_variables,
 
     embedding = variables["params"]["embedding"]["embedding"]
     other = tokens.at[:, :9].set((tokens[:, :9] + 5) % 23)
-    np.testing.assert_array_equal(second_document(embedding, tokens), second_document(embedding, other))
+    np.testing.assert_array_equal(
+        second_document(embedding, tokens), second_document(embedding, other)
+    )
     gradient = jax.jit(jax.grad(second_document))(embedding, tokens)
     untouched = np.setdiff1d(np.arange(23), np.asarray(tokens[:, 9:]))
     np.testing.assert_array_equal(gradient[untouched], 0)

@@ -1,4 +1,6 @@
-"""Initial parameters are the authors' (paper.md of the references, 1.4), and initial behaviour follows from them."""
+"""Initial parameters are the authors' (paper.md of the references, 1.4), and initial behaviour
+follows from them.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,9 @@ DIM, BLOCKS, HEADS = 128, 6, 4
 
 @pytest.fixture(scope="module")
 def params():
-    config = ModelConfig(dim=DIM, num_blocks=BLOCKS, num_heads=HEADS, vocab_size=512, slstm_positions=(1, 2))
+    config = ModelConfig(
+        dim=DIM, num_blocks=BLOCKS, num_heads=HEADS, vocab_size=512, slstm_positions=(1, 2)
+    )
     variables = jax.jit(build_model(config).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
     return nn.meta.unbox(variables)["params"]
 
@@ -81,16 +85,29 @@ def test_norms_and_skips_start_at_one(params):
 
 
 def test_the_first_loss_is_that_of_a_uniform_guess(params):
-    config = ModelConfig(dim=DIM, num_blocks=BLOCKS, num_heads=HEADS, vocab_size=512, slstm_positions=(1, 2))
+    config = ModelConfig(
+        dim=DIM, num_blocks=BLOCKS, num_heads=HEADS, vocab_size=512, slstm_positions=(1, 2)
+    )
     tokens = jax.random.randint(jax.random.key(1), (4, 64), 0, 512)
     logits, _ = jax.jit(build_model(config).apply)({"params": params}, tokens)
-    loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.roll(tokens, -1, axis=1)[..., None], axis=-1).mean()
+    loss = -jnp.take_along_axis(
+        jax.nn.log_softmax(logits), jnp.roll(tokens, -1, axis=1)[..., None], axis=-1
+    ).mean()
     assert_allclose(loss, np.log(512), rtol=0.05)
 
 
 def test_the_7b_starts_with_closed_input_gates_and_half_open_output_gates():
-    config = ModelConfig(dim=32, num_blocks=2, num_heads=2, block="7b", input_gate_bias=-10.0, input_gate_bias_std=0.0)
-    params = nn.meta.unbox(jax.jit(build_model(config).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
+    config = ModelConfig(
+        dim=32,
+        num_blocks=2,
+        num_heads=2,
+        block="7b",
+        input_gate_bias=-10.0,
+        input_gate_bias_std=0.0,
+    )
+    params = nn.meta.unbox(
+        jax.jit(build_model(config).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    )["params"]
     block = params["backbone"]["blocks_0"]
     assert (block["input_gate"]["bias"] == -10).all()
     assert (block["output_gate"]["kernel"] == 0).all()

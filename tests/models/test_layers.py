@@ -14,7 +14,10 @@ from xlstm_jax.parallel import make_mesh
 def test_a_block_diagonal_product_is_one_small_product_per_block(monkeypatch, dense_up_to):
     monkeypatch.setattr(layers, "FEW_CHANNELS", dense_up_to)
     rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(2, 3, 12)).astype(np.float32), rng.normal(size=(3, 4, 4)).astype(np.float32)
+    x, kernel = (
+        rng.normal(size=(2, 3, 12)).astype(np.float32),
+        rng.normal(size=(3, 4, 4)).astype(np.float32),
+    )
     expected = np.concatenate([x[..., 4 * n : 4 * n + 4] @ kernel[n] for n in range(3)], axis=-1)
     assert_allclose(layers.block_diagonal_product(x, kernel), expected, rtol=1e-5, atol=1e-5)
 
@@ -27,7 +30,9 @@ def test_a_block_diagonal_kernels_gradient_takes_each_block_by_itself(num_blocks
     dx, d_kernel = jax.vjp(layers.block_diagonal_product, x, kernel)[1](dy)
     x, dy = (a.reshape(2, 3, num_blocks, size) for a in (x, dy))
     assert_allclose(d_kernel, np.einsum("btni,btno->nio", x, dy), rtol=1e-5, atol=1e-5)
-    assert_allclose(dx.reshape(x.shape), np.einsum("btno,nio->btni", dy, kernel), rtol=1e-5, atol=1e-5)
+    assert_allclose(
+        dx.reshape(x.shape), np.einsum("btno,nio->btni", dy, kernel), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("batch", "time"), [(1, 5), (2, 12), (8, 1), (2, 16), (3, 8)])
@@ -36,9 +41,14 @@ def test_a_sum_over_tokens_takes_every_token(batch, time):
     assert_allclose(layers.sum_over_tokens(x), x.sum((0, 1)), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("function", [layers.block_diagonal_product, lambda x, kernel: layers.sum_over_tokens(x) * kernel.sum()])
+@pytest.mark.parametrize(
+    "function",
+    [layers.block_diagonal_product, lambda x, kernel: layers.sum_over_tokens(x) * kernel.sum()],
+)
 def test_a_batch_spread_over_devices_is_computed_as_on_one(function):
-    """Each device has whole sequences and channels, so that the fast forms of one device serve a data-parallel step too."""
+    """Each device has whole sequences and channels, so that the fast forms of one device serve a
+    data-parallel step too.
+    """
     x, kernel = np.ones((8, 16, 32), np.float32), np.ones((8, 4, 4), np.float32)
     gradient = jax.grad(lambda x, kernel: function(x, kernel).sum(), argnums=(0, 1))
     on_one = str(jax.make_jaxpr(gradient)(x, kernel))

@@ -1,4 +1,6 @@
-"""Parameter counts equal the papers' (2405.04517 table 7, 2503.13427 table 4) to the last parameter."""
+"""Parameter counts equal the papers' (2405.04517 table 7, 2503.13427 table 4) to the last
+parameter.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,8 @@ COUNTS = {
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
 def test_count_is_the_printed_one(name, count):
     model = build_model(config.load(f"configs/{name}").model)
-    variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))
+    variables = jax.eval_shape(
+        model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    )
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == count
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))

@@ -1,4 +1,6 @@
-"""What is compiled: one scan per run of equal blocks, recomputation where asked for, the dtype asked for."""
+"""What is compiled: one scan per run of equal blocks, recomputation where asked for, the dtype
+asked for.
+"""
 
 import dataclasses
 
@@ -30,7 +32,11 @@ def test_48_blocks_are_a_program_of_the_size_of_4():
 
 def stack(config):
     """The kinds and indices of all blocks, as the runs name them."""
-    return [(run.start + i, run.kinds[i % len(run.kinds)]) for run in block_runs(config) for i in range(run.repeats * len(run.kinds))]
+    return [
+        (run.start + i, run.kinds[i % len(run.kinds)])
+        for run in block_runs(config)
+        for i in range(run.repeats * len(run.kinds))
+    ]
 
 
 def test_the_papers_7_to_1_compiles_7_blocks():
@@ -43,7 +49,13 @@ def test_the_papers_7_to_1_compiles_7_blocks():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"slstm_positions": (3, 5, 7, 40, 42, 44)}, {"slstm_positions": (0, 47)}, {"slstm_positions": ()}, {"ratio": "7:1"}, {"ratio": "0:1"}],
+    [
+        {"slstm_positions": (3, 5, 7, 40, 42, 44)},
+        {"slstm_positions": (0, 47)},
+        {"slstm_positions": ()},
+        {"ratio": "7:1"},
+        {"ratio": "0:1"},
+    ],
 )
 def test_the_runs_are_the_stack_in_its_order(fields):
     config = ModelConfig(num_blocks=48, **fields)
@@ -64,7 +76,10 @@ def test_states_that_nobody_uses_leave_no_trace():
 
 
 def test_ratio_places_the_slstm_blocks_at_the_end_of_each_period():
-    assert ModelConfig(num_blocks=8, ratio="3:1").block_kinds == ("mlstm", "mlstm", "mlstm", "slstm") * 2
+    assert (
+        ModelConfig(num_blocks=8, ratio="3:1").block_kinds
+        == ("mlstm", "mlstm", "mlstm", "slstm") * 2
+    )
 
 
 @pytest.mark.slow
@@ -75,7 +90,9 @@ def test_recomputing_blocks_changes_no_loss_and_no_gradient(name, random_variabl
 
     def gradient(config):
         model = build_model(config)
-        return jax.jit(jax.value_and_grad(lambda v: jnp.square(model.apply(v, TOKENS)[0]).mean()))(variables)
+        return jax.jit(jax.value_and_grad(lambda v: jnp.square(model.apply(v, TOKENS)[0]).mean()))(
+            variables
+        )
 
     plain, again = gradient(config), gradient(dataclasses.replace(config, remat="block"))
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(plain))
@@ -89,11 +106,14 @@ def test_bfloat16_computes_what_float32_does_but_for_rounding(name, random_varia
     variables = random_variables(config, scale=0.05)
     model = build_model(dataclasses.replace(config, dtype="bfloat16"))
     low, state = jax.jit(model.apply)(variables, TOKENS)
-    high, _ = jax.jit(build_model(dataclasses.replace(config, dtype="float32")).apply)(variables, TOKENS)
+    high, _ = jax.jit(build_model(dataclasses.replace(config, dtype="float32")).apply)(
+        variables, TOKENS
+    )
     assert low.dtype == jnp.float32
     assert np.linalg.norm(low - high) < 0.05 * np.linalg.norm(high)
     for leaf in jax.tree.leaves(state.blocks):
-        assert leaf.dtype in (jnp.float32, jnp.bfloat16)  # the convolution's window is kept as computed
+        # the convolution's window is kept as computed
+        assert leaf.dtype in (jnp.float32, jnp.bfloat16)
 
 
 @pytest.mark.slow
@@ -114,6 +134,8 @@ def test_the_backbone_alone_is_the_language_models(config, random_variables):
 
 
 def test_parameters_carry_logical_axis_names():
-    variables = jax.eval_shape(build_model(ModelConfig(slstm_positions=(1,))).init, jax.random.key(0), TOKENS)
+    variables = jax.eval_shape(
+        build_model(ModelConfig(slstm_positions=(1,))).init, jax.random.key(0), TOKENS
+    )
     boxes = jax.tree.leaves(variables, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
     assert all(len(box.names) == len(box.value.shape) for box in boxes)

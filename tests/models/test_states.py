@@ -48,7 +48,9 @@ def test_cut_anywhere_with_documents_and_padding(config, random_variables, jitte
     first, state = model.apply(variables, TOKENS[:, :cut], segment_ids=ids[:, :cut])
     second, _ = model.apply(variables, TOKENS[:, cut:], state, segment_ids=ids[:, cut:])
     token = ids >= 0
-    assert_allclose(jnp.concatenate([first, second], axis=1)[token], whole[token], rtol=2e-4, atol=2e-4)
+    assert_allclose(
+        jnp.concatenate([first, second], axis=1)[token], whole[token], rtol=2e-4, atol=2e-4
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""Training on a mesh of 8 devices: the same loss and gradients as on one, parameters really spread, only the collectives that must be."""
+"""Training on a mesh of 8 devices: the same loss and gradients as on one, parameters really spread,
+only the collectives that must be.
+"""
 
 import dataclasses
 import functools
@@ -16,17 +18,32 @@ from xlstm_jax.config_checks import check
 from xlstm_jax.data.loader import Batch
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import build_model
-from xlstm_jax.parallel import batch_sharding, check_spread, filled_rows, make_mesh, parameter_shardings
+from xlstm_jax.parallel import (
+    batch_sharding,
+    check_spread,
+    filled_rows,
+    make_mesh,
+    parameter_shardings,
+)
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
-from xlstm_jax.training.state import abstract_params, abstract_state, init_params, init_state, shardings_of
+from xlstm_jax.training.state import (
+    abstract_params,
+    abstract_state,
+    init_params,
+    init_state,
+    shardings_of,
+)
 from xlstm_jax.training.step import loss_sum, make_train_step
 
 ROOT = pathlib.Path(__file__).parents[2]
-ROWS, TIME = 8, 40  # no parameter has a dimension of 40, 20 or 10: a collective that carries tokens shows
+# no parameter has a dimension of 40, 20 or 10: a collective that carries tokens shows
+ROWS, TIME = 8, 40
 MODELS = {
     "mlstm": ModelConfig(dim=32, num_blocks=1, num_heads=4, vocab_size=48),
     "slstm": ModelConfig(dim=32, num_blocks=2, num_heads=4, vocab_size=48, slstm_positions=(1,)),
-    "7b": ModelConfig(dim=32, num_blocks=1, num_heads=4, vocab_size=48, block="7b", gate_soft_cap=15.0),
+    "7b": ModelConfig(
+        dim=32, num_blocks=1, num_heads=4, vocab_size=48, block="7b", gate_soft_cap=15.0
+    ),
 }
 CASES = [
     pytest.param("slstm", (8, 1, 1, 1), marks=pytest.mark.slow),
@@ -43,7 +60,9 @@ def mesh_of(shape):
 
 
 def make_batch(rows=ROWS):
-    """Documents of all lengths, ragged masks, padding at the end and in the middle: more than a whole part of the time."""
+    """Documents of all lengths, ragged masks, padding at the end and in the middle: more than a
+    whole part of the time.
+    """
     r = np.random.default_rng(0)
     tokens = r.integers(0, 48, size=(rows, TIME + 1)).astype(np.int32)
     ids = np.sort(r.integers(0, 5, size=(rows, TIME)), axis=1).astype(np.int32)
@@ -58,7 +77,10 @@ def params_of(name):
     """Initial parameters with noise, so that nothing is 0 or 1."""
     leaves, structure = jax.tree.flatten(init_params(build_model(MODELS[name]), seed=0))
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    noisy = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape)
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
     return jax.tree.unflatten(structure, noisy)
 
 
@@ -77,7 +99,10 @@ def on_one_device(name):
 def collectives(program, *kinds):
     """The shapes of what such operations put out, one list of them per operation."""
     found = re.findall(rf"= (.*?) (?:{'|'.join(kinds)})(?:-start)?\(", program)
-    return [[tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", shapes)] for shapes in found]
+    return [
+        [tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", shapes)]
+        for shapes in found
+    ]
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES, ids=str)
@@ -94,9 +119,14 @@ def test_a_mesh_changes_neither_loss_nor_gradients_and_moves_no_tokens(name, sha
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
     expected = dict(jax.tree_util.tree_leaves_with_path(expected))
     for path, got in jax.tree_util.tree_leaves_with_path(gradients):
-        # A layer's kernel and bias have one scale: a gate's bias gradient is what a sum of much larger terms leaves.
-        size = max(np.abs(want).max() for other, want in expected.items() if other[:-1] == path[:-1])
-        np.testing.assert_allclose(got, expected[path], rtol=0, atol=1e-5 * size, err_msg=jax.tree_util.keystr(path))
+        # A layer's kernel and bias have one scale: a gate's bias gradient is what a sum of much
+        # larger terms leaves.
+        size = max(
+            np.abs(want).max() for other, want in expected.items() if other[:-1] == path[:-1]
+        )
+        np.testing.assert_allclose(
+            got, expected[path], rtol=0, atol=1e-5 * size, err_msg=jax.tree_util.keystr(path)
+        )
 
     data, fsdp, tensor, sequence = shape
     rows, time, dim = ROWS // (data * fsdp), TIME // sequence, MODELS[name].dim
@@ -105,11 +135,21 @@ def test_a_mesh_changes_neither_loss_nor_gradients_and_moves_no_tokens(name, sha
     def carries_tokens(dims):
         return not {TIME, time}.isdisjoint(dims) and np.prod(dims) >= rows * time * dim
 
-    moved = [dims for shapes in collectives(program, "all-gather", "all-to-all", "collective-permute") for dims in shapes]
+    moved = [
+        dims
+        for shapes in collectives(program, "all-gather", "all-to-all", "collective-permute")
+        for dims in shapes
+    ]
     moved = [dims for dims in moved if carries_tokens(dims)]
-    # The sLSTM's heads are put together again over the axis tensor, as no product follows that could: once forward, once back.
+    # The sLSTM's heads are put together again over the axis tensor, as no product follows that
+    # could: once forward, once back.
     assert moved == [(rows, time, dim)] * (2 if name == "slstm" and tensor > 1 else 0)
-    summed = [dims for shapes in collectives(program, "all-reduce") for dims in shapes if carries_tokens(dims)]
+    summed = [
+        dims
+        for shapes in collectives(program, "all-reduce")
+        for dims in shapes
+        if carries_tokens(dims)
+    ]
     assert (len(summed) > 0) == (tensor > 1), "activations are summed over the axis tensor alone"
 
 
@@ -187,19 +227,39 @@ def training(model=MODELS["mlstm"], **mesh):
 
 @pytest.mark.slow
 def test_the_state_is_made_spread_and_never_whole():
-    """Every device makes its own part of parameters and moments; the values are those that one device makes."""
-    config, model, optimizer, _ = training(dataclasses.replace(MODELS["mlstm"], dim=256), data=1, fsdp=8)
+    """Every device makes its own part of parameters and moments; the values are those that one
+    device makes.
+    """
+    config, model, optimizer, _ = training(
+        dataclasses.replace(MODELS["mlstm"], dim=256), data=1, fsdp=8
+    )
     mesh = make_mesh(config.mesh)
     abstract = abstract_state(model, optimizer, config.train, mesh)
     with jax.set_mesh(mesh):
-        compiled = jax.jit(lambda: init_state(model, optimizer, config.train), out_shardings=shardings_of(abstract)).lower().compile()
+        compiled = (
+            jax.jit(
+                lambda: init_state(model, optimizer, config.train),
+                out_shardings=shardings_of(abstract),
+            )
+            .lower()
+            .compile()
+        )
         state = compiled()
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     shards = sorted(leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(state.params))
     assert sorted(leaf.sharding.shard_shape(leaf.shape) for leaf in moments) == sorted(2 * shards)
-    memory, size = compiled.memory_analysis(), sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
-    assert memory.output_size_in_bytes + memory.temp_size_in_bytes < size, "with both moments, and still less than the parameters"
-    jax.tree.map(np.testing.assert_array_equal, state.params, jax.jit(lambda: init_params(model, config.train.seed))())
+    memory, size = (
+        compiled.memory_analysis(),
+        sum(leaf.nbytes for leaf in jax.tree.leaves(state.params)),
+    )
+    assert memory.output_size_in_bytes + memory.temp_size_in_bytes < size, (
+        "with both moments, and still less than the parameters"
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        state.params,
+        jax.jit(lambda: init_params(model, config.train.seed))(),
+    )
 
 
 @pytest.mark.parametrize("name", ["xlstm_125m", "xlstm_1.3b", "xlstm_7b"])
@@ -214,8 +274,13 @@ def test_the_papers_models_are_spread(name):
 def test_parameters_that_are_not_spread_are_refused():
     mesh = mesh_of((1, 8, 1, 1))
     model = build_model(dataclasses.replace(MODELS["mlstm"], dim=2048))
-    with pytest.raises(UserError, match=r"holds 100% of the parameters.*should leave it 12%.*up_projection"):
-        check_spread(abstract_params(model, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())), mesh)
+    with pytest.raises(
+        UserError, match=r"holds 100% of the parameters.*should leave it 12%.*up_projection"
+    ):
+        check_spread(
+            abstract_params(model, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())),
+            mesh,
+        )
 
 
 @pytest.mark.slow
@@ -225,7 +290,9 @@ def test_a_run_compiles_its_step_once_and_keeps_the_shardings():
     abstract = abstract_state(model, optimizer, config.train, mesh)
     batch = jax.device_put(make_batch(), batch_sharding(mesh, ROWS, TIME))
     with jax.set_mesh(mesh):
-        state = jax.jit(lambda: init_state(model, optimizer, config.train), out_shardings=shardings_of(abstract))()
+        state = jax.jit(
+            lambda: init_state(model, optimizer, config.train), out_shardings=shardings_of(abstract)
+        )()
         step = make_train_step(model, optimizer, schedule, config)
         losses = []
         for _ in range(3):
@@ -233,7 +300,9 @@ def test_a_run_compiles_its_step_once_and_keeps_the_shardings():
             losses.append(float(metrics["loss"]))
     assert step._cache_size() == 1
     assert losses[2] < losses[1] < losses[0]
-    assert jax.tree.all(jax.tree.map(lambda leaf, want: leaf.sharding == want.sharding, state, abstract))
+    assert jax.tree.all(
+        jax.tree.map(lambda leaf, want: leaf.sharding == want.sharding, state, abstract)
+    )
 
 
 def test_a_dimension_that_the_mesh_does_not_divide_stays_whole():
@@ -267,8 +336,14 @@ def test_rows_that_can_not_be_dealt_out_are_refused_with_their_number():
     """Of training; an evaluation fills up its batches."""
     mesh = mesh_of((2, 4, 1, 1))
     assert batch_sharding(mesh, 16).spec[0] == ("data", "fsdp")
-    with pytest.raises(UserError, match="^12 rows .data.batch_size 12, train.accumulation_steps 1. can't be dealt out to 8 devices"):
+    with pytest.raises(
+        UserError,
+        match="^12 rows .data.batch_size 12, train.accumulation_steps 1. can't be dealt out to 8 devices",
+    ):
         batch_sharding(mesh, 12)
-    with pytest.raises(UserError, match="^4 rows .data.batch_size 16, train.accumulation_steps 4. can't be dealt out to 8 devices"):
+    with pytest.raises(
+        UserError,
+        match="^4 rows .data.batch_size 16, train.accumulation_steps 4. can't be dealt out to 8 devices",
+    ):
         batch_sharding(mesh, 16, accumulation_steps=4)
     assert [filled_rows(mesh, rows) for rows in (1, 8, 9)] == [8, 8, 16]

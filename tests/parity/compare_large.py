@@ -1,4 +1,6 @@
-"""Compares logits with transformers' `xLSTMForCausalLM` in this process; `--hide-xlstm` makes PyPI `xlstm` not importable first."""
+"""Compares logits with transformers' `xLSTMForCausalLM` in this process; `--hide-xlstm` makes PyPI
+`xlstm` not importable first.
+"""
 
 import dataclasses
 import sys
@@ -8,7 +10,9 @@ if "--hide-xlstm" in sys.argv:
     import importlib.util
 
     find_spec = importlib.util.find_spec
-    importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] == "xlstm" else find_spec(name, *rest)
+    importlib.util.find_spec = lambda name, *rest: (
+        None if name.split(".")[0] == "xlstm" else find_spec(name, *rest)
+    )
 
 import jax
 import numpy as np
@@ -19,7 +23,8 @@ from xlstm_jax.config import ModelConfig
 
 BASE = ModelConfig(
     vocab_size=37,
-    dim=128,  # theirs rounds cache sizes up to 64 where its layers do not: multiples of 64 for q and k
+    # theirs rounds cache sizes up to 64 where its layers do not: multiples of 64 for q and k
+    dim=128,
     num_blocks=2,
     num_heads=4,
     block="7b",
@@ -45,7 +50,9 @@ def main() -> None:
         fields = large.export_config(config)
         theirs = large_model(seed, fields)
         if seed == 0:
-            bases = {base.__module__.split(".")[0] for base in type(theirs.backbone.blocks[0]).__mro__}
+            bases = {
+                base.__module__.split(".")[0] for base in type(theirs.backbone.blocks[0]).__mro__
+            }
             print("block class of", "xlstm" if "xlstm" in bases else "transformers")
         tensors = tensors_of(theirs)
         assert large.import_config(theirs.config.to_dict()) == config
@@ -58,7 +65,9 @@ def main() -> None:
                 expected = theirs(torch.from_numpy(tokens)).logits.float().numpy()
             logits, _ = apply(variables, tokens)
             worst = max(worst, float(np.abs(logits - expected).max()))
-            np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4, err_msg=f"{config} at T {time}")
+            np.testing.assert_allclose(
+                logits, expected, rtol=0, atol=1e-4, err_msg=f"{config} at T {time}"
+            )
     print(f"equal: {len(CONFIGS)} models, T {TIMES}, largest difference {worst:.1e}")
 
 

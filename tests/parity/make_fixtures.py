@@ -1,4 +1,5 @@
-"""Writes tests/interop/fixtures/*.npz: tensors of tiny originals, tokens and their logits, so that parity is checked without PyTorch.
+"""Writes tests/interop/fixtures/*.npz: tensors of tiny originals, tokens and their logits, so that
+parity is checked without PyTorch.
 
     python -m tests.parity.make_fixtures        (in the environment of `make parity`)
 """
@@ -36,12 +37,23 @@ def write(name: str, config: ModelConfig, model, logits) -> None:
         expected = logits(model(torch.from_numpy(tokens))).float().numpy()
     tensors = {f"tensor/{key}": tensor for key, tensor in tensors_of(model).items()}
     text = json.dumps(dataclasses.asdict(config))
-    np.savez_compressed(FOLDER / f"{name}.npz", config=text, tokens=tokens.astype(np.int32), logits=expected, **tensors)
+    np.savez_compressed(
+        FOLDER / f"{name}.npz",
+        config=text,
+        tokens=tokens.astype(np.int32),
+        logits=expected,
+        **tensors,
+    )
 
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    write("paper", PAPER, paper_model(3, **paper.export_config(PAPER, context_length=80)), lambda output: output)
+    write(
+        "paper",
+        PAPER,
+        paper_model(3, **paper.export_config(PAPER, context_length=80)),
+        lambda output: output,
+    )
     write("large", LARGE, large_model(3, large.export_config(LARGE)), lambda output: output.logits)
 
 

@@ -1,4 +1,6 @@
-"""The PyTorch originals with random values in every parameter, and this project's models from the same tensors."""
+"""The PyTorch originals with random values in every parameter, and this project's models from the
+same tensors.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,8 @@ from xlstm_jax.models import build_model
 def randomize(model: torch.nn.Module, seed: int) -> None:
     """Noise on every parameter, so that no norm weight, bias or recurrent kernel stays at 0 or 1.
 
-    Matrices get 0.5 / sqrt(fan-in): larger ones make a model that amplifies float32's rounding from block to block.
+    Matrices get 0.5 / sqrt(fan-in): larger ones make a model that amplifies float32's rounding from
+    block to block.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -46,7 +49,8 @@ def paper_model(seed: int, **fields):
             mlstm_block=mlstm and mLSTMBlockConfig(mlstm=mLSTMLayerConfig(**mlstm["mlstm"])),
             slstm_block=slstm
             and sLSTMBlockConfig(
-                slstm=sLSTMLayerConfig(**slstm["slstm"]), feedforward=FeedForwardConfig(**slstm["feedforward"])
+                slstm=sLSTMLayerConfig(**slstm["slstm"]),
+                feedforward=FeedForwardConfig(**slstm["feedforward"]),
             ),
         )
     )
@@ -56,7 +60,9 @@ def paper_model(seed: int, **fields):
 
 
 def large_model(seed: int, fields: dict):
-    """A transformers `xLSTMForCausalLM` in evaluation mode; fields as `large.export_config` gives them."""
+    """A transformers `xLSTMForCausalLM` in evaluation mode; fields as `large.export_config` gives
+    them.
+    """
     from transformers import xLSTMConfig, xLSTMForCausalLM
 
     torch.manual_seed(seed)
@@ -69,7 +75,9 @@ def large_model(seed: int, fields: dict):
 def ours(kind, config, tensors):
     """(model, variables) of this project from the originals' tensors."""
     model = build_model(config)
-    shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
+    shapes = nn.meta.unbox(
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    )["params"]
     params = mapping.import_params(kind.table(config), config, tensors, shapes)
     assert jax.tree.structure(params) == jax.tree.structure(shapes)
     return model, {"params": params}
@@ -80,7 +88,8 @@ def round_trip(kind, config, tensors, variables) -> None:
     exported = mapping.export_params(kind.table(config), config, variables["params"])
     assert exported.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        np.testing.assert_allclose(exported[name], tensor, rtol=0, atol=1e-6, err_msg=name)  # 1 + w - 1 rounds
+        # 1 + w - 1 rounds
+        np.testing.assert_allclose(exported[name], tensor, rtol=0, atol=1e-6, err_msg=name)
 
 
 __all__ = ["large", "large_model", "ours", "paper", "paper_model", "round_trip", "tensors_of"]

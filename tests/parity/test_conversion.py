@@ -37,7 +37,14 @@ RUN = ModelConfig(
     logit_soft_cap=30.0,
     norm_eps=1e-6,
 )
-ODD = {"hidden_size": 90, "num_heads": 3, "num_hidden_layers": 2, "vocab_size": 277, "ffn_proj_factor": 1.3, "qk_dim_factor": 0.5}
+ODD = {
+    "hidden_size": 90,
+    "num_heads": 3,
+    "num_hidden_layers": 2,
+    "vocab_size": 277,
+    "ffn_proj_factor": 1.3,
+    "qk_dim_factor": 0.5,
+}
 SIZES = [
     ODD,
     {"hidden_size": 128, "num_heads": 4, "num_hidden_layers": 3, "vocab_size": 301},
@@ -53,18 +60,26 @@ def run(tmp_path_factory) -> str:
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     scales = [0.2 if leaf.ndim < 3 else leaf.shape[-2] ** -0.5 for leaf in leaves]
-    noisy = [x + scale * jax.random.normal(key, x.shape) for x, scale, key in zip(leaves, scales, keys, strict=True)]
+    noisy = [
+        x + scale * jax.random.normal(key, x.shape)
+        for x, scale, key in zip(leaves, scales, keys, strict=True)
+    ]
     write_params(folder, Config(model=RUN), jax.tree.unflatten(tree, noisy))
     return str(folder)
 
 
 @pytest.fixture(params=["single", "fused"])
 def weight_mode(request, monkeypatch):
-    """transformers 5.23 fails to initialise a model of the fused mode (shapes H and 2 H), also one that is loaded: there it does not."""
+    """transformers 5.23 fails to initialise a model of the fused mode (shapes H and 2 H), also one
+    that is loaded: there it does not.
+    """
     if request.param == "fused":
-        with pytest.raises(RuntimeError, match="must match the size"):  # once it is mended, nothing is to be replaced
+        # once it is mended, nothing is to be replaced
+        with pytest.raises(RuntimeError, match="must match the size"):
             xLSTMForCausalLM(xLSTMConfig(**SIZES[1], weight_mode="fused"))
-        monkeypatch.setattr(modeling_xlstm.xLSTMPreTrainedModel, "_init_weights", lambda self, module: None)
+        monkeypatch.setattr(
+            modeling_xlstm.xLSTMPreTrainedModel, "_init_weights", lambda self, module: None
+        )
     return request.param
 
 
@@ -98,10 +113,18 @@ def test_their_folder_here_and_back(tmp_path, fields, weight_mode):
 
 
 def test_an_exported_folder_loads_and_generates_the_same_tokens(tmp_path, run, weight_mode):
-    export_checkpoint(run, str(tmp_path / "theirs"), weight_mode=weight_mode, bytes_per_file=500_000)
+    export_checkpoint(
+        run, str(tmp_path / "theirs"), weight_mode=weight_mode, bytes_per_file=500_000
+    )
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
-    theirs, loading = xLSTMForCausalLM.from_pretrained(tmp_path / "theirs", output_loading_info=True)
-    assert not loading["missing_keys"] and not loading["unexpected_keys"] and not loading["mismatched_keys"]
+    theirs, loading = xLSTMForCausalLM.from_pretrained(
+        tmp_path / "theirs", output_loading_info=True
+    )
+    assert (
+        not loading["missing_keys"]
+        and not loading["unexpected_keys"]
+        and not loading["mismatched_keys"]
+    )
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "theirs")
     text = "def naïve(x):\n    return"
     ids = tokenizer(text, add_special_tokens=False).input_ids
@@ -109,16 +132,24 @@ def test_an_exported_folder_loads_and_generates_the_same_tokens(tmp_path, run, w
 
     opened = open_checkpoint(run)
     prompt = np.array([ids])
-    ours = generate(opened.model, {"params": opened.params}, prompt, 40, jax.random.key(0), temperature=0.0)
+    ours = generate(
+        opened.model, {"params": opened.params}, prompt, 40, jax.random.key(0), temperature=0.0
+    )
     with torch.no_grad():
-        expected = theirs.generate(torch.from_numpy(prompt), max_new_tokens=40, do_sample=False, eos_token_id=None)
+        expected = theirs.generate(
+            torch.from_numpy(prompt), max_new_tokens=40, do_sample=False, eos_token_id=None
+        )
     assert np.asarray(ours)[0].tolist() == expected[0, len(ids) :].tolist()
     assert len(set(np.asarray(ours)[0].tolist())) > 3
 
     generator = Generator(opened.model, opened.params, opened.tokenizer)
-    written = generator.write(generator.read([text]), 40, sampling=GREEDY, stop_at_end_of_text=False)
+    written = generator.write(
+        generator.read([text]), 40, sampling=GREEDY, stop_at_end_of_text=False
+    )
     with torch.no_grad():
-        expected = theirs.generate(torch.tensor([[256, *ids]]), max_new_tokens=40, do_sample=False, eos_token_id=None)
+        expected = theirs.generate(
+            torch.tensor([[256, *ids]]), max_new_tokens=40, do_sample=False, eos_token_id=None
+        )
     assert written.tokens[0] == expected[0, len(ids) + 1 :].tolist()
 
 
@@ -129,14 +160,18 @@ def test_a_paper_model_here_and_back(tmp_path, dim):
     theirs = paper_model(seed=0, **fields)
     (tmp_path / "theirs").mkdir()
     safetensors.torch.save_file(theirs.state_dict(), tmp_path / "theirs" / "model.safetensors")
-    (tmp_path / "theirs" / "config.json").write_text(json.dumps(dataclasses.asdict(theirs.config), default=str))
+    (tmp_path / "theirs" / "config.json").write_text(
+        json.dumps(dataclasses.asdict(theirs.config), default=str)
+    )
     import_checkpoint(str(tmp_path / "theirs"), str(tmp_path / "ours"))
     opened = open_checkpoint(str(tmp_path / "ours"))
     assert opened.config.model == config
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 100))
     logits, _ = jax.jit(opened.model.apply)({"params": opened.params}, tokens)
     with torch.no_grad():
-        np.testing.assert_allclose(logits, theirs(torch.from_numpy(tokens)).numpy(), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            logits, theirs(torch.from_numpy(tokens)).numpy(), rtol=0, atol=1e-4
+        )
 
     export_checkpoint(str(tmp_path / "ours"), str(tmp_path / "back"))
     back = safetensors.numpy.load_file(tmp_path / "back" / "model.safetensors")

@@ -1,4 +1,6 @@
-"""The harness on our models: closed-form answers for a model that knows nothing, and its own `hf` model on the same weights."""
+"""The harness on our models: closed-form answers for a model that knows nothing, and its own `hf`
+model on the same weights.
+"""
 
 import gzip
 import json
@@ -27,9 +29,19 @@ from xlstm_jax.training.checkpoints import write_params
 from xlstm_jax.training.state import abstract_params
 
 DOCUMENTS = [
-    {"text": "the cat sat on the", "word": " mat", "choices": [" mat", " moon and stars", " sea"], "gold": 0},
+    {
+        "text": "the cat sat on the",
+        "word": " mat",
+        "choices": [" mat", " moon and stars", " sea"],
+        "gold": 0,
+    },
     {"text": "naïve façades are", "word": " old", "choices": [" rare", " old", " x"], "gold": 1},
-    {"text": "one two three", "word": " four", "choices": [" five", " four", " fourteen"], "gold": 1},
+    {
+        "text": "one two three",
+        "word": " four",
+        "choices": [" five", " four", " fourteen"],
+        "gold": 1,
+    },
 ]
 TASKS = {
     "local_word": "output_type: loglikelihood\ndoc_to_text: '{{text}}'\ndoc_to_target: '{{word}}'\ntarget_delimiter: ''\n"
@@ -66,7 +78,11 @@ def opened_run(folder, value):
     """A run whose every parameter is `value(rng, leaf)`."""
     rng = np.random.default_rng(0)
     shapes = abstract_params(build_model(RUN))
-    write_params(folder, Config(model=RUN), jax.tree.map(lambda leaf: value(rng, leaf).astype(np.float32), shapes))
+    write_params(
+        folder,
+        Config(model=RUN),
+        jax.tree.map(lambda leaf: value(rng, leaf).astype(np.float32), shapes),
+    )
     return open_checkpoint(str(folder))
 
 
@@ -74,16 +90,25 @@ def test_a_model_that_knows_nothing_scores_what_arithmetic_says(tmp_path, task_f
     opened = opened_run(tmp_path / "run", lambda rng, leaf: np.zeros(leaf.shape))
     results = scored(opened, task_folder)
     words = [len(document["word"].encode()) for document in DOCUMENTS]
-    assert results["local_word"]["perplexity,none"] == pytest.approx(math.exp(math.log(257) * np.mean(words)), rel=1e-5)
+    assert results["local_word"]["perplexity,none"] == pytest.approx(
+        math.exp(math.log(257) * np.mean(words)), rel=1e-5
+    )
     assert results["local_rolling"]["byte_perplexity,none"] == pytest.approx(257, rel=1e-5)
     assert results["local_rolling"]["bits_per_byte,none"] == pytest.approx(math.log2(257), rel=1e-5)
-    shortest = [min(range(3), key=lambda k: len(document["choices"][k])) == document["gold"] for document in DOCUMENTS]
+    shortest = [
+        min(range(3), key=lambda k: len(document["choices"][k])) == document["gold"]
+        for document in DOCUMENTS
+    ]
     assert results["local_choice"]["acc,none"] == pytest.approx(np.mean(shortest))
 
 
 def test_the_harnesses_own_model_gives_the_same_numbers(tmp_path, task_folder):
     def value(rng, leaf):
-        return 1 + rng.normal(0, 0.2, leaf.shape) if len(leaf.shape) < 3 else rng.normal(0, leaf.shape[-2] ** -0.5, leaf.shape)
+        return (
+            1 + rng.normal(0, 0.2, leaf.shape)
+            if len(leaf.shape) < 3
+            else rng.normal(0, leaf.shape[-2] ** -0.5, leaf.shape)
+        )
 
     opened = opened_run(tmp_path / "run", value)
     export_checkpoint(str(tmp_path / "run"), str(tmp_path / "theirs"))
@@ -95,7 +120,9 @@ def test_the_harnesses_own_model_gives_the_same_numbers(tmp_path, task_folder):
     )
     manager = TaskManager(include_path=str(task_folder), include_defaults=False)
     tasks = list(TASKS)
-    expected = lm_eval.simple_evaluate(model=theirs, tasks=tasks, task_manager=manager, bootstrap_iters=0, verbosity="ERROR")["results"]
+    expected = lm_eval.simple_evaluate(
+        model=theirs, tasks=tasks, task_manager=manager, bootstrap_iters=0, verbosity="ERROR"
+    )["results"]
     results = scored(opened, task_folder)
     compared = 0
     for task, metrics in expected.items():
@@ -105,10 +132,17 @@ def test_the_harnesses_own_model_gives_the_same_numbers(tmp_path, task_folder):
                 compared += 1
     assert compared >= 7
 
-    requests = [(document["text"], {"until": ["a", "zz"], "max_gen_toks": 12, "do_sample": False}) for document in DOCUMENTS]
-    instances = [Instance("generate_until", {}, request, index) for index, request in enumerate(requests)]
+    requests = [
+        (document["text"], {"until": ["a", "zz"], "max_gen_toks": 12, "do_sample": False})
+        for document in DOCUMENTS
+    ]
+    instances = [
+        Instance("generate_until", {}, request, index) for index, request in enumerate(requests)
+    ]
     generator = Generator(opened.model, opened.params, opened.tokenizer)
-    assert generate_until(generator, requests, 2) == theirs.generate_until(instances, disable_tqdm=True)
+    assert generate_until(generator, requests, 2) == theirs.generate_until(
+        instances, disable_tqdm=True
+    )
 
 
 def test_palomas_bytes_are_the_harnesses(tmp_path, task_folder):
@@ -121,7 +155,9 @@ def test_palomas_bytes_are_the_harnesses(tmp_path, task_folder):
     (source,) = by_source(evaluate_paloma(scorer, opened.tokenizer, str(tmp_path / "paloma")))
     theirs = scored(opened, task_folder, ("local_rolling",))["local_rolling"]
     assert source.bits_per_byte == pytest.approx(theirs["bits_per_byte,none"], rel=1e-6)
-    assert math.exp(source.nats / source.words) == pytest.approx(theirs["word_perplexity,none"], rel=1e-5)
+    assert math.exp(source.nats / source.words) == pytest.approx(
+        theirs["word_perplexity,none"], rel=1e-5
+    )
 
 
 def test_an_unknown_task_is_named(tmp_path, task_folder):

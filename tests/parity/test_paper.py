@@ -15,10 +15,18 @@ CONFIGS = {
     "slstm": ModelConfig(vocab_size=37, dim=64, num_blocks=2, num_heads=4, slstm_positions=(0, 1)),
     "mixed": ModelConfig(vocab_size=101, dim=96, num_blocks=5, num_heads=2, slstm_positions=(1, 4)),
     "one head": ModelConfig(vocab_size=23, dim=40, num_blocks=2, num_heads=1, slstm_positions=(0,)),
-    "odd": ModelConfig(vocab_size=29, dim=148, num_blocks=2, num_heads=4, slstm_positions=(0,)),  # 1.3 x 148 is 192.4: 256
+    # 1.3 x 148 is 192.4: 256
+    "odd": ModelConfig(vocab_size=29, dim=148, num_blocks=2, num_heads=4, slstm_positions=(0,)),
     "wide": ModelConfig(vocab_size=320, dim=256, num_blocks=4, num_heads=4, slstm_positions=(1,)),
     "other factors": ModelConfig(
-        vocab_size=50, dim=48, num_blocks=3, num_heads=2, slstm_positions=(2,), up_factor=1.5, ffn_factor=2.0, conv_width=3
+        vocab_size=50,
+        dim=48,
+        num_blocks=3,
+        num_heads=2,
+        slstm_positions=(2,),
+        up_factor=1.5,
+        ffn_factor=2.0,
+        conv_width=3,
     ),
     "tied": ModelConfig(vocab_size=50, dim=32, num_blocks=2, num_heads=2, tie_embeddings=True),
 }
@@ -54,6 +62,8 @@ def test_recurrent_steps_are_those_of_the_original():
     state, their_state = None, None
     for step in range(20):
         with torch.no_grad():
-            expected, their_state = theirs.step(torch.from_numpy(tokens[:, step : step + 1]), their_state)
+            expected, their_state = theirs.step(
+                torch.from_numpy(tokens[:, step : step + 1]), their_state
+            )
         logits, state = apply(variables, tokens[:, step : step + 1], state)
         np.testing.assert_allclose(logits, expected.numpy(), rtol=0, atol=1e-4)

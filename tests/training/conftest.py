@@ -21,7 +21,9 @@ def corpus(tmp_path_factory) -> pathlib.Path:
     words = "the cell keeps what the gate lets in and forgets the rest of it".split()
     for number in range(20):
         draw = random.Random(number)
-        folder.joinpath(f"{number:02}.txt").write_text(" ".join(draw.choice(words) for _ in range(40)))
+        folder.joinpath(f"{number:02}.txt").write_text(
+            " ".join(draw.choice(words) for _ in range(40))
+        )
     return folder
 
 
@@ -34,7 +36,9 @@ def compilation_cache(tmp_path_factory):
 
 @pytest.fixture
 def no_op_step(monkeypatch):
-    """Replaces the training step by one that only counts, for tests of what is around it. Its value names the step with a NaN."""
+    """Replaces the training step by one that only counts, for tests of what is around it. Its value
+    names the step with a NaN.
+    """
     poisoned = {"at": None}
 
     def make_train_step(*_):
@@ -42,8 +46,16 @@ def no_op_step(monkeypatch):
             number = int(state.step) + 1
             loss = jnp.float32("nan" if number == poisoned["at"] else number)
             skipped = jnp.int32(number == poisoned["at"])
-            metrics = {"loss": loss, "tokens": jnp.int32(64), "grad_norm": loss, "learning_rate": jnp.float32(0)}
-            return state._replace(step=state.step + 1), metrics | {"skipped": skipped, "skipped_in_a_row": skipped}
+            metrics = {
+                "loss": loss,
+                "tokens": jnp.int32(64),
+                "grad_norm": loss,
+                "learning_rate": jnp.float32(0),
+            }
+            return state._replace(step=state.step + 1), metrics | {
+                "skipped": skipped,
+                "skipped_in_a_row": skipped,
+            }
 
         return step
 
@@ -66,6 +78,12 @@ def arguments(corpus):
     """The command line of the tiny run: arguments(workdir, "--config.train.steps=3")."""
 
     def make(workdir, *more: str) -> list[str]:
-        return ["train.py", f"--config={CONFIG_FILE}", f"--config.data.path={corpus}", f"--workdir={workdir}", *more]
+        return [
+            "train.py",
+            f"--config={CONFIG_FILE}",
+            f"--config.data.path={corpus}",
+            f"--workdir={workdir}",
+            *more,
+        ]
 
     return make

@@ -16,11 +16,18 @@ def environment(devices: int = 1) -> dict[str, str]:
     """Of a process with that many CPU devices and this process' compilation cache."""
     inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**inherited, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    return {
+        **inherited,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags,
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+    }
 
 
 def start(command: list[str], processes: int = 1, devices: int = 1) -> list[subprocess.Popen]:
-    """train.py with these arguments, as that many processes that find each other; `devices` for each."""
+    """train.py with these arguments, as that many processes that find each other; `devices` for
+    each.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -28,7 +35,11 @@ def start(command: list[str], processes: int = 1, devices: int = 1) -> list[subp
     for number in range(processes):
         place = {}
         if processes > 1:
-            place = {"JAX_COORDINATOR_ADDRESS": coordinator, "JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(number)}
+            place = {
+                "JAX_COORDINATOR_ADDRESS": coordinator,
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(number),
+            }
         started.append(
             subprocess.Popen(
                 [sys.executable, *command],
@@ -45,9 +56,15 @@ def start(command: list[str], processes: int = 1, devices: int = 1) -> list[subp
 def finish(processes: list[subprocess.Popen], timeout: float = 300) -> list[tuple[int, str]]:
     """Exit status and output of each process."""
     outputs = [process.communicate(timeout=timeout)[0] for process in processes]
-    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
+    return [
+        (process.returncode, output) for process, output in zip(processes, outputs, strict=True)
+    ]
 
 
 def train_losses(workdir: pathlib.Path) -> dict[int, float]:
     """The loss of every step that is on record."""
-    return {record["step"]: record["loss"] for record in read_records(workdir / "metrics.jsonl") if record["split"] == "train"}
+    return {
+        record["step"]: record["loss"]
+        for record in read_records(workdir / "metrics.jsonl")
+        if record["split"] == "train"
+    }

@@ -1,4 +1,6 @@
-"""The real training step is compiled for TPUs that are not here, by their own compiler; what doesn't fit is a row and not a crash."""
+"""The real training step is compiled for TPUs that are not here, by their own compiler; what
+doesn't fit is a row and not a crash.
+"""
 
 import json
 
@@ -26,7 +28,10 @@ SMALL = {
 
 
 def config(**overrides):
-    return load("configs/xlstm_125m.py:1_0-15b", SMALL | {key.replace("__", "."): value for key, value in overrides.items()})
+    return load(
+        "configs/xlstm_125m.py:1_0-15b",
+        SMALL | {key.replace("__", "."): value for key, value in overrides.items()},
+    )
 
 
 @pytest.mark.slow
@@ -50,14 +55,28 @@ def test_slices_are_apart_along_the_data_axis_alone():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), devices)
     assert [{device.slice_index for device in half.flat} for half in mesh.devices] == [{0}, {1}]
     with pytest.raises(UserError, match="2 slices divide none of the mesh's axes"):
-        make_mesh(MeshConfig(data=1, fsdp=1, tensor=1, sequence=9), absent_devices("v5e:2x2x2slices") + devices[:1])
+        make_mesh(
+            MeshConfig(data=1, fsdp=1, tensor=1, sequence=9),
+            absent_devices("v5e:2x2x2slices") + devices[:1],
+        )
 
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_said_with_what_it_needs(tmp_path, capsys):
-    wide = {"data.batch_size": 4096, "data.context_length": 8192, "model.dim": 1024, "model.remat": "none"}
+    wide = {
+        "data.batch_size": 4096,
+        "data.context_length": 8192,
+        "model.dim": 1024,
+        "model.remat": "none",
+    }
     more = [f"--config.{key}={value}" for key, value in (SMALL | wide).items()]
-    argv = ["train.py", "--config=configs/xlstm_125m.py:1_0-15b", "--aot=v5e:2x2", f"--workdir={tmp_path}", *more]
+    argv = [
+        "train.py",
+        "--config=configs/xlstm_125m.py:1_0-15b",
+        "--aot=v5e:2x2",
+        f"--workdir={tmp_path}",
+        *more,
+    ]
     assert train_command.main(argv) == 0
     printed = capsys.readouterr().out
     assert "DOES NOT FIT" in printed and "needed: " in printed
@@ -67,7 +86,10 @@ def test_what_does_not_fit_is_said_with_what_it_needs(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["v5e", "v7x:2x2", "v5e:2", "h100:8", "v5e:2x2xslices"])
 def test_a_topology_that_does_not_exist_is_named(name):
-    with pytest.raises(UserError, match=r"topology .*(is not known; write for example|must be slices x hosts x GPUs)"):
+    with pytest.raises(
+        UserError,
+        match=r"topology .*(is not known; write for example|must be slices x hosts x GPUs)",
+    ):
         absent_devices(name)
 
 

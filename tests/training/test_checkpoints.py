@@ -30,7 +30,11 @@ def abstract(tree):
 
 
 def equal(a, b):
-    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((np.asarray(x) == np.asarray(y)).all()), a, b)))
+    return all(
+        jax.tree.leaves(
+            jax.tree.map(lambda x, y: bool((np.asarray(x) == np.asarray(y)).all()), a, b)
+        )
+    )
 
 
 def run_config(steps, **keys) -> Config:
@@ -115,8 +119,12 @@ def damage_checkpoint(newest, damage):
         (newest / "metrics/metrics").write_text("{")
 
 
-@pytest.mark.parametrize("damage", ["data cut short", "item missing", "metadata garbled", "run garbled", "loss garbled"])
-def test_a_damaged_newest_checkpoint_is_reported_set_aside_and_the_one_before_is_used(folder, damage, capsys):
+@pytest.mark.parametrize(
+    "damage", ["data cut short", "item missing", "metadata garbled", "run garbled", "loss garbled"]
+)
+def test_a_damaged_newest_checkpoint_is_reported_set_aside_and_the_one_before_is_used(
+    folder, damage, capsys
+):
     save_steps(folder, [2.0, 1.0])
     damage_checkpoint(folder.checkpoints / "2", damage)
     with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
@@ -124,7 +132,9 @@ def test_a_damaged_newest_checkpoint_is_reported_set_aside_and_the_one_before_is
         assert step == 1 and position == {"next_sample": 4} and equal(restored, make_state(1))
         checkpoints.save(make_state(2), 2, {}, None)
     assert "checkpoint of step 2 is passed over" in capsys.readouterr().err
-    assert kept(folder) == [1, 2] and [path.name for path in folder.damaged_checkpoints.iterdir()] == ["2"]
+    assert kept(folder) == [1, 2] and [
+        path.name for path in folder.damaged_checkpoints.iterdir()
+    ] == ["2"]
 
 
 def test_a_half_written_checkpoint_is_none(folder):
@@ -142,7 +152,10 @@ def test_where_no_checkpoint_can_be_read_the_run_does_not_start_anew_by_itself(f
     for step in (1, 2):
         damage_checkpoint(folder.checkpoints / str(step), "data cut short")
     with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
-        with pytest.raises(UserError, match=r"no checkpoint of .* can be read any more; they are in damaged_checkpoints"):
+        with pytest.raises(
+            UserError,
+            match=r"no checkpoint of .* can be read any more; they are in damaged_checkpoints",
+        ):
             checkpoints.restore(abstract(make_state()))
     assert len(list(folder.damaged_checkpoints.iterdir())) == 2
 
@@ -150,7 +163,10 @@ def test_where_no_checkpoint_can_be_read_the_run_does_not_start_anew_by_itself(f
 @pytest.fixture
 def full_disk():
     """No file may grow beyond 4 KB; the writes themselves fail, as on a full disk."""
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before, handler = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
 
     def fill(full):
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]) if full else before)
@@ -160,7 +176,9 @@ def full_disk():
     signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_is_reported_training_goes_on_and_the_old_checkpoints_survive(folder, full_disk, capsys):
+def test_a_full_disk_is_reported_training_goes_on_and_the_old_checkpoints_survive(
+    folder, full_disk, capsys
+):
     draw = jax.random.normal(jax.random.key(0), (100, 100))
     large = [make_state(step)._replace(params={"kernel": step * draw}) for step in range(4)]
     large = [state._replace(opt_state=OPTIMIZER.init(state.params)) for state in large]

@@ -1,4 +1,6 @@
-"""A training step that is lowered for an accelerator holds that accelerator's kernels; no such device is needed here."""
+"""A training step that is lowered for an accelerator holds that accelerator's kernels; no such
+device is needed here.
+"""
 
 import dataclasses
 
@@ -14,11 +16,21 @@ from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.state import init_state
 from xlstm_jax.training.step import make_train_step
 
-MODEL = ModelConfig(vocab_size=64, dim=128, num_blocks=2, num_heads=1, slstm_positions=(1,), up_factor=1.0, dtype="bfloat16")
+MODEL = ModelConfig(
+    vocab_size=64,
+    dim=128,
+    num_blocks=2,
+    num_heads=1,
+    slstm_positions=(1,),
+    up_factor=1.0,
+    dtype="bfloat16",
+)
 
 
 def lowered_step(device_kind: str, platform: str, model: ModelConfig = MODEL) -> str:
-    """The program of a step for one device of that kind, as text; heads of 128 in the mLSTM block and in the sLSTM block."""
+    """The program of a step for one device of that kind, as text; heads of 128 in the mLSTM block
+    and in the sLSTM block.
+    """
     config = dataclasses.replace(Config(), model=model)
     device = jax.sharding.AbstractDevice(device_kind, None, platform)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
@@ -29,11 +41,19 @@ def lowered_step(device_kind: str, platform: str, model: ModelConfig = MODEL) ->
         ids = jax.ShapeDtypeStruct((2, 256), jnp.int32)
         batch = Batch(tokens=ids, targets=ids, segment_ids=ids)
         step = make_train_step(network, optimizer, schedule, config)
-        return step.trace(state, batch).lower(lowering_platforms=("cuda" if platform == "gpu" else platform,)).as_text()
+        return (
+            step.trace(state, batch)
+            .lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
+            .as_text()
+        )
 
 
 # What a kernel is in the lowered program, by backend.
-TARGETS = {"pallas_tpu": "@tpu_custom_call", "pallas_gpu": "@mosaic_gpu", "pallas_triton": "@__gpu$xla.gpu.triton"}
+TARGETS = {
+    "pallas_tpu": "@tpu_custom_call",
+    "pallas_gpu": "@mosaic_gpu",
+    "pallas_triton": "@__gpu$xla.gpu.triton",
+}
 MLSTM_ONLY = dataclasses.replace(MODEL, num_blocks=1, slstm_positions=())
 SLSTM_ONLY = dataclasses.replace(MODEL, num_blocks=1, slstm_positions=(0,))
 # "pallas_gpu" needs jax 0.11; before that an H100 runs what an A100 does.
@@ -42,7 +62,11 @@ HOPPER = "pallas_gpu" if jax.__version_info__ >= (0, 11) else "pallas_triton"
 
 def kernels_in(program: str) -> list[str]:
     """The backend of every kernel call in a program."""
-    return [name for name, target in TARGETS.items() for _ in range(program.count(f"custom_call {target}"))]
+    return [
+        name
+        for name, target in TARGETS.items()
+        for _ in range(program.count(f"custom_call {target}"))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +86,10 @@ def test_the_step_runs_on_the_devices_own_kernels(device_kind, platform, model, 
     assert set(found) == {backend}
 
 
-@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="pallas_gpu needs jax 0.11, and the sLSTM has no other GPU kernel")
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 11),
+    reason="pallas_gpu needs jax 0.11, and the sLSTM has no other GPU kernel",
+)
 def test_the_slstm_of_a_step_for_an_h100_is_a_kernel():
     found = kernels_in(lowered_step("NVIDIA H100 80GB HBM3", "gpu", SLSTM_ONLY))
     assert len(found) >= 2
@@ -72,5 +99,8 @@ def test_the_slstm_of_a_step_for_an_h100_is_a_kernel():
 @pytest.mark.parametrize("key", ["mlstm_backend", "slstm_backend"])
 def test_a_backend_for_another_device_is_the_users_mistake(key):
     model = dataclasses.replace(MODEL, **{key: "pallas_tpu"})
-    with pytest.raises(UserError, match=f"config key model.{key} is 'pallas_tpu', which can't be used here: .*it needs a TPU"):
+    with pytest.raises(
+        UserError,
+        match=f"config key model.{key} is 'pallas_tpu', which can't be used here: .*it needs a TPU",
+    ):
         lowered_step("cpu", "cpu", model)

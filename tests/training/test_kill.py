@@ -18,7 +18,9 @@ def test_after_sigkill_the_losses_are_the_same_to_the_last_bit(arguments, tmp_pa
     [process] = start(arguments(killed, *more))
     deadline = time.monotonic() + 300
     while len(train_losses(killed)) < 50:
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        assert process.poll() is None and time.monotonic() < deadline, (
+            "the run ended before it could be killed"
+        )
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

@@ -1,4 +1,6 @@
-"""A whole run, in this process: its folder, its last lines, resuming, starting from parameters, and who waits for whom."""
+"""A whole run, in this process: its folder, its last lines, resuming, starting from parameters, and
+who waits for whom.
+"""
 
 import itertools
 import json
@@ -18,7 +20,11 @@ from xlstm_jax.training.state import abstract_params
 
 
 def losses(workdir, split="train"):
-    return {record["step"]: record["loss"] for record in read_records(find_run(workdir).metrics) if record["split"] == split}
+    return {
+        record["step"]: record["loss"]
+        for record in read_records(find_run(workdir).metrics)
+        if record["split"] == split
+    }
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +34,13 @@ def module_tmp(tmp_path_factory):
 
 @pytest.fixture
 def finished(tiny, module_tmp, capsys):
-    """A run of six steps with everything switched on, made once: (workdir, its configuration, what it printed)."""
+    """A run of six steps with everything switched on, made once: (workdir, its configuration, what
+    it printed).
+    """
     workdir = module_tmp / "finished"
-    config = tiny({"eval.every": 3, "checkpoint.every": 3, "eval.sample_tokens": 30, "log.tensorboard": True})
+    config = tiny(
+        {"eval.every": 3, "checkpoint.every": 3, "eval.sample_tokens": 30, "log.tensorboard": True}
+    )
     printed = module_tmp / "printed.txt"
     if not printed.exists():
         loop.train(config, workdir)
@@ -47,7 +57,10 @@ def test_a_run_leaves_the_promised_files(finished):
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"3", "6"}
     first = read_records(workdir / "metrics.jsonl")[0]
     assert first.keys() >= {"step", "split", "loss", "tokens", "grad_norm", "learning_rate"}
-    assert list(losses(workdir)) == [1, 2, 3, 4, 5, 6] and list(losses(workdir, "validation")) == [3, 6]
+    assert list(losses(workdir)) == [1, 2, 3, 4, 5, 6] and list(losses(workdir, "validation")) == [
+        3,
+        6,
+    ]
 
 
 def test_it_learns(finished):
@@ -59,7 +72,10 @@ def test_it_ends_with_the_held_out_line_a_sample_and_the_figure(finished):
     workdir, _, printed = finished
     lines = printed.splitlines()
     [number] = [k for k, line in enumerate(lines) if line.startswith("held-out")]
-    assert re.fullmatch(r"held-out loss \d\.\d{3} nats, \d\.\d{3} bits per byte \(gzip -9: \d\.\d\d\)", lines[number])
+    assert re.fullmatch(
+        r"held-out loss \d\.\d{3} nats, \d\.\d{3} bits per byte \(gzip -9: \d\.\d\d\)",
+        lines[number],
+    )
     assert lines[number + 1] == "sample:"
     assert lines[-1] == str(workdir / "loss.png")
     sample = printed.split("sample:\n")[1].rsplit("\n", 2)[0]
@@ -68,7 +84,10 @@ def test_it_ends_with_the_held_out_line_a_sample_and_the_figure(finished):
 
 def test_every_step_is_shown_on_one_line(finished):
     shown = re.findall(
-        r"^step (\d)/6  loss \S+  grad norm \S+  lr \S+  tokens/s \S+  per device \S+  MFU n/a  time left \S+  skipped 0$",
+        (
+            r"^step (\d)/6  loss \S+  grad norm \S+  lr \S+  tokens/s \S+  per device \S+  MFU n/a "
+            r" time left \S+  skipped 0$"
+        ),
         finished[2],
         re.MULTILINE,
     )
@@ -77,11 +96,15 @@ def test_every_step_is_shown_on_one_line(finished):
 
 def test_evaluating_the_run_gives_the_loss_that_training_logged(finished, capsys):
     workdir, _, _ = finished
-    # Not to the last bit: the evaluation takes all eight devices, the run had one, and float32 sums depend on who adds what.
+    # Not to the last bit: the evaluation takes all eight devices, the run had one, and float32 sums
+    # depend on who adds what.
     assert evaluate_run(workdir).loss == pytest.approx(losses(workdir, "validation")[6], rel=1e-6)
-    assert evaluate_run(workdir, step=3).loss == pytest.approx(losses(workdir, "validation")[3], rel=1e-6)
+    assert evaluate_run(workdir, step=3).loss == pytest.approx(
+        losses(workdir, "validation")[3], rel=1e-6
+    )
     assert re.search(
-        r"validation, step 3: loss \S+ nats, \S+ bits per byte \(gzip -9: \S+\); perplexity \S+, ", capsys.readouterr().out
+        r"validation, step 3: loss \S+ nats, \S+ bits per byte \(gzip -9: \S+\); perplexity \S+, ",
+        capsys.readouterr().out,
     )
 
 
@@ -121,7 +144,9 @@ ALL_ON = {"train.accumulation_steps": 2, "model.dropout": 0.1, "data.reset_at_do
 
 
 @pytest.mark.parametrize("overrides", [{}, pytest.param(ALL_ON, marks=pytest.mark.slow)])
-def test_a_stopped_run_goes_on_with_the_same_losses_to_the_last_bit(tiny, tmp_path, monkeypatch, overrides):
+def test_a_stopped_run_goes_on_with_the_same_losses_to_the_last_bit(
+    tiny, tmp_path, monkeypatch, overrides
+):
     config = tiny({"checkpoint.every": 2, **overrides})
     loop.train(config, tmp_path / "undisturbed")
     with monkeypatch.context() as patch:
@@ -131,19 +156,36 @@ def test_a_stopped_run_goes_on_with_the_same_losses_to_the_last_bit(tiny, tmp_pa
     assert max(losses(tmp_path / "stopped")) == 3
     loop.train(config, tmp_path / "stopped")
     assert losses(tmp_path / "stopped") == losses(tmp_path / "undisturbed")
-    assert losses(tmp_path / "stopped", "validation") == losses(tmp_path / "undisturbed", "validation")
+    assert losses(tmp_path / "stopped", "validation") == losses(
+        tmp_path / "undisturbed", "validation"
+    )
 
 
 MESHES = [
     ({"mesh.data": 8}, {"mesh.fsdp": 4, "mesh.tensor": 2}),
     ({"mesh.fsdp": 8}, {}),
-    ({}, {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "train.accumulation_steps": 2, "model.remat": "block"}),
+    (
+        {},
+        {
+            "mesh.data": 2,
+            "mesh.fsdp": 2,
+            "mesh.tensor": 2,
+            "train.accumulation_steps": 2,
+            "model.remat": "block",
+        },
+    ),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), MESHES, ids=["data to fsdp and tensor", "fsdp to one device", "one device to all axes"])
-def test_a_run_goes_on_on_another_mesh_with_the_same_samples(tiny, module_tmp, tmp_path, monkeypatch, capsys, before, after):
+@pytest.mark.parametrize(
+    ("before", "after"),
+    MESHES,
+    ids=["data to fsdp and tensor", "fsdp to one device", "one device to all axes"],
+)
+def test_a_run_goes_on_on_another_mesh_with_the_same_samples(
+    tiny, module_tmp, tmp_path, monkeypatch, capsys, before, after
+):
     keys = {"data.batch_size": 8, "checkpoint.every": 2}
     if not (module_tmp / "one device").exists():
         loop.train(tiny(keys), module_tmp / "one device")
@@ -154,16 +196,23 @@ def test_a_run_goes_on_on_another_mesh_with_the_same_samples(tiny, module_tmp, t
     loop.train(tiny(keys | after), tmp_path)
     assert "resumed from step 2" in capsys.readouterr().out
     expected = losses(module_tmp / "one device")
-    np.testing.assert_allclose([losses(tmp_path)[step] for step in expected], list(expected.values()), rtol=1e-5)
-    held_out = [losses(run, "validation")[6] for run in (tmp_path, module_tmp / "one device")]  # with eval.batch_size 4 on 8 devices
+    np.testing.assert_allclose(
+        [losses(tmp_path)[step] for step in expected], list(expected.values()), rtol=1e-5
+    )
+    # with eval.batch_size 4 on 8 devices
+    held_out = [losses(run, "validation")[6] for run in (tmp_path, module_tmp / "one device")]
     np.testing.assert_allclose(*held_out, rtol=1e-5)
     run = json.loads((tmp_path / "checkpoints" / "6" / "run" / "metadata").read_text())
     assert run["config"] == json.loads(tiny(keys | after).to_json())
 
 
-
 def test_a_steps_metrics_are_read_after_the_next_step_was_dispatched(tiny, tmp_path, monkeypatch):
-    events, make_train_step, read_metrics, read = [], loop.make_train_step, loop.read_metrics, itertools.count(1)
+    events, make_train_step, read_metrics, read = (
+        [],
+        loop.make_train_step,
+        loop.read_metrics,
+        itertools.count(1),
+    )
 
     def recording_make(*args):
         step, dispatched = make_train_step(*args), iter(range(1, 100))
@@ -187,12 +236,26 @@ def test_a_steps_metrics_are_read_after_the_next_step_was_dispatched(tiny, tmp_p
     assert [step for kind, step in events if kind == "read"] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_step_whose_loss_is_no_number_is_shown_with_its_samples_and_the_run_goes_on(tiny, tmp_path, no_op_step, capsys):
+def test_a_step_whose_loss_is_no_number_is_shown_with_its_samples_and_the_run_goes_on(
+    tiny, tmp_path, no_op_step, capsys
+):
     no_op_step["at"] = 4
     loop.train(tiny({"checkpoint.every": 2}), tmp_path)
-    assert "step 4/6  SKIPPED: loss nan  grad norm nan  samples 12 to 15  1 skipped so far" in capsys.readouterr().out
-    [event] = [record for record in read_records(tmp_path / "metrics.jsonl") if record["split"] == "skipped"]
-    assert (event["step"], event["loss"], event["first_sample"], event["last_sample"]) == (4, "nan", 12, 15)
+    assert (
+        "step 4/6  SKIPPED: loss nan  grad norm nan  samples 12 to 15  1 skipped so far"
+        in capsys.readouterr().out
+    )
+    [event] = [
+        record
+        for record in read_records(tmp_path / "metrics.jsonl")
+        if record["split"] == "skipped"
+    ]
+    assert (event["step"], event["loss"], event["first_sample"], event["last_sample"]) == (
+        4,
+        "nan",
+        12,
+        15,
+    )
     assert list(losses(tmp_path)) == [1, 2, 3, 5, 6]
 
 
@@ -205,7 +268,10 @@ def test_a_run_without_a_good_step_ends_and_names_the_samples(tiny, tmp_path, mo
         return state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
 
     monkeypatch.setattr(loop, "init_state", broken)
-    with pytest.raises(UserError, match=r"step 3: 3 steps in a row were skipped \(train\.max_skipped 3\), the loss is nan; .* are 0 to 11"):
+    with pytest.raises(
+        UserError,
+        match=r"step 3: 3 steps in a row were skipped \(train\.max_skipped 3\), the loss is nan; .* are 0 to 11",
+    ):
         loop.train(tiny({"train.max_skipped": 3}), tmp_path)
     assert not list((tmp_path / "checkpoints").iterdir())
 
@@ -215,7 +281,9 @@ def test_a_run_starts_from_the_parameters_of_another(tiny, finished, tmp_path, c
     config = tiny({"checkpoint.init_from": str(workdir), "train.steps": 2})
     loop.train(config, tmp_path)
     assert f"parameters of step 6 of {workdir}" in capsys.readouterr().out
-    abstract = abstract_params(loop.build_model(config.model), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    abstract = abstract_params(
+        loop.build_model(config.model), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    )
     (old, given), (new, kept) = read_params(workdir, abstract), read_params(tmp_path, abstract)
     assert (old, new) == (6, 2)
     jax.tree.map(np.testing.assert_array_equal, kept, given)
@@ -223,7 +291,9 @@ def test_a_run_starts_from_the_parameters_of_another(tiny, finished, tmp_path, c
 
 def test_parameters_that_do_not_fit_leave_no_folder_behind(tiny, finished, tmp_path):
     config = tiny({"checkpoint.init_from": str(finished[0]), "model.dim": 32})
-    with pytest.raises(UserError, match=r"backbone/\S+ has the shape \[.*\] instead of \[.*configuration equal"):
+    with pytest.raises(
+        UserError, match=r"backbone/\S+ has the shape \[.*\] instead of \[.*configuration equal"
+    ):
         loop.train(config, tmp_path / "new")
     assert not (tmp_path / "new" / "config.json").exists()
 

@@ -7,7 +7,13 @@ import types
 import pytest
 
 from xlstm_jax.errors import UserError
-from xlstm_jax.training.metrics import MetricsWriter, console_line, draw_loss, duration, read_records
+from xlstm_jax.training.metrics import (
+    MetricsWriter,
+    console_line,
+    draw_loss,
+    duration,
+    read_records,
+)
 from xlstm_jax.training.run_folder import find_run
 from xlstm_jax.training.timing import Speed, WallTime
 
@@ -75,18 +81,32 @@ def test_speed_leaves_out_compilation_and_pauses():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, "n/a"), (0.4, "0s"), (52, "52s"), (185, "3m 05s"), (7620, "2h 07m"), (4 * 86400 + 3 * 3600, "4d 03h")],
+    [
+        (None, "n/a"),
+        (0.4, "0s"),
+        (52, "52s"),
+        (185, "3m 05s"),
+        (7620, "2h 07m"),
+        (4 * 86400 + 3 * 3600, "4d 03h"),
+    ],
 )
 def test_durations_are_readable(seconds, text):
     assert duration(seconds) == text
 
 
 def test_the_console_line_says_what_a_person_wants_to_know():
-    values = {"loss": 1.25, "grad_norm": 0.5, "learning_rate": 1e-3, "tokens_per_second": 12345.6, "mfu": None}
+    values = {
+        "loss": 1.25,
+        "grad_norm": 0.5,
+        "learning_rate": 1e-3,
+        "tokens_per_second": 12345.6,
+        "mfu": None,
+    }
     values |= {"tokens_per_second_per_device": 3086.4, "skipped": 2}
     line = console_line(20, 1000, values, 61)
     assert line == (
-        "step   20/1000  loss 1.2500  grad norm 0.50  lr 1.00e-03  tokens/s 12,346  per device 3,086  MFU n/a  time left 1m 01s  skipped 2"
+        "step   20/1000  loss 1.2500  grad norm 0.50  lr 1.00e-03  tokens/s 12,346  per device "
+        "3,086  MFU n/a  time left 1m 01s  skipped 2"
     )
     assert "MFU 41.3%" in console_line(20, 1000, {**values, "mfu": 0.4132}, 61)
 
@@ -99,7 +119,12 @@ def test_goodput_is_the_share_of_training_in_the_time_since_the_first_start():
         now[0] += 10
     now[0] += 28
     values = first.values()
-    assert (values["started"], values["compile_seconds"], values["train_seconds"], values["goodput"]) == (1000.0, 10, 30, 0.75)
+    assert (
+        values["started"],
+        values["compile_seconds"],
+        values["train_seconds"],
+        values["goodput"],
+    ) == (1000.0, 10, 30, 0.75)
     now[0] += 60  # the machines are gone
     again = WallTime([{"loss": 1.0}, values, {"split": "validation"}], clock=lambda: now[0])
     now[0] += 20
@@ -125,12 +150,18 @@ def test_weights_and_biases_gets_the_events_where_a_project_is_named(folder, mon
     folder.config.write_text('{"model": {"dim": 8}}')
     with MetricsWriter(folder, 0, tensorboard=False, wandb="cells") as writer:
         writer.write(3, "train", {"loss": 2.5})
-    assert calls == [("cells", "allow", {"model": {"dim": 8}}), (3, {"train/loss": 2.5}), "finished"]
+    assert calls == [
+        ("cells", "allow", {"model": {"dim": 8}}),
+        (3, {"train/loss": 2.5}),
+        "finished",
+    ]
 
 
 def test_without_wandb_the_way_to_it_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"log\.wandb is 'cells'.*pip install 'xlstm-jax-stack\[wandb\]'"):
+    with pytest.raises(
+        UserError, match=r"log\.wandb is 'cells'.*pip install 'xlstm-jax-stack\[wandb\]'"
+    ):
         MetricsWriter(folder, 0, tensorboard=False, wandb="cells")
 
 

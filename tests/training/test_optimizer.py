@@ -28,13 +28,17 @@ def test_cosine_ends_at_the_final_fraction_and_stays_there():
     got = rates(200, [100, 150, 200], warmup_steps=100, decay_steps=150, final_fraction=0.1)
     np.testing.assert_allclose(got, [2.0, 0.2, 0.2], rtol=1e-6)
     [quarter] = rates(200, [125], warmup_steps=100, decay_steps=200, final_fraction=0.1)
-    np.testing.assert_allclose(quarter, 2.0 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4))), rtol=1e-6)
+    np.testing.assert_allclose(
+        quarter, 2.0 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4))), rtol=1e-6
+    )
 
 
 def test_the_papers_15b_run_stops_before_the_end_of_its_decay():
     got = rates(28_170, [750, 28_170], warmup_steps=750, decay_steps=30_000)
     progress = (28_170 - 750) / (30_000 - 750)
-    np.testing.assert_allclose(got, [2.0, 2.0 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))], rtol=1e-5)
+    np.testing.assert_allclose(
+        got, [2.0, 2.0 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))], rtol=1e-5
+    )
 
 
 def test_decay_ends_where_the_cool_down_starts_by_default():
@@ -43,7 +47,9 @@ def test_decay_ends_where_the_cool_down_starts_by_default():
 
 
 def test_exponential_decay_of_the_7b_run_goes_on_until_its_cool_down():
-    keys = dict(schedule="exponential", warmup_steps=3_000, decay_steps=500_000, cooldown_steps=7_000)
+    keys = dict(
+        schedule="exponential", warmup_steps=3_000, decay_steps=500_000, cooldown_steps=7_000
+    )
     got = rates(550_000, [3_000, 500_000, 543_000, 546_500, 550_000], **keys)
     at_cool_down = 2.0 * 0.1 ** (540_000 / 497_000)
     np.testing.assert_allclose(got, [2.0, 0.2, at_cool_down, at_cool_down / 2, 0.0], rtol=1e-4)
@@ -56,15 +62,22 @@ def test_a_decay_that_ends_in_the_warm_up_is_refused():
 
 def test_an_exponential_decay_to_nothing_is_refused():
     with pytest.raises(UserError, match=r"optimizer\.final_fraction"):
-        make_schedule(OptimizerConfig(warmup_steps=1, schedule="exponential", final_fraction=0.0), 100)
+        make_schedule(
+            OptimizerConfig(warmup_steps=1, schedule="exponential", final_fraction=0.0), 100
+        )
 
 
 @pytest.mark.parametrize("block", ["paper", "7b"])
 def test_weight_decay_reaches_kernels_and_nothing_else(block):
     config = ModelConfig(dim=64, num_blocks=2, num_heads=2, slstm_positions=(1,), block=block)
     mask = decay_mask(abstract_params(build_model(config)))
-    named = {"/".join(entry.key for entry in path): on for path, on in jax.tree_util.tree_flatten_with_path(mask)[0]}
-    assert {name for name, on in named.items() if on} == {name for name in named if name.rsplit("/", 1)[-1] == "kernel"}
+    named = {
+        "/".join(entry.key for entry in path): on
+        for path, on in jax.tree_util.tree_flatten_with_path(mask)[0]
+    }
+    assert {name for name, on in named.items() if on} == {
+        name for name in named if name.rsplit("/", 1)[-1] == "kernel"
+    }
     assert not named["embedding/embedding"] and not named[_one(named, "recurrent_kernel")]
     assert named["lm_head/kernel"] and named[_one(named, "down_projection/kernel")]
 
@@ -74,7 +87,9 @@ def _one(names, ending):
 
 
 def test_an_update_is_adamw_on_the_clipped_gradient_with_the_rate_of_its_step():
-    config = OptimizerConfig(learning_rate=0.1, schedule="constant", warmup_steps=4, clip_norm=1.0, eps=1e-5)
+    config = OptimizerConfig(
+        learning_rate=0.1, schedule="constant", warmup_steps=4, clip_norm=1.0, eps=1e-5
+    )
     optimizer = make_optimizer(config, make_schedule(config, 10))
     params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])}
     gradient = {"kernel": jnp.array([3.0, 0.0]), "bias": jnp.array([4.0])}  # norm 5, clipped to 1
@@ -97,7 +112,15 @@ def test_an_update_is_adamw_on_the_clipped_gradient_with_the_rate_of_its_step():
 
 
 def test_without_a_clip_norm_the_gradient_is_left_alone():
-    config = OptimizerConfig(clip_norm=None, beta1=0.0, beta2=0.0, eps=1e6, warmup_steps=0, schedule="constant", weight_decay=0.0)
+    config = OptimizerConfig(
+        clip_norm=None,
+        beta1=0.0,
+        beta2=0.0,
+        eps=1e6,
+        warmup_steps=0,
+        schedule="constant",
+        weight_decay=0.0,
+    )
     optimizer = make_optimizer(config, lambda step: 1e6)
     params = {"kernel": jnp.zeros(1)}
     updates, _ = optimizer.update({"kernel": jnp.array([300.0])}, optimizer.init(params), params)

@@ -14,7 +14,9 @@ from xlstm_jax.training.preemption import EXIT_PREEMPTED
 
 
 @pytest.mark.slow
-def test_sigterm_saves_the_step_and_the_run_goes_on_from_there(arguments, tmp_path, monkeypatch, capsys):
+def test_sigterm_saves_the_step_and_the_run_goes_on_from_there(
+    arguments, tmp_path, monkeypatch, capsys
+):
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
     assert train_command.main(arguments(undisturbed)) == 0
     make_train_step = loop.make_train_step
@@ -32,7 +34,9 @@ def test_sigterm_saves_the_step_and_the_run_goes_on_from_there(arguments, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(loop, "make_train_step", make_and_be_asked_to_end)
         assert train_command.main(arguments(stopped)) == EXIT_PREEMPTED
-    assert "SIGTERM: step 3 is saved, the same command goes on from there" in capsys.readouterr().err
+    assert (
+        "SIGTERM: step 3 is saved, the same command goes on from there" in capsys.readouterr().err
+    )
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["3"]
     assert train_command.main(arguments(stopped)) == 0
     assert train_losses(stopped) == train_losses(undisturbed)
@@ -79,7 +83,9 @@ time.sleep(1.5)
 
 @pytest.mark.slow
 def test_a_profile_of_the_named_steps_is_written(arguments, tmp_path):
-    """In a process of its own: jax's profiler ends one that has loaded libtpu without a TPU, as other tests here do."""
+    """In a process of its own: jax's profiler ends one that has loaded libtpu without a TPU, as
+    other tests here do.
+    """
     [(status, output)] = finish(start(arguments(tmp_path, "--profile=2:3")))
     assert status == 0, output
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

@@ -1,4 +1,6 @@
-"""Several processes train as one does; one that is asked to end takes all along, one that dies holds nobody up for long."""
+"""Several processes train as one does; one that is asked to end takes all along, one that dies
+holds nobody up for long.
+"""
 
 import re
 import signal
@@ -10,13 +12,20 @@ import pytest
 from tests.training.jobs import finish, start, train_losses
 from xlstm_jax.training.preemption import EXIT_PREEMPTED
 
-MESH = ["--config.data.batch_size=8", "--config.eval.batch_size=8", "--config.mesh.data=-1", "--config.mesh.fsdp=2"]
+MESH = [
+    "--config.data.batch_size=8",
+    "--config.eval.batch_size=8",
+    "--config.mesh.data=-1",
+    "--config.mesh.fsdp=2",
+]
 
 
 def wait_for_steps(workdir, processes, steps):
     deadline = time.monotonic() + 300
     while len(train_losses(workdir)) < steps:
-        assert time.monotonic() < deadline and all(process.poll() is None for process in processes), "ended too early"
+        assert time.monotonic() < deadline and all(
+            process.poll() is None for process in processes
+        ), "ended too early"
         time.sleep(0.02)
 
 
@@ -41,7 +50,9 @@ def test_two_processes_of_four_devices_are_one_of_eight(arguments, tmp_path):
     (tmp_path / "two/checkpoints/8").rename(tmp_path / "later")
     [(status, output)] = finish(start(arguments(tmp_path / "two", *more), devices=8))
     assert status == 0 and "resumed from step 4" in output, output
-    np.testing.assert_allclose(list(train_losses(tmp_path / "two").values()), list(one.values()), rtol=1e-6)
+    np.testing.assert_allclose(
+        list(train_losses(tmp_path / "two").values()), list(one.values()), rtol=1e-6
+    )
 
 
 @pytest.mark.slow
@@ -60,9 +71,16 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(arguments, tmp_path):
 
 
 @pytest.mark.slow
-def test_when_one_process_dies_the_other_ends_within_the_heartbeat_and_one_goes_on(arguments, tmp_path):
+def test_when_one_process_dies_the_other_ends_within_the_heartbeat_and_one_goes_on(
+    arguments, tmp_path
+):
     heartbeat = 20
-    more = [*MESH, "--config.train.steps=40000", "--config.checkpoint.every=3", f"--config.train.heartbeat_seconds={heartbeat}"]
+    more = [
+        *MESH,
+        "--config.train.steps=40000",
+        "--config.checkpoint.every=3",
+        f"--config.train.heartbeat_seconds={heartbeat}",
+    ]
     processes = start(arguments(tmp_path, *more), processes=2, devices=2)
     try:
         wait_for_steps(tmp_path, processes, 10)

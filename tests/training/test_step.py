@@ -23,7 +23,10 @@ class StandIn(nn.Module):
     rate: float = 0.0
 
     def setup(self):
-        self.embedding, self.head = nn.Embed(11, 8), self.param("head", nn.initializers.normal(0.3), (8, 11))
+        self.embedding, self.head = (
+            nn.Embed(11, 8),
+            self.param("head", nn.initializers.normal(0.3), (8, 11)),
+        )
         self.dropout = nn.Dropout(self.rate)
 
     def __call__(self, tokens):
@@ -48,7 +51,9 @@ def ragged_batch(rows=6, length=5, seed=0) -> Batch:
     draw = np.random.default_rng(seed)
     tokens = draw.integers(0, 11, (rows, length + 1)).astype(np.int32)
     mask = np.arange(length)[None] < np.arange(rows)[:, None]
-    return Batch(tokens[:, :-1], np.where(mask, tokens[:, 1:], -1), np.zeros((rows, length), np.int32))
+    return Batch(
+        tokens[:, :-1], np.where(mask, tokens[:, 1:], -1), np.zeros((rows, length), np.int32)
+    )
 
 
 def config(**train) -> Config:
@@ -63,7 +68,9 @@ def stepper(config, model=None):
     model = model or StandIn()
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    return make_train_step(model, optimizer, schedule, config), init_state(model, optimizer, config.train)
+    return make_train_step(model, optimizer, schedule, config), init_state(
+        model, optimizer, config.train
+    )
 
 
 def test_the_loss_counts_exactly_the_masked_in_tokens():
@@ -72,7 +79,9 @@ def test_the_loss_counts_exactly_the_masked_in_tokens():
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     losses = -np.log(np.take_along_axis(probabilities, batch.targets[..., None], -1))[..., 0]
     np.testing.assert_allclose(
-        cross_entropy_sum(jnp.asarray(logits, jnp.float32), batch.targets, batch.mask), losses[batch.mask].sum(), rtol=1e-5
+        cross_entropy_sum(jnp.asarray(logits, jnp.float32), batch.targets, batch.mask),
+        losses[batch.mask].sum(),
+        rtol=1e-5,
     )
 
 
@@ -110,7 +119,11 @@ def test_accumulation_over_ragged_micro_batches_equals_the_whole_batch(parts):
     (state, metrics), (split_state, split_metrics) = whole(state, batch), split(same_state, batch)
     for name, value in metrics.items():
         np.testing.assert_allclose(split_metrics[name], value, rtol=1e-5, err_msg=name)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), split_state.params, state.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        split_state.params,
+        state.params,
+    )
 
 
 def test_a_mean_of_micro_batch_means_would_have_been_noticed():
@@ -118,12 +131,16 @@ def test_a_mean_of_micro_batch_means_would_have_been_noticed():
     batch, (_, state) = ragged_batch(), stepper(config())
 
     def loss(params, part, key):
-        return cross_entropy_sum(StandIn().apply({"params": params}, part.tokens), part.targets, part.mask), {}
+        return cross_entropy_sum(
+            StandIn().apply({"params": params}, part.tokens), part.targets, part.mask
+        ), {}
 
     whole = mean_loss_and_gradient(loss, state.params, batch, jax.random.key(0), 1)[0][0]
     parts = split_batch(batch, 6)  # the first row counts no token at all
     means = [
-        mean_loss_and_gradient(loss, state.params, jax.tree.map(lambda x, i=i: x[i], parts), jax.random.key(0), 1)[0][0]
+        mean_loss_and_gradient(
+            loss, state.params, jax.tree.map(lambda x, i=i: x[i], parts), jax.random.key(0), 1
+        )[0][0]
         for i in range(6)
     ]
     assert abs(float(whole) - float(np.mean(means))) > 0.1
@@ -138,7 +155,9 @@ def test_a_batch_without_counted_tokens_has_loss_zero_and_finite_gradients():
 
 def test_the_grad_norm_is_that_before_clipping():
     clipped, state = stepper(config())
-    other = dataclasses.replace(config(), optimizer=dataclasses.replace(config().optimizer, clip_norm=None))
+    other = dataclasses.replace(
+        config(), optimizer=dataclasses.replace(config().optimizer, clip_norm=None)
+    )
     free, same_state = stepper(other)
     batch = ragged_batch()
     assert clipped(state, batch)[1]["grad_norm"] == free(same_state, batch)[1]["grad_norm"]
@@ -153,7 +172,9 @@ def test_the_memory_of_the_old_state_is_reused():
 
 def test_dropout_differs_between_steps_and_micro_batches_and_is_a_function_of_seed_and_step():
     model, batch = StandIn(rate=0.5), ragged_batch()
-    frozen = dataclasses.replace(config(), optimizer=OptimizerConfig(learning_rate=0.0, warmup_steps=0, schedule="constant"))
+    frozen = dataclasses.replace(
+        config(), optimizer=OptimizerConfig(learning_rate=0.0, warmup_steps=0, schedule="constant")
+    )
 
     def losses(setup, steps=3):
         step, state = stepper(setup, model)
@@ -167,8 +188,11 @@ def test_dropout_differs_between_steps_and_micro_batches_and_is_a_function_of_se
     assert len(set(first)) == 3
     assert losses(frozen) == first
     doubled = Batch(*(np.concatenate([part, part]) for part in batch))
-    mirrored = jax.tree.map(lambda x: x.reshape(2, 6, -1).swapaxes(0, 1).reshape(12, -1), doubled)  # both parts the same rows
-    step, state = stepper(dataclasses.replace(frozen, train=TrainConfig(steps=10, accumulation_steps=2)), model)
+    # both parts the same rows
+    mirrored = jax.tree.map(lambda x: x.reshape(2, 6, -1).swapaxes(0, 1).reshape(12, -1), doubled)
+    step, state = stepper(
+        dataclasses.replace(frozen, train=TrainConfig(steps=10, accumulation_steps=2)), model
+    )
     single, same_state = stepper(frozen, model)
     assert float(step(state, mirrored)[1]["loss"]) != float(single(same_state, batch)[1]["loss"])
 
@@ -176,7 +200,9 @@ def test_dropout_differs_between_steps_and_micro_batches_and_is_a_function_of_se
 def test_segment_ids_reach_the_model_only_where_states_are_reset_at_documents():
     batch = ragged_batch()._replace(segment_ids=np.ones((6, 5), np.int32))
     plain, state = stepper(config())
-    reset, same_state = stepper(dataclasses.replace(config(), data=DataConfig(reset_at_document=True)))
+    reset, same_state = stepper(
+        dataclasses.replace(config(), data=DataConfig(reset_at_document=True))
+    )
     unmarked = batch._replace(segment_ids=np.zeros((6, 5), np.int32))
     loss = float(plain(state, batch)[1]["loss"])
     plain, state = stepper(config())
@@ -186,11 +212,18 @@ def test_segment_ids_reach_the_model_only_where_states_are_reset_at_documents():
 
 @pytest.mark.slow
 def test_the_gates_of_each_kind_of_block_are_among_the_metrics():
-    """At the start the mLSTM's forget gates keep sigmoid of 3 to 6, its input gates' bias is about 0."""
-    model = build_model(ModelConfig(vocab_size=11, dim=16, num_blocks=2, num_heads=2, slstm_positions=(1,)))
+    """At the start the mLSTM's forget gates keep sigmoid of 3 to 6, its input gates' bias is about
+    0.
+    """
+    model = build_model(
+        ModelConfig(vocab_size=11, dim=16, num_blocks=2, num_heads=2, slstm_positions=(1,))
+    )
     for parts in (1, 2):
         step, state = stepper(config(accumulation_steps=parts), model)
         _, metrics = step(state, ragged_batch())
         assert 0.95 < float(metrics["mlstm_forget_gate"]) < 0.998
-        assert abs(float(metrics["mlstm_input_gate"])) < 0.5 and float(metrics["mlstm_input_gate_std"]) > 0
+        assert (
+            abs(float(metrics["mlstm_input_gate"])) < 0.5
+            and float(metrics["mlstm_input_gate_std"]) > 0
+        )
         assert 0.5 < float(metrics["slstm_forget_gate"]) < 1

@@ -1,4 +1,6 @@
-"""The smallest run with both kinds of blocks: a config file for tests. Its data path is given by each test."""
+"""The smallest run with both kinds of blocks: a config file for tests. Its data path is given by
+each test.
+"""
 
 from xlstm_jax.config import default_config_dict
 

@@ -1,8 +1,9 @@
 """Model FLOPs per token and the share of the chip's peak that training reaches (MFU).
 
-Counted is the model and not the implementation: the mLSTM in its chunkwise form at chunk length 64 (xLSTM 7B, arXiv 2503.13427,
-appendix D, every elementary function one FLOP), no recomputation, backward = 2 x forward. Matrix products, convolutions and cells
-count; norms, skips and the embedding look-up do not; the vocabulary projection does. A multiply-add is two FLOPs.
+Counted is the model and not the implementation: the mLSTM in its chunkwise form at chunk length 64
+(xLSTM 7B, arXiv 2503.13427, appendix D, every elementary function one FLOP), no recomputation,
+backward = 2 x forward. Matrix products, convolutions and cells count; norms, skips and the
+embedding look-up do not; the vocabulary projection does. A multiply-add is two FLOPs.
 """
 
 from xlstm_jax.config import ModelConfig
@@ -10,8 +11,8 @@ from xlstm_jax.config_checks import inner_dim, large_ffn_dim, qk_dim, slstm_ffn_
 
 CHUNK_LENGTH = 64
 
-# Dense bfloat16 FLOP/s of one device, by the beginning of jax's `device_kind`; the manufacturers' data sheets. The longest
-# beginning wins. GPU numbers are those without sparsity.
+# Dense bfloat16 FLOP/s of one device, by the beginning of jax's `device_kind`; the manufacturers'
+# data sheets. The longest beginning wins. GPU numbers are those without sparsity.
 PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100 PCIe": 756e12,
@@ -29,7 +30,9 @@ UNKNOWN_TPUS = ("TPU v4 lite", "TPU v4i")  # inference chips that share a beginn
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Dense bfloat16 FLOP/s of a device; None for a chip that is not in the table, a CPU for example."""
+    """Dense bfloat16 FLOP/s of a device; None for a chip that is not in the table, a CPU for
+    example.
+    """
     known = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
     if not known or device_kind.startswith(UNKNOWN_TPUS):
         return None
@@ -49,10 +52,11 @@ def mlstm_cell_flops(qk_dim: int, value_dim: int, chunk_length: int = CHUNK_LENG
 
 
 def slstm_cell_flops(dim: int, num_heads: int) -> float:
-    """Forward FLOPs of one token over all heads: the recurrent product of four gates, and 24 elementwise ones per channel.
+    """Forward FLOPs of one token over all heads: the recurrent product of four gates, and 24
+    elementwise ones per channel.
 
-    Per channel: 8 add recurrence and bias to the gates, 3 make the stabiliser, 4 the two exponential gates, 2 tanh and sigmoid,
-    5 the new c and n, 2 the output.
+    Per channel: 8 add recurrence and bias to the gates, 3 make the stabiliser, 4 the two
+    exponential gates, 2 tanh and sigmoid, 5 the new c and n, 2 the output.
     """
     head_dim = dim // num_heads
     return 2 * 4 * dim * head_dim + 24 * dim
@@ -80,5 +84,8 @@ def block_flops(config: ModelConfig, kind: str) -> float:
 
 def training_flops_per_token(config: ModelConfig) -> float:
     """Forward and backward."""
-    forward = sum(block_flops(config, kind) for kind in config.block_kinds) + 2 * config.dim * config.vocab_size
+    forward = (
+        sum(block_flops(config, kind) for kind in config.block_kinds)
+        + 2 * config.dim * config.vocab_size
+    )
     return 3 * forward

@@ -1,4 +1,6 @@
-"""What a compiled program does, read from its HLO text: bytes of collectives and calls of kernels, loops counted with their trips."""
+"""What a compiled program does, read from its HLO text: bytes of collectives and calls of kernels,
+loops counted with their trips.
+"""
 
 import collections
 import functools
@@ -19,7 +21,9 @@ KERNELS = {
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
+_CALLED = re.compile(
+    r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}"
+)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _BOUND = re.compile(r" s32\[\]\S* constant\((\d+)\)")
@@ -28,10 +32,12 @@ _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 
 
 def collective_bytes(text: str) -> dict[str, int]:
-    """Bytes of the results of all collectives of one run on one device, by kind; those that do not occur are left out.
+    """Bytes of the results of all collectives of one run on one device, by kind; those that do not
+    occur are left out.
 
-    Where the TPU compiler hides one behind other work it appears as a chain of instructions, each with the whole result, some of them
-    within loops that have nothing to do with it: a chain counts once, as often as the least of them.
+    Where the TPU compiler hides one behind other work it appears as a chain of instructions, each
+    with the whole result, some of them within loops that have nothing to do with it: a chain counts
+    once, as often as the least of them.
     """
     total: dict[str, int] = collections.defaultdict(int)
     chains: dict[tuple[str, ...], int] = {}
@@ -39,7 +45,9 @@ def collective_bytes(text: str) -> dict[str, int]:
         kind = opcode.removesuffix("-start")
         if kind not in COLLECTIVES:
             continue
-        moved = times * _result_bytes(result, started=opcode.endswith("-start") and kind != "all-reduce")
+        moved = times * _result_bytes(
+            result, started=opcode.endswith("-start") and kind != "all-reduce"
+        )
         if match := _CHAIN.search(line):
             chain = (kind, *match.groups())
             chains[chain] = min(moved, chains.get(chain, moved))
@@ -90,7 +98,9 @@ def _instructions(text: str) -> Iterator[tuple[int, str, str, str]]:
 
 
 def _times(bodies: Mapping[str, list[str]], entry: str | None) -> dict[str, int]:
-    """How often each computation runs; a branch counts as taken, a loop without a known number of trips as one."""
+    """How often each computation runs; a branch counts as taken, a loop without a known number of
+    trips as one.
+    """
     callers: dict[str, list[tuple[str, int]]] = collections.defaultdict(list)
     for name, lines in bodies.items():
         for line in lines:
@@ -108,7 +118,9 @@ def _times(bodies: Mapping[str, list[str]], entry: str | None) -> dict[str, int]
 
 
 def _trips(loop: str, bodies: Mapping[str, list[str]]) -> int:
-    """How often a loop runs. The TPU compiler doesn't say: there its condition compares a counter, which begins at 0, with a constant."""
+    """How often a loop runs. The TPU compiler doesn't say: there its condition compares a counter,
+    which begins at 0, with a constant.
+    """
     if match := _TRIPS.search(loop):
         return int(match[1])
     condition = bodies.get(_CONDITION.search(loop)[1], [])

@@ -1,6 +1,8 @@
-"""Documents out of files: .jsonl, .jsonl.gz, .jsonl.zst, .parquet and .txt, as a stream of pieces in bounded memory.
+"""Documents out of files: .jsonl, .jsonl.gz, .jsonl.zst, .parquet and .txt, as a stream of pieces
+in bounded memory.
 
-What can't be read is handed to `on_damage` with its line (for parquet: its row), counting from 1; everything else is yielded.
+What can't be read is handed to `on_damage` with its line (for parquet: its row), counting from 1;
+everything else is yielded.
 """
 
 import codecs
@@ -47,12 +49,15 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".parq
 OnDamage = Callable[[Damage], None]
 
 
-def read_documents(path: pathlib.Path, field: str, join: bool, on_damage: OnDamage) -> Iterator[Piece]:
+def read_documents(
+    path: pathlib.Path, field: str, join: bool, on_damage: OnDamage
+) -> Iterator[Piece]:
     """The documents of a file, in order: its records' `field`, or the whole text of a .txt file.
 
     Args:
         field: name of the text in a record of JSON or parquet.
-        join: all records of the file are one document, as in the parquet files of WikiText, whose records are lines.
+        join: all records of the file are one document, as in the parquet files of WikiText, whose
+            records are lines.
 
     Raises:
         UserError: a suffix that is not in `SUFFIXES`, or a package is missing.
@@ -65,7 +70,9 @@ def read_documents(path: pathlib.Path, field: str, join: bool, on_damage: OnDama
     elif name.endswith(SUFFIXES):
         records = _json_records(path, field, on_damage)
     else:
-        raise UserError(f"{str(path)!r} has no suffix that can be read; these can: {', '.join(SUFFIXES)}")
+        raise UserError(
+            f"{str(path)!r} has no suffix that can be read; these can: {', '.join(SUFFIXES)}"
+        )
     return _joined(records) if join else _separate(records, on_damage)
 
 
@@ -131,7 +138,9 @@ def _is_unicode(text: str) -> bool:
 
 
 def _lines(path: pathlib.Path, on_damage: OnDamage) -> Iterator[bytes | None]:
-    """Lines without their ends; None in place of one that is too long. Broken compression ends them."""
+    """Lines without their ends; None in place of one that is too long. Broken compression ends
+    them.
+    """
     pending, size, number = [], 0, 1
     try:
         for block in _blocks(path):
@@ -160,17 +169,21 @@ def _blocks(path: pathlib.Path) -> Iterator[bytes]:
             import zstandard
         except ImportError:
             raise UserError(MISSING_EXTRA.format("reading .zst")) from None
-        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)  # what `zstd` itself takes without --long=31
+        # what `zstd` itself takes without --long=31
+        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
         yield from _decompressed(path, decompressor.decompressobj, zstandard.ZstdError)
     elif name.endswith(".gz"):
-        yield from _decompressed(path, lambda: zlib.decompressobj(wbits=31), zlib.error)  # 31: gzip, with its checksum
+        # 31: gzip, with its checksum
+        yield from _decompressed(path, lambda: zlib.decompressobj(wbits=31), zlib.error)
     else:
         with open(path, "rb") as file:
             while block := file.read(BLOCK):
                 yield block
 
 
-def _decompressed(path: pathlib.Path, new_frame: Callable[[], Any], error_type: type[Exception]) -> Iterator[bytes]:
+def _decompressed(
+    path: pathlib.Path, new_frame: Callable[[], Any], error_type: type[Exception]
+) -> Iterator[bytes]:
     """The frames (members) of a file, one after another, all that can be had before an error."""
     frame = None
     try:
@@ -187,7 +200,9 @@ def _decompressed(path: pathlib.Path, new_frame: Callable[[], Any], error_type: 
         raise EOFError("the file ends in the middle of compressed data")
 
 
-def _parquet_records(path: pathlib.Path, field: str, on_damage: OnDamage) -> Iterator[tuple[int, str]]:
+def _parquet_records(
+    path: pathlib.Path, field: str, on_damage: OnDamage
+) -> Iterator[tuple[int, str]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -200,7 +215,11 @@ def _parquet_records(path: pathlib.Path, field: str, on_damage: OnDamage) -> Ite
             schema = file.schema_arrow
             kind = schema.field(field).type if field in schema.names else None
             if kind not in (pyarrow.string(), pyarrow.large_string()):
-                found = f"no {field!r} among {', '.join(schema.names[:8])}" if kind is None else f"{field!r} is {kind}"
+                found = (
+                    f"no {field!r} among {', '.join(schema.names[:8])}"
+                    if kind is None
+                    else f"{field!r} is {kind}"
+                )
                 on_damage(Damage(1, "field", found))
                 return
             for batch in file.iter_batches(ROWS, columns=[field], use_threads=False):
@@ -228,7 +247,11 @@ def _read_text(path: pathlib.Path, on_damage: OnDamage) -> Iterator[Piece]:
             line += block.count(b"\n")
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        on_damage(Damage(line + error.object.count(b"\n", 0, error.start), "utf-8", "the file is left out"))
+        on_damage(
+            Damage(
+                line + error.object.count(b"\n", 0, error.start), "utf-8", "the file is left out"
+            )
+        )
         return
     if not path.stat().st_size:
         on_damage(Damage(1, "empty", ""))

@@ -1,4 +1,6 @@
-"""Text pieces to tokens: many documents at a time, and a long one in parts that give the tokens of the whole."""
+"""Text pieces to tokens: many documents at a time, and a long one in parts that give the tokens of
+the whole.
+"""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -8,7 +10,9 @@ import numpy as np
 from xlstm_jax.data.documents import Piece
 from xlstm_jax.data.tokenizer import Tokenizer
 
-BATCH = 1 << 20  # characters tokenized at a time; the `tokenizers` library takes about 150 bytes for each token of them
+# characters tokenized at a time; the `tokenizers` library takes about 150 bytes for each token of
+# them
+BATCH = 1 << 20
 LONGEST = 1 << 20  # characters of a part
 SEARCH = 1 << 16  # how far before the end of a part a place to cut is looked for
 WINDOW = 256  # characters on either side on which a cut is tried
@@ -36,10 +40,15 @@ class Tokens:
     @property
     def bytes(self) -> int:
         """Of the text, as UTF-8."""
-        return sum(len(part.text) if part.text.isascii() else len(part.text.encode()) for part in self.parts)
+        return sum(
+            len(part.text) if part.text.isascii() else len(part.text.encode())
+            for part in self.parts
+        )
 
     def up_to_document_end(self, tokens: int, end_of_text: int) -> "Tokens | None":
-        """What there is up to the first document's end at which there are at least so many tokens; None if there is none."""
+        """What there is up to the first document's end at which there are at least so many tokens;
+        None if there is none.
+        """
         ends = np.flatnonzero(self.ids == end_of_text)
         documents = int(np.searchsorted(ends, tokens - 1)) + 1
         if documents > len(ends):
@@ -62,7 +71,9 @@ def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Tok
 
 
 def _encode(batch: list[Piece], tokenizer: Tokenizer) -> Tokens:
-    return Tokens(tokenizer.encode_batch([part.text for part in batch], [part.last for part in batch]), batch)
+    return Tokens(
+        tokenizer.encode_batch([part.text for part in batch], [part.last for part in batch]), batch
+    )
 
 
 def _parts(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Piece]:
@@ -81,10 +92,12 @@ def _parts(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Piece]:
 
 
 def find_cut(text: str, start: int, end: int, tokenizer: Tokenizer) -> int:
-    """The last place between `start` and `end` where a cut leaves the tokens as they are; tried on the text around it.
+    """The last place between `start` and `end` where a cut leaves the tokens as they are; tried on
+    the text around it.
 
-    Ends of words come first, then changes between letters, digits and the rest. Where neither is found within `SEARCH` characters,
-    `end` itself: the text stays whole, a word of 65,536 letters gets other tokens.
+    Ends of words come first, then changes between letters, digits and the rest. Where neither is
+    found within `SEARCH` characters, `end` itself: the text stays whole, a word of 65,536 letters
+    gets other tokens.
     """
     start = max(end - SEARCH, start + 1)
     for pattern in (WORD_ENDS, KIND_CHANGES):
@@ -92,6 +105,8 @@ def find_cut(text: str, start: int, end: int, tokenizer: Tokenizer) -> int:
         for place in places[: -TRIES - 1 : -1]:
             before, after = text[max(place - WINDOW, 0) : place], text[place : place + WINDOW]
             whole = tokenizer.encode(before + after)
-            if np.array_equal(whole, np.concatenate([tokenizer.encode(before), tokenizer.encode(after)])):
+            if np.array_equal(
+                whole, np.concatenate([tokenizer.encode(before), tokenizer.encode(after)])
+            ):
                 return place
     return end

@@ -1,7 +1,9 @@
-"""Files of the Hugging Face hub (or of the server that HF_ENDPOINT names), checked by size and hash.
+"""Files of the Hugging Face hub (or of the server that HF_ENDPOINT names), checked by size and
+hash.
 
-`huggingface_hub` lists them and knows addresses and tokens. Its downloads begin anew in every process, so files are fetched here: what
-has arrived stays in a `.partial` file, and the next attempt, in this process or a later one, asks for the rest.
+`huggingface_hub` lists them and knows addresses and tokens. Its downloads begin anew in every
+process, so files are fetched here: what has arrived stays in a `.partial` file, and the next
+attempt, in this process or a later one, asks for the rest.
 """
 
 import fcntl
@@ -23,7 +25,8 @@ TOKENIZER = "tokenizer.json"
 
 
 def list_files(name: str) -> tuple[str, list[tuple[str, int, str | None]]]:
-    """The data set with its commit, "owner/name@commit", and its files: path, bytes, sha256 where it is known.
+    """The data set with its commit, "owner/name@commit", and its files: path, bytes, sha256 where
+    it is known.
 
     `name` is "owner/name" or "owner/name@revision".
 
@@ -36,16 +39,24 @@ def list_files(name: str) -> tuple[str, list[tuple[str, int, str | None]]]:
     try:
         commit = api.dataset_info(repo, revision=revision or "main").sha
         tree = api.list_repo_tree(repo, recursive=True, revision=commit, repo_type="dataset")
-        files = [(entry.path, entry.size, entry.lfs and entry.lfs.sha256) for entry in tree if isinstance(entry, library.hf_api.RepoFile)]
+        files = [
+            (entry.path, entry.size, entry.lfs and entry.lfs.sha256)
+            for entry in tree
+            if isinstance(entry, library.hf_api.RepoFile)
+        ]
     except Exception as error:  # the library raises many types, httpx's among them
         raise UserError(
-            f"{name!r} is no file or folder, and as a data set it can't be listed on {_endpoint()}: {_first_line(error)}"
+            f"{name!r} is no file or folder, and as a data set it can't be listed on "
+            f"{_endpoint()}: {_first_line(error)}"
         ) from None
     return f"{repo}@{commit}", files
 
 
-def download(name: str, file: str, size: int, sha256: str | None, folder: pathlib.Path) -> pathlib.Path:
-    """Downloads one file of a data set "owner/name@commit" into `folder`, or finds it there; returns its path.
+def download(
+    name: str, file: str, size: int, sha256: str | None, folder: pathlib.Path
+) -> pathlib.Path:
+    """Downloads one file of a data set "owner/name@commit" into `folder`, or finds it there;
+    returns its path.
 
     Raises:
         UserError: it can't be had, or its size or hash is not what the hub says.
@@ -56,10 +67,13 @@ def download(name: str, file: str, size: int, sha256: str | None, folder: pathli
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     repo, _, commit = name.partition("@")
-    url = _library().hf_hub_url(repo, file, repo_type="dataset", revision=commit, endpoint=_endpoint())
+    url = _library().hf_hub_url(
+        repo, file, repo_type="dataset", revision=commit, endpoint=_endpoint()
+    )
     for _ in range(WRONG):
         with open(partial, "ab") as output:
-            fcntl.flock(output, fcntl.LOCK_EX)  # a worker whose parent was killed may still be writing
+            # a worker whose parent was killed may still be writing
+            fcntl.flock(output, fcntl.LOCK_EX)
             problem = _fetch(url, output, size)
         if problem is None and (problem := _difference(partial, size, sha256)) is None:
             partial.replace(path)
@@ -67,7 +81,10 @@ def download(name: str, file: str, size: int, sha256: str | None, folder: pathli
         if partial.stat().st_size < size:
             break  # what there is can be right: a later attempt goes on
         partial.unlink()
-    raise UserError(f"{file!r} of {name!r} can't be downloaded from {_endpoint()}: {problem}; the same command goes on from here")
+    raise UserError(
+        f"{file!r} of {name!r} can't be downloaded from {_endpoint()}: {problem}; the same command "
+        f"goes on from here"
+    )
 
 
 def download_tokenizer(name: str, folder: pathlib.Path) -> pathlib.Path:
@@ -77,15 +94,20 @@ def download_tokenizer(name: str, folder: pathlib.Path) -> pathlib.Path:
         UserError: it can't be had.
     """
     try:
-        return pathlib.Path(_library().hf_hub_download(name, TOKENIZER, local_dir=folder, endpoint=_endpoint()))
+        return pathlib.Path(
+            _library().hf_hub_download(name, TOKENIZER, local_dir=folder, endpoint=_endpoint())
+        )
     except Exception as error:
         raise UserError(
-            f"--tokenizer {name!r} is no file, and its {TOKENIZER} can't be had from {_endpoint()}: {_first_line(error)}"
+            f"--tokenizer {name!r} is no file, and its {TOKENIZER} can't be had from "
+            f"{_endpoint()}: {_first_line(error)}"
         ) from None
 
 
 def _fetch(url: str, output, size: int) -> str | None:
-    """Appends what is missing of `size` bytes, whatever happens to the connection; else what went wrong, in words."""
+    """Appends what is missing of `size` bytes, whatever happens to the connection; else what went
+    wrong, in words.
+    """
     failures, problem = 0, None
     while (have := output.seek(0, os.SEEK_END)) < size:
         if failures == ATTEMPTS:
@@ -109,7 +131,8 @@ def _fetch(url: str, output, size: int) -> str | None:
 def _append(url: str, output, have: int) -> None:
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     for key, value in _library().utils.build_hf_headers().items():
-        request.add_unredirected_header(key, value)  # the token is for the hub, not for where it sends us
+        # the token is for the hub, not for where it sends us
+        request.add_unredirected_header(key, value)
     with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         if have and response.status != http.HTTPStatus.PARTIAL_CONTENT:
             output.truncate(0)  # the server begins anew
@@ -138,7 +161,9 @@ def _library():
         import huggingface_hub
         import huggingface_hub.hf_api
     except ImportError:
-        raise UserError("sources on the hub need the extra `hf`: pip install 'xlstm-jax-stack[hf]'") from None
+        raise UserError(
+            "sources on the hub need the extra `hf`: pip install 'xlstm-jax-stack[hf]'"
+        ) from None
     return huggingface_hub
 
 

@@ -1,7 +1,7 @@
 """What lies in a prepared folder: `python -m xlstm_jax.data.inspect DIR`.
 
-Prints each split's manifest in words, verifies every hash, shows documents decoded and how long they are. The exit status is 1 where
-something is damaged.
+Prints each split's manifest in words, verifies every hash, shows documents decoded and how long
+they are. The exit status is 1 where something is damaged.
 """
 
 import pathlib
@@ -41,16 +41,24 @@ def _command(argv: list[str]) -> bool:
     folder = argv.pop(1) if len(argv) > 1 and not argv[1].startswith("-") else None
     flags = command_line.parse(argv, USAGE, FLAGS)
     if folder is None:
-        raise UserError("the folder is missing; give it first, e.g. python -m xlstm_jax.data.inspect data/slimpajama-gpt2")
+        raise UserError(
+            "the folder is missing; give it first, e.g. python -m xlstm_jax.data.inspect "
+            "data/slimpajama-gpt2"
+        )
     if not shards.is_prepared(folder):
-        raise UserError(f"{folder!r} holds no prepared data: neither train/ nor validation/ has a manifest")
+        raise UserError(
+            f"{folder!r} holds no prepared data: neither train/ nor validation/ has a manifest"
+        )
     if flags["verify"].value not in (None, "yes", "no"):
         raise UserError(f"--verify is {flags['verify'].value!r}; it must be 'yes' or 'no'")
     shown = command_line.number(flags, "documents")
     splits = [flags["split"].value] if flags["split"].value else [
         split for split in ("train", "validation") if (pathlib.Path(folder) / split / shards.MANIFEST).exists()
     ]  # fmt: skip
-    problems = [inspect(folder, split, 3 if shown is None else shown, flags["verify"].value != "no") for split in splits]
+    problems = [
+        inspect(folder, split, 3 if shown is None else shown, flags["verify"].value != "no")
+        for split in splits
+    ]
     return any(problems)
 
 
@@ -64,19 +72,36 @@ def inspect(folder: str, split: str, shown: int, verify: bool) -> list[str]:
     tokens = shards.open_shards(folder, manifest)
     tokenizer, problems = _tokenizer(folder, manifest)
     print(describe(folder, manifest))
-    for number, (start, stop) in enumerate(_first_documents(tokens, manifest.end_of_text, shown), 1):
-        print(f"\ndocument {number}, {stop - start:,} tokens:\n{_shortened(tokens[start:stop], tokenizer)}")
+    for number, (start, stop) in enumerate(
+        _first_documents(tokens, manifest.end_of_text, shown), 1
+    ):
+        print(
+            f"\ndocument {number}, {stop - start:,} "
+            f"tokens:\n{_shortened(tokens[start:stop], tokenizer)}"
+        )
 
     if verify:
-        with tqdm.tqdm(total=len(manifest.shards), unit="shard", desc=f"{split}: sha256", file=sys.stderr) as bar:
-            problems += [f"{name}: its content is not what was prepared" for name in shards.verify(folder, manifest, bar.update)]
-    lengths = document_lengths(tokens, manifest, len(tokens) if verify else min(len(tokens), manifest.shards[0].tokens + 1))
+        with tqdm.tqdm(
+            total=len(manifest.shards), unit="shard", desc=f"{split}: sha256", file=sys.stderr
+        ) as bar:
+            problems += [
+                f"{name}: its content is not what was prepared"
+                for name in shards.verify(folder, manifest, bar.update)
+            ]
+    lengths = document_lengths(
+        tokens, manifest, len(tokens) if verify else min(len(tokens), manifest.shards[0].tokens + 1)
+    )
     if verify and len(lengths) != manifest.documents:
-        problems.append(f"{len(lengths):,} documents were found, the manifest says {manifest.documents:,}")
+        problems.append(
+            f"{len(lengths):,} documents were found, the manifest says {manifest.documents:,}"
+        )
     print(f"\ntokens per document, end of text included{'' if verify else ', in the first shard'}:")
     print(histogram(lengths))
     if verify:
-        print("\n".join(f"DAMAGED: {problem}" for problem in problems) or f"{split}: every shard is as it was prepared")
+        print(
+            "\n".join(f"DAMAGED: {problem}" for problem in problems)
+            or f"{split}: every shard is as it was prepared"
+        )
     print(flush=True)
     return problems
 
@@ -84,13 +109,29 @@ def inspect(folder: str, split: str, shown: int, verify: bool) -> list[str]:
 def describe(folder: str, manifest: shards.Manifest) -> str:
     """A manifest in words."""
     size = manifest.tokens * np.dtype(manifest.dtype).itemsize
-    ids, end, tokenizer_hash = manifest.vocab_size, manifest.end_of_text, manifest.tokenizer_hash[:12]
-    request, damaged = manifest.request, ", ".join(f"{count:,} {kind}" for kind, count in manifest.damaged.items())
+    ids, end, tokenizer_hash = (
+        manifest.vocab_size,
+        manifest.end_of_text,
+        manifest.tokenizer_hash[:12],
+    )
+    request, damaged = (
+        manifest.request,
+        ", ".join(f"{count:,} {kind}" for kind, count in manifest.damaged.items()),
+    )
     lines = [
-        f"{folder}, {manifest.split}: {manifest.tokens:,} tokens, {size / 1e9:,.2f} GB, {len(manifest.shards):,} shards",
-        f"  documents   {manifest.documents:,}, on average {manifest.tokens / manifest.documents:,.0f} tokens",
+        (
+            f"{folder}, {manifest.split}: {manifest.tokens:,} tokens, {size / 1e9:,.2f} GB, "
+            f"{len(manifest.shards):,} shards"
+        ),
+        (
+            f"  documents   {manifest.documents:,}, on average "
+            f"{manifest.tokens / manifest.documents:,.0f} tokens"
+        ),
         f"  text        {manifest.bytes:,} bytes, {manifest.bytes / manifest.tokens:.3f} per token",
-        f"  tokenizer   {manifest.tokenizer!r}, {ids:,} ids, {end} ends a text; sha256 {tokenizer_hash}...",
+        (
+            f"  tokenizer   {manifest.tokenizer!r}, {ids:,} ids, {end} ends a text; sha256 "
+            f"{tokenizer_hash}..."
+        ),
         f"  source      {manifest.source}, {len(manifest.inputs):,} files",
         f"  left out    {damaged or 'nothing'}",
     ]
@@ -98,20 +139,28 @@ def describe(folder: str, manifest: shards.Manifest) -> str:
         first, last = manifest.inputs[0].file, manifest.inputs[-1].file
         lines.append(f"  order       {first} ... {last}")
     if request.get("max_tokens"):
-        lines.append(f"  limit       ended with the document that reached {request['max_tokens']:,} tokens")
+        lines.append(
+            f"  limit       ended with the document that reached {request['max_tokens']:,} tokens"
+        )
     return "\n".join(lines)
 
 
-def document_lengths(tokens: shards.ShardedTokens, manifest: shards.Manifest, stop: int) -> np.ndarray:
+def document_lengths(
+    tokens: shards.ShardedTokens, manifest: shards.Manifest, stop: int
+) -> np.ndarray:
     """Tokens of each document among the first `stop` tokens, its end-of-text token included."""
     ends = [np.zeros(1, np.int64)]
     for start in range(0, stop, READ):
-        ends.append(np.flatnonzero(tokens[start : min(start + READ, stop)] == manifest.end_of_text) + start)
+        ends.append(
+            np.flatnonzero(tokens[start : min(start + READ, stop)] == manifest.end_of_text) + start
+        )
     return np.diff(np.concatenate(ends)[1:])
 
 
 def histogram(lengths: np.ndarray) -> str:
-    """Lengths in classes of powers of two: how many documents, their share of all tokens, a bar of that share."""
+    """Lengths in classes of powers of two: how many documents, their share of all tokens, a bar of
+    that share.
+    """
     if not len(lengths):
         return "  no document"
     classes = np.frexp(lengths.astype(float))[1] - 1  # 2**k <= length < 2**(k+1)
@@ -119,7 +168,10 @@ def histogram(lengths: np.ndarray) -> str:
     for k in range(classes.min(), classes.max() + 1):
         chosen = lengths[classes == k]
         share = chosen.sum() / lengths.sum()
-        lines.append(f"  {1 << k:>11,}-{(2 << k) - 1:<11,} {len(chosen):>12,}  {share:6.1%} {'#' * round(BAR * share)}")
+        lines.append(
+            f"  {1 << k:>11,}-{(2 << k) - 1:<11,} {len(chosen):>12,}  {share:6.1%} "
+            f"{'#' * round(BAR * share)}"
+        )
     return "\n".join([f"  {'length':^23} {'documents':>12}  tokens", *lines])
 
 
@@ -129,10 +181,14 @@ def _tokenizer(folder: str, manifest: shards.Manifest) -> tuple[Tokenizer | None
     if name != "byte" and not path.exists():
         return None, [f"{path} is missing"]
     tokenizer = load_tokenizer(name)
-    return tokenizer, [] if tokenizer.hash == manifest.tokenizer_hash else [f"{path} is not the tokenizer of the manifest"]
+    return tokenizer, [] if tokenizer.hash == manifest.tokenizer_hash else [
+        f"{path} is not the tokenizer of the manifest"
+    ]
 
 
-def _first_documents(tokens: shards.ShardedTokens, end_of_text: int, count: int) -> Iterator[tuple[int, int]]:
+def _first_documents(
+    tokens: shards.ShardedTokens, end_of_text: int, count: int
+) -> Iterator[tuple[int, int]]:
     """Start and end of the first documents, end of text excluded."""
     begin, start = 1, 1
     while count and start < len(tokens):
@@ -146,7 +202,11 @@ def _shortened(ids: np.ndarray, tokenizer: Tokenizer | None) -> str:
     if tokenizer is None:
         return str(ids)
     text = tokenizer.decode(ids)
-    return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]}\n[... {len(text) - 2 * SHOWN:,} characters ...]\n{text[-SHOWN:]}"
+    return (
+        text
+        if len(text) <= 2 * SHOWN
+        else f"{text[:SHOWN]}\n[... {len(text) - 2 * SHOWN:,} characters ...]\n{text[-SHOWN:]}"
+    )
 
 
 if __name__ == "__main__":

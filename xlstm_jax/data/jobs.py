@@ -1,4 +1,6 @@
-"""One job of a preparation: some input files become one shard, always the same bytes, in bounded memory."""
+"""One job of a preparation: some input files become one shard, always the same bytes, in bounded
+memory.
+"""
 
 import collections
 import dataclasses
@@ -67,10 +69,16 @@ Progress = Callable[[int, int], None]  # tokens and bytes of input since the las
 
 
 class Problems:
-    """What a job leaves out, named in a file line by line and counted by kind; or an error, where it has to `fail`."""
+    """What a job leaves out, named in a file line by line and counted by kind; or an error, where
+    it has to `fail`.
+    """
 
     def __init__(self, path: pathlib.Path, fail: bool):
-        self._path, self._partial, self._fail = path, path.with_name(f"{path.name}.{os.getpid()}.partial"), fail
+        self._path, self._partial, self._fail = (
+            path,
+            path.with_name(f"{path.name}.{os.getpid()}.partial"),
+            fail,
+        )
         self._file = open(self._partial, "w")
         self.counts: collections.Counter[str] = collections.Counter()
         self.latest: Damage | None = None
@@ -79,7 +87,8 @@ class Problems:
         """One record of a file."""
         if self._fail:
             raise UserError(
-                f"{file}, line {damage.line}: {KINDS[damage.kind]} {damage.detail}; mend it, or leave such records out with "
+                f"{file}, line {damage.line}: {KINDS[damage.kind]} {damage.detail}; mend it, or "
+                f"leave such records out with "
                 "--on-damage=skip"
             )
         self.counts[damage.kind] += 1
@@ -96,12 +105,19 @@ class Problems:
 
 
 def run_job(
-    number: int, files: tuple[InputFile, ...], limit: int | None, settings: Settings, tokenizer: Tokenizer, progress: Progress
+    number: int,
+    files: tuple[InputFile, ...],
+    limit: int | None,
+    settings: Settings,
+    tokenizer: Tokenizer,
+    progress: Progress,
 ) -> Done:
-    """Makes the shard, the report of what was left out, and at last the record; all three lie in `settings.output`.
+    """Makes the shard, the report of what was left out, and at last the record; all three lie in
+    `settings.output`.
 
     Raises:
-        UserError: damage where `settings.fail` asks for it, a file that can't be had, or a first file without any text.
+        UserError: damage where `settings.fail` asks for it, a file that can't be had, or a first
+            file without any text.
     """
     writer = ShardWriter(settings.output / shard_name(number), dtype_of(tokenizer.vocab_size))
     problems = Problems(problems_of(settings.output, number), settings.fail)
@@ -111,7 +127,9 @@ def run_job(
         path = _local(file, settings)
         on_damage = functools.partial(problems.add, file.name)
         before, before_documents = writer.tokens, documents
-        for tokens in encode_pieces(read_documents(path, settings.field, settings.join, on_damage), tokenizer):
+        for tokens in encode_pieces(
+            read_documents(path, settings.field, settings.join, on_damage), tokenizer
+        ):
             end = None if limit is None else _end(tokens, limit - writer.tokens, tokenizer)
             tokens = end or tokens
             writer.write(tokens.ids)
@@ -121,10 +139,19 @@ def run_job(
                 break
         progress(0, file.size)
         inputs.append(
-            Input(file.name, file.size, file.sha256, writer.path.name, documents - before_documents, writer.tokens - before)
+            Input(
+                file.name,
+                file.size,
+                file.sha256,
+                writer.path.name,
+                documents - before_documents,
+                writer.tokens - before,
+            )
         )
         if number == 0 and len(inputs) == 1 and not documents and problems.counts["field"]:
-            raise UserError(f"{file.name} has no text: {problems.latest.detail}; name the field with --field")
+            raise UserError(
+                f"{file.name} has no text: {problems.latest.detail}; name the field with --field"
+            )
         if settings.folder is None and not settings.keep_downloads:
             path.unlink()
         if limit is not None and writer.tokens >= limit:
@@ -135,7 +162,9 @@ def run_job(
     if not shard.tokens:
         writer.path.unlink()
     counts = dict(sorted(problems.counts.items()))
-    done = Done(number, limit, shard if shard.tokens else None, documents, num_bytes, counts, tuple(inputs))
+    done = Done(
+        number, limit, shard if shard.tokens else None, documents, num_bytes, counts, tuple(inputs)
+    )
     write_whole(record_of(settings.output, number), json.dumps(dataclasses.asdict(done)))
     return done
 
@@ -145,7 +174,13 @@ def read_done(output: pathlib.Path, number: int, itemsize: int) -> Done | None:
     try:
         values = json.loads(record_of(output, number).read_text())
         shard = values["shard"] and Shard(**values["shard"])
-        done = Done(**{**values, "shard": shard, "inputs": tuple(Input(**entry) for entry in values["inputs"])})
+        done = Done(
+            **{
+                **values,
+                "shard": shard,
+                "inputs": tuple(Input(**entry) for entry in values["inputs"]),
+            }
+        )
     except (OSError, ValueError, TypeError, KeyError):
         return None
     path = output / shard_name(number)
@@ -165,10 +200,15 @@ def problems_of(output: pathlib.Path, number: int) -> pathlib.Path:
 
 def _local(file: InputFile, settings: Settings) -> pathlib.Path:
     if settings.folder is None:
-        return hub.download(settings.source, file.name, file.size, file.sha256, settings.output / DOWNLOADS)
+        return hub.download(
+            settings.source, file.name, file.size, file.sha256, settings.output / DOWNLOADS
+        )
     path = settings.folder / file.name
     if not path.is_file() or path.stat().st_size != file.size:
-        raise UserError(f"{str(path)!r} has changed since the preparation began; remove {str(settings.output)!r} and begin anew")
+        raise UserError(
+            f"{str(path)!r} has changed since the preparation began; remove "
+            f"{str(settings.output)!r} and begin anew"
+        )
     return path
 
 

@@ -1,8 +1,9 @@
 """Token streams cut into samples and batches.
 
-Sample i of training is a pure function of (stream, seed, context length, i): an epoch is a permutation of the stream's
-non-overlapping windows, and epoch after epoch follows with a new one. Of a mixture, each part has its own epochs. Resuming at a step
-needs the step alone, on any number of hosts.
+Sample i of training is a pure function of (stream, seed, context length, i): an epoch is a
+permutation of the stream's non-overlapping windows, and epoch after epoch follows with a new one.
+Of a mixture, each part has its own epochs. Resuming at a step needs the step alone, on any number
+of hosts.
 """
 
 import functools
@@ -35,7 +36,8 @@ class Batch(NamedTuple):
 
     tokens: Int[Array | np.ndarray, "B T"]  # int32
     targets: Int[Array | np.ndarray, "B T"]  # int32, the next token; -1 where it does not count
-    segment_ids: Int[Array | np.ndarray, "B T"]  # int32, number of the document within the sample; -1 for padding
+    # int32, number of the document within the sample; -1 for padding
+    segment_ids: Int[Array | np.ndarray, "B T"]
 
     @property
     def mask(self) -> Bool[Array | np.ndarray, "B T"]:
@@ -48,21 +50,32 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Batches for the steps after `start_step`, for more epochs than anybody trains.
 
-    Of `parts` hosts, which read different rows of the same batches, host number `part` gets the B/parts rows from part·B/parts on.
+    Of `parts` hosts, which read different rows of the same batches, host number `part` gets the
+    B/parts rows from part·B/parts on.
 
     Raises:
         UserError: the stream is shorter than one sample, or the rows can't be dealt out evenly.
     """
     if config.batch_size % parts:
-        raise UserError(f"config key data.batch_size is {config.batch_size}, which {parts} hosts can't share; use a multiple")
+        raise UserError(
+            f"config key data.batch_size is {config.batch_size}, which {parts} hosts can't share; "
+            f"use a multiple"
+        )
     weights, sources = zip(*source.parts, strict=True) if source.parts else ((1.0,), (source,))
     samples = [_samples(part_source, config, number) for number, part_source in enumerate(sources)]
     dataset = samples[0] if len(samples) == 1 else grain.MapDataset.mix(samples, weights)
-    finish = functools.partial(_stack, end_of_text=source.end_of_text, reset_at_document=config.reset_at_document)
-    dataset = dataset.batch(config.batch_size // parts, batch_fn=finish).slice(slice(start_step * parts + part, None, parts))
-    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD))
+    finish = functools.partial(
+        _stack, end_of_text=source.end_of_text, reset_at_document=config.reset_at_document
+    )
+    dataset = dataset.batch(config.batch_size // parts, batch_fn=finish).slice(
+        slice(start_step * parts + part, None, parts)
+    )
+    dataset = dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
+    )
     if config.workers:
-        if not flags.FLAGS.is_parsed():  # in a notebook or a test; grain's worker processes read absl's flags
+        # in a notebook or a test; grain's worker processes read absl's flags
+        if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
     return _own_batches(iter(dataset), copy=config.workers > 0)
@@ -76,7 +89,8 @@ def eval_batches(
     *,
     reset_at_document: bool = False,
 ) -> Iterator[Batch]:
-    """The stream in order, every token after the first one a target exactly once; the end is padded to whole batches.
+    """The stream in order, every token after the first one a target exactly once; the end is padded
+    to whole batches.
 
     `max_tokens` ends it after that many targets.
     """
@@ -87,18 +101,25 @@ def eval_batches(
         stream = np.asarray(source.tokens[start : min(start + size, targets) + 1])
         count = len(stream) - 1
         stream = np.pad(stream, (0, size - count), constant_values=source.end_of_text)
-        windows = np.lib.stride_tricks.sliding_window_view(stream, context_length + 1)[::context_length]
+        windows = np.lib.stride_tricks.sliding_window_view(stream, context_length + 1)[
+            ::context_length
+        ]
         lengths = np.clip(count - np.arange(0, size, context_length), 0, context_length)
         yield make_batch(windows, source.end_of_text, reset_at_document, lengths)
 
 
 def make_batch(
-    windows: Int[np.ndarray, "B T+1"], end_of_text: int, reset_at_document: bool, lengths: Int[np.ndarray, " B"] | None = None
+    windows: Int[np.ndarray, "B T+1"],
+    end_of_text: int,
+    reset_at_document: bool,
+    lengths: Int[np.ndarray, " B"] | None = None,
 ) -> Batch:
-    """A batch from neighbouring tokens; of a row with fewer than T targets `lengths` tells how many, the rest is padding.
+    """A batch from neighbouring tokens; of a row with fewer than T targets `lengths` tells how
+    many, the rest is padding.
 
-    An end-of-text token is the last of its document. With `reset_at_document` nothing is known when a document's first token is to be
-    predicted, so that it does not count: that target is -1, as those of padding are.
+    An end-of-text token is the last of its document. With `reset_at_document` nothing is known when
+    a document's first token is to be predicted, so that it does not count: that target is -1, as
+    those of padding are.
     """
     windows = windows.astype(np.int32)
     tokens, targets = windows[:, :-1].copy(), windows[:, 1:].copy()
@@ -114,22 +135,44 @@ def make_batch(
 
 
 def document_positions(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """How many tokens of its document stand before each token in its row; on the device, for models that need positions."""
+    """How many tokens of its document stand before each token in its row; on the device, for models
+    that need positions.
+    """
     index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
     begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
     return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
 
 
 def position(source: TokenSource, config: DataConfig, step: int) -> dict[str, int]:
-    """The place in the data after a step, as numbers for a checkpoint; other data give other numbers."""
-    return {"next_sample": step * config.batch_size, "stream_tokens": len(source.tokens), "fingerprint": source.fingerprint}
+    """The place in the data after a step, as numbers for a checkpoint; other data give other
+    numbers.
+    """
+    return {
+        "next_sample": step * config.batch_size,
+        "stream_tokens": len(source.tokens),
+        "fingerprint": source.fingerprint,
+    }
 
 
 def record(source: TokenSource, held_out: dict[str, TokenSource], config: DataConfig) -> str:
-    """What a run is trained and evaluated on, as JSON: files with their hashes, how much of them, in which order."""
-    order = {"seed": config.seed, "context_length": config.context_length, "batch_size": config.batch_size}
-    sets = {name: {**held.record, "tokens": len(held.tokens) - 1} for name, held in held_out.items()}
-    return json.dumps({"train": {**order, **source.record, "tokens": len(source.tokens) - 1}, **sets}, indent=1) + "\n"
+    """What a run is trained and evaluated on, as JSON: files with their hashes, how much of them,
+    in which order.
+    """
+    order = {
+        "seed": config.seed,
+        "context_length": config.context_length,
+        "batch_size": config.batch_size,
+    }
+    sets = {
+        name: {**held.record, "tokens": len(held.tokens) - 1} for name, held in held_out.items()
+    }
+    return (
+        json.dumps(
+            {"train": {**order, **source.record, "tokens": len(source.tokens) - 1}, **sets},
+            indent=1,
+        )
+        + "\n"
+    )
 
 
 def _samples(source: TokenSource, config: DataConfig, number: int) -> grain.MapDataset:
@@ -137,14 +180,17 @@ def _samples(source: TokenSource, config: DataConfig, number: int) -> grain.MapD
     windows = _Windows(source.tokens, config.context_length)
     if not len(windows):
         raise UserError(
-            f"data path {config.path!r} has {len(source.tokens)} tokens, less than one sample of data.context_length "
+            f"data path {config.path!r} has {len(source.tokens)} tokens, less than one sample of "
+            f"data.context_length "
             f"{config.context_length} + 1; give more text or shorten it"
         )
     return grain.MapDataset.source(windows).seed(config.seed + number).shuffle().repeat(EPOCHS)
 
 
 class _Windows:
-    """The non-overlapping stretches of T + 1 tokens of a stream, the last of each being the first of the next."""
+    """The non-overlapping stretches of T + 1 tokens of a stream, the last of each being the first
+    of the next.
+    """
 
     def __init__(self, tokens: Any, context_length: int):
         self._tokens, self._context_length = tokens, context_length
@@ -160,7 +206,8 @@ class _Windows:
 def _own_batches(batches: grain.DatasetIterator, copy: bool) -> Iterator[Batch]:
     """The same batches; threads and processes end with their last user.
 
-    With `copy` in memory of this process: what worker processes hand over lies in shared memory, which grain does not always give back.
+    With `copy` in memory of this process: what worker processes hand over lies in shared memory,
+    which grain does not always give back.
     """
     try:
         for batch in batches:

@@ -1,7 +1,9 @@
-"""Text to token shards: `python -m xlstm_jax.data.prepare --source=SOURCE --tokenizer=TOKENIZER --output=DIR`.
+"""Text to token shards: `python -m xlstm_jax.data.prepare --source=SOURCE --tokenizer=TOKENIZER
+--output=DIR`.
 
-Files are dealt out to processes in jobs; each job makes one shard, whose bytes depend on its files and the tokenizer alone. A run
-that was killed goes on with the same command: finished shards are kept, others begun anew. docs/data.md tells the rest.
+Files are dealt out to processes in jobs; each job makes one shard, whose bytes depend on its files
+and the tokenizer alone. A run that was killed goes on with the same command: finished shards are
+kept, others begun anew. docs/data.md tells the rest.
 """
 
 import contextlib
@@ -21,7 +23,15 @@ import numpy as np
 from xlstm_jax import command_line
 from xlstm_jax.data import hub
 from xlstm_jax.data.jobs import DOWNLOADS, Done, Settings, problems_of, read_done
-from xlstm_jax.data.shards import MANIFEST, Manifest, dtype_of, make_manifest, read_manifest, write_manifest, write_whole
+from xlstm_jax.data.shards import (
+    MANIFEST,
+    Manifest,
+    dtype_of,
+    make_manifest,
+    read_manifest,
+    write_manifest,
+    write_whole,
+)
 from xlstm_jax.data.sources import InputFile, Layout, layout_of, open_source, select
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.data.workers import Workers
@@ -100,7 +110,9 @@ def _splits(given: str | None, source: pathlib.Path) -> list[str]:
     splits = (given or ("train" if source.is_file() else "train,validation")).split(",")
     for split in splits:
         if split not in ("train", "validation"):
-            raise UserError(f"--split is {given!r}; it must be 'train', 'validation' or 'train,validation'")
+            raise UserError(
+                f"--split is {given!r}; it must be 'train', 'validation' or 'train,validation'"
+            )
     return splits
 
 
@@ -113,7 +125,8 @@ def _choice(flags: Any, name: str, choices: tuple[str, ...]) -> str:
 
 
 def install_tokenizer(name: str, output: pathlib.Path) -> Tokenizer:
-    """Loads the tokenizer, which from now on lies in the prepared folder as tokenizer.json, unless it is 'byte'.
+    """Loads the tokenizer, which from now on lies in the prepared folder as tokenizer.json, unless
+    it is 'byte'.
 
     Raises:
         UserError: it can't be had, or the folder holds another one.
@@ -127,10 +140,15 @@ def install_tokenizer(name: str, output: pathlib.Path) -> Tokenizer:
     tokenizer = load_tokenizer(str(path))
     installed = output / TOKENIZER
     if installed.exists() and load_tokenizer(str(installed)).hash != tokenizer.hash:
-        raise UserError(f"{str(output)!r} was prepared with another tokenizer than {name!r}; give another --output")
+        raise UserError(
+            f"{str(output)!r} was prepared with another tokenizer than {name!r}; give another "
+            f"--output"
+        )
     if not installed.exists():
         write_whole(installed, path.read_bytes().decode())
-    return dataclasses.replace(tokenizer, name=name if not pathlib.Path(name).is_file() else path.stem)
+    return dataclasses.replace(
+        tokenizer, name=name if not pathlib.Path(name).is_file() else path.stem
+    )
 
 
 def prepare_split(
@@ -146,7 +164,8 @@ def prepare_split(
     keep_downloads: bool = False,
     job_bytes: int = JOB_BYTES,
 ) -> Manifest:
-    """Prepares `output/split/`, or goes on with it; returns its manifest. What is complete already is left as it is.
+    """Prepares `output/split/`, or goes on with it; returns its manifest. What is complete already
+    is left as it is.
 
     `output` holds the tokenizer already (`install_tokenizer`). One worker works in this process.
 
@@ -157,7 +176,14 @@ def prepare_split(
     folder = output / split
     folder.mkdir(parents=True, exist_ok=True)
     request = Request(
-        source_name, split, layout.files, layout.field, layout.join, layout.holdout_every, max_tokens, tokenizer.hash
+        source_name,
+        split,
+        layout.files,
+        layout.field,
+        layout.join,
+        layout.holdout_every,
+        max_tokens,
+        tokenizer.hash,
     )
     with _locked(folder):
         if (folder / MANIFEST).exists():
@@ -192,7 +218,9 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{str(folder)!r} is being prepared by another process; wait for it") from None
+            raise UserError(
+                f"{str(folder)!r} is being prepared by another process; wait for it"
+            ) from None
         yield
 
 
@@ -200,7 +228,8 @@ def _check_request(folder: pathlib.Path, found: dict[str, Any], request: Request
     for key, value in dataclasses.asdict(request).items():
         if found.get(key) != value:
             raise UserError(
-                f"{str(folder)!r} was begun with {key.replace('_', '-')} {found.get(key)!r}, not {value!r}; give another --output, "
+                f"{str(folder)!r} was begun with {key.replace('_', '-')} {found.get(key)!r}, not "
+                f"{value!r}; give another --output, "
                 "or remove that folder"
             )
 
@@ -208,7 +237,9 @@ def _check_request(folder: pathlib.Path, found: dict[str, Any], request: Request
 def _plan(
     folder: pathlib.Path, request: Request, layout: Layout, job_bytes: int
 ) -> tuple[str, pathlib.Path | None, list[tuple[InputFile, ...]]]:
-    """The source's name, its local folder, and the files of each job; written down at first, so that a later run has the same."""
+    """The source's name, its local folder, and the files of each job; written down at first, so
+    that a later run has the same.
+    """
     path = folder / PLAN
     if path.exists():
         plan = json.loads(path.read_text())
@@ -220,7 +251,9 @@ def _plan(
             "request": dataclasses.asdict(request),
             "source": source.name,
             "folder": source.folder and str(source.folder),
-            "jobs": [[dataclasses.astuple(file) for file in job] for job in _jobs(files, job_bytes)],
+            "jobs": [
+                [dataclasses.astuple(file) for file in job] for job in _jobs(files, job_bytes)
+            ],
         }
         write_whole(path, json.dumps(plan))
     jobs = [tuple(InputFile(*file) for file in job) for job in plan["jobs"]]
@@ -241,13 +274,26 @@ def _jobs(files: tuple[InputFile, ...], job_bytes: int) -> Iterator[list[InputFi
 
 
 def _run(
-    jobs: list[tuple[InputFile, ...]], max_tokens: int | None, settings: Settings, tokenizer: Tokenizer, workers: int
+    jobs: list[tuple[InputFile, ...]],
+    max_tokens: int | None,
+    settings: Settings,
+    tokenizer: Tokenizer,
+    workers: int,
 ) -> Iterator[Done]:
-    """The finished jobs in order, up to the one that reaches `max_tokens`, which is cut off after the document that does."""
+    """The finished jobs in order, up to the one that reaches `max_tokens`, which is cut off after
+    the document that does.
+    """
     itemsize = np.dtype(dtype_of(tokenizer.vocab_size)).itemsize
-    found = {number: done for number in range(len(jobs)) if (done := read_done(settings.output, number, itemsize))}
+    found = {
+        number: done
+        for number in range(len(jobs))
+        if (done := read_done(settings.output, number, itemsize))
+    }
     total_bytes = sum(file.size for job in jobs for file in job)
-    with Workers(settings, tokenizer, workers) as pool, pool.bar(max_tokens, total_bytes) as count_earlier:
+    with (
+        Workers(settings, tokenizer, workers) as pool,
+        pool.bar(max_tokens, total_bytes) as count_earlier,
+    ):
         pending, ahead, tokens = {}, 0, 0
         for number, job in enumerate(jobs):
             while ahead < len(jobs) and len(pending) < 2 * workers:
@@ -268,7 +314,14 @@ def _run(
                 return
 
 
-def _finish(folder: pathlib.Path, source: str, request: Request, tokenizer: Tokenizer, done: list[Done], keep_downloads: bool) -> Manifest:
+def _finish(
+    folder: pathlib.Path,
+    source: str,
+    request: Request,
+    tokenizer: Tokenizer,
+    done: list[Done],
+    keep_downloads: bool,
+) -> Manifest:
     """Writes report and manifest, and removes what served the preparation alone."""
     problems = [problems_of(folder, job.number) for job in done if job.damaged]
     report = folder / f"{REPORT}.{os.getpid()}.partial"
@@ -303,7 +356,12 @@ def _finish(folder: pathlib.Path, source: str, request: Request, tokenizer: Toke
 
 
 def _clean(folder: pathlib.Path, keep_downloads: bool) -> None:
-    for path in [*folder.glob("tokens-*.json"), *folder.glob("*.problems"), *folder.glob("*.partial"), folder / PLAN]:
+    for path in [
+        *folder.glob("tokens-*.json"),
+        *folder.glob("*.problems"),
+        *folder.glob("*.partial"),
+        folder / PLAN,
+    ]:
         path.unlink(missing_ok=True)
     if not keep_downloads:
         shutil.rmtree(folder / DOWNLOADS, ignore_errors=True)
@@ -312,9 +370,14 @@ def _clean(folder: pathlib.Path, keep_downloads: bool) -> None:
 def _summary(folder: pathlib.Path, manifest: Manifest) -> str:
     left_out = sum(manifest.damaged.values())
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in manifest.damaged.items())
-    damage = f"; {left_out:,} damaged records left out ({kinds}), named in {folder / REPORT}" if left_out else ""
+    damage = (
+        f"; {left_out:,} damaged records left out ({kinds}), named in {folder / REPORT}"
+        if left_out
+        else ""
+    )
     return (
-        f"{manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.bytes:,} bytes of text, "
+        f"{manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.bytes:,} bytes "
+        f"of text, "
         f"{len(manifest.shards):,} shards in {folder}{damage}"
     )
 

@@ -1,7 +1,9 @@
-"""Token shards: flat files of unsigned integers and a manifest, the form in which a prepared corpus lies on disk.
+"""Token shards: flat files of unsigned integers and a manifest, the form in which a prepared corpus
+lies on disk.
 
-A prepared folder holds `train/`, `validation/`, each with `manifest.json` and its shards, and `tokenizer.json` where the tokenizer is a
-file. A split's token stream is its shards in the manifest's order; every document ends with the end-of-text token.
+A prepared folder holds `train/`, `validation/`, each with `manifest.json` and its shards, and
+`tokenizer.json` where the tokenizer is a file. A split's token stream is its shards in the
+manifest's order; every document ends with the end-of-text token.
 """
 
 import bisect
@@ -33,7 +35,9 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """A file that tokens were made of, in the order of the tokens. Its sha256 is that of the hub, where it is known."""
+    """A file that tokens were made of, in the order of the tokens. Its sha256 is that of the hub,
+    where it is known.
+    """
 
     file: str
     size: int
@@ -59,18 +63,28 @@ class Manifest:
     shards: tuple[Shard, ...]
     source: str = "memory"
     inputs: tuple[Input, ...] = ()
-    damaged: dict[str, int] = dataclasses.field(default_factory=dict)  # records left out, by kind; report.jsonl names each
-    request: dict = dataclasses.field(default_factory=dict)  # what `xlstm_jax.data.prepare` was asked for
+    # records left out, by kind; report.jsonl names each
+    damaged: dict[str, int] = dataclasses.field(default_factory=dict)
+    # what `xlstm_jax.data.prepare` was asked for
+    request: dict = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 
     def fingerprint(self) -> int:
         """53 bits that another content, order or tokenizer changes; exact as a number of JSON."""
-        content = json.dumps([self.tokenizer_hash, self.dtype, [(shard.tokens, shard.sha256) for shard in self.shards]])
+        content = json.dumps(
+            [
+                self.tokenizer_hash,
+                self.dtype,
+                [(shard.tokens, shard.sha256) for shard in self.shards],
+            ]
+        )
         return int(hashlib.sha256(content.encode()).hexdigest()[:13], 16)
 
 
 class ShardWriter:
-    """One shard while it is written: `path` exists when it is complete, and a killed process leaves a `.partial` file."""
+    """One shard while it is written: `path` exists when it is complete, and a killed process leaves
+    a `.partial` file.
+    """
 
     def __init__(self, path: pathlib.Path, dtype: str):
         self.path, self._dtype = path, np.dtype(dtype).newbyteorder("<")
@@ -95,13 +109,16 @@ class ShardWriter:
 
 
 class ShardedTokens:
-    """The token stream of a split in several files; `stream[start:stop]` reads across their borders.
+    """The token stream of a split in several files; `stream[start:stop]` reads across their
+    borders.
 
-    It starts with an end-of-text token that stands in no file. Files are opened when they are read, at most `OPEN_FILES` at a time,
-    and not taken along to other processes.
+    It starts with an end-of-text token that stands in no file. Files are opened when they are read,
+    at most `OPEN_FILES` at a time, and not taken along to other processes.
     """
 
-    def __init__(self, paths: Sequence[pathlib.Path], lengths: Sequence[int], dtype: str, end_of_text: int):
+    def __init__(
+        self, paths: Sequence[pathlib.Path], lengths: Sequence[int], dtype: str, end_of_text: int
+    ):
         self._paths, self._dtype = list(paths), np.dtype(dtype).newbyteorder("<")
         self._start = np.array([end_of_text], self._dtype)
         self._ends = np.cumsum([1, *lengths]).tolist()
@@ -118,7 +135,11 @@ class ShardedTokens:
         part = bisect.bisect_right(self._ends, start)  # 0 is the token in front, k the file k - 1
         while start < stop:
             end = min(stop, self._ends[part])
-            parts.append(self._read(part - 1, start - self._ends[part - 1], end - start) if part else self._start)
+            parts.append(
+                self._read(part - 1, start - self._ends[part - 1], end - start)
+                if part
+                else self._start
+            )
             start, part = end, part + 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else self._start[:0]
 
@@ -152,19 +173,29 @@ def dtype_of(vocab_size: int) -> str:
 
 
 def write_shards(
-    folder: pathlib.Path, split: str, tokenizer, documents: Iterable[str], tokens_per_shard: int = 1 << 27
+    folder: pathlib.Path,
+    split: str,
+    tokenizer,
+    documents: Iterable[str],
+    tokens_per_shard: int = 1 << 27,
 ) -> Manifest:
-    """Tokenizes documents in memory into `folder/split/`; `xlstm_jax.data.prepare` does it for files.
+    """Tokenizes documents in memory into `folder/split/`; `xlstm_jax.data.prepare` does it for
+    files.
 
-    `tokenizer` is one of `xlstm_jax.data.tokenizer`; an existing manifest is not overwritten (`UserError`).
+    `tokenizer` is one of `xlstm_jax.data.tokenizer`; an existing manifest is not overwritten
+    (`UserError`).
     """
     target = pathlib.Path(folder) / split
     if (target / MANIFEST).exists():
-        raise UserError(f"{str(target)!r} holds a prepared corpus already; give another folder or remove it")
+        raise UserError(
+            f"{str(target)!r} holds a prepared corpus already; give another folder or remove it"
+        )
     target.mkdir(parents=True, exist_ok=True)
     shards, writer, num_documents, num_bytes = [], None, 0, 0
     for text in documents:
-        writer = writer or ShardWriter(target / shard_name(len(shards)), dtype_of(tokenizer.vocab_size))
+        writer = writer or ShardWriter(
+            target / shard_name(len(shards)), dtype_of(tokenizer.vocab_size)
+        )
         writer.write(tokenizer.encode_batch([text], [True]))
         num_documents, num_bytes = num_documents + 1, num_bytes + len(text.encode())
         if writer.tokens >= tokens_per_shard:
@@ -182,7 +213,9 @@ def shard_name(number: int) -> str:
     return f"tokens-{number:05d}.bin"
 
 
-def make_manifest(split: str, tokenizer, shards: Sequence[Shard], documents: int, num_bytes: int, **more) -> Manifest:
+def make_manifest(
+    split: str, tokenizer, shards: Sequence[Shard], documents: int, num_bytes: int, **more
+) -> Manifest:
     """The manifest of complete shards."""
     return Manifest(
         split=split,
@@ -215,10 +248,15 @@ def write_whole(path: pathlib.Path, text: str) -> None:
 
 
 def is_prepared(folder: str) -> bool:
-    """Whether a folder holds token shards rather than text; `UserError` where it is a split's own folder."""
+    """Whether a folder holds token shards rather than text; `UserError` where it is a split's own
+    folder.
+    """
     root = pathlib.Path(folder)
     if (root / MANIFEST).is_file():
-        raise UserError(f"data path {folder!r} is one split of a prepared corpus; give the folder above it, {str(root.parent)!r}")
+        raise UserError(
+            f"data path {folder!r} is one split of a prepared corpus; give the folder above it, "
+            f"{str(root.parent)!r}"
+        )
     return any((root / split / MANIFEST).is_file() for split in ("train", "validation"))
 
 
@@ -226,7 +264,9 @@ def read_manifest(folder: str, split: str) -> Manifest:
     """The manifest of a prepared split; raises `UserError` where it is missing or damaged."""
     path = pathlib.Path(folder) / split / MANIFEST
     if not path.is_file():
-        raise UserError(f"prepared data {folder!r} has no split {split!r}: {path} does not exist; prepare it")
+        raise UserError(
+            f"prepared data {folder!r} has no split {split!r}: {path} does not exist; prepare it"
+        )
     try:
         values = json.loads(path.read_text())
         values["shards"] = tuple(Shard(**shard) for shard in values["shards"])
@@ -235,7 +275,10 @@ def read_manifest(folder: str, split: str) -> Manifest:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); prepare the data again") from None
     if manifest.format != FORMAT:
-        raise UserError(f"{path} has format {manifest.format!r}, this version reads {FORMAT}; prepare the data again")
+        raise UserError(
+            f"{path} has format {manifest.format!r}, this version reads {FORMAT}; prepare the data "
+            f"again"
+        )
     if problem := _contradiction(manifest):
         raise UserError(f"{path} is damaged ({problem}); prepare the data again")
     if not manifest.tokens:
@@ -256,18 +299,27 @@ def _contradiction(manifest: Manifest) -> str | None:
 
 
 def open_shards(folder: str, manifest: Manifest) -> ShardedTokens:
-    """The token stream of a split; every shard's size is checked (`UserError`), its hash by `verify` only."""
+    """The token stream of a split; every shard's size is checked (`UserError`), its hash by
+    `verify` only.
+    """
     itemsize = np.dtype(manifest.dtype).itemsize
     paths = [pathlib.Path(folder) / manifest.split / shard.file for shard in manifest.shards]
     for path, shard in zip(paths, manifest.shards, strict=True):
         size = path.stat().st_size if path.is_file() else None
         if size != shard.tokens * itemsize:
             found = "missing" if size is None else f"{size} bytes long"
-            raise UserError(f"shard {path} is {found}, its manifest says {shard.tokens * itemsize} bytes; prepare it again")
-    return ShardedTokens(paths, [shard.tokens for shard in manifest.shards], manifest.dtype, manifest.end_of_text)
+            raise UserError(
+                f"shard {path} is {found}, its manifest says {shard.tokens * itemsize} bytes; "
+                f"prepare it again"
+            )
+    return ShardedTokens(
+        paths, [shard.tokens for shard in manifest.shards], manifest.dtype, manifest.end_of_text
+    )
 
 
-def verify(folder: str, manifest: Manifest, progress: Callable[[], object] = lambda: None) -> list[str]:
+def verify(
+    folder: str, manifest: Manifest, progress: Callable[[], object] = lambda: None
+) -> list[str]:
     """The files whose content is not what the manifest says; `progress` is called after each file."""
     damaged = []
     for shard in manifest.shards:

@@ -1,4 +1,6 @@
-"""The token stream behind `data.path`: text in memory, prepared shards, a mixture of several, or random tokens for speed tests."""
+"""The token stream behind `data.path`: text in memory, prepared shards, a mixture of several, or
+random tokens for speed tests.
+"""
 
 import dataclasses
 import gzip
@@ -58,28 +60,36 @@ class TokenSource:
 def open_split(config: DataConfig, split: str, vocab_size: int) -> TokenSource:
     """The tokens of "train" or "validation".
 
-    Text is tokenized in memory; a folder with manifests is read from disk. `vocab_size` is the model's.
+    Text is tokenized in memory; a folder with manifests is read from disk. `vocab_size` is the
+    model's.
 
     Raises:
-        UserError: data or tokenizer are missing, empty, no text, damaged, or have ids that the model lacks.
+        UserError: data or tokenizer are missing, empty, no text, damaged, or have ids that the
+            model lacks.
     """
     held_out = split == "validation" and config.validation_path
     mixture = parse_mixture(config.validation_path if held_out else config.path)
     if split == "validation" and len(mixture) > 1:
         raise UserError(
-            f"data.path is the mixture {config.path!r}, of which nothing is held out; give data.validation_path one held-out set, "
+            f"data.path is the mixture {config.path!r}, of which nothing is held out; give "
+            f"data.validation_path one held-out set, "
             "and data.validation_sets more of them"
         )
     parts = tuple((weight, _open(config, path, split, vocab_size)) for path, weight in mixture)
     if len(parts) > 1:
         if config.max_tokens is not None:
             raise UserError(
-                f"config key data.max_tokens is {config.max_tokens:,}, which can't limit the mixture {config.path!r}; leave it unset, and "
+                f"config key data.max_tokens is {config.max_tokens:,}, which can't limit the "
+                f"mixture {config.path!r}; leave it unset, and "
                 "prepare the parts with --max-tokens"
             )
         return _mixed(parts)
     [(_, source)] = parts
-    return source if config.max_tokens is None or split != "train" else _limited(source, config.max_tokens)
+    return (
+        source
+        if config.max_tokens is None or split != "train"
+        else _limited(source, config.max_tokens)
+    )
 
 
 def open_named_split(config: DataConfig, name: str, vocab_size: int) -> TokenSource:
@@ -92,8 +102,12 @@ def open_named_split(config: DataConfig, name: str, vocab_size: int) -> TokenSou
     if name in ("train", "validation"):
         return open_split(config, name, vocab_size)
     if name not in sets:
-        raise UserError(f"there is no split {name!r}; there are {', '.join(('train', 'validation', *sets))}")
-    return open_split(dataclasses.replace(config, validation_path=sets[name]), "validation", vocab_size)
+        raise UserError(
+            f"there is no split {name!r}; there are {', '.join(('train', 'validation', *sets))}"
+        )
+    return open_split(
+        dataclasses.replace(config, validation_path=sets[name]), "validation", vocab_size
+    )
 
 
 def open_validation_sets(config: DataConfig, vocab_size: int) -> dict[str, TokenSource]:
@@ -116,7 +130,8 @@ def validation_sets(config: DataConfig) -> dict[str, str]:
         name, _, path = entry.partition("=")
         if not (name and path) or name in (*sets, "train", "validation"):
             raise UserError(
-                f'config key data.validation_sets is {config.validation_sets!r}; it must be "name=path,name=path", each name once, and '
+                f"config key data.validation_sets is {config.validation_sets!r}; it must be "
+                f'"name=path,name=path", each name once, and '
                 "neither train nor validation"
             )
         sets[name] = path
@@ -132,8 +147,14 @@ def parse_mixture(path: str) -> list[tuple[str, float]]:
     parts = [entry.rpartition(":") for entry in path.split(",")]
     if "," not in path and not _is_number(parts[0][2]) or pathlib.Path(path).exists():
         return [(path, 1.0)]
-    if not all(name and _is_number(weight) and 0 < float(weight) < float("inf") for name, _, weight in parts):
-        raise UserError(f'data path {path!r} is no mixture: each part must be "path:weight" with a weight above 0, e.g. "a:0.7,b:0.3"')
+    if not all(
+        name and _is_number(weight) and 0 < float(weight) < float("inf")
+        for name, _, weight in parts
+    ):
+        raise UserError(
+            f'data path {path!r} is no mixture: each part must be "path:weight" with a weight '
+            f'above 0, e.g. "a:0.7,b:0.3"'
+        )
     return [(name, float(weight)) for name, _, weight in parts]
 
 
@@ -163,7 +184,13 @@ class JoinedTokens:
             for stream, first in zip(self._streams, self._starts, strict=False)
             if first < stop and first + len(stream) > start
         ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.zeros(0, np.int32)
+        return (
+            parts[0]
+            if len(parts) == 1
+            else np.concatenate(parts)
+            if parts
+            else np.zeros(0, np.int32)
+        )
 
 
 class SyntheticTokens:
@@ -171,8 +198,12 @@ class SyntheticTokens:
 
     def __init__(self, length: int, vocab_size: int, end_of_text: int):
         draw = np.random.Generator(np.random.PCG64(0))  # whose stream is fixed
-        self._base = draw.integers(0, vocab_size, SYNTHETIC_BASE).astype(shards.dtype_of(vocab_size))
-        self._base[draw.integers(0, SYNTHETIC_BASE, SYNTHETIC_BASE // SYNTHETIC_DOCUMENT)] = end_of_text
+        self._base = draw.integers(0, vocab_size, SYNTHETIC_BASE).astype(
+            shards.dtype_of(vocab_size)
+        )
+        self._base[draw.integers(0, SYNTHETIC_BASE, SYNTHETIC_BASE // SYNTHETIC_DOCUMENT)] = (
+            end_of_text
+        )
         self._base[0] = end_of_text
         self._length = length
 
@@ -196,7 +227,8 @@ def _open(config: DataConfig, path: str, split: str, vocab_size: int) -> TokenSo
         source = _text(config, path, split)
     if source.tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"tokenizer {source.tokenizer.name!r} has {source.tokenizer.vocab_size} ids, but model.vocab_size is {vocab_size}; "
+            f"tokenizer {source.tokenizer.name!r} has {source.tokenizer.vocab_size} ids, but "
+            f"model.vocab_size is {vocab_size}; "
             "enlarge model.vocab_size to at least that"
         )
     return source
@@ -206,7 +238,15 @@ def _synthetic(config: DataConfig, split: str) -> TokenSource:
     tokenizer = load_tokenizer(config.tokenizer)
     tokens = SyntheticTokens(SYNTHETIC_TOKENS[split], tokenizer.vocab_size, tokenizer.end_of_text)
     description = f"{split}: random tokens, {tokenizer.vocab_size:,} different ones"
-    return TokenSource(tokens, tokenizer, len(tokens) // SYNTHETIC_DOCUMENT, 0, None, (description,), record={"path": SYNTHETIC})
+    return TokenSource(
+        tokens,
+        tokenizer,
+        len(tokens) // SYNTHETIC_DOCUMENT,
+        0,
+        None,
+        (description,),
+        record={"path": SYNTHETIC},
+    )
 
 
 def _text(config: DataConfig, path: str, split: str) -> TokenSource:
@@ -216,15 +256,33 @@ def _text(config: DataConfig, path: str, split: str) -> TokenSource:
     if not config.validation_path:
         documents = corpus.split_corpus(documents, split, config.holdout_every)
         if not documents:
-            raise UserError(f"data path {path!r} has too little text to hold one part in {config.holdout_every} out for {split}")
+            raise UserError(
+                f"data path {path!r} has too little text to hold one part in "
+                f"{config.holdout_every} out for {split}"
+            )
     end = np.array([tokenizer.end_of_text])
     ids = tokenizer.encode_batch([document.text for document in documents], [True] * len(documents))
     text = b"".join(document.text.encode() for document in documents)
     tokens = np.concatenate([end, ids]).astype(shards.dtype_of(tokenizer.vocab_size))
     description = f"{split}: {corpus.describe(path, documents, len(text))}, {len(tokens):,} tokens"
     content_hash = hashlib.sha256(tokens.tobytes()).hexdigest()
-    record = {"path": path, "split": split, "tokens": len(tokens) - 1, "sha256": content_hash, "tokenizer_hash": tokenizer.hash}
-    return TokenSource(tokens, tokenizer, len(documents), len(text), text, (description,), int(content_hash[:13], 16), record)
+    record = {
+        "path": path,
+        "split": split,
+        "tokens": len(tokens) - 1,
+        "sha256": content_hash,
+        "tokenizer_hash": tokenizer.hash,
+    }
+    return TokenSource(
+        tokens,
+        tokenizer,
+        len(documents),
+        len(text),
+        text,
+        (description,),
+        int(content_hash[:13], 16),
+        record,
+    )
 
 
 def _prepared(config: DataConfig, path: str, split: str) -> TokenSource:
@@ -233,14 +291,24 @@ def _prepared(config: DataConfig, path: str, split: str) -> TokenSource:
     tokenizer = load_tokenizer(config.tokenizer)
     if tokenizer.hash != manifest.tokenizer_hash:
         raise UserError(
-            f"data.tokenizer {config.tokenizer!r} is not the one that {path!r} was prepared with ({manifest.tokenizer!r}, "
+            f"data.tokenizer {config.tokenizer!r} is not the one that {path!r} was prepared with "
+            f"({manifest.tokenizer!r}, "
             f"sha256 {manifest.tokenizer_hash[:12]}); point data.tokenizer to that file"
         )
     tokens = shards.open_shards(path, manifest)
     description = f"{split}: {path}: {manifest.documents:,} documents, {manifest.tokens:,} tokens of {manifest.tokenizer!r}"
     record = {"path": path, **dataclasses.asdict(manifest)}
     del record["inputs"]  # as long as the data set has files; the folder keeps them
-    return TokenSource(tokens, tokenizer, manifest.documents, manifest.bytes, None, (description,), manifest.fingerprint(), record)
+    return TokenSource(
+        tokens,
+        tokenizer,
+        manifest.documents,
+        manifest.bytes,
+        None,
+        (description,),
+        manifest.fingerprint(),
+        record,
+    )
 
 
 def _mixed(parts: tuple[tuple[float, TokenSource], ...]) -> TokenSource:
@@ -255,7 +323,11 @@ def _mixed(parts: tuple[tuple[float, TokenSource], ...]) -> TokenSource:
         documents=sum(source.documents for source in sources),
         bytes=sum(source.bytes for source in sources),
         text=None,
-        description=tuple(f"{weight / total:.1%} of {line}" for weight, source in parts for line in source.description),
+        description=tuple(
+            f"{weight / total:.1%} of {line}"
+            for weight, source in parts
+            for line in source.description
+        ),
         fingerprint=int(hashlib.sha256(content.encode()).hexdigest()[:13], 16),
         record={"mixture": [{"weight": weight, **source.record} for weight, source in parts]},
         parts=parts,
@@ -266,7 +338,8 @@ def _limited(source: TokenSource, targets: int) -> TokenSource:
     """The first `targets` tokens after the stream's first one."""
     if targets >= len(source.tokens):
         raise UserError(
-            f"config key data.max_tokens is {targets:,}, but there are {len(source.tokens) - 1:,} tokens; leave it unset, or prepare more"
+            f"config key data.max_tokens is {targets:,}, but there are {len(source.tokens) - 1:,} "
+            f"tokens; leave it unset, or prepare more"
         )
     record = {**source.record, "max_tokens": targets}
     if "shards" in record:

@@ -23,7 +23,8 @@ TOKENS, BYTES, STOP = range(3)  # the numbers that all processes share
 
 
 class Workers:
-    """A context with processes for jobs; a single worker is a thread of this process. Leaving it ends the jobs that still run.
+    """A context with processes for jobs; a single worker is a thread of this process. Leaving it
+    ends the jobs that still run.
 
     Raises:
         UserError: on leaving it, where a process died.
@@ -38,9 +39,13 @@ class Workers:
             self._executor = concurrent.futures.ThreadPoolExecutor(1)
         else:
             arguments = (settings, self._counters, os.getpid())
-            self._executor = concurrent.futures.ProcessPoolExecutor(count, context, _start_worker, arguments)
+            self._executor = concurrent.futures.ProcessPoolExecutor(
+                count, context, _start_worker, arguments
+            )
 
-    def submit(self, number: int, files: tuple[InputFile, ...], limit: int | None) -> concurrent.futures.Future[Done]:
+    def submit(
+        self, number: int, files: tuple[InputFile, ...], limit: int | None
+    ) -> concurrent.futures.Future[Done]:
         """Has a job run, as `run_job` describes."""
         return self._executor.submit(_run, number, files, limit)
 
@@ -52,16 +57,20 @@ class Workers:
         self._executor.shutdown(cancel_futures=True)
         if kind is concurrent.futures.process.BrokenProcessPool:
             raise UserError(
-                "a worker process died, perhaps for lack of memory; the same command goes on, with fewer --workers if need be"
+                "a worker process died, perhaps for lack of memory; the same command goes on, with "
+                "fewer --workers if need be"
             ) from None
 
     @contextlib.contextmanager
     def bar(self, max_tokens: int | None, total_bytes: int) -> Iterator[Callable[[int, int], None]]:
-        """Shows tokens per second and the time left, which the tokens tell where their number is given, else the bytes of input.
+        """Shows tokens per second and the time left, which the tokens tell where their number is
+        given, else the bytes of input.
 
         Its value is called with the tokens and bytes of each job that was finished earlier.
         """
-        counted, total, unit = (BYTES, total_bytes, "B") if max_tokens is None else (TOKENS, max_tokens, "token")
+        counted, total, unit = (
+            (BYTES, total_bytes, "B") if max_tokens is None else (TOKENS, max_tokens, "token")
+        )
         earlier, shown, stop, started = [0, 0], 0, threading.Event(), time.monotonic()
         bar = tqdm.tqdm(total=total, unit=unit, unit_scale=True, smoothing=0.02, file=sys.stderr)
 
@@ -69,7 +78,10 @@ class Workers:
             nonlocal shown
             now = min(earlier[counted] + self._counters[counted], total)
             bar.initial = min(earlier[counted], total)
-            bar.set_postfix_str(f"{self._counters[TOKENS] / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
+            bar.set_postfix_str(
+                f"{self._counters[TOKENS] / (time.monotonic() - started):,.0f} tokens/s",
+                refresh=False,
+            )
             bar.update(now - shown)
             shown = now
 
@@ -101,7 +113,9 @@ class _Stopped(Exception):
 
 def _start_worker(settings: Settings, counters: Any, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word
-    _worker.update(settings=settings, tokenizer=load_tokenizer(settings.tokenizer), counters=counters)
+    _worker.update(
+        settings=settings, tokenizer=load_tokenizer(settings.tokenizer), counters=counters
+    )
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

@@ -33,8 +33,12 @@ def options_of(values: flags.FlagValues) -> Options:
         UserError: a value is not what it must be.
     """
     given = {name: values[name].value for name in ("split", "data", "task_folder", "paloma")}
-    given |= {name: command_line.number(values, name) for name in ("max_tokens", "batch_size", "limit")}
-    given |= {name: _counts(name, values[name].value) for name in ("contexts", "lengths", "batches")}
+    given |= {
+        name: command_line.number(values, name) for name in ("max_tokens", "batch_size", "limit")
+    }
+    given |= {
+        name: _counts(name, values[name].value) for name in ("contexts", "lengths", "batches")
+    }
     given["tasks"] = tuple(values["tasks"].value.split(",")) if values["tasks"].value else None
     return Options(**{name: value for name, value in given.items() if value is not None})
 

@@ -37,7 +37,8 @@ def evaluate_tasks(
         tasks: names; "paper" stands for the paper's six.
         include_path: folder of the user's own task files; then only these exist.
         limit: documents of each task.
-        max_length: of the windows of rolling log-likelihoods; contexts of the other requests are never cut.
+        max_length: of the windows of rolling log-likelihoods; contexts of the other requests are
+            never cut.
 
     Raises:
         UserError: the harness is not installed, a task does not exist, or its data can't be had.
@@ -50,7 +51,9 @@ def evaluate_tasks(
     names = [name for task in tasks for name in (PAPER_TASKS if task == "paper" else [task])]
     manager = TaskManager(include_path=include_path, include_defaults=include_path is None)
     if unknown := [name for name in names if name not in manager.all_tasks]:
-        raise UserError(f"task {unknown[0]!r} is not one of the harness's; `lm_eval --tasks list` prints all")
+        raise UserError(
+            f"task {unknown[0]!r} is not one of the harness's; `lm_eval --tasks list` prints all"
+        )
     model = harness_model(scorer, generator, max_length)
     try:
         results = lm_eval.simple_evaluate(
@@ -65,7 +68,10 @@ def evaluate_tasks(
         )
     except (OSError, ConnectionError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the data of {', '.join(names)} can't be had: {first}; the harness downloads them from the hub") from error
+        raise UserError(
+            f"the data of {', '.join(names)} can't be had: {first}; the harness downloads them "
+            f"from the hub"
+        ) from error
     return {task: dict(values) for task, values in results["results"].items()}
 
 
@@ -76,7 +82,9 @@ def paper_average(results: dict[str, dict[str, Any]]) -> float | None:
 
 
 def harness_model(scorer: Scorer, generator: Generator, max_length: int = 2048) -> Any:
-    """An `lm_eval.api.model.LM` around a scorer and a generator. The class is made here, since the harness is optional."""
+    """An `lm_eval.api.model.LM` around a scorer and a generator. The class is made here, since the
+    harness is optional.
+    """
     try:
         from lm_eval.api.model import TemplateLM
     except ImportError:
@@ -92,28 +100,39 @@ def harness_model(scorer: Scorer, generator: Generator, max_length: int = 2048) 
         def eot_token_id(self) -> int:
             return tokenizer.end_of_text
 
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        def tok_encode(
+            self, string: str, add_special_tokens: bool | None = None, **kwargs
+        ) -> list[int]:
             return tokenizer.encode(string).tolist()
 
         def _loglikelihood_tokens(self, requests, **kwargs) -> list[tuple[float, bool]]:
-            scores = scorer.score([(context, continuation) for _, context, continuation in requests])
+            scores = scorer.score(
+                [(context, continuation) for _, context, continuation in requests]
+            )
             return [(score.log_probability, score.is_greedy) for score in scores]
 
         def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
             windows = [
-                rolling_windows(self.tok_encode(text), self.prefix_token_id, max_length) for (text,) in (r.args for r in requests)
+                rolling_windows(self.tok_encode(text), self.prefix_token_id, max_length)
+                for (text,) in (r.args for r in requests)
             ]
             scores = iter(scorer.score([pair for pairs in windows for pair in pairs]))
             return [sum(next(scores).log_probability for _ in pairs) for pairs in windows]
 
         def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-            return generate_until(generator, [request.args for request in requests], scorer.batch_size)
+            return generate_until(
+                generator, [request.args for request in requests], scorer.batch_size
+            )
 
     return HarnessModel()
 
 
-def generate_until(generator: Generator, requests: Sequence[tuple[str, dict[str, Any]]], batch_size: int) -> list[str]:
-    """The texts that follow (context, options) pairs; the options are the harness's: until, max_gen_toks, do_sample, temperature, ..."""
+def generate_until(
+    generator: Generator, requests: Sequence[tuple[str, dict[str, Any]]], batch_size: int
+) -> list[str]:
+    """The texts that follow (context, options) pairs; the options are the harness's: until,
+    max_gen_toks, do_sample, temperature, ...
+    """
     texts: dict[int, str] = {}
     alike: dict[str, list[int]] = {}
     for number, (_, options) in enumerate(requests):
@@ -127,7 +146,9 @@ def generate_until(generator: Generator, requests: Sequence[tuple[str, dict[str,
             contexts = [generator.tokenizer.encode(requests[number][0]).tolist() for number in part]
             filled = contexts + [contexts[-1]] * (batch_size - len(part))
             written = generator.write(
-                generator.read_tokens([context or [generator.tokenizer.end_of_text] for context in filled]),
+                generator.read_tokens(
+                    [context or [generator.tokenizer.end_of_text] for context in filled]
+                ),
                 int(options.get("max_gen_toks", 256)),
                 sampling=_sampling(options),
                 stop=[until] if isinstance(until, str) else list(until),
@@ -140,4 +161,6 @@ def _sampling(options: dict[str, Any]) -> Sampling:
     temperature = float(options.get("temperature", 1.0 if options.get("do_sample") else 0.0))
     if not options.get("do_sample", temperature > 0):
         temperature = 0.0
-    return Sampling(temperature=temperature, top_k=options.get("top_k") or None, top_p=options.get("top_p"))
+    return Sampling(
+        temperature=temperature, top_k=options.get("top_k") or None, top_p=options.get("top_p")
+    )

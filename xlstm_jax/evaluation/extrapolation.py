@@ -1,4 +1,6 @@
-"""Perplexity at contexts longer than those of training: the same tokens for every length, in constant memory."""
+"""Perplexity at contexts longer than those of training: the same tokens for every length, in
+constant memory.
+"""
 
 import dataclasses
 import functools
@@ -27,7 +29,8 @@ class Curve:
 
     Attributes:
         nats, tokens: summed over all windows.
-        position_nats, position_tokens: the same by position in the window, in `BUCKETS_PER_PIECE` equal stretches of each piece.
+        position_nats, position_tokens: the same by position in the window, in `BUCKETS_PER_PIECE`
+            equal stretches of each piece.
     """
 
     context: int
@@ -45,7 +48,9 @@ class Curve:
         """(first position behind a stretch, perplexity in it)."""
         width = self.context // len(self.position_nats)
         pairs = enumerate(zip(self.position_nats, self.position_tokens, strict=True), 1)
-        return [(number * width, math.exp(nats / tokens)) for number, (nats, tokens) in pairs if tokens]
+        return [
+            (number * width, math.exp(nats / tokens)) for number, (nats, tokens) in pairs if tokens
+        ]
 
 
 def extrapolate(
@@ -59,24 +64,36 @@ def extrapolate(
     reset_at_document: bool = False,
     max_tokens: int | None = None,
 ) -> list[Curve]:
-    """A curve per context length, over the same tokens: as many as whole windows of the longest context have.
+    """A curve per context length, over the same tokens: as many as whole windows of the longest
+    context have.
 
-    Windows are cut into pieces whose states are carried on, so that memory does not depend on the context.
+    Windows are cut into pieces whose states are carried on, so that memory does not depend on the
+    context.
 
     Raises:
-        UserError: the source is shorter than one window, or a context does not divide the longest one.
+        UserError: the source is shorter than one window, or a context does not divide the longest
+            one.
     """
     longest = max(contexts)
     if bad := [context for context in contexts if context < 1 or longest % context]:
-        raise UserError(f"context lengths {bad} do not divide the longest one, {longest}; all lengths must share their tokens")
-    targets = len(source.tokens) - 1 if max_tokens is None else min(len(source.tokens) - 1, max_tokens)
+        raise UserError(
+            f"context lengths {bad} do not divide the longest one, {longest}; all lengths must "
+            f"share their tokens"
+        )
+    targets = (
+        len(source.tokens) - 1 if max_tokens is None else min(len(source.tokens) - 1, max_tokens)
+    )
     windows = targets // longest
     if not windows:
         raise UserError(
-            f"{targets:,} tokens are less than one window of {longest:,}; give shorter contexts, more tokens, or more text"
+            f"{targets:,} tokens are less than one window of {longest:,}; give shorter contexts, "
+            f"more tokens, or more text"
         )
     return [
-        _curve(model, params, source, context, windows * longest, batch_size, mesh, reset_at_document) for context in sorted(contexts)
+        _curve(
+            model, params, source, context, windows * longest, batch_size, mesh, reset_at_document
+        )
+        for context in sorted(contexts)
     ]
 
 
@@ -93,25 +110,49 @@ def _curve(
     place = functools.partial(jax.device_put, device=batch_sharding(mesh, batch_size))
     piece = math.gcd(context, PIECE)
     buckets = math.gcd(piece, BUCKETS_PER_PIECE)
-    nats, counts = np.zeros((context // piece, buckets)), np.zeros((context // piece, buckets), np.int64)
-    for batch in eval_batches(source, batch_size, context, targets, reset_at_document=reset_at_document):
+    nats, counts = (
+        np.zeros((context // piece, buckets)),
+        np.zeros((context // piece, buckets), np.int64),
+    )
+    for batch in eval_batches(
+        source, batch_size, context, targets, reset_at_document=reset_at_document
+    ):
         state = model.init_state(batch_size)
         for number in range(context // piece):
             cut = slice(number * piece, (number + 1) * piece)
             part = Batch(*(place(x[:, cut]) for x in batch))
-            state, sums, tokens_counted = _score_piece(model, params, state, part, reset_at_document=reset_at_document, buckets=buckets)
+            state, sums, tokens_counted = _score_piece(
+                model, params, state, part, reset_at_document=reset_at_document, buckets=buckets
+            )
             nats[number] += np.asarray(sums, np.float64)
             counts[number] += np.asarray(tokens_counted)
-    return Curve(context, float(nats.sum()), int(counts.sum()), nats.ravel().tolist(), counts.ravel().tolist())
+    return Curve(
+        context,
+        float(nats.sum()),
+        int(counts.sum()),
+        nats.ravel().tolist(),
+        counts.ravel().tolist(),
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("model", "reset_at_document", "buckets"))
 def _score_piece(
-    model: nn.Module, params: Any, state: Any, batch: Batch, *, reset_at_document: bool, buckets: int
+    model: nn.Module,
+    params: Any,
+    state: Any,
+    batch: Batch,
+    *,
+    reset_at_document: bool,
+    buckets: int,
 ) -> tuple[Any, Float[Array, " buckets"], Int[Array, " buckets"]]:
     """The state after a piece, its summed nats and counted tokens by stretch of positions."""
     segment_ids = batch.segment_ids if reset_at_document else None
-    hidden, state = model.apply({"params": params}, batch.tokens, state, segment_ids=segment_ids, method="hidden")
+    hidden, state = model.apply(
+        {"params": params}, batch.tokens, state, segment_ids=segment_ids, method="hidden"
+    )
     logs, _ = token_scores(model, params, hidden, batch.targets)
-    by_position = jnp.sum(jnp.where(batch.mask, -logs, 0), axis=0), jnp.sum(batch.mask, axis=0, dtype=jnp.int32)
+    by_position = (
+        jnp.sum(jnp.where(batch.mask, -logs, 0), axis=0),
+        jnp.sum(batch.mask, axis=0, dtype=jnp.int32),
+    )
     return (state, *(x.reshape(buckets, -1).sum(axis=1) for x in by_position))

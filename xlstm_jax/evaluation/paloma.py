@@ -1,7 +1,9 @@
-"""PALOMA (Magnusson et al. 2023): perplexity per source and per domain, over `<source>/val/*.jsonl.gz` with a "text" in each line.
+"""PALOMA (Magnusson et al. 2023): perplexity per source and per domain, over
+`<source>/val/*.jsonl.gz` with a "text" in each line.
 
-Documents are cut into windows as the paper's evaluation does: full windows without overlap, the last one filled up with earlier tokens of
-which only the new ones are scored; the first token follows an end-of-text token.
+Documents are cut into windows as the paper's evaluation does: full windows without overlap, the
+last one filled up with earlier tokens of which only the new ones are scored; the first token
+follows an end-of-text token.
 """
 
 import dataclasses
@@ -42,11 +44,20 @@ class Domain:
 
     def values(self) -> dict[str, float | int | str]:
         """For JSON."""
-        return {**dataclasses.asdict(self), "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
+        return {
+            **dataclasses.asdict(self),
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+        }
 
 
 def evaluate_paloma(
-    scorer: Scorer, tokenizer: Tokenizer, folder: str, window: int = 2048, split: str = "val", max_documents: int | None = None
+    scorer: Scorer,
+    tokenizer: Tokenizer,
+    folder: str,
+    window: int = 2048,
+    split: str = "val",
+    max_documents: int | None = None,
 ) -> list[Domain]:
     """Every file of every source below `folder`; `max_documents` of each file.
 
@@ -56,7 +67,8 @@ def evaluate_paloma(
     files = sorted(pathlib.Path(folder).glob(f"*/{split}/*.jsonl.gz"))
     if not files:
         raise UserError(
-            f"folder {folder!r} has no files SOURCE/{split}/*.jsonl.gz; download allenai/paloma (its licence has to be accepted on the hub)"
+            f"folder {folder!r} has no files SOURCE/{split}/*.jsonl.gz; download allenai/paloma "
+            f"(its licence has to be accepted on the hub)"
         )
     domains = []
     for file in files:
@@ -71,7 +83,9 @@ def evaluate_paloma(
 
 
 def by_source(domains: Sequence[Domain]) -> list[Domain]:
-    """A source's perplexity weighs every token alike, whichever its file (equation 1 of the PALOMA paper)."""
+    """A source's perplexity weighs every token alike, whichever its file (equation 1 of the PALOMA
+    paper).
+    """
     sums: dict[str, Domain] = {}
     for domain in domains:
         total = sums.setdefault(domain.source, Domain(domain.source, "all"))
@@ -81,7 +95,9 @@ def by_source(domains: Sequence[Domain]) -> list[Domain]:
 
 
 def rolling_windows(tokens: Sequence[int], prefix: int, window: int) -> list[Pair]:
-    """(context, tokens to score) pairs of a document; every token is scored once, no input is longer than `window`."""
+    """(context, tokens to score) pairs of a document; every token is scored once, no input is
+    longer than `window`.
+    """
     pairs = []
     for start in range(0, len(tokens), window):
         end = min(start + window, len(tokens))
@@ -93,8 +109,14 @@ def rolling_windows(tokens: Sequence[int], prefix: int, window: int) -> list[Pai
     return pairs
 
 
-def _add(domain: Domain, scorer: Scorer, tokenizer: Tokenizer, texts: list[str], window: int) -> None:
-    pairs = [pair for text in texts for pair in rolling_windows(tokenizer.encode(text).tolist(), tokenizer.end_of_text, window)]
+def _add(
+    domain: Domain, scorer: Scorer, tokenizer: Tokenizer, texts: list[str], window: int
+) -> None:
+    pairs = [
+        pair
+        for text in texts
+        for pair in rolling_windows(tokenizer.encode(text).tolist(), tokenizer.end_of_text, window)
+    ]
     domain.nats -= sum(score.log_probability for score in scorer.score(pairs))
     domain.tokens += sum(len(scored) for _, scored in pairs)
     domain.bytes += sum(len(text.encode()) for text in texts)
@@ -122,4 +144,7 @@ def _texts(file: pathlib.Path, max_documents: int | None) -> Iterator[str]:
                 if text := json.loads(line)["text"]:
                     yield text
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} can't be read as gzipped JSON lines with a text each: {type(error).__name__}: {error}") from None
+        raise UserError(
+            f"{file} can't be read as gzipped JSON lines with a text each: {type(error).__name__}: "
+            f"{error}"
+        ) from None

@@ -41,7 +41,9 @@ class Perplexity:
         return self.nats / math.log(2) / self.text_bytes if self.text_bytes else None
 
     def line(self, gzip_bits_per_byte: float | None = None) -> str:
-        """For the terminal: "loss 1.301 nats, 1.877 bits per byte (gzip -9: 2.08)"; the perplexity where bytes are unknown."""
+        """For the terminal: "loss 1.301 nats, 1.877 bits per byte (gzip -9: 2.08)"; the perplexity
+        where bytes are unknown.
+        """
         if self.bits_per_byte is None:
             return f"loss {self.loss:.3f} nats, perplexity {self.perplexity:.2f}"
         gzip_part = "" if gzip_bits_per_byte is None else f" (gzip -9: {gzip_bits_per_byte:.2f})"
@@ -49,21 +51,34 @@ class Perplexity:
 
     def values(self) -> dict[str, float | int | None]:
         """For metrics.jsonl."""
-        return {"loss": self.loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte, "tokens": self.tokens}
+        return {
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "tokens": self.tokens,
+        }
 
 
 def make_eval_step(model: nn.Module, reset_at_document: bool) -> EvalStep:
-    """The jitted step: parameters and batch to the summed loss in nats and the number of tokens, both on the device."""
+    """The jitted step: parameters and batch to the summed loss in nats and the number of tokens,
+    both on the device.
+    """
 
     @jax.jit
     def eval_step(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return loss_sum(model, params, batch, reset_at_document=reset_at_document), count_tokens(batch.mask)
+        return loss_sum(model, params, batch, reset_at_document=reset_at_document), count_tokens(
+            batch.mask
+        )
 
     return eval_step
 
 
-def evaluate(eval_step: EvalStep, params: Any, batches: Iterable[Batch], text_bytes: int | None = None) -> Perplexity:
-    """Scores all batches. Sums over batches are float64 on the host, read one batch late so that the device never waits."""
+def evaluate(
+    eval_step: EvalStep, params: Any, batches: Iterable[Batch], text_bytes: int | None = None
+) -> Perplexity:
+    """Scores all batches. Sums over batches are float64 on the host, read one batch late so that
+    the device never waits.
+    """
     nats, tokens, pending = 0.0, 0, None
     for batch in batches:
         dispatched = eval_step(params, batch)
@@ -78,9 +93,16 @@ def evaluate(eval_step: EvalStep, params: Any, batches: Iterable[Batch], text_by
 
 
 def perplexity_of(
-    eval_step: EvalStep, params: Any, source: TokenSource, *, config: Config, mesh: jax.sharding.Mesh
+    eval_step: EvalStep,
+    params: Any,
+    source: TokenSource,
+    *,
+    config: Config,
+    mesh: jax.sharding.Mesh,
 ) -> Perplexity:
-    """The evaluation that the configuration asks for: its windows, its first tokens or all; at least a row for each device."""
+    """The evaluation that the configuration asks for: its windows, its first tokens or all; at
+    least a row for each device.
+    """
     context_length = config.eval.context_length or config.data.context_length
     rows = filled_rows(mesh, config.eval.batch_size)
     batches = eval_batches(
@@ -96,7 +118,9 @@ def perplexity_of(
 
 
 def scored_bytes(source: TokenSource, max_tokens: int | None) -> int:
-    """Bytes of text behind the first `max_tokens` targets, to within one character; of all documents where that is all."""
+    """Bytes of text behind the first `max_tokens` targets, to within one character; of all
+    documents where that is all.
+    """
     if max_tokens is None or max_tokens >= len(source.tokens) - 1:
         return source.bytes
     targets = np.asarray(source.tokens[1 : max_tokens + 1])

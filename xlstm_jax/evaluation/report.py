@@ -1,4 +1,6 @@
-"""Results for people and programs: `results.json`, `results.md` and figures in one folder, suite by suite."""
+"""Results for people and programs: `results.json`, `results.md` and figures in one folder, suite by
+suite.
+"""
 
 import json
 import pathlib
@@ -51,7 +53,10 @@ def write(folder: pathlib.Path, about: dict[str, Any], reports: Sequence[Report]
             figure.savefig(folder / name, dpi=150)
     _replace(path, json.dumps({"suites": suites}, indent=1) + "\n")
     title = f"# {about['model']}, step {about['step']}"
-    _replace(folder / MARKDOWN, "\n\n".join([title, *(suite["markdown"] for suite in suites.values())]) + "\n")
+    _replace(
+        folder / MARKDOWN,
+        "\n\n".join([title, *(suite["markdown"] for suite in suites.values())]) + "\n",
+    )
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
@@ -71,10 +76,17 @@ def paper_rows(size: str, values: dict[str, dict[str, Any]]) -> list[tuple[str, 
 
 
 def extrapolation_figure(curves: Sequence[Curve], trained_at: int) -> Figure:
-    """Left: perplexity against context, with the paper's values at 16,384; right: against the position in the longest window."""
+    """Left: perplexity against context, with the paper's values at 16,384; right: against the
+    position in the longest window.
+    """
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([curve.context for curve in curves], [curve.perplexity for curve in curves], marker="o", label="this model")
+    left.plot(
+        [curve.context for curve in curves],
+        [curve.perplexity for curve in curves],
+        marker="o",
+        label="this model",
+    )
     for (model, value), marker in zip(paper_values.EXTRAPOLATION.items(), "sv^<>", strict=True):
         left.plot([16384], [value], marker, fillstyle="none", label=f"paper: {model} 1.3B")
     left.set(xlabel="context (tokens)", ylabel="perplexity", title="all positions of a window")
@@ -82,7 +94,11 @@ def extrapolation_figure(curves: Sequence[Curve], trained_at: int) -> Figure:
     left.set_yscale("log")
     longest = curves[-1].by_position()
     right.plot(*zip(*longest, strict=True), linewidth=0.9)
-    right.set(xlabel="position in the window", ylabel="perplexity", title=f"windows of {curves[-1].context:,} tokens")
+    right.set(
+        xlabel="position in the window",
+        ylabel="perplexity",
+        title=f"windows of {curves[-1].context:,} tokens",
+    )
     right.set_xscale("log", base=2)
     for axes in (left, right):
         axes.axvline(trained_at, linestyle=":", color="gray", label=f"trained at {trained_at:,}")
@@ -95,10 +111,14 @@ def speed_figure(lengths: Sequence[Timing], batches: Sequence[Timing]) -> Figure
     """The two panels of the paper's figure 9."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([timing.tokens for timing in lengths], [timing.seconds for timing in lengths], marker="o")
+    left.plot(
+        [timing.tokens for timing in lengths], [timing.seconds for timing in lengths], marker="o"
+    )
     left.set(xlabel="generated tokens", ylabel="seconds", title="batch 1, prompt of 16 tokens")
     good = [timing for timing in batches if timing.seconds is not None]
-    right.plot([timing.batch for timing in good], [timing.tokens_per_second for timing in good], marker="o")
+    right.plot(
+        [timing.batch for timing in good], [timing.tokens_per_second for timing in good], marker="o"
+    )
     for timing in batches:
         if timing.seconds is None:
             right.axvline(timing.batch, linestyle="--", color="red")

@@ -12,9 +12,14 @@ from xlstm_jax.evaluation.suites import SUITES, Evaluation, Options
 
 
 def evaluate_suites(
-    checkpoint: str, suites: Sequence[str], options: Options, step: int | None = None, output: str | None = None
+    checkpoint: str,
+    suites: Sequence[str],
+    options: Options,
+    step: int | None = None,
+    output: str | None = None,
 ) -> dict[str, report.Report]:
-    """Runs suites and writes their results to `output`, by default RUN/eval/<step>/; each as soon as it is there.
+    """Runs suites and writes their results to `output`, by default RUN/eval/<step>/; each as soon
+    as it is there.
 
     Raises:
         UserError: no such suite or checkpoint, or something that a suite needs is missing.
@@ -22,7 +27,11 @@ def evaluate_suites(
     if unknown := [name for name in suites if name not in SUITES]:
         raise UserError(f"--suite has {unknown[0]!r}; it must be some of {','.join(SUITES)}")
     evaluation = Evaluation(checkpoint, step, options)
-    folder = pathlib.Path(output) if output else evaluation.opened.folder / "eval" / str(evaluation.opened.step)
+    folder = (
+        pathlib.Path(output)
+        if output
+        else evaluation.opened.folder / "eval" / str(evaluation.opened.step)
+    )
     results = {}
     for name in suites:
         with jax.set_mesh(evaluation.mesh):
@@ -32,7 +41,13 @@ def evaluate_suites(
     return results
 
 
-def evaluate_run(workdir: str, split: str = "validation", step: int | None = None, max_tokens: int | None = None) -> Perplexity:
-    """The perplexity suite alone: scores a split with a checkpoint, under the run's own configuration."""
-    values = evaluate_suites(workdir, ["perplexity"], Options(split=split, max_tokens=max_tokens), step)["perplexity"].values
+def evaluate_run(
+    workdir: str, split: str = "validation", step: int | None = None, max_tokens: int | None = None
+) -> Perplexity:
+    """The perplexity suite alone: scores a split with a checkpoint, under the run's own
+    configuration.
+    """
+    values = evaluate_suites(
+        workdir, ["perplexity"], Options(split=split, max_tokens=max_tokens), step
+    )["perplexity"].values
     return Perplexity(values["nats"], values["tokens"], values["text_bytes"])

@@ -1,4 +1,6 @@
-"""How long generation takes: against the number of tokens, and against the batch until memory ends (the paper's figure 9)."""
+"""How long generation takes: against the number of tokens, and against the batch until memory ends
+(the paper's figure 9).
+"""
 
 import statistics
 import time
@@ -22,7 +24,9 @@ TOKENS_PER_BATCH = 64
 
 
 class Timing(NamedTuple):
-    """Seconds (median, without compilation) for `tokens` tokens in each of `batch` rows, prompt included; None: out of memory."""
+    """Seconds (median, without compilation) for `tokens` tokens in each of `batch` rows, prompt
+    included; None: out of memory.
+    """
 
     batch: int
     tokens: int
@@ -34,17 +38,28 @@ class Timing(NamedTuple):
         return None if self.seconds is None else self.batch * self.tokens / self.seconds
 
 
-def time_lengths(model: nn.Module, params: Any, lengths: Sequence[int] = LENGTHS, repetitions: int = 3) -> list[Timing]:
+def time_lengths(
+    model: nn.Module, params: Any, lengths: Sequence[int] = LENGTHS, repetitions: int = 3
+) -> list[Timing]:
     """Batch 1, a prompt of 16 tokens, one program for all lengths."""
     run = _runner(model, params, 1, max(lengths))
     run(1)
-    return [Timing(1, length, _median(lambda length=length: run(length), repetitions)) for length in sorted(lengths)]
+    return [
+        Timing(1, length, _median(lambda length=length: run(length), repetitions))
+        for length in sorted(lengths)
+    ]
 
 
 def time_batches(
-    model: nn.Module, params: Any, batches: Sequence[int] = BATCHES, tokens: int = TOKENS_PER_BATCH, repetitions: int = 3
+    model: nn.Module,
+    params: Any,
+    batches: Sequence[int] = BATCHES,
+    tokens: int = TOKENS_PER_BATCH,
+    repetitions: int = 3,
 ) -> list[Timing]:
-    """The same tokens for more and more rows; the first batch that memory does not hold is marked and ends it."""
+    """The same tokens for more and more rows; the first batch that memory does not hold is marked
+    and ends it.
+    """
     timings: list[Timing] = []
     for batch in sorted(batches):
         try:
@@ -52,7 +67,9 @@ def time_batches(
             run(1)
             timings.append(Timing(batch, tokens, _median(lambda run=run: run(tokens), repetitions)))
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
-            if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(
+                error
+            ):
                 raise
             timings.append(Timing(batch, tokens, None))
             break
@@ -61,13 +78,19 @@ def time_batches(
 
 def _runner(model: nn.Module, params: Any, batch: int, space: int) -> Callable[[int], None]:
     """Reads the prompt and writes that many tokens, and waits for them."""
-    prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, (batch, PROMPT)).tolist()
+    prompts = (
+        np.random.default_rng(0).integers(0, model.config.vocab_size, (batch, PROMPT)).tolist()
+    )
     keys, ended = row_keys(range(batch)), jnp.zeros(batch, bool)
     step_model, step_params = for_steps(model, params)
 
     def run(count: int) -> None:
         session = sessions.read(model, params, prompts)
-        jax.block_until_ready(decode(step_model, step_params, session, keys, ended, count, space=space, sampling=GREEDY))
+        jax.block_until_ready(
+            decode(
+                step_model, step_params, session, keys, ended, count, space=space, sampling=GREEDY
+            )
+        )
 
     return run
 

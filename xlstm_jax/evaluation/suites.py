@@ -57,13 +57,19 @@ class Evaluation:
         config = self.opened.config
         data = config.data
         if options.data is not None:
-            data = dataclasses.replace(data, path=options.data, validation_path=None, validation_sets=None)
+            data = dataclasses.replace(
+                data, path=options.data, validation_path=None, validation_sets=None
+            )
         rows = options.batch_size or config.eval.batch_size
         evaluation = dataclasses.replace(
-            config.eval, max_tokens=options.max_tokens or config.eval.max_tokens, batch_size=filled_rows(self.mesh, rows)
+            config.eval,
+            max_tokens=options.max_tokens or config.eval.max_tokens,
+            batch_size=filled_rows(self.mesh, rows),
         )
         self.config = dataclasses.replace(config, data=data, eval=evaluation)
-        self.place = functools.partial(jax.device_put, device=batch_sharding(self.mesh, evaluation.batch_size))
+        self.place = functools.partial(
+            jax.device_put, device=batch_sharding(self.mesh, evaluation.batch_size)
+        )
 
     @property
     def about(self) -> dict[str, object]:
@@ -81,30 +87,58 @@ class Evaluation:
     @functools.cached_property
     def source(self) -> TokenSource:
         """The tokens of the wanted split."""
-        source = open_named_split(self.config.data, self.options.split, self.config.model.vocab_size)
+        source = open_named_split(
+            self.config.data, self.options.split, self.config.model.vocab_size
+        )
         print(*source.description, sep="\n", flush=True)
         return source
 
     @functools.cached_property
     def scorer(self) -> Scorer:
         """For suites of single texts."""
-        return Scorer(self.opened.model, self.opened.params, self.config.eval.batch_size, self.place)
+        return Scorer(
+            self.opened.model, self.opened.params, self.config.eval.batch_size, self.place
+        )
 
 
 def perplexity(evaluation: Evaluation) -> Report:
     """Loss, perplexity and bits per byte of a split, every token once, over all devices."""
     config, source = evaluation.config, evaluation.source
     eval_step = make_eval_step(evaluation.opened.model, config.data.reset_at_document)
-    result = perplexity_of(eval_step, evaluation.opened.params, source, config=config, mesh=evaluation.mesh)
+    result = perplexity_of(
+        eval_step, evaluation.opened.params, source, config=config, mesh=evaluation.mesh
+    )
     gzip_size = source.gzip_bits_per_byte()
     split, step = evaluation.options.split, evaluation.opened.step
-    print(f"{split}, step {step}: {result.line(gzip_size)}; perplexity {result.perplexity:.3f}, {result.tokens:,} tokens", flush=True)
+    print(
+        (
+            f"{split}, step {step}: {result.line(gzip_size)}; perplexity {result.perplexity:.3f}, "
+            f"{result.tokens:,} tokens"
+        ),
+        flush=True,
+    )
     bits = "" if result.bits_per_byte is None else f"{result.bits_per_byte:.3f}"
-    rows = [(f"this model, {split}", f"{result.tokens:,}", f"{result.loss:.4f}", f"{result.perplexity:.3f}", bits)]
+    rows = [
+        (
+            f"this model, {split}",
+            f"{result.tokens:,}",
+            f"{result.loss:.4f}",
+            f"{result.perplexity:.3f}",
+            bits,
+        )
+    ]
     if gzip_size is not None:
         rows.append(("gzip -9, same text", "", "", "", f"{gzip_size:.3f}"))
-    rows += [(label, "", "", f"{value:.2f}", "") for label, value in report.paper_rows(_size(evaluation), paper_values.SLIMPAJAMA)]
-    values = {**result.values(), **dataclasses.asdict(result), "split": split, "gzip_bits_per_byte": gzip_size}
+    rows += [
+        (label, "", "", f"{value:.2f}", "")
+        for label, value in report.paper_rows(_size(evaluation), paper_values.SLIMPAJAMA)
+    ]
+    values = {
+        **result.values(),
+        **dataclasses.asdict(result),
+        "split": split,
+        "gzip_bits_per_byte": gzip_size,
+    }
     header = ("", "tokens", "nats/token", "perplexity", "bits/byte")
     return Report(_of_split("perplexity", split), header, rows, values, (report.PAPER_NOTE,))
 
@@ -123,15 +157,38 @@ def extrapolation(evaluation: Evaluation) -> Report:
         max_tokens=config.eval.max_tokens,
     )
     for curve in curves:
-        print(f"context {curve.context:>6,}: perplexity {curve.perplexity:.3f} over {curve.tokens:,} tokens", flush=True)
-    rows = [("this model", f"{curve.context:,}", f"{curve.perplexity:.3f}", f"{curve.tokens:,}") for curve in curves]
-    rows += [(f"paper: {model} 1.3B", "16,384", f"{value:.2f}", "") for model, value in paper_values.EXTRAPOLATION.items()]
-    values = {"contexts": [{**dataclasses.asdict(curve), "perplexity": curve.perplexity} for curve in curves]}
+        print(
+            (
+                f"context {curve.context:>6,}: perplexity {curve.perplexity:.3f} over "
+                f"{curve.tokens:,} tokens"
+            ),
+            flush=True,
+        )
+    rows = [
+        ("this model", f"{curve.context:,}", f"{curve.perplexity:.3f}", f"{curve.tokens:,}")
+        for curve in curves
+    ]
+    rows += [
+        (f"paper: {model} 1.3B", "16,384", f"{value:.2f}", "")
+        for model, value in paper_values.EXTRAPOLATION.items()
+    ]
+    values = {
+        "contexts": [
+            {**dataclasses.asdict(curve), "perplexity": curve.perplexity} for curve in curves
+        ]
+    }
     note = f"Trained at {config.data.context_length:,} tokens; the same tokens for every context. {report.PAPER_NOTE}"
     name = _of_split("extrapolation", evaluation.options.split)
     figure = f"{name.replace('/', '_')}.png"
     figures = {figure: report.extrapolation_figure(curves, config.data.context_length)}
-    return Report(name, ("", "context", "perplexity", "tokens"), rows, values, (note, f"![]({figure})"), figures)
+    return Report(
+        name,
+        ("", "context", "perplexity", "tokens"),
+        rows,
+        values,
+        (note, f"![]({figure})"),
+        figures,
+    )
 
 
 def generation(evaluation: Evaluation) -> Report:
@@ -141,24 +198,49 @@ def generation(evaluation: Evaluation) -> Report:
     batches = time_batches(model, params, evaluation.options.batches)
     rows = []
     for timing in (*lengths, *batches):
-        shown = ("out of memory", "") if timing.seconds is None else (f"{timing.seconds:.3f}", f"{timing.tokens_per_second:,.1f}")
+        shown = (
+            ("out of memory", "")
+            if timing.seconds is None
+            else (f"{timing.seconds:.3f}", f"{timing.tokens_per_second:,.1f}")
+        )
         rows.append((str(timing.batch), f"{timing.tokens:,}", *shown))
-        print(f"batch {timing.batch:>3}, {timing.tokens:>5,} tokens: {shown[0]} s, {shown[1]} tokens/s", flush=True)
+        print(
+            (
+                f"batch {timing.batch:>3}, {timing.tokens:>5,} tokens: {shown[0]} s, {shown[1]} "
+                f"tokens/s"
+            ),
+            flush=True,
+        )
     values = {
-        name: [{**timing._asdict(), "tokens_per_second": timing.tokens_per_second} for timing in timings]
+        name: [
+            {**timing._asdict(), "tokens_per_second": timing.tokens_per_second}
+            for timing in timings
+        ]
         for name, timings in (("lengths", lengths), ("batches", batches))
     }
     note = "Prompt of 16 tokens included, compilation not. The paper's figure 9 has the same panels and prints no numbers."
     figures = {"generation.png": report.speed_figure(lengths, batches)}
-    return Report("generation", ("batch", "tokens", "seconds", "tokens/s"), rows, values, (note, "![](generation.png)"), figures)
+    return Report(
+        "generation",
+        ("batch", "tokens", "seconds", "tokens/s"),
+        rows,
+        values,
+        (note, "![](generation.png)"),
+        figures,
+    )
 
 
 def paloma(evaluation: Evaluation) -> Report:
     """Token-weighted perplexity per source, and per domain in the JSON."""
     options = evaluation.options
     if options.paloma is None:
-        raise UserError("--paloma is missing; give the folder of the data set allenai/paloma (SOURCE/val/*.jsonl.gz)")
-    domains = evaluate_paloma(evaluation.scorer, evaluation.opened.tokenizer, options.paloma, max_documents=options.limit)
+        raise UserError(
+            "--paloma is missing; give the folder of the data set allenai/paloma "
+            "(SOURCE/val/*.jsonl.gz)"
+        )
+    domains = evaluate_paloma(
+        evaluation.scorer, evaluation.opened.tokenizer, options.paloma, max_documents=options.limit
+    )
     sources, size = by_source(domains), _size(evaluation)
     printed = {
         folder: {model: values[k] for model, values in paper_values.PALOMA[size].items()}
@@ -166,12 +248,40 @@ def paloma(evaluation: Evaluation) -> Report:
     }
     rows = []
     for domain in sources:
-        print(f"{domain.source}: perplexity {domain.perplexity:.3f}, {domain.bits_per_byte:.3f} bits per byte", flush=True)
-        paper = [f"{printed[domain.source][model]:.2f}" if domain.source in printed else "" for model in paper_values.PALOMA[size]]
-        rows.append((domain.source, f"{domain.tokens:,}", f"{domain.perplexity:.3f}", f"{domain.bits_per_byte:.3f}", *paper))
-    header = ("source", "tokens", "perplexity", "bits/byte", *(f"paper: {model} {size}" for model in paper_values.PALOMA[size]))
-    values = {"sources": [domain.values() for domain in sources], "domains": [domain.values() for domain in domains]}
-    return Report("paloma", header, rows, values, (f"Windows of 2,048 tokens. {report.PAPER_NOTE}",))
+        print(
+            (
+                f"{domain.source}: perplexity {domain.perplexity:.3f}, {domain.bits_per_byte:.3f} "
+                f"bits per byte"
+            ),
+            flush=True,
+        )
+        paper = [
+            f"{printed[domain.source][model]:.2f}" if domain.source in printed else ""
+            for model in paper_values.PALOMA[size]
+        ]
+        rows.append(
+            (
+                domain.source,
+                f"{domain.tokens:,}",
+                f"{domain.perplexity:.3f}",
+                f"{domain.bits_per_byte:.3f}",
+                *paper,
+            )
+        )
+    header = (
+        "source",
+        "tokens",
+        "perplexity",
+        "bits/byte",
+        *(f"paper: {model} {size}" for model in paper_values.PALOMA[size]),
+    )
+    values = {
+        "sources": [domain.values() for domain in sources],
+        "domains": [domain.values() for domain in domains],
+    }
+    return Report(
+        "paloma", header, rows, values, (f"Windows of 2,048 tokens. {report.PAPER_NOTE}",)
+    )
 
 
 def downstream_tasks(evaluation: Evaluation) -> Report:
@@ -179,7 +289,11 @@ def downstream_tasks(evaluation: Evaluation) -> Report:
     options, opened = evaluation.options, evaluation.opened
     generator = Generator(opened.model, opened.params, opened.tokenizer)
     results = downstream.evaluate_tasks(
-        evaluation.scorer, generator, options.tasks, include_path=options.task_folder, limit=options.limit
+        evaluation.scorer,
+        generator,
+        options.tasks,
+        include_path=options.task_folder,
+        limit=options.limit,
     )
     rows = []
     for task, metrics in results.items():
@@ -194,8 +308,14 @@ def downstream_tasks(evaluation: Evaluation) -> Report:
         rows.append(("average of the paper's six", "%", f"{values['paper_average']:.2f}"))
         size = _size(evaluation)
         for label, numbers in report.paper_rows(size, paper_values.TASKS):
-            rows += [(label, column, f"{value:.2f}") for column, value in zip(paper_values.TASK_COLUMNS, numbers, strict=True)]
-        notes = ("The paper's values are in percent, each the best of three precisions.", report.PAPER_NOTE)
+            rows += [
+                (label, column, f"{value:.2f}")
+                for column, value in zip(paper_values.TASK_COLUMNS, numbers, strict=True)
+            ]
+        notes = (
+            "The paper's values are in percent, each the best of three precisions.",
+            report.PAPER_NOTE,
+        )
     return Report("downstream", ("", "metric", "value"), rows, values, notes)
 
 

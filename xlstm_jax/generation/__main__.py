@@ -1,7 +1,8 @@
 """Text in the terminal.
 
-    python -m xlstm_jax.generation --checkpoint=RUN_OR_HF_DIR --prompt="def main(" [--max-new-tokens=200] [--temperature=0.8 ...]
-    python -m xlstm_jax.generation --checkpoint=RUN_OR_HF_DIR --interactive
+python -m xlstm_jax.generation --checkpoint=RUN_OR_HF_DIR --prompt="def main("
+[--max-new-tokens=200] [--temperature=0.8 ...] python -m xlstm_jax.generation
+--checkpoint=RUN_OR_HF_DIR --interactive
 """
 
 import re
@@ -53,7 +54,9 @@ def main(argv: Sequence[str]) -> int:
             repetition_penalty=_decimal(values, "repetition_penalty", 1.0),
         )
         opened = open_checkpoint(checkpoint, command_line.number(values, "step"))
-        generator = Generator(opened.model, cast_weights(opened.params, opened.config.model), opened.tokenizer)
+        generator = Generator(
+            opened.model, cast_weights(opened.params, opened.config.model), opened.tokenizer
+        )
         if values["interactive"].value:
             _converse(generator, rules, values)
         else:
@@ -79,7 +82,10 @@ def _continue(generator: Generator, rules: Sampling, values: flags.FlagValues) -
     print(flush=True)
     tokens = sum(map(len, written.tokens))
     print(
-        f"[read {read_tokens} tokens in {read_seconds:.2f} s with compilation; wrote {tokens} at {tokens / seconds:,.1f} tokens/s]",
+        (
+            f"[read {read_tokens} tokens in {read_seconds:.2f} s with compilation; wrote {tokens} "
+            f"at {tokens / seconds:,.1f} tokens/s]"
+        ),
         file=sys.stderr,
     )
     if values["session"].value:
@@ -94,7 +100,13 @@ def _converse(generator: Generator, rules: Sampling, values: flags.FlagValues) -
         session = generator.read([line], session)
         written, seconds = _write(generator, session, rules, values, turn)
         session, turn = written.session, turn + 1
-        print(f"\n[{len(written.tokens[0]) / seconds:,.1f} tokens/s, {int(session.position[0]):,} tokens so far]", file=sys.stderr)
+        print(
+            (
+                f"\n[{len(written.tokens[0]) / seconds:,.1f} tokens/s, "
+                f"{int(session.position[0]):,} tokens so far]"
+            ),
+            file=sys.stderr,
+        )
     if session is not None and values["session"].value:
         sessions.save(session, values["session"].value, generator.model)
 
@@ -107,7 +119,11 @@ def _line() -> str:
 
 
 def _write(
-    generator: Generator, session: sessions.Session, rules: Sampling, values: flags.FlagValues, seed: int
+    generator: Generator,
+    session: sessions.Session,
+    rules: Sampling,
+    values: flags.FlagValues,
+    seed: int,
 ) -> tuple[Written, float]:
     """Writes and streams the first row; the seconds that it took, without compilation."""
 
@@ -123,7 +139,9 @@ def _write(
     }
     generator.write(session, 1, **options)  # compiles; the session stays as it is
     start = time.perf_counter()
-    written = generator.write(session, _count(values, "max_new_tokens", 200), on_text=show, **options)
+    written = generator.write(
+        session, _count(values, "max_new_tokens", 200), on_text=show, **options
+    )
     return written, time.perf_counter() - start
 
 
@@ -138,8 +156,14 @@ def _restored(generator: Generator, values: flags.FlagValues) -> sessions.Sessio
 
 def _normalised(argv: Sequence[str]) -> list[str]:
     """--max-new-tokens as --max_new_tokens, and switches without a value."""
-    renamed = [re.sub(r"^--?[\w-]+", lambda name: "--" + name[0].lstrip("-").replace("-", "_"), argument) for argument in argv[1:]]
-    return [argv[0], *(f"{name}=true" if name.removeprefix("--") in SWITCHES else name for name in renamed)]
+    renamed = [
+        re.sub(r"^--?[\w-]+", lambda name: "--" + name[0].lstrip("-").replace("-", "_"), argument)
+        for argument in argv[1:]
+    ]
+    return [
+        argv[0],
+        *(f"{name}=true" if name.removeprefix("--") in SWITCHES else name for name in renamed),
+    ]
 
 
 def _count(values: flags.FlagValues, name: str, default: int) -> int:

@@ -30,17 +30,21 @@ def decode(
 ) -> tuple[Session, Int[Array, "B space"], Bool[Array, " B"]]:
     """Up to `num_tokens` more tokens for every row that has not ended; stops early when all have.
 
-    The t-th token of a row is drawn with its key folded with t: a text drawn in parts, or in another batch, is the same.
+    The t-th token of a row is drawn with its key folded with t: a text drawn in parts, or in
+    another batch, is the same.
 
     Args:
-        model, params: fastest as `weights.for_steps` gives them; the session's states are stacked in any case.
-        space: length of the result, at least `num_tokens`, which is no part of the compiled program.
+        model, params: fastest as `weights.for_steps` gives them; the session's states are stacked
+            in any case.
+        space: length of the result, at least `num_tokens`, which is no part of the compiled
+            program.
         ended: rows that write nothing; without effect where `stop_tokens` is None.
-        stop_tokens: a row ends after one of them. None: no row ends, which spares a step its padding.
+        stop_tokens: a row ends after one of them. None: no row ends, which spares a step its
+            padding.
 
     Returns:
-        The session after the tokens (all of them were read, a stop token too), the tokens with `NOTHING` behind each row's end, and
-        whether each row has ended.
+        The session after the tokens (all of them were read, a stop token too), the tokens with
+        `NOTHING` behind each row's end, and whether each row has ended.
     """
     may_end = stop_tokens is not None
     stops = jnp.asarray(stop_tokens or (NOTHING,))
@@ -55,7 +59,9 @@ def decode(
         token = choose(session.logits, session.seen, step_keys, sampling)
         # A row that has ended goes on as padding, which changes no state.
         segment_ids = jnp.where(ended, -1, 0)[:, None] if may_end else None
-        logits, state = model.apply({"params": params}, token[:, None], session.state, segment_ids=segment_ids)
+        logits, state = model.apply(
+            {"params": params}, token[:, None], session.state, segment_ids=segment_ids
+        )
         rows = jnp.arange(len(token))
         session = Session(
             state,
@@ -96,7 +102,8 @@ def generate(
     temperature: float = 1.0,
     num_choices: int | None = None,
 ) -> Int[Array, "B num_tokens"]:
-    """Continues prompts of one length in a single program: the short form for code that holds arrays (`Generator` is for texts).
+    """Continues prompts of one length in a single program: the short form for code that holds
+    arrays (`Generator` is for texts).
 
     Args:
         prompt: at least one token.
@@ -107,5 +114,7 @@ def generate(
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(prompt)))
     sampling = Sampling(temperature=temperature, num_choices=num_choices)
     ended = jnp.zeros(len(prompt), bool)
-    _, tokens, _ = decode(model, params, session, keys, ended, num_tokens, space=num_tokens, sampling=sampling)
+    _, tokens, _ = decode(
+        model, params, session, keys, ended, num_tokens, space=num_tokens, sampling=sampling
+    )
     return tokens

@@ -1,4 +1,6 @@
-"""Texts in, texts out: prompts of different lengths, stop strings, streaming, and sessions that can be continued or forked."""
+"""Texts in, texts out: prompts of different lengths, stop strings, streaming, and sessions that can
+be continued or forked.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -43,8 +45,8 @@ class Generator:
         generator = Generator(model, params, tokenizer)
         written = generator.write(generator.read(["def main(", "class "]), 100, seeds=[1, 2])
 
-    Sessions are immutable: write twice from one, and the prompt is read once; `generation.take(session, [0, 0, 0])` makes a batch of
-    three continuations of one prompt.
+    Sessions are immutable: write twice from one, and the prompt is read once;
+    `generation.take(session, [0, 0, 0])` makes a batch of three continuations of one prompt.
     """
 
     def __init__(self, model: nn.Module, params: Any, tokenizer: Tokenizer):
@@ -52,11 +54,17 @@ class Generator:
         self._for_steps = for_steps(model, params)
 
     def read(self, texts: Sequence[str], session: Session | None = None) -> Session:
-        """The session after the texts: new documents, each begun by an end-of-text token, or the given session's rows continued."""
+        """The session after the texts: new documents, each begun by an end-of-text token, or the
+        given session's rows continued.
+        """
         start = [self.tokenizer.end_of_text] if session is None else []
-        return self.read_tokens([start + self.tokenizer.encode(text).tolist() for text in texts], session)
+        return self.read_tokens(
+            [start + self.tokenizer.encode(text).tolist() for text in texts], session
+        )
 
-    def read_tokens(self, prompts: Sequence[Sequence[int]], session: Session | None = None) -> Session:
+    def read_tokens(
+        self, prompts: Sequence[Sequence[int]], session: Session | None = None
+    ) -> Session:
         """The same for tokens, with nothing put before them."""
         return sessions.read(self.model, self.params, prompts, session)
 
@@ -74,7 +82,8 @@ class Generator:
         """Up to `max_new_tokens` tokens for every row.
 
         Args:
-            seeds: one per row, which with the row's position decides all draws; default: 0, 1, 2, ...
+            seeds: one per row, which with the row's position decides all draws; default: 0, 1, 2,
+                ...
             stop: a row ends when its text has one of these.
             on_text: called with (row, text) as text becomes final, in pieces of whole characters.
         """
@@ -104,19 +113,37 @@ class Generator:
                 sampling=sampling,
                 stop_tokens=stop_tokens if may_end else None,
             )
-            block = [[token for token in row if token != NOTHING] for row in np.asarray(block)[:, :count].tolist()]
-            accepted = [row.add(tokens, show(number)) for number, (row, tokens) in enumerate(zip(texts, block, strict=True))]
+            block = [
+                [token for token in row if token != NOTHING]
+                for row in np.asarray(block)[:, :count].tolist()
+            ]
+            accepted = [
+                row.add(tokens, show(number))
+                for number, (row, tokens) in enumerate(zip(texts, block, strict=True))
+            ]
             cut = [kept < len(tokens) for kept, tokens in zip(accepted, block, strict=True)]
-            if any(cut):  # a stop string inside the block: that row's accepted tokens are read again, from the block's beginning
-                again = [tokens[:kept] if is_cut else [] for tokens, kept, is_cut in zip(block, accepted, cut, strict=True)]
+            # a stop string inside the block: that row's accepted tokens are read again, from the
+            # block's beginning
+            if any(cut):
+                again = [
+                    tokens[:kept] if is_cut else []
+                    for tokens, kept, is_cut in zip(block, accepted, cut, strict=True)
+                ]
                 read_again = sessions.read(self.model, self.params, again, before, at_least=BLOCK)
                 session = sessions.merge(cut, read_again, session)
-            ended = np.asarray(ended_by_token) | np.array([row.stream.ending is not None for row in texts])
+            ended = np.asarray(ended_by_token) | np.array(
+                [row.stream.ending is not None for row in texts]
+            )
             written += count
         for number, row in enumerate(texts):
             if rest := row.stream.finish():
                 show(number)(rest)
-        return Written([row.stream.text for row in texts], [row.tokens for row in texts], ended.tolist(), session)
+        return Written(
+            [row.stream.text for row in texts],
+            [row.tokens for row in texts],
+            ended.tolist(),
+            session,
+        )
 
 
 class _Row:

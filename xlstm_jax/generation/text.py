@@ -1,4 +1,6 @@
-"""Tokens to text while they come: whole characters only, and nothing that a stop string may take back."""
+"""Tokens to text while they come: whole characters only, and nothing that a stop string may take
+back.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,13 +22,15 @@ class Ending(NamedTuple):
 class TextStream:
     """One text, token by token.
 
-    `add` returns what can be shown: characters whose bytes are all there and that no stop string can begin with any more. The stop
-    string itself is never shown. Costs are constant per token: only the last few tokens are decoded again.
+    `add` returns what can be shown: characters whose bytes are all there and that no stop string
+    can begin with any more. The stop string itself is never shown. Costs are constant per token:
+    only the last few tokens are decoded again.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), context: Sequence[int] = ()):
         self._tokenizer, self._stop = tokenizer, tuple(string for string in stop if string)
-        # A tokenizer may write a token differently at the beginning of a text: the last tokens of the prompt come before.
+        # A tokenizer may write a token differently at the beginning of a text: the last tokens of
+        # the prompt come before.
         self._tokens = list(context)[-4:]
         self._decoded_from, self._decoded_to = 0, len(self._tokens)
         self._count = 0
@@ -42,7 +46,8 @@ class TextStream:
         self._count += 1
         before = self._decode(self._decoded_to)
         now = self._decode(len(self._tokens))
-        if now.endswith(UNFINISHED) and len(self._tokens) - self._decoded_to < 8:  # a character has up to 4 bytes
+        # a character has up to 4 bytes
+        if now.endswith(UNFINISHED) and len(self._tokens) - self._decoded_to < 8:
             return ""
         self._decoded_from, self._decoded_to = self._decoded_to, len(self._tokens)
         return self._release(now[len(before) :])
@@ -61,7 +66,11 @@ class TextStream:
         return shown
 
     def _decode(self, end: int) -> str:
-        return self._tokenizer.decode(np.asarray(self._tokens[self._decoded_from : end], np.int64)) if end > self._decoded_from else ""
+        return (
+            self._tokenizer.decode(np.asarray(self._tokens[self._decoded_from : end], np.int64))
+            if end > self._decoded_from
+            else ""
+        )
 
     def _release(self, new: str) -> str:
         self._held += new
@@ -72,11 +81,21 @@ class TextStream:
             self.ending = Ending(self._count, stop)
         else:
             held = max((_overlap(self._held, stop) for stop in self._stop), default=0)
-            shown, self._held = self._held[: len(self._held) - held], self._held[len(self._held) - held :]
+            shown, self._held = (
+                self._held[: len(self._held) - held],
+                self._held[len(self._held) - held :],
+            )
         self.text += shown
         return shown
 
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that `stop` begins with."""
-    return next((length for length in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:length])), 0)
+    return next(
+        (
+            length
+            for length in range(min(len(text), len(stop) - 1), 0, -1)
+            if text.endswith(stop[:length])
+        ),
+        0,
+    )

@@ -1,4 +1,6 @@
-"""Parameters as inference reads them: cast to the compute dtype once, and each block's by themselves."""
+"""Parameters as inference reads them: cast to the compute dtype once, and each block's by
+themselves.
+"""
 
 from typing import Any
 
@@ -9,31 +11,44 @@ from xlstm_jax.models import LanguageModel
 from xlstm_jax.models.backbone import split_blocks
 from xlstm_jax.parallel import compute_dtype, has_room, only_device, rows_in_place
 
-# Of these the model only ever uses the cast kernel, so that casting it beforehand changes no bit of any result. Gates, and in the paper's
-# blocks q, k and v (which are multiplied with the gates' kernels first), stay float32.
+# Of these the model only ever uses the cast kernel, so that casting it beforehand changes no bit of
+# any result. Gates, and in the paper's blocks q, k and v (which are multiplied with the gates'
+# kernels first), stay float32.
 CAST = {"up_projection", "down_projection", "out_projection", "output_gate", "lm_head", "embedding"}
 CAST_7B = CAST | {"query", "key", "value"}
 
 
 def cast_weights(params: Any, config: ModelConfig) -> Any:
-    """The same model in little more than half the memory where the compute dtype is bfloat16, which is what decoding is bound by."""
+    """The same model in little more than half the memory where the compute dtype is bfloat16, which
+    is what decoding is bound by.
+    """
     dtype, names = compute_dtype(config.dtype), CAST_7B if config.block == "7b" else CAST
 
     def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        return leaf.astype(dtype) if dtype.itemsize < leaf.dtype.itemsize and path[-2].key in names else leaf
+        return (
+            leaf.astype(dtype)
+            if dtype.itemsize < leaf.dtype.itemsize and path[-2].key in names
+            else leaf
+        )
 
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def for_steps(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
-    """The model and its parameters as `decode` is fastest with: where it helps, blocks that stand apart; the same results come out.
+    """The model and its parameters as `decode` is fastest with: where it helps, blocks that stand
+    apart; the same results come out.
 
-    A loop over stacked blocks cuts each kernel out of its stack before the product. XLA copies it there on CPUs and GPUs, so that a step,
-    which does little but read weights, moves three times their bytes; it also moves the states from one stack to another. On a CPU the
-    blocks' parameters are views of the stacked ones; on a GPU they are copies, made where they take at most half of the free memory. On
-    TPUs the cut is part of the product, and over several devices parameters stay where they are placed (docs/generation.md).
+    A loop over stacked blocks cuts each kernel out of its stack before the product. XLA copies it
+    there on CPUs and GPUs, so that a step, which does little but read weights, moves three times
+    their bytes; it also moves the states from one stack to another. On a CPU the blocks' parameters
+    are views of the stacked ones; on a GPU they are copies, made where they take at most half of
+    the free memory. On TPUs the cut is part of the product, and over several devices parameters
+    stay where they are placed (docs/generation.md).
     """
-    device, size = only_device(params), sum(leaf.nbytes for leaf in jax.tree.leaves(params["backbone"]))
+    device, size = (
+        only_device(params),
+        sum(leaf.nbytes for leaf in jax.tree.leaves(params["backbone"])),
+    )
     if device is not None and device.platform == "cpu":
         rows = rows_in_place
     elif device is not None and device.platform == "gpu" and has_room(device, size):
@@ -41,4 +56,7 @@ def for_steps(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
     else:
         return model, params
     backbone = params["backbone"]
-    return model.clone(apart=True), {**params, "backbone": {**backbone, **split_blocks(backbone, model.config, rows)}}
+    return model.clone(apart=True), {
+        **params,
+        "backbone": {**backbone, **split_blocks(backbone, model.config, rows)},
+    }

@@ -1,1 +1,3 @@
-"""Parameters and configurations to and from the originals: PyPI `xlstm` (paper.py), Hugging Face and `xLSTMLarge` (large.py)."""
+"""Parameters and configurations to and from the originals: PyPI `xlstm` (paper.py), Hugging Face
+and `xLSTMLarge` (large.py).
+"""

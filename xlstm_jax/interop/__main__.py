@@ -1,9 +1,11 @@
 """Checkpoints in and out.
 
     python -m xlstm_jax.interop import --source=HF_DIR --output=DIR
-    python -m xlstm_jax.interop export --source=RUN --output=DIR [--format=huggingface] [--weight_mode=fused] [--dtype=bfloat16]
+    python -m xlstm_jax.interop export --source=RUN --output=DIR [--format=huggingface]
+    [--weight_mode=fused] [--dtype=bfloat16]
 
-Sources of an import: a folder of transformers' xLSTMForCausalLM or of PyPI xlstm, or a name on the Hugging Face hub (NX-AI/xLSTM-7b).
+Sources of an import: a folder of transformers' xLSTMForCausalLM or of PyPI xlstm, or a name on the
+Hugging Face hub (NX-AI/xLSTM-7b).
 """
 
 import sys
@@ -13,7 +15,10 @@ from xlstm_jax import command_line
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop.convert import DTYPES, FORMATS, export_checkpoint, import_checkpoint
 
-FLAGS = {"source": "folder of a checkpoint; for an import also a name on the hub", "output": "folder to be made"}
+FLAGS = {
+    "source": "folder of a checkpoint; for an import also a name on the hub",
+    "output": "folder to be made",
+}
 EXPORT_FLAGS = {
     "format": f"{', '.join(FORMATS)}; by default that of the model's blocks",
     "weight_mode": "single (the default) or fused, of huggingface",
@@ -31,16 +36,30 @@ def main(argv: Sequence[str]) -> int:
             if {"--help", "-h"} & set(argv):
                 print(__doc__)
                 raise SystemExit(0)
-            raise UserError(f"{action!r} is no action; write `python -m xlstm_jax.interop import` or `export` (--help shows examples)")
-        flags = command_line.parse([argv[0], *argv[2:]], __doc__, FLAGS | (EXPORT_FLAGS if action == "export" else {}))
-        source, output = command_line.text(flags, "source", "DIR"), command_line.text(flags, "output", "DIR")
+            raise UserError(
+                f"{action!r} is no action; write `python -m xlstm_jax.interop import` or `export` "
+                f"(--help shows examples)"
+            )
+        flags = command_line.parse(
+            [argv[0], *argv[2:]], __doc__, FLAGS | (EXPORT_FLAGS if action == "export" else {})
+        )
+        source, output = (
+            command_line.text(flags, "source", "DIR"),
+            command_line.text(flags, "output", "DIR"),
+        )
         if action == "import":
             config = import_checkpoint(source, output).model
             kinds = ", ".join(sorted(set(config.block_kinds)))
             print(f"{output}: {config.num_blocks} blocks ({kinds}) of dimension {config.dim}")
             return
         chosen = {name: flags[name].value for name in ("weight_mode", "dtype") if flags[name].value}
-        format = export_checkpoint(source, output, format=flags["format"].value, step=command_line.number(flags, "step"), **chosen)
+        format = export_checkpoint(
+            source,
+            output,
+            format=flags["format"].value,
+            step=command_line.number(flags, "step"),
+            **chosen,
+        )
         print(f"{output}: {format}")
 
     return command_line.run(command)

@@ -58,13 +58,19 @@ def open_source(name: str) -> Source:
     folder = pathlib.Path(name).expanduser()
     if not folder.is_dir():
         if not HUB_NAME.fullmatch(name):
-            raise UserError(f"folder {name!r} does not exist; give a folder, or a model of the Hugging Face hub such as NX-AI/xLSTM-7b")
+            raise UserError(
+                f"folder {name!r} does not exist; give a folder, or a model of the Hugging Face "
+                f"hub such as NX-AI/xLSTM-7b"
+            )
         folder = _download(name)
     if (folder / "config.yaml").is_file():
         theirs = _parse(folder / "config.yaml", yaml.safe_load, yaml.YAMLError)
         config = large.import_pypi_config(theirs)
         tensors = tensor_files.read_folder(folder)
-        tensors = {large.EMBEDDING if name == large.PYPI_EMBEDDING else name: tensor for name, tensor in tensors.items()}
+        tensors = {
+            large.EMBEDDING if name == large.PYPI_EMBEDDING else name: tensor
+            for name, tensor in tensors.items()
+        }
         return Source(folder, "xlstm-large", config, large.table(config), tensors)
     theirs = _parse(folder / "config.json", json.loads, ValueError)
     if theirs.get("model_type") == "xlstm":
@@ -75,11 +81,17 @@ def open_source(name: str) -> Source:
         return Source(folder, "huggingface", config, large.table(config), tensors)
     if "slstm_at" in theirs:
         config = paper.import_config(theirs)
-        return Source(folder, "xlstm", config, paper.table(config), tensor_files.read_folder(folder))
-    what = "a run of this project" if is_run(folder) else f"of model_type {theirs.get('model_type')!r}"
+        return Source(
+            folder, "xlstm", config, paper.table(config), tensor_files.read_folder(folder)
+        )
+    what = (
+        "a run of this project" if is_run(folder) else f"of model_type {theirs.get('model_type')!r}"
+    )
     raise UserError(
-        f"{folder / 'config.json'} is {what}; what can be imported: xLSTMForCausalLM of transformers (model_type 'xlstm'), and PyPI "
-        "xlstm's xLSTMLarge (config.yaml) and xLSTMLMModel (docs/generation.md says how to store one)"
+        f"{folder / 'config.json'} is {what}; what can be imported: xLSTMForCausalLM of "
+        f"transformers (model_type 'xlstm'), and PyPI "
+        "xlstm's xLSTMLarge (config.yaml) and xLSTMLMModel (docs/generation.md says how to store "
+        "one)"
     )
 
 
@@ -97,17 +109,32 @@ def _download(name: str) -> pathlib.Path:
     try:
         import huggingface_hub
     except ImportError:
-        raise UserError(f"folder {name!r} does not exist; to load it from the Hugging Face hub: pip install huggingface_hub") from None
+        raise UserError(
+            f"folder {name!r} does not exist; to load it from the Hugging Face hub: pip install "
+            f"huggingface_hub"
+        ) from None
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja"]))
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja"]
+            )
+        )
     except Exception as error:  # many types, of several libraries
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"folder {name!r} does not exist, and the Hugging Face hub did not give a model of that name: {first}") from error
+        raise UserError(
+            f"folder {name!r} does not exist, and the Hugging Face hub did not give a model of "
+            f"that name: {first}"
+        ) from error
 
 
-def _parse(path: pathlib.Path, parse: Callable[[str], Any], failure: type[Exception]) -> dict[str, Any]:
+def _parse(
+    path: pathlib.Path, parse: Callable[[str], Any], failure: type[Exception]
+) -> dict[str, Any]:
     if not path.exists():
-        raise UserError(f"folder {str(path.parent)!r} holds no {path.name}, so it is no run and no other checkpoint; give one")
+        raise UserError(
+            f"folder {str(path.parent)!r} holds no {path.name}, so it is no run and no other "
+            f"checkpoint; give one"
+        )
     try:
         values = parse(path.read_text())
     except (OSError, UnicodeDecodeError, failure) as error:
@@ -126,22 +153,33 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> list[str]:
 
 
 def write_tokenizer(target: pathlib.Path, file: pathlib.Path | None) -> None:
-    """A tokenizer that `transformers` loads: of a tokenizer.json, or (None) the byte tokenizer in that form."""
+    """A tokenizer that `transformers` loads: of a tokenizer.json, or (None) the byte tokenizer in
+    that form.
+    """
     if file is None:
         byte_tokenizer_file().save(str(target / TOKENIZER))
     elif file.resolve() != (target / TOKENIZER).resolve():
         shutil.copyfile(file, target / TOKENIZER)
     special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **special}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **special,
+    }
     (target / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def byte_tokenizer_file() -> tokenizers.Tokenizer:
     """The byte tokenizer in the form of the `tokenizers` library: byte b has the id b."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # GPT-2's names of the bytes
+    # GPT-2's names of the bytes
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    names = {byte: chr(byte) for byte in printable} | {byte: chr(256 + k) for k, byte in enumerate(others)}
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab={name: byte for byte, name in names.items()}, merges=[]))
+    names = {byte: chr(byte) for byte in printable} | {
+        byte: chr(256 + k) for k, byte in enumerate(others)
+    }
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab={name: byte for byte, name in names.items()}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END_OF_TEXT])

@@ -1,7 +1,7 @@
 """Hugging Face `xLSTMForCausalLM` (transformers 5.23, the format of NX-AI/xLSTM-7b): the 7b block.
 
-PyPI `xlstm`'s `xLSTMLarge` has the same tensors, the embedding under another name. With `weight_mode="fused"` some are one tensor:
-`split_fused` and `fuse` cut and join their rows.
+PyPI `xlstm`'s `xLSTMLarge` has the same tensors, the embedding under another name. With
+`weight_mode="fused"` some are one tensor: `split_fused` and `fuse` cut and join their rows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +12,16 @@ import numpy as np
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.config_checks import large_ffn_dim, qk_dim
 from xlstm_jax.errors import UserError
-from xlstm_jax.interop.mapping import SAME, SIDE_BY_SIDE, TRANSPOSED, Entry, Fields, Table, Tensors, refuse_unless
+from xlstm_jax.interop.mapping import (
+    SAME,
+    SIDE_BY_SIDE,
+    TRANSPOSED,
+    Entry,
+    Fields,
+    Table,
+    Tensors,
+    refuse_unless,
+)
 from xlstm_jax.interop.tensor_files import Tensor
 
 REQUIRED = {
@@ -26,9 +35,17 @@ REQUIRED = {
 
 # Tensors of a block that are one tensor in the fused mode, in the order of their rows.
 FUSED = {
-    "mlstm_layer.qkv_opreact.weight": tuple(f"mlstm_layer.{part}.weight" for part in ("q", "k", "v", "ogate_preact")),
-    "mlstm_layer.ifgate_preact.weight": ("mlstm_layer.igate_preact.weight", "mlstm_layer.fgate_preact.weight"),
-    "mlstm_layer.ifgate_preact.bias": ("mlstm_layer.igate_preact.bias", "mlstm_layer.fgate_preact.bias"),
+    "mlstm_layer.qkv_opreact.weight": tuple(
+        f"mlstm_layer.{part}.weight" for part in ("q", "k", "v", "ogate_preact")
+    ),
+    "mlstm_layer.ifgate_preact.weight": (
+        "mlstm_layer.igate_preact.weight",
+        "mlstm_layer.fgate_preact.weight",
+    ),
+    "mlstm_layer.ifgate_preact.bias": (
+        "mlstm_layer.igate_preact.bias",
+        "mlstm_layer.fgate_preact.bias",
+    ),
     "ffn.proj_up_gate_z.weight": ("ffn.proj_up_gate.weight", "ffn.proj_up.weight"),
 }
 EMBEDDING, PYPI_EMBEDDING = "backbone.embeddings.weight", "embedding.weight"
@@ -50,7 +67,11 @@ def table(config: ModelConfig) -> Table:
         Entry("head_norm/scale", ("mlstm_layer.multihead_norm.weight",), SAME),
         Entry("out_projection/kernel", ("mlstm_layer.out_proj.weight",), TRANSPOSED),
         Entry("ffn_norm/scale", ("norm_ffn.weight",), SAME),
-        Entry("ffn/up_projection/kernel", ("ffn.proj_up_gate.weight", "ffn.proj_up.weight"), SIDE_BY_SIDE),
+        Entry(
+            "ffn/up_projection/kernel",
+            ("ffn.proj_up_gate.weight", "ffn.proj_up.weight"),
+            SIDE_BY_SIDE,
+        ),
         Entry("ffn/down_projection/kernel", ("ffn.proj_down.weight",), TRANSPOSED),
     )
     outside = (
@@ -70,7 +91,10 @@ def import_config(theirs: Mapping[str, Any]) -> ModelConfig:
     theirs = Fields(theirs)
     refuse_unless(theirs, REQUIRED, "the model")
     if (mode := theirs.get("weight_mode", "single")) not in ("single", "fused"):
-        raise UserError(f"the checkpoint can't be converted: weight_mode is {mode!r}; it must be 'single' or 'fused'")
+        raise UserError(
+            f"the checkpoint can't be converted: weight_mode is {mode!r}; it must be 'single' or "
+            f"'fused'"
+        )
     return ModelConfig(
         vocab_size=theirs["vocab_size"],
         dim=theirs["hidden_size"],
@@ -95,9 +119,21 @@ def export_config(config: ModelConfig, weight_mode: str = "single") -> dict[str,
     Raises:
         UserError: the model has something that theirs lacks.
     """
-    ours = {name: getattr(config, name) for name in ("block", "input_gate", "slstm_positions", "ratio")}
-    refuse_unless(ours, {"block": "7b", "input_gate": "exponential", "slstm_positions": (), "ratio": None}, "the model")
-    caps = {name: value is not None for name, value in (("gate_soft_cap", config.gate_soft_cap), ("logit_soft_cap", config.logit_soft_cap))}
+    ours = {
+        name: getattr(config, name) for name in ("block", "input_gate", "slstm_positions", "ratio")
+    }
+    refuse_unless(
+        ours,
+        {"block": "7b", "input_gate": "exponential", "slstm_positions": (), "ratio": None},
+        "the model",
+    )
+    caps = {
+        name: value is not None
+        for name, value in (
+            ("gate_soft_cap", config.gate_soft_cap),
+            ("logit_soft_cap", config.logit_soft_cap),
+        )
+    }
     refuse_unless(caps, {"gate_soft_cap": True, "logit_soft_cap": True}, "whether the model")
     return {
         "model_type": "xlstm",
@@ -120,7 +156,9 @@ def export_config(config: ModelConfig, weight_mode: str = "single") -> dict[str,
 
 
 def import_pypi_config(theirs: Mapping[str, Any]) -> ModelConfig:
-    """The same from the config.yaml of PyPI `xlstm`'s `xLSTMLarge`, whose tensors are always stored in the single mode."""
+    """The same from the config.yaml of PyPI `xlstm`'s `xLSTMLarge`, whose tensors are always stored
+    in the single mode.
+    """
     theirs = Fields(theirs)
     names = {"hidden_size": theirs["embedding_dim"], "num_hidden_layers": theirs["num_blocks"]}
     return import_config({**theirs, **names, "tie_word_embeddings": False, "weight_mode": "single"})
@@ -129,7 +167,10 @@ def import_pypi_config(theirs: Mapping[str, Any]) -> ModelConfig:
 def export_pypi_config(config: ModelConfig) -> dict[str, Any]:
     """The fields of an `xLSTMLargeConfig`."""
     if config.tie_embeddings:
-        raise UserError("the checkpoint can't be converted: xLSTMLarge has no tied embeddings; export to the Hugging Face format")
+        raise UserError(
+            "the checkpoint can't be converted: xLSTMLarge has no tied embeddings; export to the "
+            "Hugging Face format"
+        )
     not_theirs = ("model_type", "hidden_size", "num_hidden_layers", "tie_word_embeddings")
     return {name: value for name, value in export_config(config).items() if name not in not_theirs}
 
@@ -150,7 +191,9 @@ def split_fused(config: ModelConfig, tensors: Tensors) -> dict[str, np.ndarray]:
             if whole is None:
                 problems.append(f"{prefix}{fused} is missing")
             elif whole.ndim == 0 or len(whole) != sum(wanted):
-                problems.append(f"{prefix}{fused} has shape {tuple(whole.shape)} instead of {sum(wanted)} rows")
+                problems.append(
+                    f"{prefix}{fused} has shape {tuple(whole.shape)} instead of {sum(wanted)} rows"
+                )
             else:
                 pieces = np.split(whole, np.cumsum(wanted)[:-1])
                 result |= {prefix + part: piece for part, piece in zip(parts, pieces, strict=True)}
@@ -172,19 +215,36 @@ def fuse(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
         pieces = waiting.setdefault(fused, [])
         pieces.append(tensor)
         if len(pieces) == len(FUSED[whole_of[name]]):
-            pieces.sort(key=lambda piece, order=FUSED[whole_of[name]]: order.index(_cut_prefix(piece.name)[1]))
+            pieces.sort(
+                key=lambda piece, order=FUSED[whole_of[name]]: order.index(
+                    _cut_prefix(piece.name)[1]
+                )
+            )
             shape = (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
-            yield Tensor(fused, shape, lambda pieces=pieces: np.concatenate([piece.make() for piece in pieces]))
+            yield Tensor(
+                fused,
+                shape,
+                lambda pieces=pieces: np.concatenate([piece.make() for piece in pieces]),
+            )
 
 
 def _rows(config: ModelConfig) -> dict[str, int]:
     layer = {"q": qk_dim(config), "k": qk_dim(config), "v": config.dim, "ogate_preact": config.dim}
     rows = {f"mlstm_layer.{name}.weight": count for name, count in layer.items()}
-    rows |= {name: config.num_heads for fused, parts in FUSED.items() if "ifgate" in fused for name in parts}
+    rows |= {
+        name: config.num_heads
+        for fused, parts in FUSED.items()
+        if "ifgate" in fused
+        for name in parts
+    }
     return rows | {name: large_ffn_dim(config) for name in FUSED["ffn.proj_up_gate_z.weight"]}
 
 
 def _cut_prefix(name: str) -> tuple[str, str]:
     """("backbone.blocks.3.", "norm_ffn.weight")"""
     parts = name.split(".")
-    return ("".join(part + "." for part in parts[:3]), ".".join(parts[3:])) if parts[:2] == ["backbone", "blocks"] else ("", name)
+    return (
+        ("".join(part + "." for part in parts[:3]), ".".join(parts[3:]))
+        if parts[:2] == ["backbone", "blocks"]
+        else ("", name)
+    )

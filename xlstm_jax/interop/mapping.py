@@ -1,7 +1,8 @@
 """One table of names and shapes, read in both directions.
 
-An `Entry` ties one of our parameters to one or more of their tensors by an invertible `Transform`. Import and export both follow from a
-list of entries; neither is written by itself. Arrays are NumPy, so that nothing here needs PyTorch.
+An `Entry` ties one of our parameters to one or more of their tensors by an invertible `Transform`.
+Import and export both follow from a list of entries; neither is written by itself. Arrays are
+NumPy, so that nothing here needs PyTorch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -45,9 +46,11 @@ class Entry(NamedTuple):
 SAME = Transform(lambda x: x, lambda x: (x,))
 TRANSPOSED = Transform(lambda x: x.T, lambda x: (x.T,))  # PyTorch's [out in] and our [in out]
 BLOCKS_TRANSPOSED = Transform(lambda x: np.swapaxes(x, 1, 2), lambda x: (np.swapaxes(x, 1, 2),))
-CONV = Transform(lambda x: x[:, 0].T, lambda x: (x.T[:, None],))  # [channels 1 taps] and our [taps channels]
+# [channels 1 taps] and our [taps channels]
+CONV = Transform(lambda x: x[:, 0].T, lambda x: (x.T[:, None],))
 SIDE_BY_SIDE = Transform(  # two linear maps of one input and our single kernel
-    lambda a, b: np.concatenate([a.T, b.T], axis=1), lambda x: tuple(half.T for half in np.split(x, 2, axis=1))
+    lambda a, b: np.concatenate([a.T, b.T], axis=1),
+    lambda x: tuple(half.T for half in np.split(x, 2, axis=1)),
 )
 
 
@@ -65,7 +68,9 @@ class Table(NamedTuple):
     block_prefix: str
 
 
-def import_params(table: Table, config: ModelConfig, tensors: Tensors, shapes: Any, allocate: Allocate = np.empty) -> dict:
+def import_params(
+    table: Table, config: ModelConfig, tensors: Tensors, shapes: Any, allocate: Allocate = np.empty
+) -> dict:
     """Our parameter tree, float32, from their tensors.
 
     Args:
@@ -91,7 +96,9 @@ def import_params(table: Table, config: ModelConfig, tensors: Tensors, shapes: A
         given = [tensors[name] for name in names]
         wrong = [
             f"{name} has shape {tuple(tensor.shape)} instead of {expected}"
-            for name, tensor, expected in zip(names, given, _their_shapes(entry, shape), strict=True)
+            for name, tensor, expected in zip(
+                names, given, _their_shapes(entry, shape), strict=True
+            )
             if tuple(tensor.shape) != expected
         ]
         problems += wrong
@@ -100,22 +107,31 @@ def import_params(table: Table, config: ModelConfig, tensors: Tensors, shapes: A
         if row == 0:  # one copy in memory: blocks are written into their place in the stack
             _set(params, path, allocate(leaf.shape, np.float32))
         target = _get(params, path)
-        (target[row] if place else target)[...] = entry.transform.to_ours(*(np.asarray(tensor, np.float32) for tensor in given))
+        (target[row] if place else target)[...] = entry.transform.to_ours(
+            *(np.asarray(tensor, np.float32) for tensor in given)
+        )
     _refuse(problems)
     return params
 
 
-def export_params(table: Table, config: ModelConfig, params: Any, originals: Tensors | None = None) -> dict[str, np.ndarray]:
+def export_params(
+    table: Table, config: ModelConfig, params: Any, originals: Tensors | None = None
+) -> dict[str, np.ndarray]:
     """Their tensors from our (unboxed) parameter tree: the inverse of `import_params`."""
-    return {tensor.name: np.ascontiguousarray(tensor.make()) for tensor in exported_tensors(table, config, params, originals)}
+    return {
+        tensor.name: np.ascontiguousarray(tensor.make())
+        for tensor in exported_tensors(table, config, params, originals)
+    }
 
 
-def exported_tensors(table: Table, config: ModelConfig, params: Any, originals: Tensors | None = None) -> Iterator[Tensor]:
+def exported_tensors(
+    table: Table, config: ModelConfig, params: Any, originals: Tensors | None = None
+) -> Iterator[Tensor]:
     """The same one by one, each made when it is written.
 
     Args:
-        originals: of `rounding_tensors`, kept by the import. What the model still has of them is exported to the bit: w where 1 + w is
-            unchanged.
+        originals: of `rounding_tensors`, kept by the import. What the model still has of them is
+            exported to the bit: w where 1 + w is unchanged.
     """
     originals = originals or {}
     position: dict[tuple[str, ...], int] = {}
@@ -127,7 +143,9 @@ def exported_tensors(table: Table, config: ModelConfig, params: Any, originals: 
         shapes = _their_shapes(entry, leaf.shape[1:] if place else leaf.shape)
         for part, (name, shape) in enumerate(zip(names, shapes, strict=True)):
 
-            def make(leaf=leaf, place=place, row=row, entry=entry, part=part, name=name) -> np.ndarray:
+            def make(
+                leaf=leaf, place=place, row=row, entry=entry, part=part, name=name
+            ) -> np.ndarray:
                 ours = np.asarray(leaf)[row] if place else np.asarray(leaf)
                 theirs = entry.transform.to_theirs(ours)[part]
                 if name in originals and originals[name].shape == theirs.shape:
@@ -140,7 +158,12 @@ def exported_tensors(table: Table, config: ModelConfig, params: Any, originals: 
 
 def rounding_tensors(table: Table, config: ModelConfig) -> list[str]:
     """Names of their tensors that ours can't give back to the bit."""
-    return [name for _, entry, names in _entries(table, config) for name in names if entry.transform.rounds]
+    return [
+        name
+        for _, entry, names in _entries(table, config)
+        for name in names
+        if entry.transform.rounds
+    ]
 
 
 def _their_shapes(entry: Entry, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -152,11 +175,15 @@ class Fields(dict):
     """The fields of their configuration; one that is missing is the checkpoint's fault."""
 
     def __missing__(self, name: str) -> Any:
-        raise UserError(f"the checkpoint can't be converted: its configuration has no field {name!r}")
+        raise UserError(
+            f"the checkpoint can't be converted: its configuration has no field {name!r}"
+        )
 
 
 def refuse_unless(source: Mapping[str, Any], required: Mapping[str, Any], what: str) -> None:
-    """Raises `UserError` naming the fields of their configuration whose values this project has no counterpart for."""
+    """Raises `UserError` naming the fields of their configuration whose values this project has no
+    counterpart for.
+    """
     _refuse(
         [
             f"{what} has {name} = {source[name]!r}; only {value!r} can be represented"
@@ -166,8 +193,12 @@ def refuse_unless(source: Mapping[str, Any], required: Mapping[str, Any], what: 
     )
 
 
-def _entries(table: Table, config: ModelConfig) -> Iterable[tuple[tuple[str, ...], Entry, list[str]]]:
-    """(our path of the block, entry, their full names) of every parameter of every block, in the blocks' order."""
+def _entries(
+    table: Table, config: ModelConfig
+) -> Iterable[tuple[tuple[str, ...], Entry, list[str]]]:
+    """(our path of the block, entry, their full names) of every parameter of every block, in the
+    blocks' order.
+    """
     for entry in table.outside:
         if not (config.tie_embeddings and entry.ours == "lm_head/kernel"):
             yield (), entry, list(entry.theirs)
@@ -178,12 +209,18 @@ def _entries(table: Table, config: ModelConfig) -> Iterable[tuple[tuple[str, ...
             for entry in table.blocks[run.kinds[offset]]:
                 if entry.ours.startswith("conv/") and not config.conv_width:
                     continue
-                yield ("backbone", *run.paths()[offset]), entry, [prefix + name for name in entry.theirs]
+                yield (
+                    ("backbone", *run.paths()[offset]),
+                    entry,
+                    [prefix + name for name in entry.theirs],
+                )
 
 
 def _refuse(problems: list[str]) -> None:
     if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        shown = "; ".join(problems[:8]) + (
+            f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        )
         raise UserError(f"the checkpoint can't be converted: {shown}")
 
 

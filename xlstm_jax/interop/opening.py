@@ -1,4 +1,6 @@
-"""A model that is ready to use, from wherever it is: a run, an imported folder, a Hugging Face folder or name."""
+"""A model that is ready to use, from wherever it is: a run, an imported folder, a Hugging Face
+folder or name.
+"""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -33,8 +35,11 @@ class Opened(NamedTuple):
     folder: pathlib.Path
 
 
-def open_checkpoint(name: str, step: int | None = None, sharding: jax.sharding.Sharding | None = None) -> Opened:
-    """The model of a run's or an imported folder's newest checkpoint (or that of `step`), or of another project's checkpoint.
+def open_checkpoint(
+    name: str, step: int | None = None, sharding: jax.sharding.Sharding | None = None
+) -> Opened:
+    """The model of a run's or an imported folder's newest checkpoint (or that of `step`), or of
+    another project's checkpoint.
 
     Args:
         sharding: of every parameter; default: all on the first device.
@@ -54,16 +59,22 @@ def open_checkpoint(name: str, step: int | None = None, sharding: jax.sharding.S
     tokenizer = _tokenizer(source.folder, "byte")
     if tokenizer.vocab_size > source.config.vocab_size:
         raise UserError(
-            f"the tokenizer of {name!r} has {tokenizer.vocab_size} ids, the model {source.config.vocab_size}; put the model's own "
+            f"the tokenizer of {name!r} has {tokenizer.vocab_size} ids, the model "
+            f"{source.config.vocab_size}; put the model's own "
             f"{TOKENIZER} into its folder"
         )
-    config = Config(model=source.config, data=DataConfig(tokenizer=_tokenizer_name(source.folder, "byte"), context_length=2048))
+    config = Config(
+        model=source.config,
+        data=DataConfig(tokenizer=_tokenizer_name(source.folder, "byte"), context_length=2048),
+    )
     params = jax.tree.map(lambda array: jax.device_put(array, sharding), import_params(source))
     return Opened(config, build_model(config.model), params, tokenizer, 0, source.folder)
 
 
 def _tokenizer_name(folder: pathlib.Path, name: str) -> str:
-    """A tokenizer.json in the folder goes before the configuration's path, so that folders can be moved."""
+    """A tokenizer.json in the folder goes before the configuration's path, so that folders can be
+    moved.
+    """
     return str(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else name
 
 

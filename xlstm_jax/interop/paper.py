@@ -1,8 +1,8 @@
 """PyPI `xlstm` 2.0.6, `xLSTMLMModel`: the paper's blocks, sLSTM backend "vanilla".
 
-Two things there are easy to get wrong. Norm weights are stored as w with the effective weight 1 + w. And the sLSTM layer's weights
-called `fgate` feed the input gate, those called `igate` the forget gate. (Its recurrent step scales keys where we scale queries: that
-concerns states, not parameters.)
+Two things there are easy to get wrong. Norm weights are stored as w with the effective weight 1 +
+w. And the sLSTM layer's weights called `fgate` feed the input gate, those called `igate` the forget
+gate. (Its recurrent step scales keys where we scale queries: that concerns states, not parameters.)
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,17 @@ import numpy as np
 
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.errors import UserError
-from xlstm_jax.interop.mapping import BLOCKS_TRANSPOSED, CONV, SAME, TRANSPOSED, Entry, Fields, Table, Transform, refuse_unless
+from xlstm_jax.interop.mapping import (
+    BLOCKS_TRANSPOSED,
+    CONV,
+    SAME,
+    TRANSPOSED,
+    Entry,
+    Fields,
+    Table,
+    Transform,
+    refuse_unless,
+)
 
 RESIDUAL_WEIGHT = Transform(lambda w: 1 + w, lambda scale: (scale - 1,), rounds=True)
 GATES = Transform(  # four [H out in] and our [4 H in out]
@@ -51,7 +61,12 @@ def table(config: ModelConfig) -> Table:
         Entry("head_norm/scale", ("xlstm.mlstm_cell.outnorm.weight",), RESIDUAL_WEIGHT),
         Entry("down_projection/kernel", ("xlstm.proj_down.weight",), TRANSPOSED),
     )
-    gate_names = ("xlstm.fgate.weight", "xlstm.igate.weight", "xlstm.zgate.weight", "xlstm.ogate.weight")
+    gate_names = (
+        "xlstm.fgate.weight",
+        "xlstm.igate.weight",
+        "xlstm.zgate.weight",
+        "xlstm.ogate.weight",
+    )
     slstm = (
         Entry("norm/scale", ("xlstm_norm.weight",), RESIDUAL_WEIGHT),
         *conv,
@@ -65,7 +80,11 @@ def table(config: ModelConfig) -> Table:
     )
     outside = (
         Entry("embedding/embedding", ("token_embedding.weight",), SAME),
-        Entry("backbone/final_norm/scale", ("xlstm_block_stack.post_blocks_norm.weight",), RESIDUAL_WEIGHT),
+        Entry(
+            "backbone/final_norm/scale",
+            ("xlstm_block_stack.post_blocks_norm.weight",),
+            RESIDUAL_WEIGHT,
+        ),
         Entry("lm_head/kernel", ("lm_head.weight",), TRANSPOSED),
     )
     return Table(outside, {"mlstm": mlstm, "slstm": slstm}, "xlstm_block_stack.blocks.{l}.")
@@ -84,16 +103,32 @@ def import_config(theirs: Mapping[str, Any]) -> ModelConfig:
     mlstm, slstm, ffn = {}, {}, {}
     if len(positions) < theirs["num_blocks"]:
         mlstm = Fields(theirs["mlstm_block"]["mlstm"])
-        refuse_unless(mlstm, {"bias": False, "round_proj_up_to_multiple_of": 64, "round_proj_up_dim_up": True}, "the mLSTM block")
+        refuse_unless(
+            mlstm,
+            {"bias": False, "round_proj_up_to_multiple_of": 64, "round_proj_up_dim_up": True},
+            "the mLSTM block",
+        )
     if positions:
         slstm, ffn = (Fields(theirs["slstm_block"][part]) for part in ("slstm", "feedforward"))
-        refuse_unless(slstm, {"function": "slstm", "group_norm_weight": True, "dropout": theirs["dropout"]}, "the sLSTM block")
-        required = {"bias": False, "act_fn": "gelu", "ff_type": "ffn_gated", "round_proj_up_to_multiple_of": 64}
+        refuse_unless(
+            slstm,
+            {"function": "slstm", "group_norm_weight": True, "dropout": theirs["dropout"]},
+            "the sLSTM block",
+        )
+        required = {
+            "bias": False,
+            "act_fn": "gelu",
+            "ff_type": "ffn_gated",
+            "round_proj_up_to_multiple_of": 64,
+        }
         refuse_unless(ffn, required, "the feed-forward layer")
     both = [cell for cell in (mlstm, slstm) if cell]
     for field in ("num_heads", "conv1d_kernel_size"):
         if len({cell[field] for cell in both}) > 1:
-            raise UserError(f"the checkpoint can't be converted: mLSTM and sLSTM blocks differ in {field}; only one value is supported")
+            raise UserError(
+                f"the checkpoint can't be converted: mLSTM and sLSTM blocks differ in {field}; "
+                f"only one value is supported"
+            )
     return ModelConfig(
         vocab_size=theirs["vocab_size"],
         dim=theirs["embedding_dim"],
@@ -110,13 +145,23 @@ def import_config(theirs: Mapping[str, Any]) -> ModelConfig:
 
 
 def export_config(config: ModelConfig, context_length: int) -> dict[str, Any]:
-    """The fields of an `xLSTMLMModelConfig`, nested as `import_config` reads them; `context_length` bounds their parallel form.
+    """The fields of an `xLSTMLMModelConfig`, nested as `import_config` reads them; `context_length`
+    bounds their parallel form.
 
     Raises:
         UserError: the model has something that theirs lacks.
     """
-    ours = {name: getattr(config, name) for name in ("block", "input_gate", "gate_soft_cap", "logit_soft_cap", "norm_eps")}
-    required = {"block": "paper", "input_gate": "exponential", "gate_soft_cap": None, "logit_soft_cap": None, "norm_eps": 1e-5}
+    ours = {
+        name: getattr(config, name)
+        for name in ("block", "input_gate", "gate_soft_cap", "logit_soft_cap", "norm_eps")
+    }
+    required = {
+        "block": "paper",
+        "input_gate": "exponential",
+        "gate_soft_cap": None,
+        "logit_soft_cap": None,
+        "norm_eps": 1e-5,
+    }
     refuse_unless(ours, required, "the model")
     positions = [k for k, kind in enumerate(config.block_kinds) if kind == "slstm"]
     mlstm = {
@@ -125,7 +170,11 @@ def export_config(config: ModelConfig, context_length: int) -> dict[str, Any]:
         "proj_factor": config.up_factor,
         "qkv_proj_blocksize": config.qkv_block_size,
     }
-    slstm = {"num_heads": config.num_heads, "conv1d_kernel_size": config.conv_width, "backend": "vanilla"}
+    slstm = {
+        "num_heads": config.num_heads,
+        "conv1d_kernel_size": config.conv_width,
+        "backend": "vanilla",
+    }
     return {
         "vocab_size": config.vocab_size,
         "embedding_dim": config.dim,
@@ -145,13 +194,27 @@ def export_config(config: ModelConfig, context_length: int) -> dict[str, Any]:
 
 
 def export_full_config(config: ModelConfig, context_length: int) -> dict[str, Any]:
-    """The same with the fields that are always so: the config.json of an exported folder, which `import_config` reads back."""
+    """The same with the fields that are always so: the config.json of an exported folder, which
+    `import_config` reads back.
+    """
     fields = export_config(config, context_length)
     fields |= {"bias": False, "add_post_blocks_norm": True, "add_embedding_dropout": False}
     always = {"dropout": config.dropout, "bias": False}
     if fields["mlstm_block"]:
-        fields["mlstm_block"]["mlstm"] |= {**always, "round_proj_up_to_multiple_of": 64, "round_proj_up_dim_up": True}
+        fields["mlstm_block"]["mlstm"] |= {
+            **always,
+            "round_proj_up_to_multiple_of": 64,
+            "round_proj_up_dim_up": True,
+        }
     if fields["slstm_block"]:
-        fields["slstm_block"]["slstm"] |= {"function": "slstm", "group_norm_weight": True, "dropout": config.dropout}
-        fields["slstm_block"]["feedforward"] |= {**always, "ff_type": "ffn_gated", "round_proj_up_to_multiple_of": 64}
+        fields["slstm_block"]["slstm"] |= {
+            "function": "slstm",
+            "group_norm_weight": True,
+            "dropout": config.dropout,
+        }
+        fields["slstm_block"]["feedforward"] |= {
+            **always,
+            "ff_type": "ffn_gated",
+            "round_proj_up_to_multiple_of": 64,
+        }
     return fields

@@ -1,7 +1,9 @@
-"""The safetensors format, read by memory-mapping and written one tensor at a time; nothing in it is ever executed.
+"""The safetensors format, read by memory-mapping and written one tensor at a time; nothing in it is
+ever executed.
 
-A file is eight bytes (the header's length, little-endian), a JSON header {name: {dtype, shape, data_offsets}} and the tensors' bytes.
-Several files have an index, `model.safetensors.index.json`, with the file of every tensor.
+A file is eight bytes (the header's length, little-endian), a JSON header {name: {dtype, shape,
+data_offsets}} and the tensors' bytes. Several files have an index, `model.safetensors.index.json`,
+with the file of every tensor.
 """
 
 import json
@@ -19,7 +21,14 @@ from xlstm_jax.errors import UserError
 FILE = "model.safetensors"
 INDEX = FILE + ".index.json"
 LONGEST_HEADER = 100_000_000  # bytes, as in the reference implementation
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32}
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+}
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -36,7 +45,8 @@ def read_folder(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """All tensors of a folder, as read-only views of its memory-mapped files.
 
     Raises:
-        UserError: there are no such files, one is damaged, or the index names a file outside the folder or a tensor that is not there.
+        UserError: there are no such files, one is damaged, or the index names a file outside the
+            folder or a tensor that is not there.
     """
     if (folder / INDEX).is_file():
         where = _weight_map(folder / INDEX)
@@ -47,19 +57,29 @@ def read_folder(folder: pathlib.Path) -> dict[str, np.ndarray]:
         where, files = {}, [path.name for path in numbered]
     else:
         pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
-        hint = f"; {pickles[0]!r} is a pickle, which could run any code: convert it to safetensors where you trust it" if pickles else ""
+        hint = (
+            f"; {pickles[0]!r} is a pickle, which could run any code: convert it to safetensors "
+            f"where you trust it"
+            if pickles
+            else ""
+        )
         raise UserError(f"folder {str(folder)!r} holds no {FILE} and no {INDEX}{hint}")
     tensors: dict[str, np.ndarray] = {}
     for file in files:
         if not (folder / file).is_file():
-            raise UserError(f"{folder / INDEX} names the file {file!r}, which is missing; download it again")
+            raise UserError(
+                f"{folder / INDEX} names the file {file!r}, which is missing; download it again"
+            )
         content = read_file(folder / file)
         if doubled := tensors.keys() & content.keys():
             raise UserError(f"tensor {min(doubled)!r} is in two files of {str(folder)!r}")
         tensors |= content
     missing = [name for name in where if name not in tensors]
     if missing:
-        raise UserError(f"{folder / INDEX} names {len(missing)} tensors that no file has, {missing[0]!r} first; download it again")
+        raise UserError(
+            f"{folder / INDEX} names {len(missing)} tensors that no file has, {missing[0]!r} "
+            f"first; download it again"
+        )
     return tensors
 
 
@@ -71,8 +91,16 @@ def _weight_map(path: pathlib.Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no index of tensors: {type(error).__name__}: {error}") from None
     for file in files:
-        if not isinstance(file, str) or file != pathlib.PurePosixPath(file).name or "\\" in file or file in ("", ".", ".."):
-            raise UserError(f"{path} names the file {file!r}, which is not in its own folder; such an index is refused")
+        if (
+            not isinstance(file, str)
+            or file != pathlib.PurePosixPath(file).name
+            or "\\" in file
+            or file in ("", ".", "..")
+        ):
+            raise UserError(
+                f"{path} names the file {file!r}, which is not in its own folder; such an index is "
+                f"refused"
+            )
     return where
 
 
@@ -92,17 +120,34 @@ def read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             entries = {
-                name: (DTYPES[entry["dtype"]], tuple(map(_count, entry["shape"])), *map(_count, entry["data_offsets"]))
+                name: (
+                    DTYPES[entry["dtype"]],
+                    tuple(map(_count, entry["shape"])),
+                    *map(_count, entry["data_offsets"]),
+                )
                 for name, entry in header.items()
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise refuse(f"its header can't be read ({type(error).__name__}: {error})") from None
-    content = np.memmap(path, np.uint8, mode="r", offset=8 + length) if size > 8 + length else np.zeros(0, np.uint8)
+    content = (
+        np.memmap(path, np.uint8, mode="r", offset=8 + length)
+        if size > 8 + length
+        else np.zeros(0, np.uint8)
+    )
     tensors, reached = {}, 0
     for name, (dtype, shape, begin, end) in sorted(entries.items(), key=lambda entry: entry[1][2:]):
-        if begin != reached or end > len(content) or end - begin != math.prod(shape) * np.dtype(dtype).itemsize:
-            raise refuse(f"the bytes {begin} to {end} of tensor {name!r} do not fit its shape, its neighbours or the file")
-        tensors[name] = np.ndarray(shape, dtype, buffer=content[begin:end].data if end > begin else b"")
+        if (
+            begin != reached
+            or end > len(content)
+            or end - begin != math.prod(shape) * np.dtype(dtype).itemsize
+        ):
+            raise refuse(
+                f"the bytes {begin} to {end} of tensor {name!r} do not fit its shape, its "
+                f"neighbours or the file"
+            )
+        tensors[name] = np.ndarray(
+            shape, dtype, buffer=content[begin:end].data if end > begin else b""
+        )
         reached = end
     if reached != len(content):
         raise refuse(f"{len(content) - reached} bytes belong to no tensor")
@@ -115,8 +160,11 @@ def _count(value: Any) -> int:
     return value
 
 
-def write_folder(folder: pathlib.Path, tensors: Iterable[Tensor], dtype: Any, bytes_per_file: int) -> int:
-    """Writes tensors in their order into as few files as `bytes_per_file` allows, with an index if there are several.
+def write_folder(
+    folder: pathlib.Path, tensors: Iterable[Tensor], dtype: Any, bytes_per_file: int
+) -> int:
+    """Writes tensors in their order into as few files as `bytes_per_file` allows, with an index if
+    there are several.
 
     One tensor at a time is in memory. Returns the number of bytes of all tensors.
     """
@@ -130,10 +178,18 @@ def write_folder(folder: pathlib.Path, tensors: Iterable[Tensor], dtype: Any, by
             room = bytes_per_file
         shards[-1].append(tensor)
         room -= size
-    names = [FILE] if len(shards) == 1 else [f"model-{k:05}-of-{len(shards):05}.safetensors" for k in range(1, len(shards) + 1)]
-    total = sum(write_file(folder / name, shard, dtype) for name, shard in zip(names, shards, strict=True))
+    names = (
+        [FILE]
+        if len(shards) == 1
+        else [f"model-{k:05}-of-{len(shards):05}.safetensors" for k in range(1, len(shards) + 1)]
+    )
+    total = sum(
+        write_file(folder / name, shard, dtype) for name, shard in zip(names, shards, strict=True)
+    )
     if len(shards) > 1:
-        where = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        where = {
+            tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard
+        }
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     return total
@@ -146,7 +202,11 @@ def write_file(path: pathlib.Path, tensors: Sequence[Tensor], dtype: Any) -> int
     offset = 0
     for tensor in tensors:
         end = offset + math.prod(tensor.shape) * dtype.itemsize
-        header[tensor.name] = {"dtype": NAMES[dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[tensor.name] = {
+            "dtype": NAMES[dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
@@ -156,7 +216,10 @@ def write_file(path: pathlib.Path, tensors: Sequence[Tensor], dtype: Any) -> int
         for tensor in tensors:
             array = np.asarray(tensor.make(), dtype, order="C")
             if array.shape != tensor.shape:
-                raise ValueError(f"{tensor.name} was announced with the shape {tensor.shape} and has {array.shape}")
+                raise ValueError(
+                    f"{tensor.name} was announced with the shape {tensor.shape} and has "
+                    f"{array.shape}"
+                )
             file.write(array.reshape(-1).view(np.uint8).data)
     unfinished.replace(path)
     return offset

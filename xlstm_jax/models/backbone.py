@@ -12,13 +12,19 @@ from pallas_kernels.segments import last_segment
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.config_checks import inner_dim, qk_dim
 from xlstm_jax.models.layers import RESIDUAL_STREAM, LayerNorm, RMSNorm
-from xlstm_jax.models.mlstm_blocks import MLSTMBlock, MLSTMBlock7B, MLSTMBlockState, init_mlstm_state
+from xlstm_jax.models.mlstm_blocks import (
+    MLSTMBlock,
+    MLSTMBlock7B,
+    MLSTMBlockState,
+    init_mlstm_state,
+)
 from xlstm_jax.models.slstm_block import SLSTMBlock, SLSTMBlockState, init_slstm_state
 from xlstm_jax.parallel import compute_dtype, constrain
 from xlstm_jax.typing import Activations, Array, Int, SegmentIds
 
-# A stack of at most so many blocks is compiled without loops: it costs little time, and the loop's stacked intermediates cost more (a
-# training step of 4 blocks at D 256 on a CPU: 5,130 tokens/s instead of 4,050).
+# A stack of at most so many blocks is compiled without loops: it costs little time, and the loop's
+# stacked intermediates cost more (a training step of 4 blocks at D 256 on a CPU: 5,130 tokens/s
+# instead of 4,050).
 SMALL_STACK = 4
 
 BLOCKS = {"mlstm": MLSTMBlock, "slstm": SLSTMBlock, "mlstm_7b": MLSTMBlock7B}
@@ -28,7 +34,8 @@ class BackboneState(NamedTuple):
     """What the stack remembers of a sequence.
 
     Attributes:
-        blocks: per run (`block_runs`, by name) the blocks' states, stacked on a leading axis; a tuple for a pattern of several blocks.
+        blocks: per run (`block_runs`, by name) the blocks' states, stacked on a leading axis; a
+            tuple for a pattern of several blocks.
         segment: id of the document that the states belong to; -1 before the first.
     """
 
@@ -40,7 +47,8 @@ class BlockRun(NamedTuple):
     """A stretch of blocks that is compiled once: a pattern of kinds, repeated.
 
     Attributes:
-        name: of its parameters, after its first block. A pattern of several blocks has a level more: block_0, block_1, ...
+        name: of its parameters, after its first block. A pattern of several blocks has a level
+            more: block_0, block_1, ...
         kinds: the pattern.
         start: index of the first block.
         repeats: how often the pattern stands there; the leading axis of its parameters.
@@ -61,10 +69,12 @@ class BlockRun(NamedTuple):
 def block_runs(config: ModelConfig) -> list[BlockRun]:
     """The stack as patterns that repeat, chosen so that as few blocks as possible are compiled.
 
-    Equal neighbours make a run; so do the three pairs of [7:1]'s positions 3, 5, 7: its 13 runs of equal blocks become 5 of 7 blocks.
+    Equal neighbours make a run; so do the three pairs of [7:1]'s positions 3, 5, 7: its 13 runs of
+    equal blocks become 5 of 7 blocks.
     """
     kinds = config.block_kinds
-    best: list[tuple[int, int, tuple[BlockRun, ...]]] = [(0, 0, ())]  # (blocks compiled, runs, the runs) from each block to the end
+    # (blocks compiled, runs, the runs) from each block to the end
+    best: list[tuple[int, int, tuple[BlockRun, ...]]] = [(0, 0, ())]
     for start in reversed(range(len(kinds))):
         candidates = []
         for period, repeats in _repetitions(kinds[start:]):
@@ -76,7 +86,9 @@ def block_runs(config: ModelConfig) -> list[BlockRun]:
 
 
 def _repetitions(kinds: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    """(period, repeats) of everything the sequence begins with: one kind any number of times, longer patterns at least twice."""
+    """(period, repeats) of everything the sequence begins with: one kind any number of times,
+    longer patterns at least twice.
+    """
     for period in range(1, len(kinds) // 2 + 1):
         pattern = kinds[:period]
         for repeats in range(2, len(kinds) // period + 1):
@@ -94,7 +106,9 @@ class Pattern(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: Activations, state: Any, first: Int[Array, ""], *segments: Any) -> tuple[Activations, Any]:
+    def __call__(
+        self, x: Activations, state: Any, first: Int[Array, ""], *segments: Any
+    ) -> tuple[Activations, Any]:
         states = []
         for offset, kind in enumerate(self.kinds):
             block = _block(self.config, kind)(self.config, self.train, name=f"block_{offset}")
@@ -114,16 +128,20 @@ def _block(config: ModelConfig, kind: str) -> type[nn.Module]:
     block = BLOCKS[kind]
     if config.remat == "none":
         return block
-    return nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[config.remat])  # inside a scan nothing can be merged anyway
+    # inside a scan nothing can be merged anyway
+    return nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[config.remat])
 
 
 class Backbone(nn.Module):
-    """A causal sequence-to-sequence layer [B T D] -> [B T D]: `num_blocks` residual blocks and a final norm.
+    """A causal sequence-to-sequence layer [B T D] -> [B T D]: `num_blocks` residual blocks and a
+    final norm.
 
-    Usable by itself, wherever a recurrent layer is: `y, state = backbone.apply(variables, x, state)`.
+    Usable by itself, wherever a recurrent layer is: `y, state = backbone.apply(variables, x,
+    state)`.
 
     Attributes:
-        apart: nothing is scanned or stacked; parameters and states are those of each block (`split_blocks`).
+        apart: nothing is scanned or stacked; parameters and states are those of each block
+            (`split_blocks`).
     """
 
     config: ModelConfig
@@ -143,8 +161,8 @@ class Backbone(nn.Module):
         Args:
             x: [B T D]; D is `config.dim`.
             state: result of an earlier call, or `init_state`; None: empty memories.
-            segment_ids: [B T]; states are dropped where the id changes, also against the id with which `state` ended. A negative
-                id is padding: it changes no state.
+            segment_ids: [B T]; states are dropped where the id changes, also against the id with
+                which `state` ended. A negative id is padding: it changes no state.
             train: use dropout; needs `rngs={"dropout": key}` where the rate is above 0.
         """
         config = self.config
@@ -160,7 +178,11 @@ class Backbone(nn.Module):
         if segment_ids is not None:
             segment = last_segment(segment_ids, previous_segment)
         else:
-            segment = jnp.full(x.shape[:1], -1, jnp.int32) if previous_segment is None else previous_segment
+            segment = (
+                jnp.full(x.shape[:1], -1, jnp.int32)
+                if previous_segment is None
+                else previous_segment
+            )
         return y, BackboneState(block_states, segment)
 
     @nn.nowrap
@@ -170,9 +192,15 @@ class Backbone(nn.Module):
 
 
 def _runs(config: ModelConfig, train: bool) -> Iterator[tuple[str, nn.Module, Int[Array, " N"]]]:
-    """Every run's name, its scan over stacked parameters and states, and the numbers of the blocks that its turns begin with."""
+    """Every run's name, its scan over stacked parameters and states, and the numbers of the blocks
+    that its turns begin with.
+    """
     for run in block_runs(config):
-        body = _block(config, *run.kinds) if len(run.kinds) == 1 else functools.partial(Pattern, kinds=run.kinds)
+        body = (
+            _block(config, *run.kinds)
+            if len(run.kinds) == 1
+            else functools.partial(Pattern, kinds=run.kinds)
+        )
         scan = functools.partial(
             nn.scan,
             variable_axes={"params": 0, "statistics": 0},
@@ -182,22 +210,38 @@ def _runs(config: ModelConfig, train: bool) -> Iterator[tuple[str, nn.Module, In
             unroll=run.repeats if config.num_blocks <= SMALL_STACK else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        yield run.name, scan(body)(config, train=train, name=run.name), run.start + len(run.kinds) * jnp.arange(run.repeats)
+        yield (
+            run.name,
+            scan(body)(config, train=train, name=run.name),
+            run.start + len(run.kinds) * jnp.arange(run.repeats),
+        )
 
 
-def _blocks_apart(config: ModelConfig, train: bool) -> Iterator[tuple[str, nn.Module, Int[Array, ""]]]:
+def _blocks_apart(
+    config: ModelConfig, train: bool
+) -> Iterator[tuple[str, nn.Module, Int[Array, ""]]]:
     """Every block's name, the block, and its number."""
     for index, kind in enumerate(config.block_kinds):
         name = f"blocks_{index}"
         yield name, _block(config, kind)(config, train, name=name), jnp.asarray(index)
 
 
-def init_backbone_state(config: ModelConfig, batch_size: int, dtype=jnp.float32, apart: bool = False) -> BackboneState:
-    """The empty state, a function of the configuration alone. `dtype` is that of the convolutions' windows."""
+def init_backbone_state(
+    config: ModelConfig, batch_size: int, dtype=jnp.float32, apart: bool = False
+) -> BackboneState:
+    """The empty state, a function of the configuration alone. `dtype` is that of the convolutions'
+    windows.
+    """
     segment = jnp.full((batch_size,), -1, jnp.int32)
     if apart:
         kinds = enumerate(config.block_kinds)
-        return BackboneState({f"blocks_{index}": _init_block(config, kind, batch_size, dtype) for index, kind in kinds}, segment)
+        return BackboneState(
+            {
+                f"blocks_{index}": _init_block(config, kind, batch_size, dtype)
+                for index, kind in kinds
+            },
+            segment,
+        )
     states = {}
     for run in block_runs(config):
         pattern = tuple(_init_block(config, kind, batch_size, dtype) for kind in run.kinds)
@@ -209,8 +253,11 @@ def _repeated(state: Any, repeats: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (repeats, *leaf.shape)), state)
 
 
-def split_blocks(runs: Mapping[str, Any], config: ModelConfig, rows: Callable[[Array], Sequence[Array]]) -> dict[str, Any]:
-    """Parameters or states of the runs as those of each block, which a `Backbone` with `apart` takes.
+def split_blocks(
+    runs: Mapping[str, Any], config: ModelConfig, rows: Callable[[Array], Sequence[Array]]
+) -> dict[str, Any]:
+    """Parameters or states of the runs as those of each block, which a `Backbone` with `apart`
+    takes.
 
     Args:
         rows: x[0], x[1], ... of a leaf x.
@@ -221,7 +268,9 @@ def split_blocks(runs: Mapping[str, Any], config: ModelConfig, rows: Callable[[A
             leaves, structure = jax.tree.flatten(blocks)
             cut = [rows(leaf) for leaf in leaves]
             for repeat in range(run.repeats):
-                apart[_name(run, repeat, offset)] = structure.unflatten([parts[repeat] for parts in cut])
+                apart[_name(run, repeat, offset)] = structure.unflatten(
+                    [parts[repeat] for parts in cut]
+                )
     return apart
 
 
@@ -245,18 +294,30 @@ def _pattern(tree: Any, run: BlockRun) -> Sequence[Any]:
     """What a run has for each block of its pattern: states are a tuple, parameters have names."""
     if len(run.kinds) == 1:
         return (tree,)
-    return tree if isinstance(tree, tuple) else [tree[f"block_{offset}"] for offset in range(len(run.kinds))]
+    return (
+        tree
+        if isinstance(tree, tuple)
+        else [tree[f"block_{offset}"] for offset in range(len(run.kinds))]
+    )
 
 
 def _init_block(config: ModelConfig, kind: str, batch_size: int, dtype) -> Any:
     heads = config.num_heads
 
     def window(dim):
-        return jnp.zeros((batch_size, config.conv_width - 1, dim), dtype) if config.conv_width else None
+        return (
+            jnp.zeros((batch_size, config.conv_width - 1, dim), dtype)
+            if config.conv_width
+            else None
+        )
 
     if kind == "mlstm":
         inner = inner_dim(config)
-        return MLSTMBlockState(init_mlstm_state(batch_size, heads, inner // heads, inner // heads), window(inner))
+        return MLSTMBlockState(
+            init_mlstm_state(batch_size, heads, inner // heads, inner // heads), window(inner)
+        )
     if kind == "slstm":
-        return SLSTMBlockState(init_slstm_state(batch_size, heads, config.dim // heads), window(config.dim))
+        return SLSTMBlockState(
+            init_slstm_state(batch_size, heads, config.dim // heads), window(config.dim)
+        )
     return init_mlstm_state(batch_size, heads, qk_dim(config) // heads, config.dim // heads)

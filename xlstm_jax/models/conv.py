@@ -1,4 +1,6 @@
-"""The causal depthwise convolution with its window of earlier inputs as explicit state, exact at document borders."""
+"""The causal depthwise convolution with its window of earlier inputs as explicit state, exact at
+document borders.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,11 @@ class CausalConv(nn.Module):
     ) -> tuple[Float[Array, "B T I"], Float[Array, "B W-1 I"]]:
         """The convolution of x, and the window after its last token; no window stands for zeros."""
         init = uniform(self.width**-0.5)  # PyTorch's default, which the authors kept
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, ("taps", "inner")), (self.width, x.shape[-1]))
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(init, ("taps", "inner")),
+            (self.width, x.shape[-1]),
+        )
         bias = self.param("bias", nn.with_logical_partitioning(init, ("inner",)), (x.shape[-1],))
         if window is None:
             window = jnp.zeros((x.shape[0], self.width - 1, x.shape[-1]), x.dtype)
@@ -53,9 +59,11 @@ def _conv_of_part(
     *,
     sequence_axis: str | None,
 ) -> tuple[Float[Array, "B T I"], Float[Array, "B W-1 I"]]:
-    """`causal_conv` of a device's part of the time: window and previous_segment are those of the whole, before and after.
+    """`causal_conv` of a device's part of the time: window and previous_segment are those of the
+    whole, before and after.
 
-    Each device hands its last W-1 tokens to all others, so that padding can be looked through that fills a whole part.
+    Each device hands its last W-1 tokens to all others, so that padding can be looked through that
+    fills a whole part.
     """
     if sequence_axis is None:
         return causal_conv(x, kernel, bias, window, segment_ids, previous_segment)
@@ -67,12 +75,18 @@ def _conv_of_part(
         before = jax.lax.dynamic_slice_in_dim(inputs, index * min(reach, x.shape[1]), reach, axis=1)
         return causal_conv(x, kernel, bias, before)[0], inputs[:, tails.shape[1] :]
 
-    last = jnp.argsort(segment_ids >= 0, axis=1, stable=True)[:, -reach:]  # the last tokens that are no padding, in their order
-    tails = jnp.take_along_axis(x, last[..., None], axis=1), jnp.take_along_axis(segment_ids, last, axis=1)
+    # the last tokens that are no padding, in their order
+    last = jnp.argsort(segment_ids >= 0, axis=1, stable=True)[:, -reach:]
+    tails = (
+        jnp.take_along_axis(x, last[..., None], axis=1),
+        jnp.take_along_axis(segment_ids, last, axis=1),
+    )
     tails, ids = (_joined(part) for part in jax.lax.all_gather(tails, sequence_axis))
     earlier = jnp.where(jnp.arange(ids.shape[1]) < index * last.shape[1], ids, -1)
     before = window_after(tails, window, earlier, previous_segment)
-    y, _ = causal_conv(x, kernel, bias, before, segment_ids, last_segment(earlier, previous_segment))
+    y, _ = causal_conv(
+        x, kernel, bias, before, segment_ids, last_segment(earlier, previous_segment)
+    )
     return y, window_after(tails, window, ids, previous_segment)
 
 
@@ -89,10 +103,12 @@ def causal_conv(
     segment_ids: SegmentIds | None = None,
     previous_segment: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B T I"], Float[Array, "B W-1 I"]]:
-    """y_t = bias + sum_w kernel_w x_{t-W+1+w} over the tokens of t's own document, and the last W-1 inputs of the last document.
+    """y_t = bias + sum_w kernel_w x_{t-W+1+w} over the tokens of t's own document, and the last W-1
+    inputs of the last document.
 
-    Padding (negative ids) is looked through: it enters no window, and its own output is 0. `previous_segment` is the document
-    that `window` belongs to; None or a negative id: that of the first token.
+    Padding (negative ids) is looked through: it enters no window, and its own output is 0.
+    `previous_segment` is the document that `window` belongs to; None or a negative id: that of the
+    first token.
     """
     if segment_ids is None:
         inputs = jnp.concatenate([window, x], axis=1)
@@ -106,7 +122,10 @@ def causal_conv(
 
 
 def window_after(
-    x: Float[Array, "B T I"], window: Float[Array, "B W-1 I"], segment_ids: SegmentIds, previous_segment: Int[Array, " B"] | None
+    x: Float[Array, "B T I"],
+    window: Float[Array, "B W-1 I"],
+    segment_ids: SegmentIds,
+    previous_segment: Int[Array, " B"] | None,
 ) -> Float[Array, "B W-1 I"]:
     """What `causal_conv` returns as the window after its last token."""
     inputs, ids, _, _ = _without_padding(x, window, segment_ids, previous_segment)
@@ -114,22 +133,34 @@ def window_after(
 
 
 def _without_padding(
-    x: Float[Array, "B T I"], window: Float[Array, "B W-1 I"], segment_ids: SegmentIds, previous_segment: Int[Array, " B"] | None
+    x: Float[Array, "B T I"],
+    window: Float[Array, "B W-1 I"],
+    segment_ids: SegmentIds,
+    previous_segment: Int[Array, " B"] | None,
 ) -> tuple[Float[Array, "B W-1+T I"], Int[Array, "B W-1+T"], Int[Array, "B T"], Bool[Array, ""]]:
-    """The window and all tokens, padding last, and their ids; then the order that the tokens were brought to, and whether it is new."""
+    """The window and all tokens, padding last, and their ids; then the order that the tokens were
+    brought to, and whether it is new.
+    """
     padding = segment_ids < 0
     x = jnp.where(padding[..., None], 0, x)
     has_padding = jnp.any(padding)
     order = jnp.argsort(padding, axis=1, stable=True)  # tokens to the front, in their order
     x = _permute(x, order, has_padding)
     ids = jnp.take_along_axis(segment_ids, order, axis=1)
-    first = ids[:, 0] if previous_segment is None else jnp.where(previous_segment < 0, ids[:, 0], previous_segment)
+    first = (
+        ids[:, 0]
+        if previous_segment is None
+        else jnp.where(previous_segment < 0, ids[:, 0], previous_segment)
+    )
     ids = jnp.concatenate([jnp.broadcast_to(first[:, None], window.shape[:2]), ids], axis=1)
     return jnp.concatenate([window, x], axis=1), ids, order, has_padding
 
 
 def _last_window(
-    inputs: Float[Array, "B W-1+T I"], ids: Int[Array, "B W-1+T"], num_tokens: Int[Array, " B"], size: int
+    inputs: Float[Array, "B W-1+T I"],
+    ids: Int[Array, "B W-1+T"],
+    num_tokens: Int[Array, " B"],
+    size: int,
 ) -> Float[Array, "B W-1 I"]:
     """The last W-1 inputs before the padding, those of earlier documents as zeros."""
     last = num_tokens[:, None] + jnp.arange(size)
@@ -140,12 +171,16 @@ def _last_window(
 
 @jax.custom_vjp
 def _shifted_sum(
-    inputs: Float[Array, "B W-1+T I"], kernel: Float[Array, "W I"], bias: Float[Array, " I"], ids: Int[Array, "B W-1+T"] | None
+    inputs: Float[Array, "B W-1+T I"],
+    kernel: Float[Array, "W I"],
+    bias: Float[Array, " I"],
+    ids: Int[Array, "B W-1+T"] | None,
 ) -> Float[Array, "B T I"]:
     """bias plus every tap times the inputs it meets, those of other documents left out.
 
-    The gradient is by hand so that XLA's CPU backend computes dy once: autodiff makes a kernel of its own for every tap, each of which
-    computes dy again from its sources (64 ms instead of 10 ms of a block's 100 ms at D 256, B 8, T 256).
+    The gradient is by hand so that XLA's CPU backend computes dy once: autodiff makes a kernel of
+    its own for every tap, each of which computes dy again from its sources (64 ms instead of 10 ms
+    of a block's 100 ms at D 256, B 8, T 256).
     """
     reach = kernel.shape[0] - 1
     time = inputs.shape[1] - reach
@@ -163,10 +198,13 @@ def _same_document(ids: Int[Array, "B W-1+T"], tap: int, reach: int) -> Bool[Arr
     return ids[:, tap : ids.shape[1] - reach + tap] == ids[:, reach:]
 
 
-def _shifted_sum_backward(kept: tuple[Array, ...], dy: Float[Array, "B T I"]) -> tuple[Array, Array, Array, None]:
+def _shifted_sum_backward(
+    kept: tuple[Array, ...], dy: Float[Array, "B T I"]
+) -> tuple[Array, Array, Array, None]:
     inputs, kernel, bias, ids = kept
     reach = kernel.shape[0] - 1
-    around = jnp.pad(dy, ((0, 0), (reach, reach), (0, 0)))  # every input finds a token, real or not, that meets it at a tap
+    # every input finds a token, real or not, that meets it at a tap
+    around = jnp.pad(dy, ((0, 0), (reach, reach), (0, 0)))
     d_inputs, d_kernel = jnp.zeros_like(inputs), []
     for tap, weight in enumerate(kernel):
         dy_there = around[:, reach - tap : reach - tap + inputs.shape[1]]
@@ -175,12 +213,21 @@ def _shifted_sum_backward(kept: tuple[Array, ...], dy: Float[Array, "B T I"]) ->
             dy_there = jnp.where(same[..., None], dy_there, 0)
         d_inputs = d_inputs + dy_there * weight
         d_kernel.append(sum_over_tokens(inputs * dy_there))
-    return d_inputs, jnp.stack(d_kernel).astype(kernel.dtype), sum_over_tokens(around[:, : inputs.shape[1]]).astype(bias.dtype), None
+    return (
+        d_inputs,
+        jnp.stack(d_kernel).astype(kernel.dtype),
+        sum_over_tokens(around[:, : inputs.shape[1]]).astype(bias.dtype),
+        None,
+    )
 
 
 _shifted_sum.defvjp(lambda *inputs: (_shifted_sum(*inputs), inputs), _shifted_sum_backward)
 
 
-def _permute(x: Float[Array, "B T I"], order: Int[Array, "B T"], needed: Bool[Array, ""]) -> Float[Array, "B T I"]:
+def _permute(
+    x: Float[Array, "B T I"], order: Int[Array, "B T"], needed: Bool[Array, ""]
+) -> Float[Array, "B T I"]:
     """Reorder the time axis; a batch without padding skips the gather."""
-    return jax.lax.cond(needed, lambda x: jnp.take_along_axis(x, order[..., None], axis=1), lambda x: x, x)
+    return jax.lax.cond(
+        needed, lambda x: jnp.take_along_axis(x, order[..., None], axis=1), lambda x: x, x
+    )

@@ -1,4 +1,6 @@
-"""Initial values of the parameters (paper.md of the references 1.4: the authors' released initialisation)."""
+"""Initial values of the parameters (paper.md of the references 1.4: the authors' released
+initialisation).
+"""
 
 from collections.abc import Callable
 
@@ -11,7 +13,9 @@ Initializer = Callable[..., jax.Array]
 
 
 def small_init(dim: int) -> Initializer:
-    """N(0, 2/(5 dim)) for embedding, vocabulary projection, up, q, k, v and gate projections; `dim` is D, not the fan-in."""
+    """N(0, 2/(5 dim)) for embedding, vocabulary projection, up, q, k, v and gate projections; `dim`
+    is D, not the fan-in.
+    """
     return jax.nn.initializers.normal((2 / (5 * dim)) ** 0.5)
 
 
@@ -39,7 +43,9 @@ def shifted_normal(mean: float, std: float) -> Initializer:
 
 
 def head_linspace(first: float, last: float) -> Initializer:
-    """From the first head's value to the last head's in equal steps: the mLSTM's forget-gate bias, 3 to 6."""
+    """From the first head's value to the last head's in equal steps: the mLSTM's forget-gate bias,
+    3 to 6.
+    """
 
     def init(key, shape, dtype=jnp.float32):
         return jnp.linspace(first, last, shape[-1], dtype=dtype)
@@ -50,7 +56,9 @@ def head_linspace(first: float, last: float) -> Initializer:
 def slstm_forget_bias(
     num_heads: int, head_dim: int, block_index: Int[Array, ""], num_blocks: int
 ) -> Float[Array, "H V"]:
-    """5 - 12 (j / (V-1))^(0.3 + 1.3 block/(blocks-1)) for unit j of every head: from +5 down to -7, later blocks more slowly."""
+    """5 - 12 (j / (V-1))^(0.3 + 1.3 block/(blocks-1)) for unit j of every head: from +5 down to -7,
+    later blocks more slowly.
+    """
     depth = block_index / max(num_blocks - 1, 1)
     unit = jnp.arange(head_dim, dtype=jnp.float32) / max(head_dim - 1, 1)
     return jnp.tile(5.0 - 12.0 * unit ** (0.3 + 1.3 * depth), (num_heads, 1))

@@ -36,7 +36,9 @@ class LanguageModel(nn.Module):
         segment_ids: SegmentIds | None = None,
         train: bool = False,
     ) -> tuple[Logits, BackboneState]:
-        """float32 logits of the token after each one, and the state after the last; arguments as of `Backbone`."""
+        """float32 logits of the token after each one, and the state after the last; arguments as of
+        `Backbone`.
+        """
         y, state = self.hidden(tokens, state, segment_ids=segment_ids, train=train)
         return self.head(y), state
 
@@ -49,7 +51,9 @@ class LanguageModel(nn.Module):
         train: bool = False,
     ) -> tuple[Activations, BackboneState]:
         """The backbone's output, so that a loss need not hold all logits at once."""
-        table = gathered(self.embedding.embedding.astype(compute_dtype(self.config.dtype)), "vocab", "embed")
+        table = gathered(
+            self.embedding.embedding.astype(compute_dtype(self.config.dtype)), "vocab", "embed"
+        )
         x = constrain(jnp.take(table, tokens, axis=0), "batch", "time", "channels")
         return self.backbone(x, state, segment_ids=segment_ids, train=train)
 
@@ -59,18 +63,31 @@ class LanguageModel(nn.Module):
 
     def head_kernel(self) -> Float[Array, "D E"]:
         """The kernel of the vocabulary projection, so that a loss can take the vocabulary in parts."""
-        return self.embedding.embedding.T if self.config.tie_embeddings else self.lm_head(self.config.dim)
+        return (
+            self.embedding.embedding.T
+            if self.config.tie_embeddings
+            else self.lm_head(self.config.dim)
+        )
 
     @nn.nowrap
     def logits(self, y: Activations, kernel: Float[Array, "D E"]) -> Logits:
         """The logits that some columns of the kernel give; no parameters are read."""
         dtype = compute_dtype(self.config.dtype)
-        logits = constrain(project(y.astype(dtype), gathered(kernel.astype(dtype), "embed", "vocab")), "batch", "time", "vocab")
-        return soft_cap(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), self.config.logit_soft_cap)
+        logits = constrain(
+            project(y.astype(dtype), gathered(kernel.astype(dtype), "embed", "vocab")),
+            "batch",
+            "time",
+            "vocab",
+        )
+        return soft_cap(
+            logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), self.config.logit_soft_cap
+        )
 
     @nn.nowrap
     def init_state(self, batch_size: int, dtype=jnp.float32) -> BackboneState:
-        """The empty state, a function of the configuration alone. `dtype` is that of the convolutions' windows."""
+        """The empty state, a function of the configuration alone. `dtype` is that of the
+        convolutions' windows.
+        """
         return init_backbone_state(self.config, batch_size, dtype, self.apart)
 
 

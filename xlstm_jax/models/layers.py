@@ -1,6 +1,7 @@
 """The layers that blocks are made of: projections, norms, the gated feed-forward layer.
 
-Parameters are float32 and carry the names of their logical axes; products run in the dtype of their input.
+Parameters are float32 and carry the names of their logical axes; products run in the dtype of their
+input.
 """
 
 import math
@@ -19,9 +20,10 @@ from xlstm_jax.typing import Activations, Array, Float, HeadActivations
 def project(x: Float[Array, "... D"], kernel: Float[Array, "D F"]) -> Float[Array, "... F"]:
     """x @ kernel in the dtype of x.
 
-    The leading axes are flattened first: XLA's CPU backend then sees one plain matrix product, also for the kernel's gradient
-    (one training step's projections at D 256, B 8, T 256: 105 ms instead of 145 ms). Not where the time is spread over devices: rows
-    and time can't be one axis then without all tokens on every device.
+    The leading axes are flattened first: XLA's CPU backend then sees one plain matrix product, also
+    for the kernel's gradient (one training step's projections at D 256, B 8, T 256: 105 ms instead
+    of 145 ms). Not where the time is spread over devices: rows and time can't be one axis then
+    without all tokens on every device.
     """
     if num_shards("time") > 1:
         return x @ kernel.astype(x.dtype)
@@ -50,8 +52,9 @@ class Projection(nn.Module):
 class SplitProjection(nn.Module):
     """A linear map without bias whose kernel's columns stand for several outputs of one size.
 
-    Either the kernel is cut or its product with x, and what is cut is copied: the one with fewer rows. So a step of a few tokens does not
-    copy its weights (162M parameters, a token on 2 CPU cores: 10.6 ms instead of 15.7).
+    Either the kernel is cut or its product with x, and what is cut is copied: the one with fewer
+    rows. So a step of a few tokens does not copy its weights (162M parameters, a token on 2 CPU
+    cores: 10.6 ms instead of 15.7).
 
     Attributes:
         features: dimension of all outputs together.
@@ -85,11 +88,14 @@ class Kernel(nn.Module):
 
 
 def _kernel(module: Any, dim: int) -> Float[Array, "D F"]:
-    return module.param("kernel", nn.with_logical_partitioning(module.init, module.axes), (dim, module.features))
+    return module.param(
+        "kernel", nn.with_logical_partitioning(module.init, module.axes), (dim, module.features)
+    )
 
 
 class BlockDiagonalProjection(nn.Module):
-    """A linear map I -> I whose matrix is block-diagonal; bias-free (paper, figure 11: block size 4 for q, k, v).
+    """A linear map I -> I whose matrix is block-diagonal; bias-free (paper, figure 11: block size 4
+    for q, k, v).
 
     Attributes:
         channels: I.
@@ -112,7 +118,9 @@ class BlockDiagonalProjection(nn.Module):
     def followed_by(self, kernel: Float[Array, "I F"]) -> Float[Array, "I F"]:
         """The kernel of this map and then another one, as one map."""
         blocks = kernel.reshape(*self.kernel.shape[:2], -1)
-        product = jnp.einsum("nio,nof->nif", self.kernel, blocks, precision=jax.lax.Precision.HIGHEST)
+        product = jnp.einsum(
+            "nio,nof->nif", self.kernel, blocks, precision=jax.lax.Precision.HIGHEST
+        )
         return product.reshape(kernel.shape)
 
 
@@ -120,51 +128,67 @@ FEW_CHANNELS = 1024  # at most so many: no product of matrices
 GROUP_CHANNELS = 32  # channels of one product in the kernel's gradient
 
 
-def block_diagonal_product(x: Float[Array, "B T I"], kernel: Float[Array, "N i o"]) -> Float[Array, "B T I"]:
+def block_diagonal_product(
+    x: Float[Array, "B T I"], kernel: Float[Array, "N i o"]
+) -> Float[Array, "B T I"]:
     """Each block of i neighbouring channels times its own [i o] matrix, in the dtype of x.
 
-    Up to 1,024 channels that lie on one device the product is i elementwise multiplications and the kernel's gradient products of 32
-    channels, of which only the diagonal blocks are kept: many tiny products cost more in rearranging their operands, a dense one in
-    multiplying (the gradient from 8,192 tokens of 512 channels, block size 4, on a CPU: 5 ms; in products of 128 channels 6 ms, of all
-    512 11 ms).
+    Up to 1,024 channels that lie on one device the product is i elementwise multiplications and the
+    kernel's gradient products of 32 channels, of which only the diagonal blocks are kept: many tiny
+    products cost more in rearranging their operands, a dense one in multiplying (the gradient from
+    8,192 tokens of 512 channels, block size 4, on a CPU: 5 ms; in products of 128 channels 6 ms, of
+    all 512 11 ms).
     """
     num_blocks, size, _ = kernel.shape
     kernel = kernel.astype(x.dtype)
     if num_blocks * size > FEW_CHANNELS or num_shards("time", "inner") > 1:
-        return jnp.einsum("btni,nio->btno", x.reshape(*x.shape[:-1], num_blocks, size), kernel).reshape(x.shape)
+        return jnp.einsum(
+            "btni,nio->btno", x.reshape(*x.shape[:-1], num_blocks, size), kernel
+        ).reshape(x.shape)
     return _multiply_blocks(x, kernel)
 
 
 @jax.custom_vjp
-def _multiply_blocks(x: Float[Array, "B T I"], kernel: Float[Array, "N i o"]) -> Float[Array, "B T I"]:
+def _multiply_blocks(
+    x: Float[Array, "B T I"], kernel: Float[Array, "N i o"]
+) -> Float[Array, "B T I"]:
     blocks = x.reshape(*x.shape[:-1], *kernel.shape[:2])
     return sum(blocks[..., i, None] * kernel[:, i] for i in range(kernel.shape[1])).reshape(x.shape)
 
 
-def _multiply_blocks_backward(kept: tuple[Array, Array], dy: Float[Array, "B T I"]) -> tuple[Array, Array]:
+def _multiply_blocks_backward(
+    kept: tuple[Array, Array], dy: Float[Array, "B T I"]
+) -> tuple[Array, Array]:
     x, kernel = kept
     num_blocks, size, _ = kernel.shape
     blocks = math.gcd(num_blocks, max(1, GROUP_CHANNELS // size))  # of a group
     x_groups, dy_groups = (a.reshape(-1, num_blocks // blocks, blocks * size) for a in (x, dy))
-    every_pair = jnp.einsum("tgi,tgo->gio", x_groups, dy_groups).reshape(-1, blocks, size, blocks, size)
+    every_pair = jnp.einsum("tgi,tgo->gio", x_groups, dy_groups).reshape(
+        -1, blocks, size, blocks, size
+    )
     d_kernel = jnp.einsum("gbibo->gbio", every_pair).reshape(kernel.shape)
     return _multiply_blocks(dy, jnp.swapaxes(kernel, 1, 2)), d_kernel
 
 
-_multiply_blocks.defvjp(lambda x, kernel: (_multiply_blocks(x, kernel), (x, kernel)), _multiply_blocks_backward)
+_multiply_blocks.defvjp(
+    lambda x, kernel: (_multiply_blocks(x, kernel), (x, kernel)), _multiply_blocks_backward
+)
 
 
 def sum_over_tokens(x: Float[Array, "B T D"]) -> Float[Array, " D"]:
     """Each channel's sum, in float32 or better.
 
-    Written as a product with ones: XLA's CPU backend takes 0.3 ms for 2,048 tokens of 512 channels that way, 1.2 ms for a sum. Where a
-    sequence lies on one device its eighths are added first, in the pass that computes x: the product then reads an eighth of it from
-    memory (a convolution, SiLU and gradients, 8,192 tokens: 5.5 ms instead of 10).
+    Written as a product with ones: XLA's CPU backend takes 0.3 ms for 2,048 tokens of 512 channels
+    that way, 1.2 ms for a sum. Where a sequence lies on one device its eighths are added first, in
+    the pass that computes x: the product then reads an eighth of it from memory (a convolution,
+    SiLU and gradients, 8,192 tokens: 5.5 ms instead of 10).
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if num_shards("time") == 1 and x.shape[1] % 8 == 0:
         x = jnp.sum(x.reshape(x.shape[0], 8, -1, x.shape[-1]), axis=1)
-    return jnp.einsum("bt,btd->d", jnp.ones(x.shape[:2], x.dtype), x, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum(
+        "bt,btd->d", jnp.ones(x.shape[:2], x.dtype), x, precision=jax.lax.Precision.HIGHEST
+    )
 
 
 @jax.custom_vjp
@@ -173,7 +197,9 @@ def scale_channels(x: Float[Array, "B T D"], scale: Float[Array, " D"]) -> Float
     return x * scale
 
 
-def _scale_channels_backward(kept: tuple[Array, Array], dy: Float[Array, "B T D"]) -> tuple[Array, Array]:
+def _scale_channels_backward(
+    kept: tuple[Array, Array], dy: Float[Array, "B T D"]
+) -> tuple[Array, Array]:
     x, scale = kept
     return dy * scale, sum_over_tokens(x * dy).astype(scale.dtype)
 
@@ -185,15 +211,17 @@ scale_channels.defvjp(lambda x, scale: (x * scale, (x, scale)), _scale_channels_
 def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x * sigmoid(x), of which the backward pass finds x alone and computes the sigmoid again.
 
-    Kept, it is an array as large as x in every block (4 blocks at D 256, B 8, T 1024 on a CPU: 1,543 instead of 1,408 MB of
-    temporaries, and 0.82 instead of 0.75 s a step, because their pages are new in every step).
+    Kept, it is an array as large as x in every block (4 blocks at D 256, B 8, T 1024 on a CPU:
+    1,543 instead of 1,408 MB of temporaries, and 0.82 instead of 0.75 s a step, because their pages
+    are new in every step).
     """
     return jax.nn.silu(x)
 
 
 def _silu_backward(x: Float[Array, "..."], dy: Float[Array, "..."]) -> tuple[Array]:
-    # As a tanh: XLA would recognize the forward pass' sigmoid and keep it. A jax.checkpoint, whose barrier prevents that too, keeps the
-    # TPU's compiler from joining it with its neighbours (8 to 16 % more bytes in a step of the 125M model).
+    # As a tanh: XLA would recognize the forward pass' sigmoid and keep it. A jax.checkpoint, whose
+    # barrier prevents that too, keeps the TPU's compiler from joining it with its neighbours (8 to
+    # 16 % more bytes in a step of the 125M model).
     high = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     sigmoid = (1 + jnp.tanh(high / 2)) / 2
     return ((dy * sigmoid * (1 + high * (1 - sigmoid))).astype(x.dtype),)
@@ -211,7 +239,10 @@ def normalize(x: Float[Array, "... D"], eps: float, *, center: bool) -> Float[Ar
 
 
 def _norm_scale(module: nn.Module, dim: int, axis: str) -> Float[Array, " D"]:
-    return gathered(module.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (axis,)), (dim,)), axis)
+    return gathered(
+        module.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (axis,)), (dim,)),
+        axis,
+    )
 
 
 RESIDUAL_STREAM = ("batch", "time", "channels")  # whole channels: a norm's sums need them
@@ -225,7 +256,9 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Activations) -> Activations:
         x = constrain(x, *RESIDUAL_STREAM)
-        y = scale_channels(normalize(x, self.eps, center=True), _norm_scale(self, x.shape[-1], "embed")).astype(x.dtype)
+        y = scale_channels(
+            normalize(x, self.eps, center=True), _norm_scale(self, x.shape[-1], "embed")
+        ).astype(x.dtype)
         return constrain(y, *RESIDUAL_STREAM)
 
 
@@ -237,12 +270,16 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Activations) -> Activations:
         x = constrain(x, *RESIDUAL_STREAM)
-        y = scale_channels(normalize(x, self.eps, center=False), _norm_scale(self, x.shape[-1], "embed")).astype(x.dtype)
+        y = scale_channels(
+            normalize(x, self.eps, center=False), _norm_scale(self, x.shape[-1], "embed")
+        ).astype(x.dtype)
         return constrain(y, *RESIDUAL_STREAM)
 
 
 class HeadNorm(nn.Module):
-    """Layer norm over each head's outputs, then one scale per channel: "GroupNorm" in the paper's figures 10 and 11."""
+    """Layer norm over each head's outputs, then one scale per channel: "GroupNorm" in the paper's
+    figures 10 and 11.
+    """
 
     eps: float
 
@@ -268,23 +305,39 @@ class GatedFeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Activations) -> Activations:
-        gate, up = SplitProjection(2 * self.features, ("embed", "ffn"), self.up_init, name="up_projection")(x)
-        return Projection(x.shape[-1], ("ffn", "embed"), self.down_init, name="down_projection")(self.activation(gate) * up)
+        gate, up = SplitProjection(
+            2 * self.features, ("embed", "ffn"), self.up_init, name="up_projection"
+        )(x)
+        return Projection(x.shape[-1], ("ffn", "embed"), self.down_init, name="down_projection")(
+            self.activation(gate) * up
+        )
 
 
-def record_gates(module: nn.Module, kind: str, i: Float[Array, "..."], f: Float[Array, "..."]) -> None:
-    """Notes a block's mean gates in the collection "statistics", for callers that make it mutable; else nothing is computed.
+def record_gates(
+    module: nn.Module, kind: str, i: Float[Array, "..."], f: Float[Array, "..."]
+) -> None:
+    """Notes a block's mean gates in the collection "statistics", for callers that make it mutable;
+    else nothing is computed.
 
-    The pre-activation of the input gate, how much it spreads, and the share that the forget gate keeps.
+    The pre-activation of the input gate, how much it spreads, and the share that the forget gate
+    keeps.
     """
     if module.is_initializing():  # every collection is mutable then
         return
-    for name, value in (("input_gate", jnp.mean(i)), ("input_gate_std", jnp.std(i)), ("forget_gate", jnp.mean(jax.nn.sigmoid(f)))):
-        module.sow("statistics", f"{kind}_{name}", value, init_fn=lambda: 0.0, reduce_fn=lambda _, new: new)
+    for name, value in (
+        ("input_gate", jnp.mean(i)),
+        ("input_gate_std", jnp.std(i)),
+        ("forget_gate", jnp.mean(jax.nn.sigmoid(f))),
+    ):
+        module.sow(
+            "statistics", f"{kind}_{name}", value, init_fn=lambda: 0.0, reduce_fn=lambda _, new: new
+        )
 
 
 def soft_cap(x: Float[Array, "..."], bound: float | None) -> Float[Array, "..."]:
-    """bound * tanh(x / bound), which keeps |x| below `bound` (xLSTM 7B, equation 13); None: x unchanged."""
+    """bound * tanh(x / bound), which keeps |x| below `bound` (xLSTM 7B, equation 13); None: x
+    unchanged.
+    """
     return x if bound is None else bound * jnp.tanh(x / bound)
 
 

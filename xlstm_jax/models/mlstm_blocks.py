@@ -1,4 +1,6 @@
-"""The two mLSTM blocks: the paper's (pre up-projection, figure 11) and that of xLSTM 7B (figure 8 there)."""
+"""The two mLSTM blocks: the paper's (pre up-projection, figure 11) and that of xLSTM 7B (figure 8
+there).
+"""
 
 import functools
 from typing import NamedTuple
@@ -33,7 +35,9 @@ from xlstm_jax.typing import Activations, Array, Float, HeadActivations, Int, Se
 
 
 class MLSTMBlockState(NamedTuple):
-    """What the paper's mLSTM block remembers: the cell, and the last inputs of its convolution (None without one)."""
+    """What the paper's mLSTM block remembers: the cell, and the last inputs of its convolution
+    (None without one).
+    """
 
     cell: MLSTMState
     conv: Float[Array, "B W-1 I"] | None
@@ -42,7 +46,8 @@ class MLSTMBlockState(NamedTuple):
 class Gate(nn.Module):
     """The weights of one pre-activation per head; see `gate_preactivations`.
 
-    The kernel starts at zero, so that at first the bias alone decides (paper.md of the references 1.4).
+    The kernel starts at zero, so that at first the bias alone decides (paper.md of the references
+    1.4).
     """
 
     num_heads: int
@@ -51,31 +56,52 @@ class Gate(nn.Module):
     @nn.compact
     def __call__(self, size: int) -> tuple[Float[Array, "D H"], Float[Array, " H"]]:
         axes = ("gate_inputs", "gate_heads")
-        kernel = self.param("kernel", nn.with_logical_partitioning(nn.initializers.zeros, axes), (size, self.num_heads))
-        return kernel, self.param("bias", nn.with_logical_partitioning(self.bias_init, axes[1:]), (self.num_heads,))
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(nn.initializers.zeros, axes),
+            (size, self.num_heads),
+        )
+        return kernel, self.param(
+            "bias", nn.with_logical_partitioning(self.bias_init, axes[1:]), (self.num_heads,)
+        )
 
 
-def _gate_parameters(config: ModelConfig, size: int) -> tuple[Float[Array, "D 2*H"], Float[Array, " 2*H"]]:
-    """Kernel and bias of input gate and forget gate, side by side. Makes the parameters of the block that calls it."""
+def _gate_parameters(
+    config: ModelConfig, size: int
+) -> tuple[Float[Array, "D 2*H"], Float[Array, " 2*H"]]:
+    """Kernel and bias of input gate and forget gate, side by side. Makes the parameters of the
+    block that calls it.
+    """
     input_bias = shifted_normal(config.input_gate_bias, config.input_gate_bias_std)
     input_gate = Gate(config.num_heads, input_bias, name="input_gate")(size)
-    forget_gate = Gate(config.num_heads, head_linspace(*config.forget_gate_bias), name="forget_gate")(size)
-    kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(input_gate, forget_gate, strict=True))
+    forget_gate = Gate(
+        config.num_heads, head_linspace(*config.forget_gate_bias), name="forget_gate"
+    )(size)
+    kernel, bias = (
+        jnp.concatenate(parts, axis=-1) for parts in zip(input_gate, forget_gate, strict=True)
+    )
     return kernel, bias
 
 
 def gate_preactivations(
-    inputs: list[Float[Array, "B T _"]], kernels: list[Float[Array, "_ G"]], bias: Float[Array, " G"]
+    inputs: list[Float[Array, "B T _"]],
+    kernels: list[Float[Array, "_ G"]],
+    bias: Float[Array, " G"],
 ) -> Float[Array, "B T G"]:
     """bias plus each input times its kernel, in float32.
 
-    The barrier holds the kernels transposed: with their few columns XLA's CPU backend takes 3 ms for a kernel's gradient from 2,048
-    tokens of 512 channels, 0.2 ms for its transpose.
+    The barrier holds the kernels transposed: with their few columns XLA's CPU backend takes 3 ms
+    for a kernel's gradient from 2,048 tokens of 512 channels, 0.2 ms for its transpose.
     """
     gates = bias
     for x, kernel in zip(inputs, kernels, strict=True):
         transposed = jax.lax.optimization_barrier(kernel.T).astype(x.dtype)
-        gates = gates + jnp.einsum("btd,gd->btg", x, transposed, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+        gates = gates + jnp.einsum(
+            "btd,gd->btg",
+            x,
+            transposed,
+            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+        )
     return constrain(gates, "batch", "time", None)
 
 
@@ -104,12 +130,15 @@ def _cell(
             input_gate=config.input_gate,
             chunk_size=config.chunk_size,
             eps=config.cell_eps,
-            backend=config.mlstm_backend if q.shape[1] > 1 else None,  # one token is always the decode step
+            # one token is always the decode step
+            backend=config.mlstm_backend if q.shape[1] > 1 else None,
         )
 
 
 class MLSTMBlock(nn.Module):
-    """x + down((norm(mLSTM(q, k, v)) + skip * c) * SiLU(z)) with u, z = up(norm(x)), c = SiLU(conv(u)), q, k from c, v from u."""
+    """x + down((norm(mLSTM(q, k, v)) + skip * c) * SiLU(z)) with u, z = up(norm(x)), c =
+    SiLU(conv(u)), q, k from c, v from u.
+    """
 
     config: ModelConfig
     train: bool = False
@@ -130,20 +159,27 @@ class MLSTMBlock(nn.Module):
         normed = LayerNorm(config.norm_eps, name="norm")(x)
         u, z = (
             constrain(part, "batch", "time", "inner")
-            for part in SplitProjection(2 * inner, ("embed", "inner"), up_init, name="up_projection")(normed)
+            for part in SplitProjection(
+                2 * inner, ("embed", "inner"), up_init, name="up_projection"
+            )(normed)
         )
         if config.conv_width:
             window = None if state is None else state.conv
-            c, window = CausalConv(config.conv_width, name="conv")(u, window, segment_ids, previous_segment)
+            c, window = CausalConv(config.conv_width, name="conv")(
+                u, window, segment_ids, previous_segment
+            )
         else:
             c, window = u, None
         c = silu(c)
 
-        projection = functools.partial(BlockDiagonalProjection, inner, config.qkv_block_size, up_init)
+        projection = functools.partial(
+            BlockDiagonalProjection, inner, config.qkv_block_size, up_init
+        )
         query, key, value = (projection(name=name) for name in ("query", "key", "value"))
         heads = (split_heads(part, config.num_heads) for part in (query(c), key(c), value(u)))
 
-        # The gates are linear in q, k and v, that is in c and u: so read, they need no pass over q, k and v.
+        # The gates are linear in q, k and v, that is in c and u: so read, they need no pass over q,
+        # k and v.
         kernel, bias = _gate_parameters(config, 3 * inner)
         of_q, of_k, of_v = jnp.split(kernel, 3)
         kernels = [query.followed_by(of_q) + key.followed_by(of_k), value.followed_by(of_v)]
@@ -152,8 +188,12 @@ class MLSTMBlock(nn.Module):
         record_gates(self, "mlstm", *jnp.split(gates, 2, axis=-1))
         h, cell = _cell(config, *heads, gates, cell, segment_ids, previous_segment)
 
-        skip = self.param("skip", nn.with_logical_partitioning(nn.initializers.ones, ("inner",)), (inner,))
-        y = (HeadNorm(config.norm_eps, name="head_norm")(h) + scale_channels(c, skip.astype(x.dtype))) * silu(z)
+        skip = self.param(
+            "skip", nn.with_logical_partitioning(nn.initializers.ones, ("inner",)), (inner,)
+        )
+        y = (
+            HeadNorm(config.norm_eps, name="head_norm")(h) + scale_channels(c, skip.astype(x.dtype))
+        ) * silu(z)
         down_init = wang_init(config.dim, config.num_blocks)
         y = Projection(config.dim, ("inner", "embed"), down_init, name="down_projection")(y)
         x = x + nn.Dropout(config.dropout)(y, deterministic=not self.train)
@@ -161,7 +201,9 @@ class MLSTMBlock(nn.Module):
 
 
 class MLSTMBlock7B(nn.Module):
-    """x + out(norm(mLSTM(q, k, v)) * sigmoid(o)) with dense q, k, v, o from RMSNorm(x), then a residual SwiGLU layer."""
+    """x + out(norm(mLSTM(q, k, v)) * sigmoid(o)) with dense q, k, v, o from RMSNorm(x), then a
+    residual SwiGLU layer.
+    """
 
     config: ModelConfig
     train: bool = False
@@ -191,7 +233,9 @@ class MLSTMBlock7B(nn.Module):
         h, state = _cell(config, *heads, gates, state, segment_ids, previous_segment)
         y = HeadNorm(config.norm_eps, name="head_norm")(h) * jax.nn.sigmoid(output_gate)
         y = Projection(config.dim, ("heads", "embed"), down_init, name="out_projection")(y)
-        x = constrain(x + nn.Dropout(config.dropout)(y, deterministic=not self.train), *RESIDUAL_STREAM)
+        x = constrain(
+            x + nn.Dropout(config.dropout)(y, deterministic=not self.train), *RESIDUAL_STREAM
+        )
 
         ffn = GatedFeedForward(large_ffn_dim(config), silu, up_init, down_init, name="ffn")
         y = ffn(RMSNorm(config.norm_eps, name="ffn_norm")(x))
@@ -199,7 +243,9 @@ class MLSTMBlock7B(nn.Module):
         return constrain(x, *RESIDUAL_STREAM), state
 
 
-def init_mlstm_state(batch_size: int, num_heads: int, qk_head_dim: int, v_head_dim: int) -> MLSTMState:
+def init_mlstm_state(
+    batch_size: int, num_heads: int, qk_head_dim: int, v_head_dim: int
+) -> MLSTMState:
     """The empty matrix memory, float32."""
     return MLSTMState(
         C=jnp.zeros((batch_size, num_heads, qk_head_dim, v_head_dim)),

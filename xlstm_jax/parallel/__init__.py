@@ -1,9 +1,24 @@
-"""The only place in xlstm_jax that knows about devices: the mesh, the logical-axis rules, the compute dtype."""
+"""The only place in xlstm_jax that knows about devices: the mesh, the logical-axis rules, the
+compute dtype.
+"""
 
 from xlstm_jax.parallel.axes import LOGICAL_AXIS_RULES, constrain, gathered, num_shards
-from xlstm_jax.parallel.devices import compute_dtype, has_room, num_devices, only_device, platform, rows_in_place
+from xlstm_jax.parallel.devices import (
+    compute_dtype,
+    has_room,
+    num_devices,
+    only_device,
+    platform,
+    rows_in_place,
+)
 from xlstm_jax.parallel.functions import mlstm, on_own_part, slstm
-from xlstm_jax.parallel.mesh import batch_sharding, filled_rows, make_mesh, mesh_in_context, replicated
+from xlstm_jax.parallel.mesh import (
+    batch_sharding,
+    filled_rows,
+    make_mesh,
+    mesh_in_context,
+    replicated,
+)
 from xlstm_jax.parallel.processes import is_first_process, own_part, put_batch, start_processes
 from xlstm_jax.parallel.shardings import check_spread, parameter_shardings
 

@@ -1,7 +1,8 @@
 """The one table that maps the layers' logical axes to the mesh, and what is read from it.
 
-Everything here works on the mesh in context (`jax.set_mesh`), so that a program traced without one is the program of one device. A mesh
-axis that does not divide a dimension, or that another dimension of the same array has already, is left out of that dimension.
+Everything here works on the mesh in context (`jax.set_mesh`), so that a program traced without one
+is the program of one device. A mesh axis that does not divide a dimension, or that another
+dimension of the same array has already, is left out of that dimension.
 """
 
 import math
@@ -37,7 +38,9 @@ LOGICAL_AXIS_RULES = {
 
 
 def mesh_axes(name: str | None) -> tuple[str, ...]:
-    """The axes of the mesh in context that a logical axis is spread over, those of one device left out."""
+    """The axes of the mesh in context that a logical axis is spread over, those of one device left
+    out.
+    """
     return _mesh_axes(name, jax.sharding.get_abstract_mesh())
 
 
@@ -47,7 +50,9 @@ def num_shards(*names: str) -> int:
     return math.prod(sizes[axis] for name in names for axis in mesh_axes(name))
 
 
-def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
+def partition_spec(
+    names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh
+) -> P:
     """How an array with these logical axes is spread over a mesh."""
     entries, used = [], set()
     for name, size in zip(names, shape, strict=True):
@@ -68,13 +73,17 @@ def constrain(x: Array, *names: str | None) -> Array:
 
 
 def gathered(parameter: Array, *names: str | None) -> Array:
-    """A parameter as a product needs it: whole along the axis fsdp, spread over the others as before.
+    """A parameter as a product needs it: whole along the axis fsdp, spread over the others as
+    before.
 
-    For those whose use does not tell: a lookup, an elementwise product. The kernel of a projection is better left alone: the compiler
-    gathers it for each product, forward and back, where this would keep the gathered kernels of all blocks for the way back.
+    For those whose use does not tell: a lookup, an elementwise product. The kernel of a projection
+    is better left alone: the compiler gathers it for each product, forward and back, where this
+    would keep the gathered kernels of all blocks for the way back.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    return constrain(parameter, *(None if "fsdp" in _mesh_axes(name, mesh) else name for name in names))
+    return constrain(
+        parameter, *(None if "fsdp" in _mesh_axes(name, mesh) else name for name in names)
+    )
 
 
 def _mesh_axes(name: str | None, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:

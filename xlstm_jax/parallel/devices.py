@@ -10,7 +10,8 @@ from xlstm_jax.typing import Array, Float
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": of the mesh in context, topology meshes included, else of the default device.
+    """ "cpu", "gpu" or "tpu": of the mesh in context, topology meshes included, else of the default
+     device.
 
     `jax.default_backend()` says cpu while a program is compiled ahead of time for another device.
     """
@@ -19,7 +20,9 @@ def platform() -> str:
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """The dtype of `model.dtype`; "auto" is bfloat16, on the CPU float32 (whose bfloat16 products are slow)."""
+    """The dtype of `model.dtype`; "auto" is bfloat16, on the CPU float32 (whose bfloat16 products
+    are slow).
+    """
     if name == "auto":
         name = "float32" if platform() == "cpu" else "bfloat16"
     return jnp.dtype(name)
@@ -32,7 +35,9 @@ def num_devices() -> int:
 
 
 def only_device(tree: Any) -> jax.Device | None:
-    """The device that all leaves are on; None where there are several, or leaves that are no arrays or still being traced."""
+    """The device that all leaves are on; None where there are several, or leaves that are no arrays
+    or still being traced.
+    """
     leaves = jax.tree.leaves(tree)
     if any(isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array) for leaf in leaves):
         return None
@@ -41,12 +46,19 @@ def only_device(tree: Any) -> jax.Device | None:
 
 
 def has_room(device: jax.Device, size: int) -> bool:
-    """Whether `size` bytes are at most half of what is free on a device; False where it doesn't tell."""
+    """Whether `size` bytes are at most half of what is free on a device; False where it doesn't
+    tell.
+    """
     memory = device.memory_stats() or {}
     return 2 * size <= memory.get("bytes_limit", 0) - memory.get("bytes_in_use", 0)
 
 
 def rows_in_place(x: Float[Array, "N *D"]) -> list[Float[Array, "*D"]]:
-    """x[0], x[1], ... of an array on a CPU, as arrays that share its memory; rows that are not aligned to 64 bytes are copied."""
+    """x[0], x[1], ... of an array on a CPU, as arrays that share its memory; rows that are not
+    aligned to 64 bytes are copied.
+    """
     (device,) = x.devices()
-    return [jax.device_put(row, device if x.committed else None, may_alias=True) for row in np.asarray(x)]
+    return [
+        jax.device_put(row, device if x.committed else None, may_alias=True)
+        for row in np.asarray(x)
+    ]

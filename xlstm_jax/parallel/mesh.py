@@ -13,10 +13,11 @@ from xlstm_jax.errors import UserError
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """A mesh of `devices` (default: all) with the axes data, fsdp, tensor, sequence; one size may be -1, "what is left".
+    """A mesh of `devices` (default: all) with the axes data, fsdp, tensor, sequence; one size may
+    be -1, "what is left".
 
-    The axes are Auto: jax's default, Explicit, makes linen's sharding constraints fail. Without a -1 a single process may use fewer
-    devices than there are: the first ones.
+    The axes are Auto: jax's default, Explicit, makes linen's sharding constraints fail. Without a
+    -1 a single process may use fewer devices than there are: the first ones.
 
     Raises:
         UserError: the sizes' product does not fit the number of devices.
@@ -29,16 +30,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         devices = devices[:fixed]
     if math.prod(shape) != len(devices):
         raise UserError(
-            f"config section mesh is {sizes}, which does not fit {len(devices)} devices; the product must be their number"
+            f"config section mesh is {sizes}, which does not fit {len(devices)} devices; the "
+            f"product must be their number"
         )
     axis_types = (jax.sharding.AxisType.Auto,) * len(sizes)
     return jax.sharding.Mesh(_placed(devices, shape), tuple(sizes), axis_types=axis_types)
 
 
 def _placed(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
-    """The devices as an array of this shape, neighbours near one another; slices of a pod apart along the first axis that they divide.
+    """The devices as an array of this shape, neighbours near one another; slices of a pod apart
+    along the first axis that they divide.
 
-    Slices are joined by the data centre's network, which is slow: data, the first axis, sends the least over it.
+    Slices are joined by the data centre's network, which is slow: data, the first axis, sends the
+    least over it.
     """
     if devices[0].platform != "tpu":
         return np.asarray(devices).reshape(shape)
@@ -47,16 +51,26 @@ def _placed(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     axis = next((axis for axis, size in enumerate(shape) if size % slices == 0), None)
     if axis is None:
-        raise UserError(f"{slices} slices divide none of the mesh's axes {shape}; make mesh.data a multiple of {slices}")
+        raise UserError(
+            f"{slices} slices divide none of the mesh's axes {shape}; make mesh.data a multiple of "
+            f"{slices}"
+        )
     between = tuple(slices if a == axis else 1 for a in range(len(shape)))
     within = tuple(size // factor for size, factor in zip(shape, between, strict=True))
-    return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(
+        within, between, devices, allow_split_physical_axes=True
+    )
 
 
 def batch_sharding(
-    mesh: jax.sharding.Mesh, batch_size: int, context_length: int | None = None, *, accumulation_steps: int = 1
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+    context_length: int | None = None,
+    *,
+    accumulation_steps: int = 1,
 ) -> jax.sharding.NamedSharding:
-    """Rows of a batch `[B T]` spread over the axes data and fsdp, its time over the axis sequence if a context_length is given.
+    """Rows of a batch `[B T]` spread over the axes data and fsdp, its time over the axis sequence
+    if a context_length is given.
 
     Raises:
         UserError: the tokens, or the rows of a micro-batch, can't be dealt out evenly.
@@ -64,12 +78,14 @@ def batch_sharding(
     parts, rows = _row_parts(mesh), batch_size // accumulation_steps
     if rows % parts:
         raise UserError(
-            f"{rows} rows (data.batch_size {batch_size}, train.accumulation_steps {accumulation_steps}) can't be dealt out to {parts} "
+            f"{rows} rows (data.batch_size {batch_size}, train.accumulation_steps "
+            f"{accumulation_steps}) can't be dealt out to {parts} "
             "devices (mesh.data x mesh.fsdp); use a multiple, or a smaller mesh"
         )
     if context_length is not None and context_length % mesh.shape["sequence"]:
         raise UserError(
-            f"samples of {context_length} tokens can't be dealt out to mesh.sequence {mesh.shape['sequence']}; use a multiple"
+            f"samples of {context_length} tokens can't be dealt out to mesh.sequence "
+            f"{mesh.shape['sequence']}; use a multiple"
         )
     axes = ("data", "fsdp"), *(() if context_length is None else ("sequence",))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))

@@ -1,4 +1,6 @@
-"""The processes of a job on several hosts: how they find each other, and what each of them holds of a batch."""
+"""The processes of a job on several hosts: how they find each other, and what each of them holds of
+a batch.
+"""
 
 import os
 from collections.abc import Mapping
@@ -14,12 +16,15 @@ COUNTS = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def start_processes(heartbeat_seconds: int, environment: Mapping[str, str] = os.environ) -> None:
-    """Joins the other processes of the job, if the environment says that there are some; before any device is used.
+    """Joins the other processes of the job, if the environment says that there are some; before any
+    device is used.
 
-    JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0) are enough anywhere. Under srun and mpirun, on
-    GKE and TPU pods jax finds the rest by itself; where nothing in the environment tells the number, JAX_NUM_PROCESSES=auto asks for that.
-    Within `heartbeat_seconds` of a process' death the runtime has ended all others. It gets three quarters of them as its own limit, which
-    begins at the dead process' last heartbeat; telling the others and ending them takes it the rest.
+    JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0) are
+    enough anywhere. Under srun and mpirun, on GKE and TPU pods jax finds the rest by itself; where
+    nothing in the environment tells the number, JAX_NUM_PROCESSES=auto asks for that. Within
+    `heartbeat_seconds` of a process' death the runtime has ended all others. It gets three quarters
+    of them as its own limit, which begins at the dead process' last heartbeat; telling the others
+    and ending them takes it the rest.
 
     Raises:
         UserError: the variables contradict each other or the other processes can't be reached.
@@ -28,11 +33,18 @@ def start_processes(heartbeat_seconds: int, environment: Mapping[str, str] = os.
         return
     given = environment.get("JAX_PROCESS_ID")
     try:
-        explicit = {} if given is None else {"num_processes": int(environment["JAX_NUM_PROCESSES"]), "process_id": int(given)}
-        jax.distributed.initialize(heartbeat_timeout_seconds=max(1, 3 * heartbeat_seconds // 4), **explicit)
+        explicit = (
+            {}
+            if given is None
+            else {"num_processes": int(environment["JAX_NUM_PROCESSES"]), "process_id": int(given)}
+        )
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=max(1, 3 * heartbeat_seconds // 4), **explicit
+        )
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"the job's processes can't find each other: {type(error).__name__}: {error}. Set JAX_COORDINATOR_ADDRESS=host:port, "
+            f"the job's processes can't find each other: {type(error).__name__}: {error}. Set "
+            f"JAX_COORDINATOR_ADDRESS=host:port, "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process"
         ) from error
 
@@ -41,17 +53,30 @@ def several_processes(environment: Mapping[str, str]) -> bool:
     """Whether this process is one of several."""
     counts = [environment[name] for name in COUNTS if name in environment]
     tpu_workers = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return "auto" in counts or any(count.isdigit() and int(count) > 1 for count in counts) or len(tpu_workers) > 1
+    return (
+        "auto" in counts
+        or any(count.isdigit() and int(count) > 1 for count in counts)
+        or len(tpu_workers) > 1
+    )
 
 
 def is_first_process() -> bool:
-    """True in the one process that writes what there is once: config.json, metrics, figures, lines on the terminal."""
+    """True in the one process that writes what there is once: config.json, metrics, figures, lines
+    on the terminal.
+    """
     return jax.process_index() == 0
 
 
-def own_part(sharding: jax.sharding.Sharding, batch_size: int, context_length: int) -> tuple[int, int]:
-    """Which part of a batch's rows this process has to read, and of how many equal parts: (0, 1) is all of them."""
-    rows = [index[0].indices(batch_size)[:2] for index in sharding.addressable_devices_indices_map((batch_size, context_length)).values()]
+def own_part(
+    sharding: jax.sharding.Sharding, batch_size: int, context_length: int
+) -> tuple[int, int]:
+    """Which part of a batch's rows this process has to read, and of how many equal parts: (0, 1) is
+    all of them.
+    """
+    rows = [
+        index[0].indices(batch_size)[:2]
+        for index in sharding.addressable_devices_indices_map((batch_size, context_length)).values()
+    ]
     start, stop = min(first for first, _ in rows), max(last for _, last in rows)
     size = stop - start
     if batch_size % size or start % size:
@@ -60,7 +85,8 @@ def own_part(sharding: jax.sharding.Sharding, batch_size: int, context_length: i
 
 
 def put_batch(batch: Any, sharding: jax.sharding.Sharding, part: int = 0, parts: int = 1) -> Any:
-    """The arrays of a batch on all devices of the sharding; each process gives its own devices their part of the whole batch.
+    """The arrays of a batch on all devices of the sharding; each process gives its own devices
+    their part of the whole batch.
 
     `batch` has the rows of the part that `own_part` names.
     """

@@ -1,4 +1,6 @@
-"""Devices that are not there: the chips of a pod, described so that a program can be compiled for them on any machine."""
+"""Devices that are not there: the chips of a pod, described so that a program can be compiled for
+them on any machine.
+"""
 
 import importlib.resources
 import os
@@ -10,7 +12,8 @@ from jax.experimental import topologies
 
 from xlstm_jax.errors import UserError
 
-# Memory of one device in bytes; the manufacturers' data sheets. What a program may use of it is less.
+# Memory of one device in bytes; the manufacturers' data sheets. What a program may use of it is
+# less.
 HBM_BYTES = {
     "v5e": 16 * 2**30,
     "v5p": 95 * 2**30,
@@ -31,7 +34,10 @@ def absent_devices(name: str) -> Sequence[jax.Device]:
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+?)(?:x(\d+)slices)?", name)
     if not match or match[1] not in HBM_BYTES:
-        raise UserError(f"topology {name!r} is not known; write for example {EXAMPLES}, with one of {', '.join(HBM_BYTES)}")
+        raise UserError(
+            f"topology {name!r} is not known; write for example {EXAMPLES}, with one of "
+            f"{', '.join(HBM_BYTES)}"
+        )
     chip, shape, slices = match[1], match[2], int(match[3] or 1)
     describe = _tpu if chip in TPUS else _gpu
     return describe(chip, shape, slices).devices
@@ -42,21 +48,35 @@ def _tpu(chip: str, shape: str, slices: int) -> topologies.TopologyDescription:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{shape}", num_slices=slices)
-    except Exception as error:  # libtpu raises several types, with the shapes that it knows in the text
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{chip}:{shape}", num_slices=slices
+        )
+    # libtpu raises several types, with the shapes that it knows in the text
+    except Exception as error:
         raise UserError(
-            f"TPU topology {chip}:{shape} can't be described: {error}. If libtpu is missing: pip install libtpu"
+            f"TPU topology {chip}:{shape} can't be described: {error}. If libtpu is missing: pip "
+            f"install libtpu"
         ) from error
 
 
 def _gpu(chip: str, shape: str, slices: int) -> topologies.TopologyDescription:
     if slices != 1 or shape.count("x") != 2:
-        raise UserError(f"GPU topology {chip}:{shape} must be slices x hosts x GPUs per host, for example {chip}:1x4x8")
+        raise UserError(
+            f"GPU topology {chip}:{shape} must be slices x hosts x GPUs per host, for example "
+            f"{chip}:1x4x8"
+        )
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    target = importlib.resources.files("xlstm_jax.parallel").joinpath("gpu_targets", f"{chip}.pbtxt").read_text()
+    target = (
+        importlib.resources.files("xlstm_jax.parallel")
+        .joinpath("gpu_targets", f"{chip}.pbtxt")
+        .read_text()
+    )
     try:
-        return topologies.get_topology_desc(platform="cuda", topology_name=chip, topology=shape, target_config=target)
+        return topologies.get_topology_desc(
+            platform="cuda", topology_name=chip, topology=shape, target_config=target
+        )
     except Exception as error:  # a jaxlib without CUDA says so in several ways
         raise UserError(
-            f"programs for GPUs can't be compiled here: {error}. Needed is an environment with: pip install 'xlstm-jax-stack[cuda13]'"
+            f"programs for GPUs can't be compiled here: {error}. Needed is an environment with: "
+            f"pip install 'xlstm-jax-stack[cuda13]'"
         ) from error

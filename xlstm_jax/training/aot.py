@@ -1,4 +1,6 @@
-"""`train.py --aot=v5p:4x4x4`: compiles a configuration's training step for devices that are not there, and says whether it fits."""
+"""`train.py --aot=v5p:4x4x4`: compiles a configuration's training step for devices that are not
+there, and says whether it fits.
+"""
 
 import dataclasses
 import json
@@ -28,11 +30,14 @@ class StepReport:
     """A training step as it was compiled, or was not.
 
     Attributes:
-        arguments, temporaries, peak: bytes on one device; peak is None where the compiler doesn't say.
+        arguments, temporaries, peak: bytes on one device; peak is None where the compiler doesn't
+            say.
         memory: bytes that one device has.
         needed: bytes that the compiler says it needs where the step does not fit.
-        collectives: bytes of the results of one step's collectives on one device, by kind; None where they can't be read.
-        kernels: calls of Pallas kernels in one step on one device, by backend; everything else is XLA's. None as above.
+        collectives: bytes of the results of one step's collectives on one device, by kind; None
+            where they can't be read.
+        kernels: calls of Pallas kernels in one step on one device, by backend; everything else is
+            XLA's. None as above.
         flops: the model's, of one step on all devices.
     """
 
@@ -57,10 +62,15 @@ class StepReport:
         if not self.fits:
             return [head, f"needed: {_gigabytes(self.needed)} per device", work]
         moved = _listed(self.collectives, lambda kind, size: f"{kind} {_gigabytes(size)}", "none")
-        called = _listed(self.kernels, lambda name, number: f"{name} x {number}", "none, the cells run as XLA code")
+        called = _listed(
+            self.kernels,
+            lambda name, number: f"{name} x {number}",
+            "none, the cells run as XLA code",
+        )
         return [
             head,
-            f"memory per device: arguments {_gigabytes(self.arguments)}, temporaries {_gigabytes(self.temporaries)}, peak "
+            f"memory per device: arguments {_gigabytes(self.arguments)}, temporaries "
+            f"{_gigabytes(self.temporaries)}, peak "
             f"{_gigabytes(self.peak)}",
             f"collectives per device and step: {moved}",
             f"kernels per device and step: {called}",
@@ -95,11 +105,15 @@ def compile_step(config: Config, topology: str) -> StepReport:
         batch = Batch(ids, ids, ids)
         started = time.monotonic()
         try:
-            compiled = make_train_step(model, optimizer, schedule, config).lower(state, batch).compile()
+            compiled = (
+                make_train_step(model, optimizer, schedule, config).lower(state, batch).compile()
+            )
         except jax.errors.JaxRuntimeError as error:
             if (needed := needed_bytes(str(error))) is None:
                 raise
-            return StepReport(**known, fits=False, needed=needed, seconds=time.monotonic() - started)
+            return StepReport(
+                **known, fits=False, needed=needed, seconds=time.monotonic() - started
+            )
     memory, text = compiled.memory_analysis(), _text_of(compiled)
     peak = memory.peak_memory_in_bytes or None
     used = peak or memory.argument_size_in_bytes + memory.temp_size_in_bytes
@@ -117,7 +131,9 @@ def compile_step(config: Config, topology: str) -> StepReport:
 
 
 def _text_of(compiled: jax.stages.Compiled) -> str | None:
-    """The program's HLO; None where jaxlib can't read it (libtpu 0.0.51's asynchronous collectives of large programs with 0.10.2)."""
+    """The program's HLO; None where jaxlib can't read it (libtpu 0.0.51's asynchronous collectives
+    of large programs with 0.10.2).
+    """
     try:
         return compiled.as_text()
     except jax.errors.JaxRuntimeError:
@@ -127,9 +143,13 @@ def _text_of(compiled: jax.stages.Compiled) -> str | None:
 def needed_bytes(message: str) -> float | None:
     """What the TPU compiler says a program needs that does not fit; None for any other error.
 
-    It says "Used 30.52G of 15.75G hbm" or "required for HLO temporaries (540.97G) exceeds available HBM (15.75G)".
+    It says "Used 30.52G of 15.75G hbm" or "required for HLO temporaries (540.97G) exceeds available
+    HBM (15.75G)".
     """
-    match = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|\(([\d.]+)([KMGT])\) exceeds available HBM", message)
+    match = re.search(
+        r"[Uu]sed ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|\(([\d.]+)([KMGT])\) exceeds available HBM",
+        message,
+    )
     if not match:
         return None
     number, unit = match.group(1, 2) if match[1] else match.group(3, 4)

@@ -1,8 +1,9 @@
 """Checkpoints: what is kept of a run, and parameters from elsewhere.
 
-One Orbax composite per step, `checkpoints/<step>/`: `params`; `optimizer` (step, moments, guard); `run` (a small JSON: format
-version, step, position in the data, resolved configuration). All random numbers follow from the configuration's seeds and the step.
-Evaluation and `checkpoint.init_from` read `params` and `run` alone, so a folder without `optimizer` will do.
+One Orbax composite per step, `checkpoints/<step>/`: `params`; `optimizer` (step, moments, guard);
+`run` (a small JSON: format version, step, position in the data, resolved configuration). All random
+numbers follow from the configuration's seeds and the step. Evaluation and `checkpoint.init_from`
+read `params` and `run` alone, so a folder without `optimizer` will do.
 """
 
 import contextlib
@@ -37,20 +38,34 @@ class DamagedCheckpoint(UserError):
 
 
 class Checkpoints:
-    """The checkpoints that a training run writes: every `every` steps and at the end; the latest, the best and some are kept."""
+    """The checkpoints that a training run writes: every `every` steps and at the end; the latest,
+    the best and some are kept.
+    """
 
     def __init__(self, folder: RunFolder, config: Config):
-        self._folder, self._path, self._config, self._saving = folder, folder.checkpoints, config, None
+        self._folder, self._path, self._config, self._saving = (
+            folder,
+            folder.checkpoints,
+            config,
+            None,
+        )
         keys = config.checkpoint
-        kept = [policies.LatestN(keys.keep_latest), policies.BestN(get_metric_fn=_loss_of, reverse=True, n=keys.keep_best)]
+        kept = [
+            policies.LatestN(keys.keep_latest),
+            policies.BestN(get_metric_fn=_loss_of, reverse=True, n=keys.keep_best),
+        ]
         if keys.keep_every is not None:
             kept.append(policies.EveryNSteps(keys.keep_every))
         options = policies.CheckpointManagerOptions(
             save_decision_policy=policies.AnySavePolicy(
-                [policies.FixedIntervalPolicy(keys.every), policies.SpecificStepsPolicy({config.train.steps})]
+                [
+                    policies.FixedIntervalPolicy(keys.every),
+                    policies.SpecificStepsPolicy({config.train.steps}),
+                ]
             ),
             preservation_policy=policies.AnyPreservationPolicy(kept),
-            # The policies decide. But without best_fn Orbax doesn't write the metrics, and a resumed run forgets the best.
+            # The policies decide. But without best_fn Orbax doesn't write the metrics, and a
+            # resumed run forgets the best.
             best_fn=_loss_of,
             best_mode="min",
             cleanup_tmp_directories=True,
@@ -78,13 +93,24 @@ class Checkpoints:
         """Whether this step is to be saved."""
         return self._manager.should_save(step)
 
-    def save(self, state: TrainState, step: int, position: dict[str, Any], held_out_loss: float | None, *, force: bool = False) -> None:
-        """Starts saving; returns when the device's memory has been read, while files are still being written.
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        position: dict[str, Any],
+        held_out_loss: float | None,
+        *,
+        force: bool = False,
+    ) -> None:
+        """Starts saving; returns when the device's memory has been read, while files are still
+        being written.
 
-        A full disk is reported, the save given up and what it has written removed. `force` saves a step that is not due.
+        A full disk is reported, the save given up and what it has written removed. `force` saves a
+        step that is not due.
 
         Raises:
-            Exception: whatever else this save or, as it was not waited for, the one before has failed with.
+            Exception: whatever else this save or, as it was not waited for, the one before has
+                failed with.
         """
         self.finish()
         self._saving = step
@@ -93,7 +119,9 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(state.params),
-                    optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state, "guard": state.guard}),
+                    optimizer=ocp.args.StandardSave(
+                        {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
+                    ),
                     run=_run(step, position, self._config),
                 ),
                 metrics={} if held_out_loss is None else {"loss": held_out_loss},
@@ -118,16 +146,19 @@ class Checkpoints:
             for remains in self._path.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(remains, ignore_errors=True)
             print(
-                f"step {step}: the disk is full, so this step is NOT saved ({self._path}; {_first_line(error)}). Training goes on; "
+                f"step {step}: the disk is full, so this step is NOT saved ({self._path}; "
+                f"{_first_line(error)}). Training goes on; "
                 f"the newest checkpoint is of step {self.latest_step()}",
                 file=sys.stderr,
                 flush=True,
             )
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any], int] | None:
-        """The newest state that can be read, its position in the data and its step; `abstract` has its shapes, dtypes and shardings.
+        """The newest state that can be read, its position in the data and its step; `abstract` has
+        its shapes, dtypes and shardings.
 
-        Checkpoints that are damaged are reported on the way and moved to `damaged_checkpoints`. None where there never was one.
+        Checkpoints that are damaged are reported on the way and moved to `damaged_checkpoints`.
+        None where there never was one.
 
         Raises:
             UserError: all checkpoints are damaged, or the newest is of another format or model.
@@ -146,7 +177,10 @@ class Checkpoints:
             _wait_for_all(f"checkpoint {step} set aside")
             self._manager.reload()
         if damage is not None:
-            raise UserError(f"no checkpoint of {str(self._folder.root)!r} can be read any more; they are in damaged_checkpoints there")
+            raise UserError(
+                f"no checkpoint of {str(self._folder.root)!r} can be read any more; they are in "
+                f"damaged_checkpoints there"
+            )
         return None
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any], int]:
@@ -154,38 +188,59 @@ class Checkpoints:
         _check_shapes(self._manager, self._path, step, abstract.params)
         args = ocp.args.Composite(
             params=ocp.args.StandardRestore(abstract.params),
-            optimizer=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state, "guard": abstract.guard}),
+            optimizer=ocp.args.StandardRestore(
+                {"step": abstract.step, "opt_state": abstract.opt_state, "guard": abstract.guard}
+            ),
         )
         restored = _guarded(self._path, step, lambda: self._manager.restore(step, args=args))
         optimizer = restored.optimizer
-        return TrainState(optimizer["step"], restored.params, optimizer["opt_state"], optimizer["guard"]), run["position"], step
+        return (
+            TrainState(
+                optimizer["step"], restored.params, optimizer["opt_state"], optimizer["guard"]
+            ),
+            run["position"],
+            step,
+        )
 
 
-def read_params(root: str | pathlib.Path, abstract_params: Any, step: int | None = None) -> tuple[int, Any]:
-    """The step and parameters of a run's, or an imported folder's, newest checkpoint or of the one of `step`.
+def read_params(
+    root: str | pathlib.Path, abstract_params: Any, step: int | None = None
+) -> tuple[int, Any]:
+    """The step and parameters of a run's, or an imported folder's, newest checkpoint or of the one
+    of `step`.
 
     Raises:
-        UserError: no such folder or checkpoint, or its parameters differ in name or shape; the first differences are listed.
+        UserError: no such folder or checkpoint, or its parameters differ in name or shape; the
+            first differences are listed.
     """
     folder = find_run(root)
     if not folder.checkpoints.is_dir():
-        raise UserError(f"folder {str(folder.root)!r} holds no checkpoints; give the folder of a run or of an imported model")
+        raise UserError(
+            f"folder {str(folder.root)!r} holds no checkpoints; give the folder of a run or of an "
+            f"imported model"
+        )
     manager = _open(folder.checkpoints, policies.CheckpointManagerOptions(create=False))
     with manager:
         steps = manager.all_steps()
         if not steps:
             raise UserError(f"folder {str(folder.checkpoints)!r} holds no finished checkpoint")
         if step is not None and step not in steps:
-            raise UserError(f"there is no checkpoint of step {step} in {str(folder.checkpoints)!r}; there are {list(steps)}")
+            raise UserError(
+                f"there is no checkpoint of step {step} in {str(folder.checkpoints)!r}; there are "
+                f"{list(steps)}"
+            )
         step = max(steps) if step is None else step
         _read_run(manager, folder.checkpoints, step)
         _check_shapes(manager, folder.checkpoints, step, abstract_params)
         args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
-        return step, _guarded(folder.checkpoints, step, lambda: manager.restore(step, args=args)).params
+        return step, _guarded(
+            folder.checkpoints, step, lambda: manager.restore(step, args=args)
+        ).params
 
 
 def write_params(root: str | pathlib.Path, config: Config, params: Any) -> None:
-    """A folder that `read_params`, `checkpoint.init_from` and eval.py take: config.json and the parameters as step 0.
+    """A folder that `read_params`, `checkpoint.init_from` and eval.py take: config.json and the
+    parameters as step 0.
 
     Raises:
         UserError: the folder holds something else already.
@@ -194,7 +249,9 @@ def write_params(root: str | pathlib.Path, config: Config, params: Any) -> None:
     write_config(folder, config)
     with _open(folder.checkpoints, policies.CheckpointManagerOptions()) as manager:
         if manager.all_steps():
-            raise UserError(f"folder {str(folder.root)!r} holds checkpoints already; give another one")
+            raise UserError(
+                f"folder {str(folder.root)!r} holds checkpoints already; give another one"
+            )
         manager.save(
             0,
             args=ocp.args.Composite(
@@ -205,7 +262,9 @@ def write_params(root: str | pathlib.Path, config: Config, params: Any) -> None:
 
 
 def shape_differences(found: Any, wanted: Any) -> list[str]:
-    """What a tree of arrays or shapes has too little, too much, or with another shape than wanted; one line per leaf."""
+    """What a tree of arrays or shapes has too little, too much, or with another shape than wanted;
+    one line per leaf.
+    """
     found, wanted = _named_shapes(found), _named_shapes(wanted)
     return (
         [f"{name} is missing" for name in wanted if name not in found]
@@ -220,7 +279,12 @@ def shape_differences(found: Any, wanted: Any) -> list[str]:
 
 def _run(step: int, position: dict[str, Any], config: Config) -> ocp.args.JsonSave:
     return ocp.args.JsonSave(
-        {"format_version": FORMAT_VERSION, "step": step, "position": position, "config": json.loads(config.to_json())}
+        {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "position": position,
+            "config": json.loads(config.to_json()),
+        }
     )
 
 
@@ -233,7 +297,10 @@ def _open(path: pathlib.Path, options: policies.CheckpointManagerOptions) -> ocp
     try:
         return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
     except Exception as error:  # the metrics of every checkpoint are read here
-        raise DamagedCheckpoint(f"the checkpoints in {str(path)!r} can't be listed, one is damaged: {_first_line(error)}") from error
+        raise DamagedCheckpoint(
+            f"the checkpoints in {str(path)!r} can't be listed, one is damaged: "
+            f"{_first_line(error)}"
+        ) from error
 
 
 def _loss_of(metrics: dict[str, float]) -> float:
@@ -246,7 +313,8 @@ def _guarded(path: pathlib.Path, step: int, read: Callable[[], Any]) -> Any:
     show = sys.unraisablehook
 
     def show_others(unraisable) -> None:
-        # When one array can't be read, Orbax closes its event loop; the other arrays' reads then end with tracebacks of no use.
+        # When one array can't be read, Orbax closes its event loop; the other arrays' reads then
+        # end with tracebacks of no use.
         if "Event loop is closed" not in str(unraisable.exc_value):
             show(unraisable)
 
@@ -256,11 +324,15 @@ def _guarded(path: pathlib.Path, step: int, read: Callable[[], Any]) -> Any:
         sys.unraisablehook = show
         return result
     except Exception as error:  # Orbax and TensorStore raise many types for a broken file
-        raise DamagedCheckpoint(f"checkpoint {str(path / str(step))!r} is damaged: {_first_line(error)}") from error
+        raise DamagedCheckpoint(
+            f"checkpoint {str(path / str(step))!r} is damaged: {_first_line(error)}"
+        ) from error
 
 
 def _without_readable_loss(path: pathlib.Path) -> list[int]:
-    """The steps whose file of metrics is no JSON; Orbax reads all of them when it lists the checkpoints."""
+    """The steps whose file of metrics is no JSON; Orbax reads all of them when it lists the
+    checkpoints.
+    """
     damaged = []
     for file in path.glob("*/metrics/metrics"):
         try:
@@ -277,7 +349,11 @@ def _set_aside(folder: RunFolder, step: int, reason: object) -> None:
         place = place.with_name(f"{place.name}_again")
     place.parent.mkdir(exist_ok=True)
     (folder.checkpoints / str(step)).rename(place)
-    print(f"checkpoint of step {step} is passed over ({reason}); it is now {place}", file=sys.stderr, flush=True)
+    print(
+        f"checkpoint of step {step} is passed over ({reason}); it is now {place}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _wait_for_all(what: str) -> None:
@@ -291,9 +367,14 @@ def _everywhere(good: bool) -> bool:
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether there was no room for a file: by the error's number, which TensorStore has in its text."""
+    """Whether there was no room for a file: by the error's number, which TensorStore has in its
+    text.
+    """
     while error is not None:
-        numbers = {getattr(error, "errno", None), *map(int, re.findall(r"os_error_code='(\d+)'", str(error)))}
+        numbers = {
+            getattr(error, "errno", None),
+            *map(int, re.findall(r"os_error_code='(\d+)'", str(error))),
+        }
         if numbers & set(NO_ROOM):
             return True
         error = error.__cause__ or error.__context__
@@ -310,13 +391,16 @@ def _read_run(manager: ocp.CheckpointManager, path: pathlib.Path, step: int) -> 
     run = _guarded(path, step, lambda: manager.restore(step, args=args).run)
     if run["format_version"] != FORMAT_VERSION:
         raise UserError(
-            f"checkpoint {str(path / str(step))!r} has the format version {run['format_version']}, this program reads "
+            f"checkpoint {str(path / str(step))!r} has the format version {run['format_version']}, "
+            f"this program reads "
             f"{FORMAT_VERSION}; use the version of the program that wrote it"
         )
     return run
 
 
-def _check_shapes(manager: ocp.CheckpointManager, path: pathlib.Path, step: int, abstract_params: Any) -> None:
+def _check_shapes(
+    manager: ocp.CheckpointManager, path: pathlib.Path, step: int, abstract_params: Any
+) -> None:
     found = _guarded(path, step, lambda: manager.item_metadata(step)["params"].tree)
     differences = shape_differences(found, abstract_params)
     if differences:
@@ -329,5 +413,10 @@ def _check_shapes(manager: ocp.CheckpointManager, path: pathlib.Path, step: int,
 
 
 def _named_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))[0]
-    return {"/".join(str(entry.key) for entry in key_path): tuple(leaf.shape) for key_path, leaf in leaves}
+    leaves = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: hasattr(node, "shape")
+    )[0]
+    return {
+        "/".join(str(entry.key) for entry in key_path): tuple(leaf.shape)
+        for key_path, leaf in leaves
+    }

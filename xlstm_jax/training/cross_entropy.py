@@ -1,8 +1,10 @@
-"""The loss: cross-entropy of the next token, with the vocabulary in parts where all logits at once would be too many.
+"""The loss: cross-entropy of the next token, with the vocabulary in parts where all logits at once
+would be too many.
 
-The parts are cut from the vocabulary and not from the tokens: each part's kernel gradient is then complete after its own step, so that
-data-parallel devices reduce every column once, and the gathered kernel is one part at a time too. The price is that the backward pass
-computes the logits again (2·D·E of the 6·D·E FLOPs per token that projection and gradients take).
+The parts are cut from the vocabulary and not from the tokens: each part's kernel gradient is then
+complete after its own step, so that data-parallel devices reduce every column once, and the
+gathered kernel is one part at a time too. The price is that the backward pass computes the logits
+again (2·D·E of the 6·D·E FLOPs per token that projection and gradients take).
 """
 
 import functools
@@ -18,36 +20,55 @@ from xlstm_jax.typing import Activations, Logits
 
 Mask = Float[Array, "B T"] | Bool[Array, "B T"]
 VocabularyKernel = Float[Array, "D E"]
-Head = Callable[[Activations, VocabularyKernel], Logits]  # the logits of some of the vocabulary from the columns of the kernel
+# the logits of some of the vocabulary from the columns of the kernel
+Head = Callable[[Activations, VocabularyKernel], Logits]
 
 LOGITS_BYTES = 2**28  # float32 logits that one device may hold at once
 
 
 def cross_entropy_sum(logits: Logits, targets: Int[Array, "B T"], mask: Mask) -> Float[Array, ""]:
-    """The summed negative log-likelihood of the targets where the mask is set, nats; softmax and sum in float32."""
+    """The summed negative log-likelihood of the targets where the mask is set, nats; softmax and
+    sum in float32.
+    """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     losses = jax.nn.logsumexp(logits, axis=-1) - target_logits
-    return jnp.sum(jnp.where(mask.astype(bool), losses, 0.0))  # where: what is masked can't be NaN times 0
+    # where: what is masked can't be NaN times 0
+    return jnp.sum(jnp.where(mask.astype(bool), losses, 0.0))
 
 
 def projected_cross_entropy_sum(
-    head: Head, y: Activations, kernel: VocabularyKernel, targets: Int[Array, "B T"], mask: Mask, *, parts: int = 1
+    head: Head,
+    y: Activations,
+    kernel: VocabularyKernel,
+    targets: Int[Array, "B T"],
+    mask: Mask,
+    *,
+    parts: int = 1,
 ) -> Float[Array, ""]:
-    """`cross_entropy_sum(head(y, kernel), targets, mask)`; with `parts` > 1 never more than one part of the logits is there."""
+    """`cross_entropy_sum(head(y, kernel), targets, mask)`; with `parts` > 1 never more than one
+    part of the logits is there.
+    """
     if parts == 1:
         return cross_entropy_sum(head(y, kernel), targets, mask)
     return _in_parts(head, parts, y, kernel, targets, mask.astype(bool))
 
 
 def vocabulary_parts(logits: int, devices: int) -> int:
-    """In how many parts the vocabulary is taken when a step has that many logits, evenly spread over the devices; a power of two."""
+    """In how many parts the vocabulary is taken when a step has that many logits, evenly spread
+    over the devices; a power of two.
+    """
     return 2 ** max(0, math.ceil(math.log2(4 * logits / devices / LOGITS_BYTES)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _in_parts(
-    head: Head, parts: int, y: Activations, kernel: VocabularyKernel, targets: Int[Array, "B T"], mask: Bool[Array, "B T"]
+    head: Head,
+    parts: int,
+    y: Activations,
+    kernel: VocabularyKernel,
+    targets: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
 ) -> Float[Array, ""]:
     return _forward(head, parts, y, kernel, targets, mask)[0]
 
@@ -57,14 +78,32 @@ def _forward(head, parts, y, kernel, targets, mask):
         largest, total, target_logits = carry
         logits, is_target = _part_logits(y, inputs, targets, head, parts, kernel.shape[1])
         higher = jnp.maximum(largest, jnp.max(logits, axis=-1))
-        total = total * jnp.exp(largest - higher) + jnp.sum(jnp.exp(logits - higher[..., None]), axis=-1)
-        return (higher, total, target_logits + jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)), None
+        total = total * jnp.exp(largest - higher) + jnp.sum(
+            jnp.exp(logits - higher[..., None]), axis=-1
+        )
+        return (
+            higher,
+            total,
+            target_logits + jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1),
+        ), None
 
     dtype = jnp.promote_types(y.dtype, jnp.float32)
-    first = (jnp.full(targets.shape, -jnp.inf, dtype), jnp.zeros(targets.shape, dtype), jnp.zeros(targets.shape, dtype))
-    largest, total, target_logits = lax.scan(add_part, first, (jnp.arange(parts), _kernel_parts(kernel, parts)))[0]
+    first = (
+        jnp.full(targets.shape, -jnp.inf, dtype),
+        jnp.zeros(targets.shape, dtype),
+        jnp.zeros(targets.shape, dtype),
+    )
+    largest, total, target_logits = lax.scan(
+        add_part, first, (jnp.arange(parts), _kernel_parts(kernel, parts))
+    )[0]
     log_total = largest + jnp.log(total)
-    return jnp.sum(jnp.where(mask, log_total - target_logits, 0.0)), (y, kernel, targets, mask, log_total)
+    return jnp.sum(jnp.where(mask, log_total - target_logits, 0.0)), (
+        y,
+        kernel,
+        targets,
+        mask,
+        log_total,
+    )
 
 
 def _backward(head, parts, residuals, cotangent):
@@ -77,7 +116,9 @@ def _backward(head, parts, residuals, cotangent):
             return _part_logits(y, (part, part_kernel), targets, head, parts, kernel.shape[1])
 
         logits, pull_back, is_target = jax.vjp(logits_of_part, y, part_kernel, has_aux=True)
-        dlogits = jnp.where(mask[..., None], cotangent * (jnp.exp(logits - log_total[..., None]) - is_target), 0.0)
+        dlogits = jnp.where(
+            mask[..., None], cotangent * (jnp.exp(logits - log_total[..., None]) - is_target), 0.0
+        )
         dy_part, dkernel_part = pull_back(dlogits)
         return dy + dy_part.astype(dy.dtype), dkernel_part
 
@@ -98,7 +139,9 @@ def _kernel_parts(kernel: VocabularyKernel, parts: int) -> Float[Array, "N D e"]
 
 
 def _part_logits(y, inputs, targets, head: Head, parts: int, vocabulary: int):
-    """The logits of one part, -inf where the vocabulary was filled up, and which of them are targets."""
+    """The logits of one part, -inf where the vocabulary was filled up, and which of them are
+    targets.
+    """
     part, kernel = inputs
     logits = head(y, kernel)
     entries = jnp.arange(kernel.shape[1]) * parts + part

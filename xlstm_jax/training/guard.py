@@ -1,7 +1,8 @@
-"""Decides, on the device, whether a step's update is applied: not after a loss or gradient that isn't finite, nor after a spike.
+"""Decides, on the device, whether a step's update is applied: not after a loss or gradient that
+isn't finite, nor after a spike.
 
-A refused step leaves parameters, optimizer and window as they were, by selection (`lax.cond`) and not by multiplication with 0, which
-would keep a NaN. Nothing of a refused loss enters the window.
+A refused step leaves parameters, optimizer and window as they were, by selection (`lax.cond`) and
+not by multiplication with 0, which would keep a NaN. Nothing of a refused loss enters the window.
 """
 
 from typing import NamedTuple
@@ -35,17 +36,23 @@ def init_guard(window: int) -> GuardState:
 
 
 def accepts(
-    guard: GuardState, loss: Float[Array, ""], grad_norm: Float[Array, ""], spike_deviations: float | None
+    guard: GuardState,
+    loss: Float[Array, ""],
+    grad_norm: Float[Array, ""],
+    spike_deviations: float | None,
 ) -> Bool[Array, ""]:
     """Whether the update is to be applied.
 
-    A spike is a loss more than `spike_deviations` standard deviations above the mean of a full window; None: there are none.
+    A spike is a loss more than `spike_deviations` standard deviations above the mean of a full
+    window; None: there are none.
     """
     good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     if spike_deviations is None:
         return good
     deviation = jnp.maximum(jnp.std(guard.losses), LEAST_DEVIATION)
-    spike = (guard.accepted >= guard.losses.size) & (loss > jnp.mean(guard.losses) + spike_deviations * deviation)
+    spike = (guard.accepted >= guard.losses.size) & (
+        loss > jnp.mean(guard.losses) + spike_deviations * deviation
+    )
     return good & ~spike
 
 
@@ -54,4 +61,9 @@ def after_step(guard: GuardState, accepted: Bool[Array, ""], loss: Float[Array, 
     place = guard.accepted % guard.losses.size
     losses = guard.losses.at[place].set(jnp.where(accepted, loss, guard.losses[place]))
     refused = (~accepted).astype(jnp.int32)
-    return GuardState(losses, guard.accepted + 1 - refused, guard.skipped + refused, (guard.in_a_row + 1) * refused)
+    return GuardState(
+        losses,
+        guard.accepted + 1 - refused,
+        guard.skipped + refused,
+        (guard.in_a_row + 1) * refused,
+    )

@@ -1,7 +1,7 @@
 """A training run from top to bottom: data, folder, state, the loop, and what is shown at the end.
 
-The device never waits for the host: step n's metrics are read after step n+1 was dispatched. Where the host needs the state
-itself (evaluation, checkpoint, the end) they are read first.
+The device never waits for the host: step n's metrics are read after step n+1 was dispatched. Where
+the host needs the state itself (evaluation, checkpoint, the end) they are read first.
 """
 
 import functools
@@ -14,19 +14,46 @@ import numpy as np
 from xlstm_jax.analysis.flops import peak_flops, training_flops_per_token
 from xlstm_jax.analysis.parameters import count_parameters
 from xlstm_jax.config import Config
-from xlstm_jax.data.loader import TokenSource, open_split, open_validation_sets, position, record, train_batches
+from xlstm_jax.data.loader import (
+    TokenSource,
+    open_split,
+    open_validation_sets,
+    position,
+    record,
+    train_batches,
+)
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.perplexity import Perplexity, make_eval_step, perplexity_of
 from xlstm_jax.generation import generate
 from xlstm_jax.models import LanguageModel, build_model
-from xlstm_jax.parallel import batch_sharding, check_spread, is_first_process, make_mesh, own_part, put_batch, start_processes
+from xlstm_jax.parallel import (
+    batch_sharding,
+    check_spread,
+    is_first_process,
+    make_mesh,
+    own_part,
+    put_batch,
+    start_processes,
+)
 from xlstm_jax.training.checkpoints import Checkpoints, read_params
-from xlstm_jax.training.metrics import MetricsWriter, console_line, draw_loss, read_records, skipped_line
+from xlstm_jax.training.metrics import (
+    MetricsWriter,
+    console_line,
+    draw_loss,
+    read_records,
+    skipped_line,
+)
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.preemption import Preempted, Preemption
 from xlstm_jax.training.profile import Profile
 from xlstm_jax.training.run_folder import open_run, write_config, write_data_record
-from xlstm_jax.training.state import TrainState, abstract_state, init_state, shardings_of, start_from
+from xlstm_jax.training.state import (
+    TrainState,
+    abstract_state,
+    init_state,
+    shardings_of,
+    start_from,
+)
 from xlstm_jax.training.step import Metrics, make_train_step
 from xlstm_jax.training.timing import Speed, WallTime
 from xlstm_jax.training.watchdog import Watchdog
@@ -39,14 +66,17 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
         profile: first and last step of which a trace is written to `workdir`/profile.
 
     Raises:
-        UserError: data, folder, configuration or checkpoint are not as they should be, or too many steps in a row were skipped.
+        UserError: data, folder, configuration or checkpoint are not as they should be, or too many
+            steps in a row were skipped.
         Preempted: the process got SIGTERM; the run is saved.
     """
     start_processes(config.train.heartbeat_seconds)
     # What can be wrong is found before any device works and before anything is written.
     folder = open_run(workdir, config)
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR names another
-        jax.config.update("jax_compilation_cache_dir", str(folder.root.parent / "compilation_cache"))
+        jax.config.update(
+            "jax_compilation_cache_dir", str(folder.root.parent / "compilation_cache")
+        )
     schedule = make_schedule(config.optimizer, config.train.steps)
     source = open_split(config.data, "train", config.model.vocab_size)
     held_out = open_split(config.data, "validation", config.model.vocab_size)
@@ -58,8 +88,14 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
 
     mesh = make_mesh(config.mesh)
     accumulation_steps = config.train.accumulation_steps
-    to_devices = batch_sharding(mesh, config.data.batch_size, config.data.context_length, accumulation_steps=accumulation_steps)
-    batch_sharding(mesh, mesh.size, config.eval.context_length)  # refuses now what would fail at the first evaluation
+    to_devices = batch_sharding(
+        mesh,
+        config.data.batch_size,
+        config.data.context_length,
+        accumulation_steps=accumulation_steps,
+    )
+    # refuses now what would fail at the first evaluation
+    batch_sharding(mesh, mesh.size, config.eval.context_length)
     steps = config.train.steps
     model, optimizer = build_model(config.model), make_optimizer(config.optimizer, schedule)
     wall_time = WallTime(read_records(folder.metrics))
@@ -74,20 +110,30 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
             state, start = _starting_state(model, optimizer, config, source, checkpoints, mesh)
         check_spread(state.params, mesh)
         write_config(folder, config)
-        write_data_record(folder, record(source, {"validation": held_out, **more_held_out}, config.data))
+        write_data_record(
+            folder, record(source, {"validation": held_out, **more_held_out}, config.data)
+        )
         device = mesh.devices.flat[0].device_kind
-        _say(f"model: {count_parameters(state.params):,} parameters, on {mesh.size} x {device}; run: {folder.root}")
+        _say(
+            f"model: {count_parameters(state.params):,} parameters, on {mesh.size} x {device}; "
+            f"run: {folder.root}"
+        )
 
         train_step = make_train_step(model, optimizer, schedule, config)
         evaluate = functools.partial(
-            perplexity_of, make_eval_step(model, config.data.reset_at_document), config=config, mesh=mesh
+            perplexity_of,
+            make_eval_step(model, config.data.reset_at_document),
+            config=config,
+            mesh=mesh,
         )
         speed = Speed(steps)
         peak = peak_flops(device)
         flops_share = training_flops_per_token(config.model) / (peak * mesh.size) if peak else None
         result, pending = None, None
 
-        with MetricsWriter(folder, start, tensorboard=config.log.tensorboard, wandb=config.log.wandb) as writer:
+        with MetricsWriter(
+            folder, start, tensorboard=config.log.tensorboard, wandb=config.log.wandb
+        ) as writer:
 
             def report(step: int, metrics: Metrics) -> None:
                 values = read_metrics(metrics)
@@ -96,21 +142,31 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
                     report_skipped(step, values)
                 elif step == 1 or step == steps or step % config.log.every == 0:
                     rate, seconds_left = speed.read(step)
-                    values |= {"tokens_per_second": rate, "tokens_per_second_per_device": rate and rate / mesh.size}
+                    values |= {
+                        "tokens_per_second": rate,
+                        "tokens_per_second_per_device": rate and rate / mesh.size,
+                    }
                     values["mfu"] = rate * flops_share if rate and flops_share else None
                     writer.write(step, "train", values | wall_time.values())
                     _say(console_line(step, steps, values, seconds_left))
 
             def report_skipped(step: int, values: dict[str, Any]) -> None:
-                samples = {"first_sample": (step - 1) * config.data.batch_size, "last_sample": step * config.data.batch_size - 1}
+                samples = {
+                    "first_sample": (step - 1) * config.data.batch_size,
+                    "last_sample": step * config.data.batch_size - 1,
+                }
                 writer.write(step, "skipped", values | samples)
                 _say(skipped_line(step, steps, values, **samples))
                 if (in_a_row := values["skipped_in_a_row"]) >= config.train.max_skipped:
                     raise UserError(
-                        f"step {step}: {in_a_row} steps in a row were skipped (train.max_skipped {config.train.max_skipped}), the loss is "
-                        f"{values['loss']}; their samples are {samples['last_sample'] + 1 - in_a_row * config.data.batch_size} to "
-                        f"{samples['last_sample']}, more in {folder.metrics}. Parameters and checkpoints are as before. Lower "
-                        "optimizer.learning_rate or optimizer.clip_norm, lengthen optimizer.warmup_steps, or look at the data, in another "
+                        f"step {step}: {in_a_row} steps in a row were skipped (train.max_skipped "
+                        f"{config.train.max_skipped}), the loss is "
+                        f"{values['loss']}; their samples are "
+                        f"{samples['last_sample'] + 1 - in_a_row * config.data.batch_size} to "
+                        f"{samples['last_sample']}, more in {folder.metrics}. Parameters and "
+                        f"checkpoints are as before. Lower "
+                        "optimizer.learning_rate or optimizer.clip_norm, lengthen "
+                        "optimizer.warmup_steps, or look at the data, in another "
                         "--workdir"
                     )
 
@@ -153,11 +209,16 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
                         _say(f"step {step:>{len(str(steps))}}/{steps}  {result.line()}")
                 if preempted or checkpoints.due(step):
                     with wall_time.spent_on("checkpoint"):
-                        loss, place = None if result is None else result.loss, position(source, config.data, step)
+                        loss, place = (
+                            None if result is None else result.loss,
+                            position(source, config.data, step),
+                        )
                         checkpoints.save(state, step, place, loss, force=preempted)
                 if preempted and step < steps:
                     checkpoints.finish()
-                    raise Preempted(f"SIGTERM: step {step} is saved, the same command goes on from there")
+                    raise Preempted(
+                        f"SIGTERM: step {step} is saved, the same command goes on from there"
+                    )
                 speed.pause()  # what this took is no training time
 
         if result is None:  # the run was finished already
@@ -191,15 +252,24 @@ def _draw_loss(folder: Any) -> None:
 def _check_finite(step: int, loss: float) -> None:
     if not math.isfinite(loss):
         raise UserError(
-            f"step {step}: the held-out loss is {loss}; training stops, earlier checkpoints are kept. Lower optimizer.learning_rate or "
-            "optimizer.clip_norm, lengthen optimizer.warmup_steps, or look at the data, in another --workdir"
+            f"step {step}: the held-out loss is {loss}; training stops, earlier checkpoints are "
+            f"kept. Lower optimizer.learning_rate or "
+            "optimizer.clip_norm, lengthen optimizer.warmup_steps, or look at the data, in another "
+            "--workdir"
         )
 
 
 def _starting_state(
-    model: LanguageModel, optimizer: Any, config: Config, source: TokenSource, checkpoints: Checkpoints, mesh: jax.sharding.Mesh
+    model: LanguageModel,
+    optimizer: Any,
+    config: Config,
+    source: TokenSource,
+    checkpoints: Checkpoints,
+    mesh: jax.sharding.Mesh,
 ) -> tuple[TrainState, int]:
-    """The newest checkpoint's state and step; else, at step 0, the parameters of `checkpoint.init_from` or fresh ones."""
+    """The newest checkpoint's state and step; else, at step 0, the parameters of
+    `checkpoint.init_from` or fresh ones.
+    """
     abstract = abstract_state(model, optimizer, config.train, mesh)
     shardings = shardings_of(abstract)
     restored = checkpoints.restore(abstract)
@@ -208,14 +278,17 @@ def _starting_state(
         expected = position(source, config.data, start)
         if found != expected:
             raise UserError(
-                f"the data have changed since step {start} was saved: then {found}, now {expected}; give another --workdir"
+                f"the data have changed since step {start} was saved: then {found}, now "
+                f"{expected}; give another --workdir"
             )
         _say(f"resumed from step {start}")
         return state, start
     if config.checkpoint.init_from is not None:
         step, params = read_params(config.checkpoint.init_from, abstract.params)
         _say(f"parameters of step {step} of {config.checkpoint.init_from}")
-        return jax.jit(lambda params: start_from(params, optimizer, config.train), out_shardings=shardings)(params), 0
+        return jax.jit(
+            lambda params: start_from(params, optimizer, config.train), out_shardings=shardings
+        )(params), 0
     return jax.jit(lambda: init_state(model, optimizer, config.train), out_shardings=shardings)(), 0
 
 

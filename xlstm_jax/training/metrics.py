@@ -14,25 +14,33 @@ from xlstm_jax.training.run_folder import RunFolder
 
 
 class MetricsWriter:
-    """Appends to metrics.jsonl, TensorBoard and, where a project is named, Weights & Biases; in the first process alone.
+    """Appends to metrics.jsonl, TensorBoard and, where a project is named, Weights & Biases; in the
+    first process alone.
 
-    A run that is resumed at step s writes everything after s again, so what a killed run wrote beyond s is dropped first; an
-    event that is there already is not written twice. Each line is on disk when `write` returns.
+    A run that is resumed at step s writes everything after s again, so what a killed run wrote
+    beyond s is dropped first; an event that is there already is not written twice. Each line is on
+    disk when `write` returns.
     """
 
-    def __init__(self, folder: RunFolder, resumed_at: int, *, tensorboard: bool, wandb: str | None = None):
+    def __init__(
+        self, folder: RunFolder, resumed_at: int, *, tensorboard: bool, wandb: str | None = None
+    ):
         self._silent = not is_first_process()
         self._board = self._wandb = None
         if self._silent:
             return
-        records = [record for record in read_records(folder.metrics) if record["step"] <= resumed_at]
+        records = [
+            record for record in read_records(folder.metrics) if record["step"] <= resumed_at
+        ]
         rewritten = folder.metrics.with_name("metrics.jsonl.tmp")
         rewritten.write_text("".join(json.dumps(record) + "\n" for record in records))
         rewritten.replace(folder.metrics)
         self._there = {(record["step"], record["split"]) for record in records}
         self._file = folder.metrics.open("a")
         if tensorboard:
-            self._board = tensorboardX.SummaryWriter(str(folder.tensorboard), purge_step=resumed_at + 1)
+            self._board = tensorboardX.SummaryWriter(
+                str(folder.tensorboard), purge_step=resumed_at + 1
+            )
         if wandb is not None:
             self._wandb = _open_wandb(folder, wandb)
 
@@ -54,7 +62,9 @@ class MetricsWriter:
             return
         self._there.add((step, split))
         values = {name: value for name, value in values.items() if value is not None}
-        as_text = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        as_text = {
+            name: value if math.isfinite(value) else str(value) for name, value in values.items()
+        }
         self._file.write(json.dumps({"step": step, "split": split, **as_text}) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -70,10 +80,13 @@ def _open_wandb(folder: RunFolder, project: str):
         import wandb
     except ImportError:
         raise UserError(
-            f"config key log.wandb is {project!r}, but wandb is not installed; run: pip install 'xlstm-jax-stack[wandb]'"
+            f"config key log.wandb is {project!r}, but wandb is not installed; run: pip install "
+            f"'xlstm-jax-stack[wandb]'"
         ) from None
     name, config = folder.root.name, json.loads(folder.config.read_text())
-    return wandb.init(project=project, name=name, id=name, resume="allow", dir=str(folder.root), config=config)
+    return wandb.init(
+        project=project, name=name, id=name, resume="allow", dir=str(folder.root), config=config
+    )
 
 
 def read_records(path: pathlib.Path) -> list[dict]:
@@ -88,8 +101,12 @@ def read_records(path: pathlib.Path) -> list[dict]:
     return records
 
 
-def console_line(step: int, steps: int, values: Mapping[str, float | None], seconds_left: float | None) -> str:
-    """One line per event; it starts with its step, so that it survives being mixed with other output."""
+def console_line(
+    step: int, steps: int, values: Mapping[str, float | None], seconds_left: float | None
+) -> str:
+    """One line per event; it starts with its step, so that it survives being mixed with other
+    output.
+    """
     rate, mfu = values.get("tokens_per_second"), values.get("mfu")
     per_device = values.get("tokens_per_second_per_device")
     return "  ".join(
@@ -107,10 +124,13 @@ def console_line(step: int, steps: int, values: Mapping[str, float | None], seco
     )
 
 
-def skipped_line(step: int, steps: int, values: Mapping[str, float], first_sample: int, last_sample: int) -> str:
+def skipped_line(
+    step: int, steps: int, values: Mapping[str, float], first_sample: int, last_sample: int
+) -> str:
     """One line per step whose update was not applied."""
     return (
-        f"step {step:>{len(str(steps))}}/{steps}  SKIPPED: loss {values['loss']:.4f}  grad norm {values['grad_norm']:.2f}  "
+        f"step {step:>{len(str(steps))}}/{steps}  SKIPPED: loss {values['loss']:.4f}  grad norm "
+        f"{values['grad_norm']:.2f}  "
         f"samples {first_sample} to {last_sample}  {values['skipped']} skipped so far"
     )
 
@@ -120,7 +140,11 @@ def duration(seconds: float | None) -> str:
     if seconds is None or not math.isfinite(seconds):
         return "n/a"
     whole = round(seconds)
-    for unit, name, below, below_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+    for unit, name, below, below_name in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "m"),
+        (60, "m", 1, "s"),
+    ):
         if whole >= unit:
             return f"{whole // unit}{name} {whole % unit // below:02}{below_name}"
     return f"{whole}s"
@@ -135,7 +159,9 @@ def draw_loss(folder: RunFolder) -> None:
         ("train", {"linewidth": 0.8, "label": "training"}),
         ("validation", {"marker": "o", "label": "held out"}),
     ):
-        points = [(record["step"], record["loss"]) for record in records if record["split"] == split]
+        points = [
+            (record["step"], record["loss"]) for record in records if record["split"] == split
+        ]
         if points:
             axes.plot(*zip(*points, strict=True), **style)
     axes.set(xlabel="step", ylabel="loss (nats per token)")

@@ -16,8 +16,9 @@ from xlstm_jax.errors import UserError
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """The learning rate of step 1, 2, ..., `steps`: linear warm-up, decay, linear cool-down to 0.
 
-    The warm-up reaches the peak at step `warmup_steps`, the decay `final_fraction` of it at `decay_steps`. After that "cosine"
-    stays there; "exponential" goes on falling at the same rate, as for xLSTM 7B (0.1 at 500k, 0.08 where the cool-down starts).
+    The warm-up reaches the peak at step `warmup_steps`, the decay `final_fraction` of it at
+    `decay_steps`. After that "cosine" stays there; "exponential" goes on falling at the same rate,
+    as for xLSTM 7B (0.1 at 500k, 0.08 where the cool-down starts).
 
     Raises:
         UserError: the decay ends before the warm-up, or an exponential decay is to reach 0.
@@ -26,11 +27,15 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     decay_end = steps - cooldown if config.decay_steps is None else config.decay_steps
     if decay_end < warmup:
         raise UserError(
-            f"config key optimizer.decay_steps is {decay_end}, before the end of the warm-up at optimizer.warmup_steps {warmup}; "
+            f"config key optimizer.decay_steps is {decay_end}, before the end of the warm-up at "
+            f"optimizer.warmup_steps {warmup}; "
             "use a later step"
         )
     if config.schedule == "exponential" and fraction == 0:
-        raise UserError("config key optimizer.final_fraction is 0.0, which an exponential decay never reaches; use e.g. 0.1")
+        raise UserError(
+            "config key optimizer.final_fraction is 0.0, which an exponential decay never reaches; "
+            "use e.g. 0.1"
+        )
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
@@ -48,7 +53,9 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 def _decay(name: str, progress: jax.Array, fraction: float) -> jax.Array:
     if name == "cosine":
-        return fraction + (1.0 - fraction) * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(progress, 1.0)))
+        return fraction + (1.0 - fraction) * 0.5 * (
+            1.0 + jnp.cos(jnp.pi * jnp.minimum(progress, 1.0))
+        )
     if name == "exponential":
         return jnp.power(fraction, progress)
     return jnp.ones_like(progress)  # "constant"
@@ -57,12 +64,15 @@ def _decay(name: str, progress: jax.Array, fraction: float) -> jax.Array:
 def decay_mask(params: Any) -> Any:
     """True for the leaves that weight decay applies to: those named "kernel".
 
-    Biases, norm scales, the embedding and the sLSTM's recurrent kernel (named "recurrent_kernel") are left alone.
+    Biases, norm scales, the embedding and the sLSTM's recurrent kernel (named "recurrent_kernel")
+    are left alone.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW with decoupled weight decay under `decay_mask`."""
     adamw = optax.adamw(
         lambda count: schedule(count + 1),  # optax counts the updates already done

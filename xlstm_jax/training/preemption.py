@@ -1,4 +1,6 @@
-"""SIGTERM, which a scheduler sends before it takes the machines away: all processes save at the same step and end."""
+"""SIGTERM, which a scheduler sends before it takes the machines away: all processes save at the
+same step and end.
+"""
 
 import signal
 import threading
@@ -22,7 +24,8 @@ class Preemption:
         self._before = None
 
     def __enter__(self) -> "Preemption":
-        # With several processes jax's own service listens. Other threads than the first may not; a notebook's cells run in the first.
+        # With several processes jax's own service listens. Other threads than the first may not; a
+        # notebook's cells run in the first.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._ask)
         return self
@@ -35,7 +38,9 @@ class Preemption:
         self._asked = True
 
     def reached(self, step: int) -> bool:
-        """Whether this is the step to save at and end; true at the same step in all processes, whichever got the signal."""
+        """Whether this is the step to save at and end; true at the same step in all processes,
+        whichever got the signal.
+        """
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked

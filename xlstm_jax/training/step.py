@@ -1,4 +1,6 @@
-"""One optimizer step, as a pure function. It knows no model by name: anything with the language model's call will do."""
+"""One optimizer step, as a pure function. It knows no model by name: anything with the language
+model's call will do.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,16 +22,30 @@ Metrics = dict[str, Array]  # scalars on the device
 
 
 def loss_sum(
-    model: nn.Module, params: Any, batch: Batch, *, reset_at_document: bool, dropout_key: jax.Array | None = None
+    model: nn.Module,
+    params: Any,
+    batch: Batch,
+    *,
+    reset_at_document: bool,
+    dropout_key: jax.Array | None = None,
 ) -> Float[Array, ""]:
     """The summed loss of one batch, nats; in training mode when a dropout key is given."""
-    return loss_and_statistics(model, params, batch, reset_at_document=reset_at_document, dropout_key=dropout_key)[0]
+    return loss_and_statistics(
+        model, params, batch, reset_at_document=reset_at_document, dropout_key=dropout_key
+    )[0]
 
 
 def loss_and_statistics(
-    model: nn.Module, params: Any, batch: Batch, *, reset_at_document: bool, dropout_key: jax.Array | None = None
+    model: nn.Module,
+    params: Any,
+    batch: Batch,
+    *,
+    reset_at_document: bool,
+    dropout_key: jax.Array | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The same, and what the blocks note of themselves (flax's collection "statistics"): of each name the mean over the blocks."""
+    """The same, and what the blocks note of themselves (flax's collection "statistics"): of each
+    name the mean over the blocks.
+    """
     training = dropout_key is not None
     (y, _), noted = model.apply(
         {"params": params},
@@ -42,7 +58,9 @@ def loss_and_statistics(
     )
     kernel = model.apply({"params": params}, method="head_kernel")
     parts = vocabulary_parts(batch.targets.size * kernel.shape[1], num_devices())
-    return projected_cross_entropy_sum(model.logits, y, kernel, batch.targets, batch.mask, parts=parts), mean_by_name(noted)
+    return projected_cross_entropy_sum(
+        model.logits, y, kernel, batch.targets, batch.mask, parts=parts
+    ), mean_by_name(noted)
 
 
 def mean_by_name(noted: Any) -> Metrics:
@@ -59,17 +77,27 @@ def count_tokens(mask: Float[Array, "*shape"] | Bool[Array, "*shape"]) -> Int[Ar
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:
-    """[B ...] -> [parts B/parts ...]; part i has rows i, i + parts, ..., so that each part stays spread over all devices."""
-    return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    """[B ...] -> [parts B/parts ...]; part i has rows i, i + parts, ..., so that each part stays
+    spread over all devices.
+    """
+    return jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
 
 
 def mean_loss_and_gradient(
-    loss: Callable[[Any, Batch, jax.Array], tuple[Float[Array, ""], Any]], params: Any, batch: Batch, key: jax.Array, parts: int
+    loss: Callable[[Any, Batch, jax.Array], tuple[Float[Array, ""], Any]],
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
+    parts: int,
 ) -> tuple[tuple[Float[Array, ""], Any], Any]:
-    """((mean loss over all counted tokens of the batch, statistics), gradient), computed in `parts` micro-batches.
+    """((mean loss over all counted tokens of the batch, statistics), gradient), computed in `parts`
+    micro-batches.
 
-    `loss(params, batch, key)` is (a sum over tokens, statistics, of which the mean over the parts is returned). Each part is divided by the
-    tokens of the whole batch, not by its own: the result is that of the un-split batch however unevenly the mask falls. Sums are float32.
+    `loss(params, batch, key)` is (a sum over tokens, statistics, of which the mean over the parts
+    is returned). Each part is divided by the tokens of the whole batch, not by its own: the result
+    is that of the un-split batch however unevenly the mask falls. Sums are float32.
     """
     tokens = jnp.maximum(count_tokens(batch.mask), 1).astype(jnp.float32)
 
@@ -87,26 +115,37 @@ def mean_loss_and_gradient(
         return jax.tree.map(jnp.add, sums, (part_loss, part_gradient)), statistics
 
     zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
-    sums, statistics = jax.lax.scan(add_part, zeros, (split_batch(batch, parts), jax.random.split(key, parts)))
+    sums, statistics = jax.lax.scan(
+        add_part, zeros, (split_batch(batch, parts), jax.random.split(key, parts))
+    )
     return (sums[0], jax.tree.map(jnp.mean, statistics)), sums[1]
 
 
 def make_train_step(
-    model: nn.Module, optimizer: optax.GradientTransformation, schedule: optax.Schedule, config: Config
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: Config,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step: state and batch to the next state and its metrics. The given state's memory is reused (donated).
+    """The jitted step: state and batch to the next state and its metrics. The given state's memory
+    is reused (donated).
 
-    Metrics are device scalars: loss (mean over counted tokens, nats), tokens, grad_norm (before clipping), learning_rate (that the
-    update has if it is applied), param_norm and update_norm (after and of it), skipped (steps so far whose update was not),
-    skipped_in_a_row (of those, up to this step), and the blocks' statistics.
+    Metrics are device scalars: loss (mean over counted tokens, nats), tokens, grad_norm (before
+    clipping), learning_rate (that the update has if it is applied), param_norm and update_norm
+    (after and of it), skipped (steps so far whose update was not), skipped_in_a_row (of those, up
+    to this step), and the blocks' statistics.
     """
 
     def loss(params, batch, key):
-        return loss_and_statistics(model, params, batch, reset_at_document=config.data.reset_at_document, dropout_key=key)
+        return loss_and_statistics(
+            model, params, batch, reset_at_document=config.data.reset_at_document, dropout_key=key
+        )
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
-        (mean_loss, statistics), gradient = mean_loss_and_gradient(loss, state.params, batch, key, config.train.accumulation_steps)
+        (mean_loss, statistics), gradient = mean_loss_and_gradient(
+            loss, state.params, batch, key, config.train.accumulation_steps
+        )
         grad_norm = optax.tree.norm(gradient)
         accepted = accepts(state.guard, mean_loss, grad_norm, config.train.spike_deviations)
 
@@ -135,6 +174,7 @@ def make_train_step(
     mesh = mesh_in_context()
     if mesh is None:
         return jax.jit(train_step, donate_argnums=0)
-    # Said and not left to the compiler: the next step takes the state as this one left it, and must not be compiled again.
+    # Said and not left to the compiler: the next step takes the state as this one left it, and must
+    # not be compiled again.
     shardings = shardings_of(abstract_state(model, optimizer, config.train, mesh))
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))

@@ -1,4 +1,6 @@
-"""Where the time goes: tokens per second, time left, and the share of wall time that was spent in training steps."""
+"""Where the time goes: tokens per second, time left, and the share of wall time that was spent in
+training steps.
+"""
 
 import contextlib
 import time
@@ -27,28 +29,41 @@ class Speed:
         self._tokens, self._done = self._tokens + tokens, self._done + 1
 
     def read(self, step: int) -> tuple[float | None, float | None]:
-        """Tokens per second since the last call and seconds left after `step`; None where nothing was measured yet."""
+        """Tokens per second since the last call and seconds left after `step`; None where nothing
+        was measured yet.
+        """
         rate = None
         if self._since is not None and self._done:
             now = self._clock()
             seconds = max(now - self._since, 1e-9)
             rate = self._tokens / seconds
-            self._total_seconds, self._total_steps = self._total_seconds + seconds, self._total_steps + self._done
+            self._total_seconds, self._total_steps = (
+                self._total_seconds + seconds,
+                self._total_steps + self._done,
+            )
             self._since, self._tokens, self._done = now, 0, 0
-        left = (self._steps - step) * self._total_seconds / self._total_steps if self._total_steps else None
+        left = (
+            (self._steps - step) * self._total_seconds / self._total_steps
+            if self._total_steps
+            else None
+        )
         return rate, left
 
 
 class WallTime:
-    """How the time since a run's first start was spent, kept across restarts by the events of metrics.jsonl.
+    """How the time since a run's first start was spent, kept across restarts by the events of
+    metrics.jsonl.
 
-    What is neither waiting for data, compiling, saving nor evaluating counts as training. The time between a run's end and its resumption
-    is lost, and so are steps that a killed run did after its last checkpoint: their events are gone.
+    What is neither waiting for data, compiling, saving nor evaluating counts as training. The time
+    between a run's end and its resumption is lost, and so are steps that a killed run did after its
+    last checkpoint: their events are gone.
     """
 
     PARTS = ("data", "compile", "checkpoint", "evaluation", "train")
 
-    def __init__(self, records: Sequence[dict[str, Any]], clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, records: Sequence[dict[str, Any]], clock: Callable[[], float] = time.time
+    ) -> None:
         before = next((record for record in reversed(records) if "started" in record), {})
         self._clock, self._now = clock, clock()
         self._started = before.get("started", self._now)
@@ -67,7 +82,9 @@ class WallTime:
         self._now = now
 
     def values(self) -> dict[str, float]:
-        """For an event: unix time of the first start, seconds per part, and goodput, the share of training in all of it."""
+        """For an event: unix time of the first start, seconds per part, and goodput, the share of
+        training in all of it.
+        """
         self._settle("train")
         wall = max(self._now - self._started, 1e-9)
         seconds = {f"{part}_seconds": round(value, 3) for part, value in self._seconds.items()}

@@ -4,10 +4,11 @@ import faulthandler
 
 
 class Watchdog:
-    """Prints the stacks of all threads on stderr when a step takes longer than `seconds`; None: never.
+    """Prints the stacks of all threads on stderr when a step takes longer than `seconds`; None:
+    never.
 
-    Python's own faulthandler does it from a thread of its own, also while the interpreter waits in a collective. With `ends` the process
-    ends then with status 1.
+    Python's own faulthandler does it from a thread of its own, also while the interpreter waits in
+    a collective. With `ends` the process ends then with status 1.
     """
 
     def __init__(self, seconds: int | None, *, ends: bool) -> None:
