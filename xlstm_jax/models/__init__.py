@@ -1,6 +1,19 @@
-"""xLSTM blocks, their stack and the language model, as Flax linen modules with explicit states."""
+"""Mixers, their stack and the language model, as Flax linen modules with explicit states."""
 
 from xlstm_jax.models.backbone import Backbone, BackboneState
+from xlstm_jax.models.config import ModelConfig
 from xlstm_jax.models.language_model import LanguageModel, build_model
+from xlstm_jax.models.mixer import Depth, Mixer, Segments
+from xlstm_jax.models.mixers import register
 
-__all__ = ["Backbone", "BackboneState", "LanguageModel", "build_model"]
+__all__ = [
+    "Backbone",
+    "BackboneState",
+    "Depth",
+    "LanguageModel",
+    "Mixer",
+    "ModelConfig",
+    "Segments",
+    "build_model",
+    "register",
+]

@@ -1,45 +1,55 @@
 """Embedding, backbone and vocabulary projection."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 
-from xlstm_jax.config import ModelConfig
-from xlstm_jax.models.backbone import Backbone, BackboneState, init_backbone_state
+from xlstm_jax.models.backbone import Backbone, BackboneState, make_norm, segments_of
+from xlstm_jax.models.config import ModelConfig
 from xlstm_jax.models.initializers import small_init
 from xlstm_jax.models.layers import Kernel, project, soft_cap
 from xlstm_jax.parallel import compute_dtype, constrain, gathered
-from xlstm_jax.typing import Activations, Array, Float, Logits, SegmentIds, Tokens
+from xlstm_jax.typing import Activations, Array, Float, Int, Logits, SegmentIds, Tokens
 
 
 class LanguageModel(nn.Module):
-    """Next-token logits from tokens; no positional encoding. `apart` as in `Backbone`."""
+    """Next-token logits from tokens. `stacked` as in `Backbone`."""
 
     config: ModelConfig
-    apart: bool = False
+    stacked: bool = False
 
     def setup(self):
-        init = small_init(self.config.dim)
+        config, init = self.config, small_init(self.config.dim)
         self.embedding = nn.Embed(
-            self.config.vocab_size,
-            self.config.dim,
+            config.vocab_size,
+            config.dim,
             embedding_init=nn.with_logical_partitioning(init, ("vocab", "embed")),
         )
-        self.backbone = Backbone(self.config, self.apart)
-        if not self.config.tie_embeddings:
-            self.lm_head = Kernel(self.config.vocab_size, ("embed", "vocab"), init)
+        if config.positions == "learned":
+            self.position_embedding = nn.Embed(
+                config.max_positions,
+                config.dim,
+                embedding_init=nn.with_logical_partitioning(init, ("positions", "embed")),
+            )
+        if config.embedding_norm:
+            self.embedding_norm = make_norm(config, None)
+        self.backbone = Backbone(config, self.stacked)
+        if not config.tie_embeddings:
+            self.lm_head = Kernel(config.vocab_size, ("embed", "vocab"), init)
 
     def __call__(
         self,
         tokens: Tokens,
         state: BackboneState | None = None,
         *,
-        segment_ids: SegmentIds | None = None,
+        segments: SegmentIds | None = None,
         train: bool = False,
     ) -> tuple[Logits, BackboneState]:
         """float32 logits of the token after each one, and the state after the last; arguments as of
         `Backbone`.
         """
-        y, state = self.hidden(tokens, state, segment_ids=segment_ids, train=train)
+        y, state = self.hidden(tokens, state, segments=segments, train=train)
         return self.head(y), state
 
     def hidden(
@@ -47,50 +57,53 @@ class LanguageModel(nn.Module):
         tokens: Tokens,
         state: BackboneState | None = None,
         *,
-        segment_ids: SegmentIds | None = None,
+        segments: SegmentIds | None = None,
         train: bool = False,
     ) -> tuple[Activations, BackboneState]:
         """The backbone's output, so that a loss need not hold all logits at once."""
-        table = gathered(
-            self.embedding.embedding.astype(compute_dtype(self.config.dtype)), "vocab", "embed"
-        )
-        x = constrain(jnp.take(table, tokens, axis=0), "batch", "time", "channels")
-        return self.backbone(x, state, segment_ids=segment_ids, train=train)
+        found = segments_of(segments, state, tokens.shape)
+        x = self._rows(self.embedding, tokens, "vocab")
+        if self.config.positions == "learned":
+            x = x + self._rows(self.position_embedding, found.positions, "positions")
+        if self.config.embedding_norm:
+            x = self.embedding_norm(x)
+        return self.backbone(x, state, segments=found, train=train)
+
+    def _rows(self, embedding: nn.Embed, index: Int[Array, "B T"], axis: str) -> Activations:
+        """Rows of a table in the compute dtype; beyond its end they are NaN, which nobody can miss."""
+        table = embedding.embedding.astype(compute_dtype(self.config.dtype))
+        rows = jnp.take(gathered(table, axis, "embed"), index, axis=0, mode="fill")
+        return constrain(rows, "batch", "time", "channels")
 
     def head(self, y: Activations) -> Logits:
         """The vocabulary projection, in float32 after the product."""
         return self.logits(y, self.head_kernel())
 
     def head_kernel(self) -> Float[Array, "D E"]:
-        """The kernel of the vocabulary projection, so that a loss can take the vocabulary in parts."""
-        return (
-            self.embedding.embedding.T
-            if self.config.tie_embeddings
-            else self.lm_head(self.config.dim)
-        )
+        """The kernel of the vocabulary projection, so that a loss can take the vocabulary in
+        parts.
+        """
+        if self.config.tie_embeddings:
+            return self.embedding.embedding.T
+        return self.lm_head(self.config.dim)
 
     @nn.nowrap
     def logits(self, y: Activations, kernel: Float[Array, "D E"]) -> Logits:
         """The logits that some columns of the kernel give; no parameters are read."""
         dtype = compute_dtype(self.config.dtype)
-        logits = constrain(
-            project(y.astype(dtype), gathered(kernel.astype(dtype), "embed", "vocab")),
-            "batch",
-            "time",
-            "vocab",
-        )
-        return soft_cap(
-            logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), self.config.logit_soft_cap
-        )
+        logits = project(y.astype(dtype), gathered(kernel.astype(dtype), "embed", "vocab"))
+        logits = constrain(logits, "batch", "time", "vocab")
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return soft_cap(logits, self.config.logit_soft_cap)
 
     @nn.nowrap
-    def init_state(self, batch_size: int, dtype=jnp.float32) -> BackboneState:
-        """The empty state, a function of the configuration alone. `dtype` is that of the
-        convolutions' windows.
-        """
-        return init_backbone_state(self.config, batch_size, dtype, self.apart)
+    def init_state(
+        self, batch_size: int, dtype: Any = jnp.float32, cache_length: int | None = None
+    ) -> BackboneState:
+        """The empty state, a function of the configuration alone; see `Backbone.init_state`."""
+        return Backbone(self.config, self.stacked).init_state(batch_size, dtype, cache_length)
 
 
-def build_model(config: ModelConfig) -> LanguageModel:
+def build_model(config: ModelConfig, *, stacked: bool = False) -> LanguageModel:
     """The language model of a configuration."""
-    return LanguageModel(config)
+    return LanguageModel(config, stacked)

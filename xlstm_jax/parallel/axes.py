@@ -24,6 +24,7 @@ LOGICAL_AXIS_RULES = {
     "inner": ("tensor",),
     "ffn": ("tensor",),
     "vocab": ("tensor",),
+    "positions": (),
     "heads": ("tensor",),
     "layers": (),
     "gates": (),

@@ -1,0 +1,94 @@
+"""What a mixer is: the part of a residual branch that moves information between tokens or channels.
+
+A mixer is one file in `models/mixers/`: a frozen section of settings, a Flax module, and a `Mixer`
+that says what the rest of the project asks about it. The module has the attributes
+
+    settings: its section;  dim: D;  depth: where in the stack it stands;  train: use dropout
+
+and the call `(x [B T D], state, segments) -> (y [B T D], state)`. A state of None means empty.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+
+from xlstm_jax.typing import Array, Int, SegmentIds
+
+
+class Depth(NamedTuple):
+    """The place of a block in the stack.
+
+    Attributes:
+        index: counted from 0; traced where equal blocks are scanned.
+        num_blocks: of the whole stack.
+    """
+
+    index: int | Int[Array, ""]
+    num_blocks: int
+
+
+class Segments(NamedTuple):
+    """The documents that a batch's tokens belong to.
+
+    Attributes:
+        ids: [B T], changes where a new document begins, negative for padding; None: each row goes
+            on with one document.
+        previous: [B], the id with which the state ended; negative or None where there was none.
+        positions: [B T], how many tokens of its document stand before each token; None: all rows
+            begin here.
+    """
+
+    ids: SegmentIds | None = None
+    previous: Int[Array, " B"] | None = None
+    positions: Int[Array, "B T"] | None = None
+
+
+ONE_DOCUMENT = Segments()
+
+
+class Parts(NamedTuple):
+    """Over how many devices a mesh spreads heads and channels (`tensor`) and the time
+    (`sequence`).
+    """
+
+    tensor: int = 1
+    sequence: int = 1
+
+
+def _no_memory(settings: Any, dim: int, batch_size: int, dtype: Any, cache_length: int | None):
+    """The state of a mixer that remembers nothing."""
+    return ()
+
+
+def _accepts(settings: Any, dim: int, parts: Parts) -> None:
+    """Refuses nothing."""
+
+
+class Mixer(NamedTuple):
+    """What the project knows of a mixer.
+
+    Attributes:
+        section: the frozen dataclass of its settings (`xlstm_jax.settings`).
+        module: the Flax module.
+        flops: (settings, dim, context_length) -> forward FLOPs per token. A multiply-add is two;
+            no norms, no recomputation.
+        empty_state: (settings, dim, batch_size, dtype, cache_length) -> the state before the first
+            token. `dtype` is that of remembered activations (a convolution's window, a cache);
+            `cache_length` is for mixers that grow.
+        check: (settings, dim, parts) -> None; raises `UserError` for what can't work together.
+        cast: names of its modules whose kernels are only ever used in the compute dtype, so that
+            inference may store them in it without changing a bit of a result.
+        grows: its memory grows with the text: without a given state it returns none, and a given
+            one has `cache_length` places.
+        resets: it can forget at a document's border.
+    """
+
+    section: type
+    module: type[nn.Module]
+    flops: Callable[[Any, int, int], float]
+    empty_state: Callable[[Any, int, int, Any, int | None], Any] = _no_memory
+    check: Callable[[Any, int, Parts], None] = _accepts
+    cast: frozenset[str] = frozenset()
+    grows: bool = False
+    resets: bool = True

@@ -1,0 +1,50 @@
+"""The table of mixers. `register` adds one, also from a notebook.
+
+    mlstm      matrix memory in the paper's block, with its up-projection (2405.04517, figure 11)
+    mlstm_7b   matrix memory in the block of xLSTM 7B (2503.13427, figure 8)
+    slstm      scalar memory with memory mixing (2405.04517, figure 10)
+    attention  causal softmax attention, rotary positions, grouped heads
+    mlp        feed-forward layer, gated or not
+"""
+
+import re
+
+from xlstm_jax.errors import UserError
+from xlstm_jax.models.mixer import Mixer
+from xlstm_jax.models.mixers import attention, mlp, mlstm, mlstm_7b, slstm
+
+_TABLE: dict[str, Mixer] = {}
+
+DEFAULT_BLOCKS = "mlstm"
+
+
+def register(name: str, mixer: Mixer) -> None:
+    """Makes a mixer known: as a name in `model.blocks`, its settings as `model.NAME.key`.
+
+    Raises:
+        ValueError: the name has other characters than a-z, 0-9 and _.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(f"the mixer's name is {name!r}; use a-z, 0-9 and _, a letter first")
+    _TABLE[name] = mixer
+
+
+def find(name: str) -> Mixer:
+    """The mixer of a name; raises `UserError` where there is none."""
+    if name not in _TABLE:
+        raise UserError(
+            f"config key model.blocks names the mixer {name!r}; there are {', '.join(names())}"
+        )
+    return _TABLE[name]
+
+
+def names() -> tuple[str, ...]:
+    """All names, in the order of registration."""
+    return tuple(_TABLE)
+
+
+register("mlstm", mlstm.MIXER)
+register("mlstm_7b", mlstm_7b.MIXER)
+register("slstm", slstm.MIXER)
+register("attention", attention.MIXER)
+register("mlp", mlp.MIXER)

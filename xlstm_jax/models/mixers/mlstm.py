@@ -1,0 +1,150 @@
+"""The paper's mLSTM block (2405.04517, figure 11): matrix memory inside an up-projection.
+
+    u, z = up x                            c = SiLU(conv(u))
+    q = Q c,  k = K c,  v = V u            block-diagonal maps
+    i, f = gates of (q, k, v)              h = mLSTM(q, k, v, i, f)
+    y = down((norm(h) + skip * c) * SiLU(z))
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pallas_kernels import MLSTMState
+from xlstm_jax.errors import UserError
+from xlstm_jax.models.conv import CausalConv
+from xlstm_jax.models.cpu_forms import scale_channels, silu
+from xlstm_jax.models.initializers import small_init, wang_init
+from xlstm_jax.models.layers import (
+    BlockDiagonalProjection,
+    HeadNorm,
+    Projection,
+    SplitProjection,
+    round_up,
+)
+from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments
+from xlstm_jax.models.mlstm_cell import (
+    MLSTMCellConfig,
+    cell_flops,
+    empty_memory,
+    gates_of,
+    matrix_memory,
+)
+from xlstm_jax.parallel import constrain
+from xlstm_jax.settings import setting
+from xlstm_jax.typing import Activations, Array, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class MLSTMConfig(MLSTMCellConfig):
+    """Settings of the paper's mLSTM block."""
+
+    up_factor: float = setting(2.0, "inner dimension / D, rounded up to 64", above=0)
+    conv_width: int = setting(
+        4, "taps of the causal convolution; 0 leaves it out", at_least=0
+    )
+    qkv_block_size: int = setting(
+        4, "block size of the block-diagonal q, k, v projections", at_least=1
+    )
+
+    def inner_dim(self, dim: int) -> int:
+        """I, the channels inside the block."""
+        return round_up(self.up_factor * dim)
+
+
+class MLSTMBlockState(NamedTuple):
+    """The cell, and the last inputs of the convolution (None without one)."""
+
+    cell: MLSTMState
+    conv: Float[Array, "B W-1 I"] | None
+
+
+class MLSTM(nn.Module):
+    """The mixer; see the top of this file."""
+
+    settings: MLSTMConfig
+    dim: int
+    depth: Depth
+    train: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Activations, state: MLSTMBlockState | None = None, segments: Segments | None = None
+    ) -> tuple[Activations, MLSTMBlockState]:
+        settings, segments = self.settings, segments or ONE_DOCUMENT
+        inner, up_init = settings.inner_dim(self.dim), small_init(self.dim)
+        cell, window = (None, None) if state is None else state
+
+        up = SplitProjection(2 * inner, ("embed", "inner"), up_init, name="up_projection")(x)
+        u, z = (constrain(part, "batch", "time", "inner") for part in up)
+        c = u
+        if settings.conv_width:
+            conv = CausalConv(settings.conv_width, name="conv")
+            c, window = conv(u, window, segments.ids, segments.previous)
+        c = silu(c)
+
+        block_diagonal = functools.partial(
+            BlockDiagonalProjection, inner, settings.qkv_block_size, up_init
+        )
+        q, k = block_diagonal(name="query")(c), block_diagonal(name="key")(c)
+        v = block_diagonal(name="value")(u)
+        gates = gates_of(self, settings, q, k, v)
+        h, cell = matrix_memory(settings, q, k, v, gates, cell, segments)
+
+        skip_init = nn.with_logical_partitioning(nn.initializers.ones, ("inner",))
+        skip = self.param("skip", skip_init, (inner,)).astype(x.dtype)
+        h = HeadNorm(settings.norm_eps, name="head_norm")(h)
+        y = (h + scale_channels(c, skip)) * silu(z)
+        down_init = wang_init(self.dim, self.depth.num_blocks)
+        y = Projection(self.dim, ("inner", "embed"), down_init, name="down_projection")(y)
+        return y, MLSTMBlockState(cell, window)
+
+
+def empty_state(
+    settings: MLSTMConfig, dim: int, batch_size: int, dtype: Any, cache_length: int | None
+) -> MLSTMBlockState:
+    """No memory and zeros before the first token."""
+    inner, width = settings.inner_dim(dim), settings.conv_width
+    window = jnp.zeros((batch_size, width - 1, inner), dtype) if width else None
+    return MLSTMBlockState(empty_memory(batch_size, settings.num_heads, inner, inner), window)
+
+
+def flops(settings: MLSTMConfig, dim: int, context_length: int) -> float:
+    """Projections, convolution, gates and cell."""
+    inner, heads = settings.inner_dim(dim), settings.num_heads
+    up_and_down = 2 * dim * 2 * inner + 2 * inner * dim
+    query_key_value = 3 * 2 * inner * settings.qkv_block_size
+    gates = 2 * 3 * inner * 2 * heads
+    conv = 2 * settings.conv_width * inner
+    return up_and_down + conv + query_key_value + gates + cell_flops(heads, inner, inner)
+
+
+def check(settings: MLSTMConfig, dim: int, parts: Parts) -> None:
+    """The inner dimension must fall into heads, and these into the mesh's parts."""
+    inner = settings.inner_dim(dim)
+    if inner % settings.num_heads or inner % settings.qkv_block_size:
+        raise UserError(
+            f"the inner dimension {inner} of the mLSTM (model.dim {dim} x model.mlstm.up_factor "
+            f"{settings.up_factor}, rounded up to 64) is not divisible by model.mlstm.num_heads "
+            f"{settings.num_heads} and model.mlstm.qkv_block_size {settings.qkv_block_size}; "
+            "change one of them"
+        )
+    if settings.num_heads % parts.tensor:
+        raise UserError(
+            f"config key mesh.tensor is {parts.tensor}, which does not divide "
+            f"model.mlstm.num_heads {settings.num_heads}; use a divisor of it"
+        )
+
+
+# q, k and v stay float32: their block-diagonal kernels are small.
+MIXER = Mixer(
+    section=MLSTMConfig,
+    module=MLSTM,
+    flops=flops,
+    empty_state=empty_state,
+    check=check,
+    cast=frozenset({"up_projection", "down_projection", "query", "key", "value"}),
+)

@@ -1,0 +1,107 @@
+"""The matrix memory of xLSTM 7B (arXiv 2503.13427, figure 8): dense projections, no convolution.
+
+    q = Q x,  k = K x,  v = V x,  o = O x          i, f = gates of x
+    y = out(norm(mLSTM(q, k, v, i, f)) * sigmoid(o))
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from pallas_kernels import MLSTMState
+from xlstm_jax.errors import UserError
+from xlstm_jax.models.initializers import small_init, wang_init
+from xlstm_jax.models.layers import HeadNorm, Projection
+from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments
+from xlstm_jax.models.mlstm_cell import (
+    MLSTMCellConfig,
+    cell_flops,
+    empty_memory,
+    gates_of,
+    matrix_memory,
+)
+from xlstm_jax.settings import setting
+from xlstm_jax.typing import Activations
+
+
+@dataclasses.dataclass(frozen=True)
+class MLSTM7BConfig(MLSTMCellConfig):
+    """Settings of the mLSTM of xLSTM 7B; the defaults are those of its code."""
+
+    num_heads: int = setting(8, "H", at_least=1)
+    qk_factor: float = setting(0.5, "query/key dimension / D", above=0)
+    input_gate_bias: float = setting(-10.0, "mean of the input gate's initial bias")
+    input_gate_bias_std: float = setting(0.0, "its standard deviation", at_least=0)
+    gate_soft_cap: float | None = setting(15.0, "gates become a tanh(x / a)", above=0)
+    norm_eps: float = setting(1e-6, "added to the variance in the norm of each head", at_least=0)
+
+    def qk_dim(self, dim: int) -> int:
+        """Query/key dimension over all heads."""
+        return int(self.qk_factor * dim)
+
+
+class MLSTM7B(nn.Module):
+    """The mixer; see the top of this file."""
+
+    settings: MLSTM7BConfig
+    dim: int
+    depth: Depth
+    train: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Activations, state: MLSTMState | None = None, segments: Segments | None = None
+    ) -> tuple[Activations, MLSTMState]:
+        settings, dim, segments = self.settings, self.dim, segments or ONE_DOCUMENT
+        init, axes = small_init(dim), ("embed", "heads")
+        q = Projection(settings.qk_dim(dim), axes, init, name="query")(x)
+        k = Projection(settings.qk_dim(dim), axes, init, name="key")(x)
+        v = Projection(dim, axes, init, name="value")(x)
+        o = Projection(dim, axes, nn.initializers.zeros, name="output_gate")(x)
+        gates = gates_of(self, settings, x)
+        h, state = matrix_memory(settings, q, k, v, gates, state, segments)
+        y = HeadNorm(settings.norm_eps, name="head_norm")(h) * jax.nn.sigmoid(o)
+        out_init = wang_init(dim, self.depth.num_blocks)
+        return Projection(dim, ("heads", "embed"), out_init, name="out_projection")(y), state
+
+
+def empty_state(
+    settings: MLSTM7BConfig, dim: int, batch_size: int, dtype: Any, cache_length: int | None
+) -> MLSTMState:
+    """No memory."""
+    return empty_memory(batch_size, settings.num_heads, settings.qk_dim(dim), dim)
+
+
+def flops(settings: MLSTM7BConfig, dim: int, context_length: int) -> float:
+    """Projections, gates and cell."""
+    keys, heads = settings.qk_dim(dim), settings.num_heads
+    projections = 2 * dim * (2 * keys + dim + 2 * heads) + 2 * 2 * dim * dim
+    return projections + cell_flops(heads, keys, dim)
+
+
+def check(settings: MLSTM7BConfig, dim: int, parts: Parts) -> None:
+    """Both dimensions must fall into heads, and these into the mesh's parts."""
+    keys, heads = settings.qk_dim(dim), settings.num_heads
+    if keys % heads or dim % heads:
+        raise UserError(
+            f"model.dim {dim} and the query/key dimension {keys} (model.dim x "
+            f"model.mlstm_7b.qk_factor {settings.qk_factor}) are not both divisible by "
+            f"model.mlstm_7b.num_heads {heads}; change one of them"
+        )
+    if heads % parts.tensor:
+        raise UserError(
+            f"config key mesh.tensor is {parts.tensor}, which does not divide "
+            f"model.mlstm_7b.num_heads {heads}; use a divisor of it"
+        )
+
+
+MIXER = Mixer(
+    section=MLSTM7BConfig,
+    module=MLSTM7B,
+    flops=flops,
+    empty_state=empty_state,
+    check=check,
+    cast=frozenset({"query", "key", "value", "output_gate", "out_projection"}),
+)

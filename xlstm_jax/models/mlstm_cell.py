@@ -1,0 +1,138 @@
+"""What the blocks with a matrix memory share: settings of the cell, gates, the call, its FLOPs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pallas_kernels import MLSTMState
+from pallas_kernels.mlstm.api import BACKENDS
+from xlstm_jax.errors import backend_of
+from xlstm_jax.models.cpu_forms import gate_preactivations
+from xlstm_jax.models.initializers import Initializer, head_linspace, shifted_normal
+from xlstm_jax.models.layers import record_gates, soft_cap, split_heads
+from xlstm_jax.models.mixer import Segments
+from xlstm_jax.parallel import mlstm
+from xlstm_jax.settings import setting
+from xlstm_jax.typing import Array, Float, HeadActivations
+
+CHUNK_LENGTH = 64  # at which FLOPs are counted
+
+
+@dataclasses.dataclass(frozen=True)
+class MLSTMCellConfig:
+    """Settings of the matrix memory and its gates."""
+
+    num_heads: int = setting(4, "H", at_least=1)
+    input_gate: str = setting(
+        "exponential",
+        'or "sigmoid": mLSTMsig of TFLA, without a normaliser',
+        choices=("exponential", "sigmoid"),
+    )
+    input_gate_bias: float = setting(0.0, "mean of the input gate's initial bias")
+    input_gate_bias_std: float = setting(0.1, "its standard deviation", at_least=0)
+    forget_gate_bias: tuple[float, ...] = setting(
+        (3.0, 6.0), "initial bias of the first and the last head, linear between", entries=2
+    )
+    gate_soft_cap: float | None = setting(None, "gates become a tanh(x / a)", above=0)
+    eps: float = setting(1e-6, "added to the stabilised normaliser", at_least=0)
+    norm_eps: float = setting(1e-5, "added to the variance in the norm of each head", at_least=0)
+    backend: str | None = setting(
+        None,
+        "one of pallas_kernels' names; unset takes the best that serves the device",
+        choices=tuple(BACKENDS),
+    )
+    chunk_size: int | None = setting(None, "L; unset leaves it to the backend", at_least=1)
+
+
+class Gate(nn.Module):
+    """The weights of one pre-activation per head.
+
+    The kernel starts at zero, so that at first the bias alone decides, as in the authors' code.
+    """
+
+    num_heads: int
+    bias_init: Initializer
+
+    @nn.compact
+    def __call__(self, size: int) -> tuple[Float[Array, "D H"], Float[Array, " H"]]:
+        axes = ("gate_inputs", "gate_heads")
+        kernel_init = nn.with_logical_partitioning(nn.initializers.zeros, axes)
+        bias_init = nn.with_logical_partitioning(self.bias_init, axes[1:])
+        return (
+            self.param("kernel", kernel_init, (size, self.num_heads)),
+            self.param("bias", bias_init, (self.num_heads,)),
+        )
+
+
+def gates_of(
+    module: nn.Module, settings: MLSTMCellConfig, *inputs: Float[Array, "B T _"]
+) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
+    """Pre-activations of input gate and forget gate, linear in the inputs, float32 or better.
+
+    Makes the parameters `input_gate` and `forget_gate` of the module that calls it; the rows of
+    their kernels are those of the inputs, one below the other.
+    """
+    heads, size = settings.num_heads, sum(x.shape[-1] for x in inputs)
+    input_bias = shifted_normal(settings.input_gate_bias, settings.input_gate_bias_std)
+    forget_bias = head_linspace(*settings.forget_gate_bias)
+    of_input = Gate(heads, input_bias, name="input_gate", parent=module)(size)
+    of_forget = Gate(heads, forget_bias, name="forget_gate", parent=module)(size)
+    kernel, bias = (
+        jnp.concatenate(parts, axis=-1) for parts in zip(of_input, of_forget, strict=True)
+    )
+    cuts = [sum(x.shape[-1] for x in inputs[:number]) for number in range(1, len(inputs))]
+    gates = gate_preactivations(list(inputs), jnp.split(kernel, cuts), bias)
+    i, f = jnp.split(gates, 2, axis=-1)
+    record_gates(module, "mlstm", i, f)
+    return i, f
+
+
+def matrix_memory(
+    settings: MLSTMCellConfig,
+    q: Float[Array, "B T H*K"],
+    k: Float[Array, "B T H*K"],
+    v: Float[Array, "B T H*V"],
+    gates: tuple[Float[Array, "B T H"], Float[Array, "B T H"]],
+    state: MLSTMState | None,
+    segments: Segments,
+) -> tuple[HeadActivations, MLSTMState]:
+    """`mlstm` of neighbouring channels as heads, as the settings describe it."""
+    heads = (split_heads(x, settings.num_heads) for x in (q, k, v))
+    i, f = (soft_cap(gate, settings.gate_soft_cap) for gate in gates)
+    with backend_of("backend of the mLSTM", settings.backend):
+        return mlstm(
+            *heads,
+            i,
+            f,
+            state,
+            segment_ids=segments.ids,
+            previous_segment=segments.previous,
+            input_gate=settings.input_gate,
+            chunk_size=settings.chunk_size,
+            eps=settings.eps,
+            # one token is always the decode step
+            backend=settings.backend if q.shape[1] > 1 else None,
+        )
+
+
+def empty_memory(batch_size: int, num_heads: int, qk_dim: int, v_dim: int) -> MLSTMState:
+    """The empty matrix memory of so many channels over all heads, float32."""
+    qk_dim, v_dim = qk_dim // num_heads, v_dim // num_heads
+    return MLSTMState.empty(batch_size, num_heads, qk_dim, v_dim, jnp.float32)
+
+
+def cell_flops(num_heads: int, qk_dim: int, v_dim: int, length: int = CHUNK_LENGTH) -> float:
+    """Forward FLOPs of one token over all heads in the chunkwise form at this chunk length (xLSTM
+    7B, arXiv 2503.13427, appendix D, every elementary function one FLOP).
+    """
+    k, v = qk_dim // num_heads, v_dim // num_heads
+    triangle = length * (length + 1) / 2
+    between_gates = triangle + 2 * length + 5 + 5 * length
+    between_state = 2 * k * v + 4 * length * k * v + 3 * length * k + 2 * k + 4 * length * k
+    within_gates = triangle + 6 * length**2 + 2 * length
+    within_products = 2 * length**2 * (1 + k) + 2 * length**2 * v + 2 * length**2
+    combination = 2 * length + length * (5 + 2 * v)
+    of_chunk = between_gates + between_state + within_gates + within_products + combination
+    return num_heads * of_chunk / length
