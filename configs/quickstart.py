@@ -9,7 +9,7 @@ trained on: 2.5 million. Expected held-out loss: 1.33 nats, 1.92 bits per byte (
     python train.py --config=configs/quickstart.py --workdir=DIR
 """
 
-from configs import base
+from . import base
 
 
 def get_config():

@@ -12,7 +12,7 @@
     python train.py --config=configs/xlstm_125m.py:7_1-300b --workdir=DIR
 """
 
-from configs import base
+from . import base
 
 
 def get_config(variant: str = "7_1-300b"):

@@ -11,7 +11,7 @@
     python train.py --config=configs/xlstm_2.7b.py:7_1-15b --workdir=DIR
 """
 
-from configs import base
+from . import base
 
 
 def get_config(variant: str = "7_1-15b"):

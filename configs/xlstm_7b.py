@@ -16,7 +16,7 @@ sections 3 and appendix B)
     python train.py --config=configs/xlstm_7b.py --workdir=DIR
 """
 
-from configs import base
+from . import base
 
 
 def get_config():

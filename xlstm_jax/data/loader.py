@@ -163,16 +163,12 @@ def record(source: TokenSource, held_out: dict[str, TokenSource], config: DataCo
         "context_length": config.context_length,
         "batch_size": config.batch_size,
     }
-    sets = {
-        name: {**held.record, "tokens": len(held.tokens) - 1} for name, held in held_out.items()
+    read = {"train": source, **held_out}
+    records = {
+        name: {**part.record, "tokens": len(part.tokens) - 1, "fingerprint": part.fingerprint}
+        for name, part in read.items()
     }
-    return (
-        json.dumps(
-            {"train": {**order, **source.record, "tokens": len(source.tokens) - 1}, **sets},
-            indent=1,
-        )
-        + "\n"
-    )
+    return json.dumps({**records, "train": {**order, **records["train"]}}, indent=1) + "\n"
 
 
 def _samples(source: TokenSource, config: DataConfig, number: int) -> grain.MapDataset:

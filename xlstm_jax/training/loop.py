@@ -46,7 +46,13 @@ from xlstm_jax.training.metrics import (
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.preemption import Preempted, Preemption
 from xlstm_jax.training.profile import Profile
-from xlstm_jax.training.run_folder import open_run, write_config, write_data_record
+from xlstm_jax.training.run_folder import (
+    check_data,
+    open_run,
+    own_tokenizer,
+    write_config,
+    write_data_record,
+)
 from xlstm_jax.training.state import (
     TrainState,
     abstract_state,
@@ -73,6 +79,7 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
     start_processes(config.train.heartbeat_seconds)
     # What can be wrong is found before any device works and before anything is written.
     folder = open_run(workdir, config)
+    config = own_tokenizer(folder, config)
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR names another
         jax.config.update(
             "jax_compilation_cache_dir", str(folder.root.parent / "compilation_cache")
@@ -82,6 +89,8 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
     held_out = open_split(config.data, "validation", config.model.vocab_size)
     more_held_out = open_validation_sets(config.data, config.model.vocab_size)
     train_batches(source, config.data)  # refuses a source that is shorter than one sample
+    data_record = record(source, {"validation": held_out, **more_held_out}, config.data)
+    check_data(folder, data_record)
     _say(*source.description, *held_out.description)
     for name, other in more_held_out.items():
         _say(*(f"{name}: {line}" for line in other.description))
@@ -110,9 +119,7 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
             state, start = _starting_state(model, optimizer, config, source, checkpoints, mesh)
         check_spread(state.params, mesh)
         write_config(folder, config)
-        write_data_record(
-            folder, record(source, {"validation": held_out, **more_held_out}, config.data)
-        )
+        write_data_record(folder, data_record)
         device = mesh.devices.flat[0].device_kind
         _say(
             f"model: {count_parameters(state.params):,} parameters, on {mesh.size} x {device}; "
