@@ -2,6 +2,8 @@
 `xlstm_jax/config.py` says what each key means.
 """
 
+import itertools
+
 from ml_collections import ConfigDict
 
 from xlstm_jax.config import default_config_dict
@@ -49,8 +51,8 @@ def slimpajama(
     config.model.num_blocks = num_blocks
     config.model.remat = "block"
     if kind == "7_1":
-        config.model.slstm_positions = slstm_positions
-        config.model.recurrent_gradient_clip = 10.0  # appendix A.2
+        config.model.blocks = with_slstm(num_blocks, slstm_positions)
+        config.model.slstm.recurrent_gradient_clip = 10.0  # appendix A.2
 
     config.data.path = "data/slimpajama-gpt2"
     config.data.tokenizer = "data/slimpajama-gpt2/tokenizer.json"
@@ -72,3 +74,9 @@ def slimpajama(
     config.eval.max_tokens = 10_000_000
     config.checkpoint.every = 5_000
     return config
+
+
+def with_slstm(num_blocks: int, positions: tuple[int, ...]) -> str:
+    """`model.blocks` with mLSTM blocks, but for sLSTM blocks at these 0-based positions."""
+    blocks = ["slstm+mlp" if number in positions else "mlstm" for number in range(num_blocks)]
+    return ",".join(f"{len(list(run))}*{block}" for block, run in itertools.groupby(blocks))

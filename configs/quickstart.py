@@ -16,7 +16,7 @@ def get_config():
     config = base.get_config()
     config.model.dim = 128
     config.model.num_blocks = 3
-    config.model.slstm_positions = (1,)
+    config.model.blocks = "mlstm,slstm+mlp,mlstm"
     config.data.context_length = 256
     config.data.batch_size = 8
     config.optimizer.learning_rate = 8e-3  # high: few steps

@@ -24,14 +24,13 @@ def get_config():
     config.model.vocab_size = 50304
     config.model.dim = 4096
     config.model.num_blocks = 32
-    config.model.num_heads = 8
-    config.model.block = "7b"
-    config.model.ffn_factor = 2.667
-    config.model.gate_soft_cap = 15.0
-    config.model.logit_soft_cap = 30.0
-    config.model.input_gate_bias = -10.0
-    config.model.input_gate_bias_std = 0.0
+    config.model.blocks = "mlstm_7b+mlp"
+    config.model.norm = "rms"
     config.model.norm_eps = 1e-6
+    config.model.logit_soft_cap = 30.0
+    config.model.mlp.activation = "silu"
+    config.model.mlp.factor = 2.667
+    config.model.mlp.whole_first = True
     config.model.remat = "block"
 
     config.data.path = "data/dclm-neox"

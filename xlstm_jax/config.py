@@ -1,4 +1,4 @@
-"""Every configuration key, once: its type, default and meaning, as frozen dataclasses.
+"""The configuration of an experiment: the rooms' sections, composed.
 
 `configs/*.py` are `ml_collections` files whose `get_config(variant)` starts from
 `default_config_dict()`; `load` and `from_config_dict` turn such a ConfigDict into a validated
@@ -7,179 +7,120 @@ can be overridden on the command line.
 """
 
 import dataclasses
-import difflib
-import functools
 import json
-import types
-import typing
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import ml_collections
-from ml_collections import config_dict
 
-from xlstm_jax import config_checks, config_files
+from xlstm_jax import config_files, settings
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The architecture: a stack of blocks between an embedding and a vocabulary projection.
-
-    The mLSTM blocks are the paper's pre up-projection blocks or those of xLSTM 7B; sLSTM blocks
-    stand at `slstm_positions`, or at the end of each period of `ratio`. A key that the chosen
-    blocks do not use must keep its default.
-    """
-
-    vocab_size: int = 320  # rows of the embedding, at least the tokenizer's vocabulary
-    dim: int = 256  # D
-    num_blocks: int = 4
-    num_heads: int = 4  # H, of both cells
-    # the mLSTM blocks: "paper" (2405.04517, figure 11) or "7b" (2503.13427, figure 8)
-    block: str = "paper"
-    # "a:b": each period of a+b blocks ends with b sLSTM blocks; xLSTM[a:b] of the paper
-    ratio: str | None = None
-    slstm_positions: tuple[int, ...] = ()  # explicit 0-based positions, instead of `ratio`
-    up_factor: float = 2.0  # paper mLSTM block: inner dimension / D, rounded up to 64
-    conv_width: int = 4  # paper blocks: taps of the causal convolution; 0 leaves it out
-    # paper mLSTM block: block size of the block-diagonal q, k, v projections
-    qkv_block_size: int = 4
-    qk_factor: float = 0.5  # 7b block: query/key dimension / D
-    ffn_factor: float = 1.3  # sLSTM and 7b blocks: feed-forward dimension / D, rounded up to 64
-    input_gate: str = "exponential"  # mLSTM: or "sigmoid" (mLSTMsig of TFLA: no normaliser)
-    input_gate_bias: float = 0.0  # mLSTM: mean of the initial input-gate bias; xLSTM 7B: -10
-    input_gate_bias_std: float = 0.1  # mLSTM: its standard deviation; xLSTM 7B: 0
-    # mLSTM: initial bias of the first and last head, linear between
-    forget_gate_bias: tuple[float, float] = (3.0, 6.0)
-    slstm_recurrent_init: str = "zeros"  # or "uniform" in +-1/sqrt(D)
-    gate_soft_cap: float | None = None  # mLSTM: gates become a*tanh(x/a); xLSTM 7B: 15
-    logit_soft_cap: float | None = None  # the same for the logits; xLSTM 7B: 30
-    norm_eps: float = 1e-5
-    cell_eps: float = 1e-6  # mLSTM: added to the stabilised normaliser
-    tie_embeddings: bool = False  # the vocabulary projection is the transposed embedding
-    dropout: float = 0.0  # on each residual branch, in training only
-    # of the computation; "auto" is bfloat16, on the CPU float32. Parameters are always float32
-    dtype: str = "auto"
-    # recompute in the backward pass: "block" all but each block's input, "dots" all but its
-    # projections too
-    remat: str = "none"
-    # one of pallas_kernels' names; None takes the best that serves the device
-    mlstm_backend: str | None = None
-    slstm_backend: str | None = None
-    chunk_size: int | None = None  # mLSTM: L; None leaves it to the backend
-    # sLSTM: bound on the gradient through R h; the paper used 10
-    recurrent_gradient_clip: float | None = None
-
-    @property
-    def block_kinds(self) -> tuple[str, ...]:
-        """The kind of each block, in order: "slstm", "mlstm" (paper) or "mlstm_7b"."""
-        mlstm = {"paper": "mlstm", "7b": "mlstm_7b"}[self.block]
-        if self.ratio is None:
-            at = set(self.slstm_positions)
-        else:
-            a, b = config_checks.parse_ratio(self.ratio)
-            at = {position for position in range(self.num_blocks) if position % (a + b) >= a}
-        return tuple("slstm" if position in at else mlstm for position in range(self.num_blocks))
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where the tokens come from and how they are cut into samples."""
-
-    # "stdlib" (the embedded corpus), text file, folder of text, folder with prepared token shards,
-    # "synthetic" (random tokens), or a mixture of these by weight: "a:0.7,b:0.3"
-    path: str = "stdlib"
-    max_tokens: int | None = None  # train on the first tokens only
-    # of the held-out tokens; None: a prepared `path`'s own, else every `holdout_every`-th file
-    validation_path: str | None = None
-    # more held-out data, "name=path,name=path", logged as validation/name
-    validation_sets: str | None = None
-    holdout_every: int = 20
-    tokenizer: str = "byte"  # or a file of the `tokenizers` library
-    context_length: int = 256  # T, tokens
-    batch_size: int = 8  # B, sequences per optimizer step, over all devices
-    reset_at_document: bool = False  # drop all states at document borders
-    seed: int = 0  # of the order of samples
-    workers: int = 0  # reader processes; 0 reads in the main process
+from xlstm_jax.models.config import ModelConfig, check_model, model_keys, read_model
+from xlstm_jax.models.config import default_values as model_defaults
+from xlstm_jax.models.mixer import Parts
+from xlstm_jax.parallel.mesh import MeshConfig
+from xlstm_jax.settings import Key, setting
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW and its learning rate (paper, appendix B.2)."""
 
-    learning_rate: float = 1e-3  # peak
-    # warm-up, then "cosine", or "exponential" (xLSTM 7B), or "constant"; then the cool-down
-    schedule: str = "cosine"
-    warmup_steps: int = 750
-    # step at which the decay reaches `final_fraction`; None: train.steps - cooldown_steps
-    decay_steps: int | None = None
-    final_fraction: float = 0.1  # of the peak
-    cooldown_steps: int = 0  # linear to 0 over the last steps
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-5
-    weight_decay: float = 0.1  # on kernels only: not on biases, norms, the embedding, R
-    clip_norm: float | None = 1.0  # of the global gradient norm
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Sizes of the device mesh's axes; -1 takes what is left."""
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    sequence: int = 1
+    learning_rate: float = setting(1e-3, "peak", at_least=0)
+    schedule: str = setting(
+        "cosine",
+        'after the warm-up "cosine", "exponential" (xLSTM 7B) or "constant"; then the cool-down',
+        choices=("cosine", "exponential", "constant"),
+    )
+    warmup_steps: int = setting(750, "linear from 0", at_least=0)
+    decay_steps: int | None = setting(
+        None,
+        "step at which the decay reaches final_fraction; unset: train.steps - cooldown_steps",
+        above=0,
+    )
+    final_fraction: float = setting(0.1, "of the peak", at_least=0, at_most=1)
+    cooldown_steps: int = setting(0, "linear to 0 over the last steps", at_least=0)
+    beta1: float = setting(0.9, "decay of the first moment", at_least=0, below=1)
+    beta2: float = setting(0.95, "decay of the second moment", at_least=0, below=1)
+    eps: float = setting(1e-5, "added to the root of the second moment", at_least=0)
+    weight_decay: float = setting(
+        0.1, "on kernels only: not on biases, norms, the embedding, R", at_least=0
+    )
+    clip_norm: float | None = setting(1.0, "of the global gradient norm", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Length of the run, and what happens when a step goes wrong."""
 
-    steps: int = 1000
-    accumulation_steps: int = 1  # micro-batches per optimizer step, weighted by their tokens
-    seed: int = 0  # of initialisation and dropout
-    # skip a step whose loss is so many standard deviations above the last ones' mean
-    spike_deviations: float | None = None
-    spike_window: int = 128  # how many losses that is measured on
-    # stop after so many skipped steps in a row; a loss that isn't finite always skips its step
-    max_skipped: int = 10
-    watchdog_seconds: int | None = None  # print all threads' stacks when a step takes longer
-    watchdog_ends: bool = False  # and end the process
-    # with several processes: when one that is silent counts as dead, and all others are ended
-    heartbeat_seconds: int = 100
+    # counted in int32 on the device
+    steps: int = setting(1000, "optimizer steps", at_least=1, at_most=2**31 - 1)
+    accumulation_steps: int = setting(
+        1, "micro-batches per optimizer step", at_least=1, may_change=True
+    )
+    seed: int = setting(0, "of initialisation and dropout", at_least=0, at_most=2**32 - 1)
+    spike_deviations: float | None = setting(
+        None, "skip a step whose loss is so many deviations above the last ones' mean", above=0
+    )
+    spike_window: int = setting(128, "how many losses that is measured on", at_least=2)
+    max_skipped: int = setting(
+        10,
+        "stop after so many skipped steps in a row; a loss that isn't finite always skips its step",
+        at_least=1,
+    )
+    watchdog_seconds: int | None = setting(
+        None, "print all threads' stacks when a step takes longer", at_least=1, may_change=True
+    )
+    watchdog_ends: bool = setting(False, "and end the process", may_change=True)
+    heartbeat_seconds: int = setting(
+        100,
+        "with several processes: when a silent one counts as dead and all others are ended",
+        at_least=1,
+        may_change=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """What is saved, and where the parameters come from."""
 
-    every: int = 1000  # steps; the last step is always saved
-    keep_latest: int = 2
-    keep_best: int = 1  # by held-out loss
-    keep_every: int | None = None  # steps: the checkpoints at its multiples are kept for good
-    # a run's folder or an imported one: start from its parameters at step 0
-    init_from: str | None = None
+    every: int = setting(1000, "steps; the last step is always saved", at_least=1)
+    keep_latest: int = setting(2, "newest checkpoints that are kept", at_least=1, may_change=True)
+    keep_best: int = setting(1, "kept by held-out loss", at_least=0, may_change=True)
+    keep_every: int | None = setting(
+        None, "steps: checkpoints at its multiples are kept for good", at_least=1, may_change=True
+    )
+    init_from: str | None = setting(
+        None,
+        "a run's folder or an imported one: start from its parameters at step 0",
+        place=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
     """What a person sees while it runs."""
 
-    every: int = 10  # steps
-    tensorboard: bool = True
-    wandb: str | None = None  # project at Weights & Biases
+    every: int = setting(10, "steps", at_least=1, may_change=True)
+    tensorboard: bool = setting(True, "write TensorBoard's event files", may_change=True)
+    wandb: str | None = setting(None, "project at Weights & Biases", may_change=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation on the held-out tokens."""
+    """Evaluation on the held-out data."""
 
-    every: int = 1000  # steps; the end of training is always evaluated
-    batch_size: int = 8
-    context_length: int | None = None  # tokens per window; None: that of training
-    max_tokens: int | None = None  # evaluate the first tokens only
-    sample_tokens: int = 300  # length of the text generated at the end; 0: none
+    every: int = setting(1000, "steps; the end of training is always evaluated", at_least=1)
+    batch_size: int = setting(8, "samples of a batch", at_least=1)
+    context_length: int | None = setting(
+        None, "tokens per window; unset: that of training", at_least=1
+    )
+    max_tokens: int | None = setting(None, "evaluate the first tokens only", at_least=1)
+    sample_tokens: int = setting(
+        300, "length of the text generated at the end; 0: none", at_least=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,9 +136,69 @@ class Config:
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
 
+    def values(self) -> dict[str, dict[str, Any]]:
+        """All keys as nested dictionaries."""
+        plain = {
+            name: dataclasses.asdict(section)
+            for name, section in vars(self).items()
+            if name != "model"
+        }
+        return {"model": self.model.values(), **plain}
+
     def to_json(self) -> str:
         """The resolved configuration as JSON, the text of a run's `config.json`."""
-        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+        return json.dumps(self.values(), indent=2, allow_nan=False) + "\n"
+
+
+SECTIONS = {field.name: field.default_factory for field in dataclasses.fields(Config)}
+
+
+def keys() -> list[Key]:
+    """Every key that can be given, section by section; a mixer that is registered adds its own."""
+    plain = (
+        key
+        for name, section in SECTIONS.items()
+        if name != "model"
+        for key in settings.keys(section, name)
+    )
+    return [*model_keys(), *plain]
+
+
+def find_key(name: str) -> Key:
+    """The key of a name such as "model.mlp.factor".
+
+    Raises:
+        UserError: there is none; the message has the nearest names.
+    """
+    known = {key.name: key for key in keys()}
+    if name not in known:
+        raise UserError(settings.unknown_key(name, known))
+    return known[name]
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The value of every key by its dotted name."""
+    found = {}
+
+    def add(prefix: str, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                add(f"{prefix}{key}.", value)
+            else:
+                found[f"{prefix}{key}"] = value
+
+    add("", config.values())
+    return found
+
+
+def default_config_dict() -> ml_collections.ConfigDict:
+    """Every key with its default, as a locked ConfigDict; None becomes a placeholder of the key's
+    type.
+    """
+    plain = {
+        name: settings.defaults(section) for name, section in SECTIONS.items() if name != "model"
+    }
+    return ml_collections.ConfigDict({"model": model_defaults(), **plain}).lock()
 
 
 def from_json(text: str) -> Config:
@@ -208,18 +209,6 @@ def from_json(text: str) -> Config:
     if not isinstance(sections, dict):
         raise UserError(f"a configuration is an object of sections, not {type(sections).__name__}")
     return _from_sections(sections)
-
-
-def default_config_dict() -> ml_collections.ConfigDict:
-    """Every key with its default, as a locked ConfigDict; None becomes a placeholder of the key's
-    type.
-    """
-    return ml_collections.ConfigDict(
-        {
-            section.name: _section_dict(section.default_factory)
-            for section in dataclasses.fields(Config)
-        }
-    ).lock()
 
 
 def from_config_dict(
@@ -234,31 +223,30 @@ def from_config_dict(
         UserError: a key is unknown or missing, a value has the wrong type, or values contradict
             each other.
     """
-    sections = {name: section for name, section in values.items()}
-    for key, value in (overrides or {}).items():
-        check_key(key)
-        section, _, name = key.partition(".")
-        sections[section] = {**sections.get(section, {}), name: value}
+    sections = values.to_dict()
+    for name, value in (overrides or {}).items():
+        find_key(name)
+        *path, last = name.split(".")
+        section = sections
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = value
     return _from_sections(sections)
 
 
 def _from_sections(given: Mapping[str, Any]) -> Config:
-    sections = {}
-    for section in dataclasses.fields(Config):
-        values = given.get(section.name, {})
-        if not isinstance(values, Mapping | ml_collections.ConfigDict):
-            raise UserError(f"config section {section.name} is {values!r}; it must have keys")
-        values = dict(values.items())
-        fields = {field.name for field in dataclasses.fields(section.default_factory)}
-        for key in values.keys() - fields:
-            raise UserError(_unknown(f"{section.name}.{key}"))
-        sections[section.name] = section.default_factory(
-            **{key: _checked(f"{section.name}.{key}", value) for key, value in values.items()}
-        )
-    for key in given.keys() - sections.keys():
-        raise UserError(_unknown(key))
-    config = Config(**sections)
-    config_checks.check(config)
+    for name, values in given.items():
+        if name not in SECTIONS:
+            raise UserError(settings.unknown_key(name, SECTIONS))
+        if not isinstance(values, Mapping):
+            raise UserError(f"config section {name} is {values!r}; it must have keys")
+    made = {
+        name: settings.read(section, given.get(name, {}), name)
+        for name, section in SECTIONS.items()
+        if name != "model"
+    }
+    config = Config(model=read_model(given.get("model", {})), **made)
+    check(config)
     return config
 
 
@@ -273,73 +261,51 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
     return from_config_dict(config_files.read(str(path)), overrides)
 
 
-def check_key(key: str) -> None:
-    """Raises `UserError`, with the nearest names, where "section.name" is no configuration key."""
-    if key not in _hints():
-        raise UserError(_unknown(key))
-
-
-def types_of(key: str) -> tuple[type, ...]:
-    """The types that a key's value may have; NoneType is among them where it can be unset."""
-    return _allowed_types(_hints()[key])
-
-
-@functools.cache
-def _hints() -> dict[str, Any]:
-    """The declared type of every key "section.name"."""
-    return {
-        f"{section.name}.{name}": hint
-        for section in dataclasses.fields(Config)
-        for name, hint in typing.get_type_hints(section.default_factory).items()
-    }
-
-
-def _section_dict(section: type) -> dict[str, Any]:
-    """Defaults of one section, None as a placeholder of the declared type."""
-    hints = typing.get_type_hints(section)
-    return {
-        field.name: config_dict.placeholder(_allowed_types(hints[field.name])[0])
-        if field.default is None
-        else field.default
-        for field in dataclasses.fields(section)
-    }
-
-
-def _allowed_types(hint: Any) -> tuple[type, ...]:
-    """int | None -> (int, NoneType); tuple[int, ...] -> (tuple,)."""
-    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return tuple(typing.get_origin(member) or member for member in members)
-
-
-def _checked(key: str, value: Any) -> Any:
-    """The value as the key's type has it: 1 becomes 1.0, a list a tuple, an infinite bound None."""
-    hint = _hints()[key]
-    allowed = _allowed_types(hint)
-    if float in allowed and type(value) is int:
-        value = float(value)
-    if isinstance(value, list):
-        value = tuple(value)
-    if key in config_checks.UNBOUNDED_AT_INFINITY and value == float("inf"):
-        value = None
-    if type(value) not in allowed:
-        wanted = " or ".join(
-            "unset" if kind is types.NoneType else kind.__name__ for kind in allowed
-        )
+def check(config: Config) -> None:
+    """Raises `UserError` where values of several keys can't work together."""
+    mesh = config.mesh
+    check_model(config.model, Parts(tensor=max(mesh.tensor, 1), sequence=max(mesh.sequence, 1)))
+    _check_training(config)
+    if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
         raise UserError(
-            f"config key {key} is {value!r} ({type(value).__name__}); it must be {wanted}"
+            "config key model.dtype is 'float64', which jax computes in float32 unless it is told "
+            "otherwise; set the environment variable JAX_ENABLE_X64=1, or use 'float32'"
         )
-    if tuple in allowed:
-        member = typing.get_args(hint)[0]
-        if any(
-            type(item) not in ((int, float) if member is float else (member,)) for item in value
-        ):
-            raise UserError(
-                f"config key {key} is {value!r}; each entry must be of type {member.__name__}"
-            )
-    return value
+    if config.data.context_length % max(mesh.sequence, 1):
+        raise UserError(
+            f"config key mesh.sequence is {mesh.sequence}, which does not divide "
+            f"data.context_length {config.data.context_length}; use a divisor of it"
+        )
 
 
-def _unknown(key: str) -> str:
-    close = difflib.get_close_matches(key, _hints(), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else "xlstm_jax/config.py lists all keys"
-    return f"unknown config key {key}; {hint}"
+def _check_training(config: Config) -> None:
+    optimizer, steps = config.optimizer, config.train.steps
+    if config.data.batch_size % config.train.accumulation_steps:
+        raise UserError(
+            f"config key data.batch_size is {config.data.batch_size}, not divisible by "
+            f"train.accumulation_steps {config.train.accumulation_steps}; use a multiple of it"
+        )
+    if optimizer.warmup_steps + optimizer.cooldown_steps > steps:
+        raise UserError(
+            f"optimizer.warmup_steps {optimizer.warmup_steps} and optimizer.cooldown_steps "
+            f"{optimizer.cooldown_steps} do not fit into train.steps {steps}; shorten them or "
+            "train longer"
+        )
+    if config.data.reset_at_document and config.eval.max_tokens == 1:
+        raise UserError(
+            "config key eval.max_tokens is 1, but with data.reset_at_document the first token of a "
+            "document is not scored, so that none is left; use at least 2"
+        )
+    longest = max(config.data.context_length, config.eval.context_length or 0)
+    if (most := config.model.max_positions) is not None and longest > most:
+        raise UserError(
+            f"config key model.max_positions is {most}, less than the {longest} tokens of "
+            "data.context_length or eval.context_length; use at least that many"
+        )
+    if config.data.reset_at_document:
+        for name in config.model.mixer_names:
+            if not config.model.of(name)[0].resets:
+                raise UserError(
+                    f"config key data.reset_at_document is True, but the mixer {name!r} of "
+                    "model.blocks can't forget at a document's border; leave it False"
+                )

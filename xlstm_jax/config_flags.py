@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from xlstm_jax import config as config_lib
-from xlstm_jax import config_files
+from xlstm_jax import config_files, settings
 from xlstm_jax.errors import UserError
 
 NO_CONFIG = (
@@ -55,8 +55,7 @@ def take_apart(argv: Sequence[str]) -> Arguments:
         if key is None:
             file = value if value is not None else arguments.pop(0) if arguments else ""
             continue
-        config_lib.check_key(key)
-        if value is None and bool in config_lib.types_of(key):
+        if value is None and bool in _types_of(key):
             value = "false" if negated else "true"
         elif value is None and not negated and arguments:
             value = arguments.pop(0)
@@ -85,7 +84,7 @@ def parse(key: str, text: str) -> Any:
     Raises:
         UserError: the text is no value of the key's type.
     """
-    kinds = config_lib.types_of(key)
+    kinds = _types_of(key)
     optional = types.NoneType in kinds
     if optional and text in ("none", "None"):
         return None
@@ -103,6 +102,11 @@ def parse(key: str, text: str) -> Any:
         if kind is tuple:
             wanted = "numbers with commas between, like 1,3"
         raise UserError(f"config key {key} is {text!r}; it must be {wanted}") from None
+
+
+def _types_of(key: str) -> tuple[type, ...]:
+    """The types that a key's value may have; NoneType is among them where it can be unset."""
+    return settings.allowed_types(config_lib.find_key(key).hint)
 
 
 def _value(kind: type, text: str) -> Any:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from ml_collections import config_dict
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.paths import refuse_address
 
 
 class Bounds(NamedTuple):
@@ -57,9 +58,20 @@ class Bounds(NamedTuple):
         return None
 
 
-def setting(default: Any, meaning: str, **bounds: Any) -> Any:
-    """A field of a section: its default, one line of meaning, and `Bounds` by name."""
+def setting(
+    default: Any, meaning: str, *, may_change: bool = False, place: bool = False, **bounds: Any
+) -> Any:
+    """A field of a section.
+
+    Args:
+        meaning: one line, for --help.
+        may_change: a run may go on with another value: it says how something is computed, kept or
+            shown, and not what is computed.
+        place: a path, or several with commas between, each perhaps with "name=" before it.
+        bounds: `Bounds` by name.
+    """
     metadata = {"meaning": meaning, "bounds": Bounds(**bounds)}
+    metadata |= {"may_change": may_change, "place": place}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -92,6 +104,8 @@ def check_bounds(section: Any, name: str) -> None:
             continue
         if complaint := bounds.complaint(value):
             raise UserError(f"config key {name}.{field.name} is {value!r}; {complaint}")
+        for path in value.split(",") if field.metadata["place"] else ():
+            refuse_address(f"config key {name}.{field.name}", path.rpartition("=")[2])
 
 
 def defaults(section: type) -> dict[str, Any]:
@@ -102,14 +116,34 @@ def defaults(section: type) -> dict[str, Any]:
         if field.default is not None
         else config_dict.placeholder(allowed_types(hints[field.name])[0])
         for field in dataclasses.fields(section)
+        if field.metadata
     }
 
 
-def meanings(section: type, name: str) -> Iterator[tuple[str, str, str]]:
-    """(key, default, meaning) of each setting of a section."""
+class Key(NamedTuple):
+    """What is known of a configuration key."""
+
+    name: str  # "data.path", "model.mlp.factor"
+    default: Any
+    hint: Any  # its declared type
+    meaning: str
+    may_change: bool
+    place: bool
+
+
+def keys(section: type, name: str) -> Iterator[Key]:
+    """The keys of a section; `name` is the section's."""
+    hints = typing.get_type_hints(section)
     for field in dataclasses.fields(section):
-        default = "unset" if field.default is None else repr(field.default)
-        yield f"{name}.{field.name}", default, field.metadata.get("meaning", "")
+        if about := field.metadata:
+            yield Key(
+                f"{name}.{field.name}",
+                field.default,
+                hints[field.name],
+                about["meaning"],
+                about["may_change"],
+                about["place"],
+            )
 
 
 def differing(section: Any) -> dict[str, Any]:
@@ -137,6 +171,8 @@ def typed(key: str, value: Any, hint: Any) -> Any:
     allowed = allowed_types(hint)
     if float in allowed and type(value) is int:
         value = float(value)
+    if float in allowed and types.NoneType in allowed and value == math.inf:
+        value = None  # no bound and an infinite one are the same
     if isinstance(value, list):
         value = tuple(value)
     if type(value) not in allowed:
@@ -147,7 +183,9 @@ def typed(key: str, value: Any, hint: Any) -> Any:
             f"config key {key} is {value!r} ({type(value).__name__}); it must be {wanted}"
         )
     if isinstance(value, tuple):
-        tuple_hint = next(h for h in (hint, *typing.get_args(hint)) if typing.get_origin(h) is tuple)
+        tuple_hint = next(
+            h for h in (hint, *typing.get_args(hint)) if typing.get_origin(h) is tuple
+        )
         member = typing.get_args(tuple_hint)[0]
         fits = (int, float) if member is float else (member,)
         if any(type(item) not in fits for item in value):

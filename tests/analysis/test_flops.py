@@ -2,14 +2,14 @@
 
 import pytest
 
-from xlstm_jax.analysis.flops import (
-    block_flops,
-    mlstm_cell_flops,
-    peak_flops,
-    slstm_cell_flops,
-    training_flops_per_token,
-)
-from xlstm_jax.config import ModelConfig
+from xlstm_jax.analysis.flops import peak_flops, training_flops_per_token
+from xlstm_jax.models import ModelConfig
+from xlstm_jax.models.mlstm_cell import cell_flops
+
+
+def flops_of(config: ModelConfig, name: str, context_length: int = 2048) -> float:
+    mixer, settings = config.of(name)
+    return mixer.flops(settings, config.dim, context_length)
 
 
 @pytest.mark.parametrize(("heads", "printed"), [(8, 4.1e10), (16, 2.4e10), (32, 1.5e10)])
@@ -17,31 +17,31 @@ def test_the_mlstm_cell_has_the_flops_of_table_3_of_xlstm_7b(heads, printed):
     """Dimension 4096, context 8192; the table's row for 4 heads is out of line with the others by a
     factor of ten.
     """
-    value_dim = 4096 // heads
-    counted = heads * (8192 // 64) * mlstm_cell_flops(value_dim // 2, value_dim)
-    assert float(f"{counted:.1e}") == printed
+    assert float(f"{8192 * cell_flops(heads, 2048, 4096):.1e}") == printed
 
 
-def test_matrix_products_of_each_block():
-    """The parameters in products, twice each, are most of a block; conv and cells make up the small
+def test_matrix_products_of_each_mixer():
+    """The parameters in products, twice each, are most of it; conv and cells make up the small
     rest.
     """
-    paper = ModelConfig(dim=1024, num_blocks=2, num_heads=4, slstm_positions=(1,))
+    paper = ModelConfig(dim=1024, num_blocks=2, blocks="mlstm,slstm+mlp")
     inner, ffn = 2048, 1344
     mlstm = 2 * (1024 * 2 * inner + 3 * inner * 4 + 3 * inner * 2 * 4 + 4 * inner + inner * 1024)
-    assert block_flops(paper, "mlstm") == mlstm + 4 * mlstm_cell_flops(512, 512) / 64
-    slstm = 2 * (4 * 1024 + 4 * 1024 * 256 + 3 * 1024 * ffn)
-    assert block_flops(paper, "slstm") == slstm + slstm_cell_flops(1024, 4)
-    assert slstm_cell_flops(1024, 4) == 2 * 4 * 1024 * 256 + 24 * 1024
-    large = ModelConfig(dim=1024, num_blocks=1, num_heads=4, block="7b", ffn_factor=2.667)
-    dense = 2 * (1024 * (512 + 512 + 1024 + 8) + 2 * 1024 * 1024 + 3 * 1024 * 2752)
-    assert block_flops(large, "mlstm_7b") == dense + 4 * mlstm_cell_flops(128, 256) / 64
+    assert flops_of(paper, "mlstm") == mlstm + cell_flops(4, inner, inner)
+    products, cell = 2 * (4 * 1024 + 4 * 1024 * 256), 2 * 4 * 1024 * 256 + 24 * 1024
+    assert flops_of(paper, "slstm") == products + cell
+    assert flops_of(paper, "mlp") == 2 * 3 * 1024 * ffn
+    large = ModelConfig(
+        dim=1024, num_blocks=1, blocks="mlstm_7b+mlp", mixers={"mlstm_7b": {"num_heads": 4}}
+    )
+    dense = 2 * (1024 * (512 + 512 + 1024 + 8) + 2 * 1024 * 1024)
+    assert flops_of(large, "mlstm_7b") == dense + cell_flops(4, 512, 1024)
 
 
 def test_training_is_three_times_forward_with_the_vocabulary_and_without_the_embedding():
-    config = ModelConfig(dim=64, num_blocks=3, num_heads=2, slstm_positions=(2,), vocab_size=100)
-    forward = 2 * block_flops(config, "mlstm") + block_flops(config, "slstm") + 2 * 64 * 100
-    assert training_flops_per_token(config) == 3 * forward
+    config = ModelConfig(dim=64, num_blocks=3, blocks="2*mlstm,slstm+mlp", vocab_size=100)
+    blocks = sum(flops_of(config, name) for name in ("mlstm", "mlstm", "slstm", "mlp"))
+    assert training_flops_per_token(config, 2048) == 3 * (blocks + 2 * 64 * 100)
 
 
 @pytest.mark.parametrize(

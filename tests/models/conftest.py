@@ -7,28 +7,46 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from xlstm_jax.config import ModelConfig
-from xlstm_jax.models import build_model
+from xlstm_jax.models import ModelConfig, build_model
 
 # Every block kind; the convolution absent and present; both input gates. Runs of one and of two
 # equal blocks.
 CONFIGS = {
-    "paper": ModelConfig(dim=16, num_blocks=3, num_heads=2, vocab_size=23, slstm_positions=(0,)),
+    "paper": ModelConfig(
+        dim=16,
+        num_blocks=3,
+        vocab_size=23,
+        blocks="slstm+mlp,2*mlstm",
+        mixers={"slstm": {"num_heads": 2}, "mlstm": {"num_heads": 2}},
+    ),
     "without_conv": ModelConfig(
-        dim=16, num_blocks=2, num_heads=2, vocab_size=23, ratio="1:1", conv_width=0
-    ),
-    "sigmoid_gate": ModelConfig(
-        dim=16, num_blocks=1, num_heads=2, vocab_size=23, input_gate="sigmoid"
-    ),
-    "7b": ModelConfig(
         dim=16,
         num_blocks=2,
-        num_heads=2,
         vocab_size=23,
-        block="7b",
-        gate_soft_cap=15.0,
+        blocks="mlstm,slstm+mlp",
+        mixers={
+            "slstm": {"num_heads": 2, "conv_width": 0},
+            "mlstm": {"num_heads": 2, "conv_width": 0},
+        },
+    ),
+    "sigmoid_gate": ModelConfig(
+        dim=16,
+        num_blocks=1,
+        vocab_size=23,
+        mixers={"mlstm": {"num_heads": 2, "input_gate": "sigmoid"}},
+    ),
+    "7b": ModelConfig(
+        norm="rms",
+        dim=16,
+        num_blocks=2,
+        vocab_size=23,
         logit_soft_cap=30.0,
         norm_eps=1e-6,
+        blocks="mlstm_7b+mlp",
+        mixers={
+            "mlstm_7b": {"input_gate_bias": 0.0, "input_gate_bias_std": 0.1, "num_heads": 2},
+            "mlp": {"activation": "silu", "whole_first": True},
+        },
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Every field of `ModelConfig` changes the model or is refused; dropout acts in training only."""
+"""Every setting of a model changes the program or is refused; dropout acts in training only."""
 
 import dataclasses
 import functools
@@ -9,48 +9,71 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from xlstm_jax import config_checks
-from xlstm_jax.config import Config, ModelConfig
 from xlstm_jax.errors import UserError
-from xlstm_jax.models import build_model
+from xlstm_jax.models import ModelConfig, build_model, mixers
+from xlstm_jax.models.config import check_model, model_keys, read_model
 
-BASE = {
-    "paper": ModelConfig(dim=16, num_blocks=4, num_heads=2, vocab_size=23, slstm_positions=(1,)),
-    "7b": ModelConfig(dim=16, num_blocks=4, num_heads=2, vocab_size=23, block="7b"),
-    "slstm": ModelConfig(dim=16, num_blocks=2, num_heads=2, vocab_size=23, ratio="0:1"),
+SMALL = {"dim": 16, "num_blocks": 2, "vocab_size": 23}
+# by mixer, a stack that has it
+BASES = {
+    "mlstm": SMALL | {"blocks": "mlstm", "mlstm": {"num_heads": 2}},
+    "mlstm_7b": SMALL
+    | {"blocks": "mlstm_7b", "mlstm_7b": {"num_heads": 2, "qk_factor": 0.5}, "norm": "rms"},
+    "slstm": SMALL | {"blocks": "slstm", "slstm": {"num_heads": 2}},
+    "mlp": SMALL | {"blocks": "mlp"},
 }
 
+# A value other than the default for every key, by its name without the mixer's.
 CHANGES = {
+    "blocks": "slstm+mlp",
     "vocab_size": 29,
     "dim": 24,
     "num_blocks": 6,
+    "norm": "none",
+    "norm_bias": True,
+    "norm_eps": 1e-1,
+    "residual": False,
+    "final_norm": False,
+    "embedding_norm": True,
+    "positions": "learned",
+    "max_positions": 40,
+    "tie_embeddings": True,
+    "dropout": 0.5,
+    "logit_soft_cap": 0.5,
+    "dtype": "bfloat16",
+    "remat": "block",
     "num_heads": 4,
-    "block": "7b",  # and "paper" where the base is "7b"
-    "ratio": "1:1",
-    "slstm_positions": (0,),
     "up_factor": 8.0,
     "conv_width": 3,
     "qkv_block_size": 8,
     "qk_factor": 1.0,
-    "ffn_factor": 8.0,
     "input_gate": "sigmoid",
     "input_gate_bias": -3.0,
     "input_gate_bias_std": 0.4,
     "forget_gate_bias": (1.0, 2.0),
-    "slstm_recurrent_init": "uniform",
     "gate_soft_cap": 2.0,
-    "logit_soft_cap": 0.5,
-    "norm_eps": 1e-1,
-    "cell_eps": 0.5,
-    "tie_embeddings": True,
-    "dropout": 0.5,
-    "dtype": "bfloat16",
-    "remat": "block",
-    "mlstm_backend": "recurrent",
-    "slstm_backend": "recurrent",  # so far the only one: tested by name below
+    "eps": 0.5,
+    "backend": "recurrent",
     "chunk_size": 4,
+    "recurrent_init": "uniform",
     "recurrent_gradient_clip": 1e-6,
+    "activation": "relu2",
+    "gated": False,
+    "factor": 8.0,
+    "hidden": 24,
+    "round_to": 7,
+    "whole_first": True,
+    "bias": True,
 }
+# Keys that only act together with another one, or on another size.
+TOGETHER = {
+    "max_positions": {"positions": "learned"},
+    "positions": {"max_positions": 40},
+    "hidden": {"factor": None},
+    "whole_first": {"factor": 4.01},  # 64.16: 64 when cut first, else 128
+}
+# On a CPU a forced "recurrent" is what the sLSTM takes anyway.
+NO_CHANGE = {("slstm", "backend")}
 
 TOKENS = jnp.arange(20).reshape(2, 10)
 
@@ -70,36 +93,53 @@ def traces(config: ModelConfig) -> tuple[str, str]:
 
 
 @functools.cache
-def base_traces(base: str) -> tuple[str, str]:
-    return traces(BASE[base])
+def base_traces(mixer: str, key: str) -> tuple[str, str]:
+    return traces(read_model(changed(mixer, TOGETHER.get(key, {}))))
+
+
+def changed(mixer: str, changes: dict) -> dict:
+    own = {field.name for field in dataclasses.fields(mixers.find(mixer).section)}
+    base = BASES[mixer]
+    of_mixer = {key: value for key, value in changes.items() if key in own}
+    return (
+        base
+        | {key: value for key, value in changes.items() if key not in own}
+        | {mixer: base.get(mixer, {}) | of_mixer}
+    )
+
+
+CASES = [
+    (name, field.name) for name in BASES for field in dataclasses.fields(mixers.find(name).section)
+]
+CASES += [
+    ("mlstm", field.name) for field in dataclasses.fields(ModelConfig) if field.name != "mixers"
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("field", sorted(CHANGES.keys() - {"slstm_backend"}))
-@pytest.mark.parametrize("base", BASE)
-def test_each_field_changes_the_program_or_is_refused(base, field):
-    value = "paper" if (base, field) == ("7b", "block") else CHANGES[field]
-    changed = dataclasses.replace(BASE[base], **{field: value})
-    assert changed != BASE[base], (
-        f"CHANGES[{field!r}] is the value of the base configuration: the test changes nothing"
-    )
+@pytest.mark.parametrize(("mixer", "key"), sorted(set(CASES) - NO_CHANGE))
+def test_each_key_changes_the_program_or_is_refused(mixer, key):
+    before = changed(mixer, TOGETHER.get(key, {}))
+    after = changed(mixer, TOGETHER.get(key, {}) | {key: CHANGES[key]})
+    assert before != after, f"CHANGES[{key!r}] is the value of the base: the test changes nothing"
     try:
-        config_checks.check(Config(model=changed))
+        config = read_model(after)
+        check_model(config)
     except UserError as error:
-        assert f"model.{field}" in str(error)
+        assert key in str(error)
     else:
-        assert traces(changed) != base_traces(base)
+        if key not in ("positions", "max_positions"):  # one is refused without the other
+            assert traces(config) != base_traces(mixer, key)
 
 
-def test_no_field_is_forgotten():
-    assert CHANGES.keys() == {field.name for field in dataclasses.fields(ModelConfig)}
+def test_no_key_is_forgotten():
+    names = {key.name.split(".")[-1] for key in model_keys()}
+    assert names == CHANGES.keys()
+    assert BASES.keys() == set(mixers.names())
 
 
-@pytest.mark.parametrize("field", ["mlstm_backend", "slstm_backend"])
-def test_a_backend_that_does_not_exist_is_named(field):
-    changed = dataclasses.replace(BASE["paper"], **{field: "no_such_backend"})
-    with pytest.raises(ValueError, match="no_such_backend"):
-        traces(changed)
+def test_every_key_says_what_it_means():
+    assert all(key.meaning for key in model_keys())
 
 
 @pytest.mark.slow

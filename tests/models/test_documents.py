@@ -20,8 +20,8 @@ def test_no_logit_depends_on_a_later_token(config, random_variables, jitted):
     assert (difference > 0).all()
 
 
-def per_token_loss(model, variables, tokens, segment_ids=None):
-    logits, _ = model.apply(variables, tokens, segment_ids=segment_ids)
+def per_token_loss(model, variables, tokens, segments=None):
+    logits, _ = model.apply(variables, tokens, segments=segment_ids)
     return jnp.take_along_axis(jax.nn.log_softmax(logits), (tokens[..., None] + 1) % 23, axis=-1)[
         ..., 0
     ]

@@ -9,18 +9,15 @@ import pytest
 from flax import linen as nn
 from numpy.testing import assert_allclose
 
-from xlstm_jax.config import ModelConfig
-from xlstm_jax.models import build_model
+from xlstm_jax.models import ModelConfig, build_model
 
 DIM, BLOCKS, HEADS = 128, 6, 4
+CONFIG = ModelConfig(dim=DIM, num_blocks=BLOCKS, vocab_size=512, blocks="mlstm,2*slstm+mlp,3*mlstm")
 
 
 @pytest.fixture(scope="module")
 def params():
-    config = ModelConfig(
-        dim=DIM, num_blocks=BLOCKS, num_heads=HEADS, vocab_size=512, slstm_positions=(1, 2)
-    )
-    variables = jax.jit(build_model(config).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    variables = jax.jit(build_model(CONFIG).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
     return nn.meta.unbox(variables)["params"]
 
 
@@ -32,20 +29,20 @@ SMALL, WANG = (2 / (5 * DIM)) ** 0.5, 2 / BLOCKS / DIM**0.5
     [
         ("embedding/embedding", SMALL),
         ("lm_head/kernel", SMALL),
-        ("backbone/blocks_3/up_projection/kernel", SMALL),
-        ("backbone/blocks_3/query/kernel", SMALL),
-        ("backbone/blocks_3/key/kernel", SMALL),
-        ("backbone/blocks_3/value/kernel", SMALL),
-        ("backbone/blocks_3/down_projection/kernel", WANG),
-        ("backbone/blocks_3/conv/kernel", 0.5 / 3**0.5),
-        ("backbone/blocks_3/conv/bias", 0.5 / 3**0.5),
-        ("backbone/blocks_3/input_gate/bias", 0.1),
-        ("backbone/blocks_1/gates/kernel", SMALL),
-        ("backbone/blocks_1/ffn/up_projection/kernel", SMALL),
-        ("backbone/blocks_1/ffn/down_projection/kernel", WANG),
-        ("backbone/blocks_1/recurrent_kernel", 0.0),
-        ("backbone/blocks_3/input_gate/kernel", 0.0),
-        ("backbone/blocks_3/forget_gate/kernel", 0.0),
+        ("backbone/block_3/mlstm/up_projection/kernel", SMALL),
+        ("backbone/block_3/mlstm/query/kernel", SMALL),
+        ("backbone/block_3/mlstm/key/kernel", SMALL),
+        ("backbone/block_3/mlstm/value/kernel", SMALL),
+        ("backbone/block_3/mlstm/down_projection/kernel", WANG),
+        ("backbone/block_3/mlstm/conv/kernel", 0.5 / 3**0.5),
+        ("backbone/block_3/mlstm/conv/bias", 0.5 / 3**0.5),
+        ("backbone/block_3/mlstm/input_gate/bias", 0.1),
+        ("backbone/block_1/slstm/gates/kernel", SMALL),
+        ("backbone/block_1/mlp/up_projection/kernel", SMALL),
+        ("backbone/block_1/mlp/down_projection/kernel", WANG),
+        ("backbone/block_1/slstm/recurrent_kernel", 0.0),
+        ("backbone/block_3/mlstm/input_gate/kernel", 0.0),
+        ("backbone/block_3/mlstm/forget_gate/kernel", 0.0),
     ],
 )
 def test_spread(params, path, std):
@@ -57,39 +54,38 @@ def test_spread(params, path, std):
     assert abs(np.mean(leaf)) <= (std if few else 0.1 * std)
 
 
-def test_blocks_of_a_run_differ(params):
-    kernel = params["backbone"]["blocks_3"]["up_projection"]["kernel"]
-    assert np.abs(kernel[0] - kernel[1]).max() > 0
+def test_equal_blocks_start_differently(params):
+    kernels = [params["backbone"][f"block_{n}"]["mlstm"]["up_projection"]["kernel"] for n in (3, 4)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0
 
 
 def test_forget_gates_of_the_mlstm_start_between_3_and_6(params):
-    for bias in params["backbone"]["blocks_3"]["forget_gate"]["bias"]:
+    for number in (0, 3, 4, 5):
+        bias = params["backbone"][f"block_{number}"]["mlstm"]["forget_gate"]["bias"]
         assert_allclose(bias, [3, 4, 5, 6])
 
 
 def test_forget_gates_of_the_slstm_fall_from_5_to_minus_7_more_slowly_in_later_blocks(params):
-    bias = np.asarray(params["backbone"]["blocks_1"]["bias"])  # of blocks 1 and 2
-    assert bias.shape == (2, 4, HEADS, DIM // HEADS)
     unit = np.linspace(0, 1, DIM // HEADS)
-    for row, block in enumerate((1, 2)):
+    for block in (1, 2):
+        bias = np.asarray(params["backbone"][f"block_{block}"]["slstm"]["bias"])
+        assert bias.shape == (4, HEADS, DIM // HEADS)
         expected = 5 - 12 * unit ** (0.3 + 1.3 * block / (BLOCKS - 1))
-        assert_allclose(bias[row, 1], np.tile(expected, (HEADS, 1)), rtol=1e-5, atol=1e-5)
-    assert np.abs(bias[:, [0, 2, 3]]).max() == 0
+        assert_allclose(bias[1], np.tile(expected, (HEADS, 1)), rtol=1e-5, atol=1e-5)
+        assert np.abs(bias[[0, 2, 3]]).max() == 0
 
 
 def test_norms_and_skips_start_at_one(params):
     flat = jax.tree_util.tree_leaves_with_path(params)
     ones = [leaf for path, leaf in flat if path[-1].key in ("scale", "skip")]
-    assert len(ones) == 10
+    # of each mLSTM norm, skip, head norm; of each sLSTM two norms and a head norm; the last norm
+    assert len(ones) == 4 * 3 + 2 * 3 + 1
     assert all((leaf == 1).all() for leaf in ones)
 
 
 def test_the_first_loss_is_that_of_a_uniform_guess(params):
-    config = ModelConfig(
-        dim=DIM, num_blocks=BLOCKS, num_heads=HEADS, vocab_size=512, slstm_positions=(1, 2)
-    )
     tokens = jax.random.randint(jax.random.key(1), (4, 64), 0, 512)
-    logits, _ = jax.jit(build_model(config).apply)({"params": params}, tokens)
+    logits, _ = jax.jit(build_model(CONFIG).apply)({"params": params}, tokens)
     loss = -jnp.take_along_axis(
         jax.nn.log_softmax(logits), jnp.roll(tokens, -1, axis=1)[..., None], axis=-1
     ).mean()
@@ -97,17 +93,10 @@ def test_the_first_loss_is_that_of_a_uniform_guess(params):
 
 
 def test_the_7b_starts_with_closed_input_gates_and_half_open_output_gates():
-    config = ModelConfig(
-        dim=32,
-        num_blocks=2,
-        num_heads=2,
-        block="7b",
-        input_gate_bias=-10.0,
-        input_gate_bias_std=0.0,
-    )
+    config = ModelConfig(dim=32, num_blocks=2, norm="rms", blocks="mlstm_7b+mlp")
     params = nn.meta.unbox(
         jax.jit(build_model(config).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
     )["params"]
-    block = params["backbone"]["blocks_0"]
+    block = params["backbone"]["block_0"]["mlstm_7b"]
     assert (block["input_gate"]["bias"] == -10).all()
     assert (block["output_gate"]["kernel"] == 0).all()

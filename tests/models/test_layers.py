@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from xlstm_jax.config import MeshConfig
 from xlstm_jax.models import layers
 from xlstm_jax.parallel import make_mesh
+from xlstm_jax.parallel.mesh import MeshConfig
 
 
 @pytest.mark.parametrize("dense_up_to", [0, 1024])

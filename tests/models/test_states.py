@@ -43,10 +43,10 @@ def random_layout(key: int, batch: int, time: int) -> np.ndarray:
 def test_cut_anywhere_with_documents_and_padding(config, random_variables, jitted, seed):
     model, variables = jitted(config), random_variables(config)
     ids = random_layout(seed, *TOKENS.shape)
-    whole, _ = model.apply(variables, TOKENS, segment_ids=ids)
+    whole, _ = model.apply(variables, TOKENS, segments=ids)
     cut = 5 + 4 * seed
-    first, state = model.apply(variables, TOKENS[:, :cut], segment_ids=ids[:, :cut])
-    second, _ = model.apply(variables, TOKENS[:, cut:], state, segment_ids=ids[:, cut:])
+    first, state = model.apply(variables, TOKENS[:, :cut], segments=ids[:, :cut])
+    second, _ = model.apply(variables, TOKENS[:, cut:], state, segments=ids[:, cut:])
     token = ids >= 0
     assert_allclose(
         jnp.concatenate([first, second], axis=1)[token], whole[token], rtol=2e-4, atol=2e-4
@@ -56,8 +56,8 @@ def test_cut_anywhere_with_documents_and_padding(config, random_variables, jitte
 @pytest.mark.slow
 def test_a_call_of_padding_only_changes_no_state(config, random_variables, jitted):
     model, variables = jitted(config), random_variables(config)
-    _, state = model.apply(variables, TOKENS[:, :7], segment_ids=jnp.full((2, 7), 3))
-    _, after = model.apply(variables, TOKENS[:, 7:12], state, segment_ids=jnp.full((2, 5), -1))
+    _, state = model.apply(variables, TOKENS[:, :7], segments=jnp.full((2, 7), 3))
+    _, after = model.apply(variables, TOKENS[:, 7:12], state, segments=jnp.full((2, 5), -1))
     jax.tree.map(np.testing.assert_array_equal, after, state)
 
 
@@ -67,7 +67,7 @@ def test_left_padded_prompt_gives_what_the_unpadded_gives(config, random_variabl
     plain, _ = model.apply(variables, TOKENS)
     padded = jnp.pad(TOKENS, ((0, 0), (5, 0)))
     ids = jnp.pad(jnp.zeros_like(TOKENS), ((0, 0), (5, 0)), constant_values=-1)
-    logits, _ = model.apply(variables, padded, segment_ids=ids)
+    logits, _ = model.apply(variables, padded, segments=ids)
     assert_allclose(logits[:, 5:], plain, rtol=2e-4, atol=2e-4)
 
 

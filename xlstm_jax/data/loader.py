@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Array, Bool, Int
 
-from xlstm_jax.config import DataConfig
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.splits import TokenSource, open_named_split, open_split, open_validation_sets
 from xlstm_jax.errors import UserError
 

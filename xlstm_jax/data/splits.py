@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from xlstm_jax.config import DataConfig
 from xlstm_jax.data import corpus, shards
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 

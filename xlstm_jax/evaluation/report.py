@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from xlstm_jax.config import ModelConfig
 from xlstm_jax.evaluation import paper_values
 from xlstm_jax.evaluation.extrapolation import Curve
 from xlstm_jax.evaluation.speed import Timing
+from xlstm_jax.models.config import ModelConfig
 
 JSON, MARKDOWN = "results.json", "results.md"
 PAPER_NOTE = "Rows of the paper: 300B tokens of SlimPajama, GPT-2 tokenizer; perplexities of other tokenizers or texts do not compare."

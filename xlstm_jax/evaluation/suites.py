@@ -7,7 +7,6 @@ from collections.abc import Callable
 import jax
 
 from xlstm_jax.analysis.parameters import count_parameters
-from xlstm_jax.config import MeshConfig
 from xlstm_jax.data.loader import TokenSource, open_named_split
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation import downstream, paper_values, report
@@ -20,6 +19,7 @@ from xlstm_jax.evaluation.speed import BATCHES, LENGTHS, time_batches, time_leng
 from xlstm_jax.generation.generator import Generator
 from xlstm_jax.interop.opening import Opened, open_checkpoint
 from xlstm_jax.parallel import batch_sharding, filled_rows, make_mesh, replicated
+from xlstm_jax.parallel.mesh import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)

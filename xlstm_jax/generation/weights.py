@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from xlstm_jax.config import ModelConfig
 from xlstm_jax.models import LanguageModel
 from xlstm_jax.models.backbone import split_blocks
+from xlstm_jax.models.config import ModelConfig
 from xlstm_jax.parallel import compute_dtype, has_room, only_device, rows_in_place
 
 # Of these the model only ever uses the cast kernel, so that casting it beforehand changes no bit of

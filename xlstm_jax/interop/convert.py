@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import yaml
 
-from xlstm_jax.config import Config, DataConfig
+from xlstm_jax.config import Config
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop import folders, large, mapping, paper, tensor_files

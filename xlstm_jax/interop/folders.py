@@ -13,11 +13,11 @@ import tokenizers
 import yaml
 from tokenizers import decoders, models, pre_tokenizers
 
-from xlstm_jax.config import ModelConfig
 from xlstm_jax.data.tokenizer import END_OF_TEXT, ByteTokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop import large, paper, tensor_files
 from xlstm_jax.interop.mapping import Table
+from xlstm_jax.models.config import ModelConfig
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 TOKENIZER = "tokenizer.json"

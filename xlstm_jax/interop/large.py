@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from xlstm_jax.config import ModelConfig
 from xlstm_jax.config_checks import large_ffn_dim, qk_dim
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop.mapping import (
@@ -23,6 +22,7 @@ from xlstm_jax.interop.mapping import (
     refuse_unless,
 )
 from xlstm_jax.interop.tensor_files import Tensor
+from xlstm_jax.models.config import ModelConfig
 
 REQUIRED = {
     "use_bias": False,

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm_jax.config import ModelConfig
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop.tensor_files import Tensor
 from xlstm_jax.models.backbone import block_runs
+from xlstm_jax.models.config import ModelConfig
 
 Tensors = Mapping[str, np.ndarray]
 Allocate = Callable[[tuple[int, ...], Any], np.ndarray]  # (shape, dtype) -> an array to be filled

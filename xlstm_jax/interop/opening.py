@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from xlstm_jax.config import Config, DataConfig
+from xlstm_jax.config import Config
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop.convert import import_params

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from xlstm_jax.config import ModelConfig
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop.mapping import (
     BLOCKS_TRANSPOSED,
@@ -23,6 +22,7 @@ from xlstm_jax.interop.mapping import (
     Transform,
     refuse_unless,
 )
+from xlstm_jax.models.config import ModelConfig
 
 RESIDUAL_WEIGHT = Transform(lambda w: 1 + w, lambda scale: (scale - 1,), rounds=True)
 GATES = Transform(  # four [H out in] and our [4 H in out]

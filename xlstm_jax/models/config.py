@@ -43,9 +43,7 @@ class ModelConfig:
     )
     max_positions: int | None = setting(None, "positions that can be learned", at_least=1)
     tie_embeddings: bool = setting(False, "the vocabulary projection is the transposed embedding")
-    dropout: float = setting(
-        0.0, "on each residual branch, in training only", at_least=0, below=1
-    )
+    dropout: float = setting(0.0, "on each residual branch, in training only", at_least=0, below=1)
     logit_soft_cap: float | None = setting(
         None, "logits become a tanh(x / a); xLSTM 7B: 30", above=0
     )
@@ -58,9 +56,12 @@ class ModelConfig:
         "none",
         'what the backward pass computes again: "block" all but each block\'s input, "dots" all '
         "but its projections too",
+        may_change=True,
         choices=("none", "block", "dots"),
     )
-    mixers: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # by name: sections or dicts
+    mixers: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # by name: sections or dicts
 
     def __post_init__(self):
         """Completes the sections of the stack's mixers.
@@ -131,31 +132,22 @@ def read_model(values: Mapping[str, Any]) -> ModelConfig:
     flat = {key: value for key, value in values.items() if key not in nested}
     own = {field.name for field in dataclasses.fields(ModelConfig)} - {"mixers"}
     for key in (*(flat.keys() - own), *(nested.keys() - set(mixers.names()))):
-        raise UserError(settings.unknown_key(f"model.{key}", known_keys()))
+        raise UserError(settings.unknown_key(f"model.{key}", [k.name for k in model_keys()]))
     return settings.read(ModelConfig, flat, "model", mixers=nested)
 
 
 def default_values() -> dict[str, Any]:
     """Every key of the section with its default, those of all mixers too."""
-    own = settings.defaults(ModelConfig)
-    own.pop("mixers")
-    return own | {name: settings.defaults(mixers.find(name).section) for name in mixers.names()}
+    of_mixers = {name: settings.defaults(mixers.find(name).section) for name in mixers.names()}
+    return settings.defaults(ModelConfig) | of_mixers
 
 
-def known_keys() -> list[str]:
-    """Every key as "model.key" or "model.NAME.key"."""
-    return [key for key, _, _ in key_meanings()]
-
-
-def key_meanings() -> list[tuple[str, str, str]]:
-    """(key, default, meaning) of every key."""
-    own = [row for row in settings.meanings(ModelConfig, "model") if row[0] != "model.mixers"]
-    of_mixers = (
-        row
-        for name in mixers.names()
-        for row in settings.meanings(mixers.find(name).section, f"model.{name}")
-    )
-    return [*own, *of_mixers]
+def model_keys() -> list[settings.Key]:
+    """Every key of the section, those of all mixers too."""
+    found = list(settings.keys(ModelConfig, "model"))
+    for name in mixers.names():
+        found += settings.keys(mixers.find(name).section, f"model.{name}")
+    return found
 
 
 def check_model(config: ModelConfig, parts: Parts = Parts()) -> None:  # noqa: B008

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -42,8 +41,11 @@ class MLSTMCellConfig:
         None,
         "one of pallas_kernels' names; unset takes the best that serves the device",
         choices=tuple(BACKENDS),
+        may_change=True,
     )
-    chunk_size: int | None = setting(None, "L; unset leaves it to the backend", at_least=1)
+    chunk_size: int | None = setting(
+        None, "L; unset leaves it to the backend", at_least=1, may_change=True
+    )
 
 
 class Gate(nn.Module):
@@ -97,11 +99,12 @@ def matrix_memory(
     gates: tuple[Float[Array, "B T H"], Float[Array, "B T H"]],
     state: MLSTMState | None,
     segments: Segments,
+    name: str,
 ) -> tuple[HeadActivations, MLSTMState]:
-    """`mlstm` of neighbouring channels as heads, as the settings describe it."""
+    """`mlstm` of neighbouring channels as heads, as the settings of the mixer `name` describe it."""
     heads = (split_heads(x, settings.num_heads) for x in (q, k, v))
     i, f = (soft_cap(gate, settings.gate_soft_cap) for gate in gates)
-    with backend_of("backend of the mLSTM", settings.backend):
+    with backend_of(f"model.{name}.backend", settings.backend):
         return mlstm(
             *heads,
             i,

@@ -8,8 +8,27 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 
-from xlstm_jax.config import MeshConfig
 from xlstm_jax.errors import UserError
+from xlstm_jax.settings import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the device mesh's axes; at most one is -1, which takes what is left."""
+
+    data: int = setting(-1, "replicas that share the rows of a batch", may_change=True)
+    fsdp: int = setting(1, "parts of parameters, and of the rows too", may_change=True)
+    tensor: int = setting(1, "parts of heads and inner channels", may_change=True)
+    sequence: int = setting(1, "parts of the time", may_change=True)
+
+    def __post_init__(self):
+        sizes = dataclasses.asdict(self)
+        wrong = any(size != -1 and size < 1 for size in sizes.values())
+        if wrong or sum(size == -1 for size in sizes.values()) > 1:
+            raise UserError(
+                f"config section mesh is {sizes}; sizes must be positive, at most one may be -1 "
+                "(what is left)"
+            )
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:

@@ -3,30 +3,14 @@
 import dataclasses
 import json
 import pathlib
-from typing import Any
 
-from xlstm_jax.config import Config, from_json
+from xlstm_jax.config import Config, flat, from_json, keys
 from xlstm_jax.data.splits import parse_mixture, validation_sets
 from xlstm_jax.data.tokenizer import load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import is_first_process
 from xlstm_jax.paths import check_can_be_written, refuse_address
 
-# Keys, or their beginnings, with which a run may go on differently: how it is computed, kept and
-# shown, not what is computed.
-MAY_CHANGE = (
-    "mesh.",
-    "model.remat",
-    "model.mlstm_backend",
-    "model.slstm_backend",
-    "model.chunk_size",
-    "data.workers",
-    "train.accumulation_steps",
-    "train.watchdog_",
-    "train.heartbeat_seconds",
-    "checkpoint.keep_",
-    "log.",
-)
 # Where data and tokenizer lie may change too: they are known by what is in them (`check_data`,
 # `own_tokenizer`).
 PLACES = ("data.path", "data.validation_path", "data.validation_sets", "data.tokenizer")
@@ -118,7 +102,7 @@ def find_run(root: str | pathlib.Path) -> RunFolder:
 
 def open_run(root: str | pathlib.Path, config: Config) -> RunFolder:
     """The folder of a new run, or of one that is to go on: with the same configuration, but for the
-    keys of `MAY_CHANGE` and `PLACES`.
+    keys that are marked `may_change` and `PLACES`.
 
     Nothing is written yet; config.json stays that of the run's start, each checkpoint has its own.
 
@@ -267,17 +251,14 @@ def _with_tokenizer(config: Config, name: str) -> Config:
 
 
 def _check_same(folder: RunFolder, config: Config) -> None:
-    there, given = (
-        _flat(json.loads(folder.read_config().to_json())),
-        _flat(json.loads(absolute(config).to_json())),
-    )
-    free = (*MAY_CHANGE, *PLACES)
+    there, given = flat(folder.read_config()), flat(absolute(config))
+    free = {*PLACES, *(key.name for key in keys() if key.may_change)}
     if has_checkpoint(folder):  # from which the run goes on, whatever its first parameters were
-        free = (*free, "checkpoint.init_from")
+        free.add("checkpoint.init_from")
     differing = [
         f"{key} is {there.get(key)!r} there and {given.get(key)!r} here"
         for key in sorted(there.keys() | given.keys())
-        if there.get(key) != given.get(key) and not key.startswith(free)
+        if there.get(key) != given.get(key) and key not in free
     ]
     if there["data.tokenizer"] == "byte" != config.data.tokenizer:
         differing.append(f"data.tokenizer is 'byte' there and {config.data.tokenizer!r} here")
@@ -290,14 +271,6 @@ def _check_same(folder: RunFolder, config: Config) -> None:
             f"Give another --workdir, or the "
             "same configuration to resume that run"
         )
-
-
-def _flat(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {
-        f"{section}.{key}": value
-        for section, keys in sections.items()
-        for key, value in keys.items()
-    }
 
 
 def write_data_record(folder: RunFolder, text: str) -> None:

@@ -1,17 +1,17 @@
 """The table of mixers. `register` adds one, also from a notebook.
 
-    mlstm      matrix memory in the paper's block, with its up-projection (2405.04517, figure 11)
-    mlstm_7b   matrix memory in the block of xLSTM 7B (2503.13427, figure 8)
-    slstm      scalar memory with memory mixing (2405.04517, figure 10)
-    attention  causal softmax attention, rotary positions, grouped heads
-    mlp        feed-forward layer, gated or not
+mlstm      matrix memory in the paper's block, with its up-projection (2405.04517, figure 11)
+mlstm_7b   matrix memory in the block of xLSTM 7B (2503.13427, figure 8)
+slstm      scalar memory with memory mixing (2405.04517, figure 10)
+attention  causal softmax attention, rotary positions, grouped heads
+mlp        feed-forward layer, gated or not
 """
 
 import re
 
 from xlstm_jax.errors import UserError
 from xlstm_jax.models.mixer import Mixer
-from xlstm_jax.models.mixers import attention, mlp, mlstm, mlstm_7b, slstm
+from xlstm_jax.models.mixers import mlp, mlstm, mlstm_7b, slstm
 
 _TABLE: dict[str, Mixer] = {}
 
@@ -46,5 +46,4 @@ def names() -> tuple[str, ...]:
 register("mlstm", mlstm.MIXER)
 register("mlstm_7b", mlstm_7b.MIXER)
 register("slstm", slstm.MIXER)
-register("attention", attention.MIXER)
 register("mlp", mlp.MIXER)

@@ -1,12 +1,11 @@
 """The feed-forward layer, gated or not.
 
-    gated:      y = down(activation(gate x) * up x)
-    otherwise:  y = down(activation(up x))
+gated:      y = down(activation(gate x) * up x)
+otherwise:  y = down(activation(up x))
 """
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,9 @@ class MLPConfig:
     gated: bool = setting(True, "times a second projection")
     factor: float | None = setting(1.3, "hidden dimension / D; or give hidden", above=0)
     hidden: int | None = setting(None, "F, hidden dimension", at_least=1)
-    round_to: int = setting(64, "the hidden dimension is rounded up to a multiple of it", at_least=1)
+    round_to: int = setting(
+        64, "the hidden dimension is rounded up to a multiple of it", at_least=1
+    )
     whole_first: bool = setting(
         False, "factor x D is cut to a whole number before rounding up, as xLSTM 7B does"
     )

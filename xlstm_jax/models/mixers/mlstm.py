@@ -1,9 +1,9 @@
 """The paper's mLSTM block (2405.04517, figure 11): matrix memory inside an up-projection.
 
-    u, z = up x                            c = SiLU(conv(u))
-    q = Q c,  k = K c,  v = V u            block-diagonal maps
-    i, f = gates of (q, k, v)              h = mLSTM(q, k, v, i, f)
-    y = down((norm(h) + skip * c) * SiLU(z))
+u, z = up x                            c = SiLU(conv(u))
+q = Q c,  k = K c,  v = V u            block-diagonal maps
+i, f = gates of (q, k, v)              h = mLSTM(q, k, v, i, f)
+y = down((norm(h) + skip * c) * SiLU(z))
 """
 
 import dataclasses
@@ -37,15 +37,15 @@ from xlstm_jax.parallel import constrain
 from xlstm_jax.settings import setting
 from xlstm_jax.typing import Activations, Array, Float
 
+NAME = "mlstm"
+
 
 @dataclasses.dataclass(frozen=True)
 class MLSTMConfig(MLSTMCellConfig):
     """Settings of the paper's mLSTM block."""
 
     up_factor: float = setting(2.0, "inner dimension / D, rounded up to 64", above=0)
-    conv_width: int = setting(
-        4, "taps of the causal convolution; 0 leaves it out", at_least=0
-    )
+    conv_width: int = setting(4, "taps of the causal convolution; 0 leaves it out", at_least=0)
     qkv_block_size: int = setting(
         4, "block size of the block-diagonal q, k, v projections", at_least=1
     )
@@ -92,7 +92,7 @@ class MLSTM(nn.Module):
         q, k = block_diagonal(name="query")(c), block_diagonal(name="key")(c)
         v = block_diagonal(name="value")(u)
         gates = gates_of(self, settings, q, k, v)
-        h, cell = matrix_memory(settings, q, k, v, gates, cell, segments)
+        h, cell = matrix_memory(settings, q, k, v, gates, cell, segments, NAME)
 
         skip_init = nn.with_logical_partitioning(nn.initializers.ones, ("inner",))
         skip = self.param("skip", skip_init, (inner,)).astype(x.dtype)
@@ -139,7 +139,6 @@ def check(settings: MLSTMConfig, dim: int, parts: Parts) -> None:
         )
 
 
-# q, k and v stay float32: their block-diagonal kernels are small.
 MIXER = Mixer(
     section=MLSTMConfig,
     module=MLSTM,

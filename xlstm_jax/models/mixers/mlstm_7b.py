@@ -1,7 +1,7 @@
 """The matrix memory of xLSTM 7B (arXiv 2503.13427, figure 8): dense projections, no convolution.
 
-    q = Q x,  k = K x,  v = V x,  o = O x          i, f = gates of x
-    y = out(norm(mLSTM(q, k, v, i, f)) * sigmoid(o))
+q = Q x,  k = K x,  v = V x,  o = O x          i, f = gates of x
+y = out(norm(mLSTM(q, k, v, i, f)) * sigmoid(o))
 """
 
 import dataclasses
@@ -24,6 +24,8 @@ from xlstm_jax.models.mlstm_cell import (
 )
 from xlstm_jax.settings import setting
 from xlstm_jax.typing import Activations
+
+NAME = "mlstm_7b"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ class MLSTM7B(nn.Module):
         v = Projection(dim, axes, init, name="value")(x)
         o = Projection(dim, axes, nn.initializers.zeros, name="output_gate")(x)
         gates = gates_of(self, settings, x)
-        h, state = matrix_memory(settings, q, k, v, gates, state, segments)
+        h, state = matrix_memory(settings, q, k, v, gates, state, segments, NAME)
         y = HeadNorm(settings.norm_eps, name="head_norm")(h) * jax.nn.sigmoid(o)
         out_init = wang_init(dim, self.depth.num_blocks)
         return Projection(dim, ("heads", "embed"), out_init, name="out_projection")(y), state

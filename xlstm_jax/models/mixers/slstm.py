@@ -23,7 +23,7 @@ from xlstm_jax.models.layers import RESIDUAL_STREAM, HeadNorm, record_gates, spl
 from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments
 from xlstm_jax.parallel import constrain, slstm
 from xlstm_jax.settings import setting
-from xlstm_jax.typing import Activations, Array, Float, HeadActivations, Int
+from xlstm_jax.typing import Activations, Array, Float, HeadActivations
 
 INPUT, FORGET, CELL_INPUT, OUTPUT = range(4)  # the gates' order in every array: i, f, z, o
 KERNEL_AXES = ("gates", "heads", "head_dim", "head_dim_out")
@@ -38,7 +38,9 @@ class SLSTMConfig:
         4, "taps of the causal convolution; 0 leaves it out, and its SiLU", at_least=0
     )
     recurrent_init: str = setting(
-        "zeros", 'of the recurrent kernels, or "uniform" in +-1/sqrt(D)', choices=("zeros", "uniform")
+        "zeros",
+        'of the recurrent kernels, or "uniform" in +-1/sqrt(D)',
+        choices=("zeros", "uniform"),
     )
     recurrent_gradient_clip: float | None = setting(
         None, "bound on the gradient through R h; the paper used 10", above=0
@@ -48,6 +50,7 @@ class SLSTMConfig:
         None,
         "one of pallas_kernels' names; unset takes the best that serves the device",
         choices=tuple(BACKENDS),
+        may_change=True,
     )
 
 
@@ -131,7 +134,7 @@ class SLSTM(nn.Module):
         record_gates(
             self, "slstm", gates[:, :, INPUT] + bias[INPUT], gates[:, :, FORGET] + bias[FORGET]
         )
-        with backend_of("backend of the sLSTM", settings.backend):
+        with backend_of("model.slstm.backend", settings.backend):
             h, cell = slstm(
                 gates,
                 recurrent_kernel.astype(x.dtype),
@@ -195,7 +198,11 @@ def check(settings: SLSTMConfig, dim: int, parts: Parts) -> None:
         )
 
 
-# The gates' kernels stay float32: their products are made in it.
 MIXER = Mixer(
-    section=SLSTMConfig, module=SLSTM, flops=flops, empty_state=empty_state, check=check
+    section=SLSTMConfig,
+    module=SLSTM,
+    flops=flops,
+    empty_state=empty_state,
+    check=check,
+    cast=frozenset({"gates"}),
 )
