@@ -3,6 +3,7 @@
 """
 
 import itertools
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -15,51 +16,54 @@ def get_config() -> ConfigDict:
     return default_config_dict()
 
 
-def slimpajama(
-    variant: str,
-    *,
-    dim: int,
-    num_blocks: int,
-    slstm_positions: tuple[int, ...],
-    peaks: dict[str, float],
-    batch_size: int = 256,
-) -> ConfigDict:
-    """A run of the paper (2405.04517, sections 4.2 and 4.3, appendix B.2 and B.3, table 7).
+def split_variant(
+    variant: str, peaks: Mapping[str, Sequence[float | None]]
+) -> tuple[str, str]:
+    """The two parts of a variant "NAME-TOKENS", where TOKENS is "15b" or "300b".
 
     Args:
-        variant: "KIND-TOKENS": "1_0" (xLSTM[1:0]) or "7_1" (sLSTM blocks at `slstm_positions`), and
-            a key of `peaks`.
-        peaks: peak learning rate of the "15b" and the "300b" run, where there is one.
-        batch_size: of the 300B run, whose 314.6B tokens it shares among the steps; the 15B runs
-            have 256.
+        peaks: by name the peak learning rates of the 15B and the 300B run; None where there is no
+            such run.
 
     Raises:
         UserError: there is no such variant.
     """
-    known = [f"{kind}-{tokens}" for tokens in peaks for kind in ("1_0", "7_1")]
+    known = [
+        f"{name}-{tokens}"
+        for number, tokens in enumerate(("15b", "300b"))
+        for name, rates in peaks.items()
+        if rates[number] is not None
+    ]
     if variant not in known:
         raise UserError(
             f"config variant {variant!r} does not exist; the variants of this file are "
             f"{', '.join(known)}"
         )
-    kind, tokens = variant.split("-")
+    name, _, tokens = variant.rpartition("-")
+    return name, tokens
 
+
+def slimpajama_run(tokens: str, peak: float, batch_size: int = 256) -> ConfigDict:
+    """Data, length and schedule of a run of the paper (2405.04517, sections 4.2 and 4.3, appendix
+    B.2 and B.3, table 7); the model is left to be filled in.
+
+    Args:
+        tokens: "15b" or "300b".
+        peak: learning rate.
+        batch_size: of the 300B run, whose 314.6B tokens it shares among the steps; the 15B runs
+            have 256.
+    """
     config = get_config()
     # GPT-2's 50,257, padded: only so do the parameter counts fit the printed ones
     config.model.vocab_size = 50304
-    config.model.dim = dim
-    config.model.num_blocks = num_blocks
     config.model.remat = "block"
-    if kind == "7_1":
-        config.model.blocks = with_slstm(num_blocks, slstm_positions)
-        config.model.slstm.recurrent_gradient_clip = 10.0  # appendix A.2
 
     config.data.path = "data/slimpajama-gpt2"
     config.data.tokenizer = "data/slimpajama-gpt2/tokenizer.json"
     config.data.context_length = 2048
     config.data.batch_size = 256 if tokens == "15b" else batch_size
 
-    config.optimizer.learning_rate = peaks[tokens]
+    config.optimizer.learning_rate = peak
     if tokens == "15b":
         # one epoch of 14.77B tokens, ours being the first of the prepared folder, ...
         config.train.steps = 28_170
@@ -73,6 +77,33 @@ def slimpajama(
     config.eval.context_length = 2048
     config.eval.max_tokens = 10_000_000
     config.checkpoint.every = 5_000
+    return config
+
+
+def xlstm(
+    variant: str,
+    *,
+    dim: int,
+    num_blocks: int,
+    slstm_positions: tuple[int, ...],
+    peaks: tuple[float, float | None],
+    batch_size: int = 256,
+) -> ConfigDict:
+    """A SlimPajama run of an xLSTM.
+
+    Args:
+        variant: "KIND-TOKENS" with KIND "1_0" (xLSTM[1:0]) or "7_1" (sLSTM blocks at
+            `slstm_positions`).
+        peaks: peak learning rates of the 15B and the 300B run.
+        batch_size: of the 300B run.
+    """
+    kind, tokens = split_variant(variant, dict.fromkeys(("1_0", "7_1"), peaks))
+    config = slimpajama_run(tokens, peaks[tokens == "300b"], batch_size)
+    config.model.dim = dim
+    config.model.num_blocks = num_blocks
+    if kind == "7_1":
+        config.model.blocks = with_slstm(num_blocks, slstm_positions)
+        config.model.slstm.recurrent_gradient_clip = 10.0  # appendix A.2
     return config
 
 

@@ -1,12 +1,10 @@
 """xLSTM 350M on SlimPajama: xLSTM[1:0] and xLSTM[7:1] of arXiv 2405.04517, table 7 and appendix B.
 
-    variant   parameters  length of the run, learning rate                     expected held-out
-    loss, nats per GPT-2 token 1_0-15b      409.3M  14.77B tokens,  28,170 steps x 256 x 2048, peak
-    0.001  2.597 (perplexity 13.43, paper, table 1) 7_1-15b      408.4M  14.77B tokens,  28,170
-    steps x 256 x 2048, peak 0.001  2.601 (perplexity 13.48, paper, table 1) 1_0-300b     409.3M
-    314.6B tokens, 600,000 steps x 256 x 2048, peak 0.00075  2.426 (perplexity 11.31, paper, table
-    3) 7_1-300b     408.4M  314.6B tokens, 600,000 steps x 256 x 2048, peak 0.00075  2.431
-    (perplexity 11.37, paper, table 3)
+    variant   parameters  tokens   steps x batch   peak rate  expected held-out loss in nats (perplexity)
+    1_0-15b      409.3M   14.77B   28,170 x 256   0.001      2.597 (paper: 13.43, table 1)
+    7_1-15b      408.4M   14.77B   28,170 x 256   0.001      2.601 (paper: 13.48, table 1)
+    1_0-300b     409.3M   314.6B  600,000 x 256   0.00075    2.426 (paper: 11.31, table 3)
+    7_1-300b     408.4M   314.6B  600,000 x 256   0.00075    2.431 (paper: 11.37, table 3)
 
 48 blocks, sLSTM at [3, 5, 7, 40, 42, 44]. The default variant is 7_1-300b.
 
@@ -17,10 +15,10 @@ from . import base
 
 
 def get_config(variant: str = "7_1-300b"):
-    return base.slimpajama(
+    return base.xlstm(
         variant,
         dim=1024,
         num_blocks=48,
         slstm_positions=(3, 5, 7, 40, 42, 44),
-        peaks={"15b": 0.001, "300b": 0.00075},
+        peaks=(0.001, 0.00075),
     )

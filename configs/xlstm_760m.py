@@ -1,11 +1,10 @@
 """xLSTM 760M on SlimPajama: xLSTM[1:0] and xLSTM[7:1] of arXiv 2405.04517, table 7 and appendix B.
 
-    variant   parameters  length of the run, learning rate                     expected held-out
-    loss, nats per GPT-2 token 1_0-15b      840.4M  14.77B tokens,  28,170 steps x 256 x 2048, peak
-    0.0009  not in the paper's tables 7_1-15b      839.7M  14.77B tokens,  28,170 steps x 256 x
-    2048, peak 0.0009  not in the paper's tables 1_0-300b     840.4M  314.6B tokens, 600,000 steps x
-    256 x 2048, peak 0.000625  2.288 (perplexity 9.86, paper, table 3) 7_1-300b     839.7M  314.6B
-    tokens, 600,000 steps x 256 x 2048, peak 0.000625  2.294 (perplexity 9.91, paper, table 3)
+    variant   parameters  tokens   steps x batch   peak rate  expected held-out loss in nats (perplexity)
+    1_0-15b      840.4M   14.77B   28,170 x 256   0.0009     not in the paper's tables
+    7_1-15b      839.7M   14.77B   28,170 x 256   0.0009     not in the paper's tables
+    1_0-300b     840.4M   314.6B  600,000 x 256   0.000625   2.288 (paper: 9.86, table 3)
+    7_1-300b     839.7M   314.6B  600,000 x 256   0.000625   2.294 (paper: 9.91, table 3)
 
 48 blocks, sLSTM at [3, 5, 7, 40, 42, 44]. The default variant is 7_1-300b.
 
@@ -16,10 +15,10 @@ from . import base
 
 
 def get_config(variant: str = "7_1-300b"):
-    return base.slimpajama(
+    return base.xlstm(
         variant,
         dim=1536,
         num_blocks=48,
         slstm_positions=(3, 5, 7, 40, 42, 44),
-        peaks={"15b": 0.0009, "300b": 0.000625},
+        peaks=(0.0009, 0.000625),
     )

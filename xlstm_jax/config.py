@@ -22,6 +22,10 @@ from xlstm_jax.models.config import default_values as model_defaults
 from xlstm_jax.models.mixer import Parts
 from xlstm_jax.parallel.mesh import MeshConfig
 from xlstm_jax.settings import Key, setting
+from xlstm_jax.tasks import TaskConfig, make_task, read_task, task_keys
+from xlstm_jax.tasks import default_values as task_defaults
+from xlstm_jax.tasks.config import EvalConfig
+from xlstm_jax.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,26 +113,12 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig:
-    """Evaluation on the held-out data."""
-
-    every: int = setting(1000, "steps; the end of training is always evaluated", at_least=1)
-    batch_size: int = setting(8, "samples of a batch", at_least=1)
-    context_length: int | None = setting(
-        None, "tokens per window; unset: that of training", at_least=1
-    )
-    max_tokens: int | None = setting(None, "evaluate the first tokens only", at_least=1)
-    sample_tokens: int = setting(
-        300, "length of the text generated at the end; 0: none", at_least=0
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
     """One experiment. `load` makes it from a file in `configs/`."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
@@ -138,12 +128,10 @@ class Config:
 
     def values(self) -> dict[str, dict[str, Any]]:
         """All keys as nested dictionaries."""
-        plain = {
-            name: dataclasses.asdict(section)
+        return {
+            name: section.values() if name in NESTED else dataclasses.asdict(section)
             for name, section in vars(self).items()
-            if name != "model"
         }
-        return {"model": self.model.values(), **plain}
 
     def to_json(self) -> str:
         """The resolved configuration as JSON, the text of a run's `config.json`."""
@@ -151,17 +139,20 @@ class Config:
 
 
 SECTIONS = {field.name: field.default_factory for field in dataclasses.fields(Config)}
+# Sections with a subsection for each registered part: how one is read, its defaults, its keys.
+NESTED = {
+    "model": (read_model, model_defaults, model_keys),
+    "task": (read_task, task_defaults, task_keys),
+}
 
 
 def keys() -> list[Key]:
     """Every key that can be given, section by section; a mixer that is registered adds its own."""
-    plain = (
+    return [
         key
         for name, section in SECTIONS.items()
-        if name != "model"
-        for key in settings.keys(section, name)
-    )
-    return [*model_keys(), *plain]
+        for key in (NESTED[name][2]() if name in NESTED else settings.keys(section, name))
+    ]
 
 
 def find_key(name: str) -> Key:
@@ -195,10 +186,12 @@ def default_config_dict() -> ml_collections.ConfigDict:
     """Every key with its default, as a locked ConfigDict; None becomes a placeholder of the key's
     type.
     """
-    plain = {
-        name: settings.defaults(section) for name, section in SECTIONS.items() if name != "model"
-    }
-    return ml_collections.ConfigDict({"model": model_defaults(), **plain}).lock()
+    return ml_collections.ConfigDict(
+        {
+            name: NESTED[name][1]() if name in NESTED else settings.defaults(section)
+            for name, section in SECTIONS.items()
+        }
+    ).lock()
 
 
 def from_json(text: str) -> Config:
@@ -240,14 +233,19 @@ def _from_sections(given: Mapping[str, Any]) -> Config:
             raise UserError(settings.unknown_key(name, SECTIONS))
         if not isinstance(values, Mapping):
             raise UserError(f"config section {name} is {values!r}; it must have keys")
-    made = {
-        name: settings.read(section, given.get(name, {}), name)
-        for name, section in SECTIONS.items()
-        if name != "model"
-    }
-    config = Config(model=read_model(given.get("model", {})), **made)
+    made = {}
+    for name, section in SECTIONS.items():
+        values = given.get(name, {})
+        nested = name in NESTED
+        made[name] = NESTED[name][0](values) if nested else settings.read(section, values, name)
+    config = Config(**made)
     check(config)
     return config
+
+
+def task_of(config: Config) -> Task:
+    """What the configuration says is learned; no data are touched."""
+    return make_task(config.task, config.model, config.data, config.eval)
 
 
 def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -265,6 +263,7 @@ def check(config: Config) -> None:
     """Raises `UserError` where values of several keys can't work together."""
     mesh = config.mesh
     check_model(config.model, Parts(tensor=max(mesh.tensor, 1), sequence=max(mesh.sequence, 1)))
+    task_of(config)  # refuses keys that the task does not read
     _check_training(config)
     if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
         raise UserError(

@@ -11,6 +11,7 @@ and the call `(x [B T D], state, segments) -> (y [B T D], state)`. A state of No
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from flax import linen as nn
 
 from xlstm_jax.typing import Array, Int, SegmentIds
@@ -42,6 +43,12 @@ class Segments(NamedTuple):
     ids: SegmentIds | None = None
     previous: Int[Array, " B"] | None = None
     positions: Int[Array, "B T"] | None = None
+
+    def positions_of(self, shape: tuple[int, int]) -> Int[Array, "B T"]:
+        """The positions of [B T] tokens, also where all rows begin here."""
+        if self.positions is not None:
+            return self.positions
+        return jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
 
 
 ONE_DOCUMENT = Segments()

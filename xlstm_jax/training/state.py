@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 
 from xlstm_jax.config import TrainConfig
 from xlstm_jax.parallel import parameter_shardings, replicated
+from xlstm_jax.tasks.task import Task
 from xlstm_jax.training.guard import GuardState, init_guard
 
 
@@ -25,17 +26,16 @@ class TrainState(NamedTuple):
     guard: GuardState
 
 
-def init_params(model: nn.Module, seed: int) -> Any:
+def init_params(task: Task, model: nn.Module, seed: int) -> Any:
     """Freshly initialised parameters; a pure function of the model and the seed."""
-    variables = model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))
-    return nn.meta.unbox(variables)["params"]
+    return nn.meta.unbox(task.init(model, jax.random.key(seed)))["params"]
 
 
 def init_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, config: TrainConfig
+    task: Task, model: nn.Module, optimizer: optax.GradientTransformation, config: TrainConfig
 ) -> TrainState:
     """The state before step 1. Trace it under `jit`, or under `jax.eval_shape` for shapes alone."""
-    return start_from(init_params(model, config.seed), optimizer, config)
+    return start_from(init_params(task, model, config.seed), optimizer, config)
 
 
 def start_from(
@@ -47,11 +47,11 @@ def start_from(
     )
 
 
-def abstract_params(model: nn.Module, where: Mesh | Sharding | None = None) -> Any:
+def abstract_params(task: Task, model: nn.Module, where: Mesh | Sharding | None = None) -> Any:
     """Names, shapes, dtypes and shardings of the parameters; nothing is computed. On a mesh each
     lies as its logical axes say.
     """
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
+    variables = jax.eval_shape(lambda: task.init(model, jax.random.key(0)))
     shapes = nn.meta.unbox(variables)["params"]
     return with_sharding(
         shapes,
@@ -60,6 +60,7 @@ def abstract_params(model: nn.Module, where: Mesh | Sharding | None = None) -> A
 
 
 def abstract_state(
+    task: Task,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     config: TrainConfig,
@@ -68,10 +69,10 @@ def abstract_state(
     """The same for the whole state: what the optimizer keeps of a parameter lies where the
     parameter does.
     """
-    state = jax.eval_shape(lambda: init_state(model, optimizer, config))
+    state = jax.eval_shape(lambda: init_state(task, model, optimizer, config))
     if not isinstance(where, Mesh):
         return with_sharding(state, where)
-    shardings = shardings_of(abstract_params(model, where))
+    shardings = shardings_of(abstract_params(task, model, where))
     by_path = dict(jax.tree_util.tree_flatten_with_path(shardings)[0])
     whole = replicated(where)
 

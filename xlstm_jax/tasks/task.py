@@ -1,0 +1,125 @@
+"""What a task is: samples, a model with its own input and head, a loss, and what is told of it.
+
+The trainer and the evaluator know nothing else of what is learned. They ask for batches, compute
+`sums` of them, add these over micro-batches, devices and batches, and divide once.
+"""
+
+import abc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import grain
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from xlstm_jax.data.config import DataConfig
+from xlstm_jax.models import ModelConfig
+from xlstm_jax.tasks.config import EvalConfig
+
+# A batch is a tuple of arrays whose first axis is the row and whose second, where there is one, the
+# time: NumPy arrays from the host, or arrays on devices.
+Batch = Any
+# name -> (sum, weight): means that are not divided yet. "loss" is among them; the gradient is that
+# of its sum over its weight. Weights do not depend on the parameters.
+Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
+Totals = Mapping[str, tuple[float, float]]  # the same, added up on the host
+
+READ_AHEAD = 8  # batches
+
+
+class HeldOut(NamedTuple):
+    """Data that a model is evaluated on.
+
+    Attributes:
+        batches: number of rows -> all batches, in order; the last is filled up with what has no
+            weight.
+        time: length of the rows.
+        constants: what is known of the whole data and joins the totals, as the bytes of a text.
+    """
+
+    batches: Callable[[int], Iterator[Batch]]
+    time: int
+    constants: Totals = {}
+
+
+class Task(abc.ABC):
+    """What is learned. Made from a configuration without touching data; `check` opens them.
+
+    Attributes:
+        settings: the task's own section.
+        model_config, data, evaluation: the sections `model`, `data` and `eval`.
+    """
+
+    def __init__(
+        self, settings: Any, model: ModelConfig, data: DataConfig, evaluation: EvalConfig
+    ) -> None:
+        self.settings, self.model_config = settings, model
+        self.data, self.evaluation = data, evaluation
+
+    @abc.abstractmethod
+    def model(self, *, stacked: bool = False) -> nn.Module:
+        """The module that is trained; `stacked` as in `Backbone`."""
+
+    @abc.abstractmethod
+    def shapes(self, rows: int, time: int | None = None) -> Batch:
+        """A batch as `jax.ShapeDtypeStruct`s; of training samples' length where no time is given."""
+
+    @abc.abstractmethod
+    def init(self, model: nn.Module, key: jax.Array) -> Any:
+        """Fresh variables of the model, in flax's boxes."""
+
+    @abc.abstractmethod
+    def batch(self, seed: int, step: int, rows: Sequence[int]) -> Batch:
+        """These rows of the training batch of a step, counted from 0; a pure function, so that a
+        run can go on anywhere and hosts can read different rows.
+        """
+
+    @abc.abstractmethod
+    def held_out(self) -> Mapping[str, HeldOut]:
+        """The sets that are evaluated on by name, "validation" first."""
+
+    @abc.abstractmethod
+    def sums(
+        self,
+        model: nn.Module,
+        variables: Any,
+        batch: Batch,
+        *,
+        train: bool = False,
+        rngs: Mapping[str, jax.Array] | None = None,
+    ) -> Sums:
+        """What a batch adds to each mean."""
+
+    def summary(self, totals: Totals) -> dict[str, float]:
+        """The numbers that people read, from the totals of an evaluation."""
+        return {name: total / weight for name, (total, weight) in totals.items() if weight}
+
+    def line(self, summary: Mapping[str, float]) -> str:
+        """The summary in one line."""
+        return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in summary.items())
+
+    def batches(self, start: int, rows: Sequence[int]) -> Iterator[Batch]:
+        """These rows of the batches from step `start` on, read ahead."""
+        steps = grain.MapDataset.range(start, np.iinfo(np.int32).max)
+        batches = steps.map(lambda step: self.batch(self.data.seed, step, rows))
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
+        return iter(batches.to_iter_dataset(options))
+
+    def check(self) -> None:
+        """Opens what is needed and raises `UserError` for what is missing or can't be used."""
+
+    def description(self) -> list[str]:
+        """Lines for the terminal on what is learned."""
+        return []
+
+    def position(self, step: int) -> dict[str, int]:
+        """The place in the data after a step, as numbers for a checkpoint; other data give other
+        numbers.
+        """
+        return {"step": step}
+
+    def record(self) -> dict[str, Any]:
+        """What the data are, for data.json."""
+        return {}
