@@ -1,6 +1,6 @@
 """xLSTM 1.3B on SlimPajama: xLSTM[1:0] and xLSTM[7:1] of arXiv 2405.04517, table 7 and appendix B.
 
-    variant   parameters  tokens   steps x batch   peak rate  expected held-out loss in nats (perplexity)
+    variant   parameters  tokens   steps x batch   peak rate  expected loss, nats (perplexity)
     1_0-15b    1,422.6M   14.77B   28,170 x 256   0.0009     not in the paper's tables
     7_1-15b    1,420.1M   14.77B   28,170 x 256   0.0009     not in the paper's tables
     1_0-300b   1,422.6M   314.6B  300,000 x 512   0.0005     2.185 (paper: 8.89, table 3)

@@ -1,6 +1,6 @@
 """xLSTM 125M on SlimPajama: xLSTM[1:0] and xLSTM[7:1] of arXiv 2405.04517, table 7 and appendix B.
 
-    variant   parameters  tokens   steps x batch   peak rate  expected held-out loss in nats (perplexity)
+    variant   parameters  tokens   steps x batch   peak rate  expected loss, nats (perplexity)
     1_0-15b      163.8M   14.77B   28,170 x 256   0.003      not in the paper's tables
     7_1-15b      163.7M   14.77B   28,170 x 256   0.003      not in the paper's tables
     1_0-300b     163.8M   314.6B  600,000 x 256   0.0015     2.683 (paper: 14.63, table 3)

@@ -1,10 +1,11 @@
 """xLSTM 2.7B on SlimPajama: xLSTM[1:0] and xLSTM[7:1] of arXiv 2405.04517, table 7 and appendix B.
 
-    variant   parameters  tokens   steps x batch   peak rate  expected held-out loss in nats (perplexity)
+    variant   parameters  tokens   steps x batch   peak rate  expected loss, nats (perplexity)
     1_0-15b    2,788.4M   14.77B   28,170 x 256   0.0008     not in the paper's tables
     7_1-15b    2,783.3M   14.77B   28,170 x 256   0.0008     not in the paper's tables
 
-64 blocks, sLSTM at [3, 5, 7, 9, 54, 56, 58, 60]: ours, none are published. The default variant is 7_1-15b.
+64 blocks, sLSTM at [3, 5, 7, 9, 54, 56, 58, 60]: ours, none are published. The default variant is
+7_1-15b.
 
     python train.py --config=configs/xlstm_2.7b.py:7_1-15b --workdir=DIR
 """

@@ -1,6 +1,6 @@
 """xLSTM 350M on SlimPajama: xLSTM[1:0] and xLSTM[7:1] of arXiv 2405.04517, table 7 and appendix B.
 
-    variant   parameters  tokens   steps x batch   peak rate  expected held-out loss in nats (perplexity)
+    variant   parameters  tokens   steps x batch   peak rate  expected loss, nats (perplexity)
     1_0-15b      409.3M   14.77B   28,170 x 256   0.001      2.597 (paper: 13.43, table 1)
     7_1-15b      408.4M   14.77B   28,170 x 256   0.001      2.601 (paper: 13.48, table 1)
     1_0-300b     409.3M   314.6B  600,000 x 256   0.00075    2.426 (paper: 11.31, table 3)

@@ -94,7 +94,8 @@ def traces(config: ModelConfig) -> tuple[str, str]:
 
 @functools.cache
 def base_traces(mixer: str, key: str) -> tuple[str, str]:
-    return traces(read_model(changed(mixer, TOGETHER.get(key, {}))))
+    together = {} if key == "hidden" else TOGETHER.get(key, {})
+    return traces(read_model(changed(mixer, together)))
 
 
 def changed(mixer: str, changes: dict) -> dict:

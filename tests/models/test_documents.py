@@ -21,7 +21,7 @@ def test_no_logit_depends_on_a_later_token(config, random_variables, jitted):
 
 
 def per_token_loss(model, variables, tokens, segments=None):
-    logits, _ = model.apply(variables, tokens, segments=segment_ids)
+    logits, _ = model.apply(variables, tokens, segments=segments)
     return jnp.take_along_axis(jax.nn.log_softmax(logits), (tokens[..., None] + 1) % 23, axis=-1)[
         ..., 0
     ]

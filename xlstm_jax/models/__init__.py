@@ -5,6 +5,7 @@ from xlstm_jax.models.config import ModelConfig
 from xlstm_jax.models.language_model import LanguageModel, build_model
 from xlstm_jax.models.mixer import Depth, Mixer, Segments
 from xlstm_jax.models.mixers import register
+from xlstm_jax.models.sequence_model import SequenceModel
 
 __all__ = [
     "Backbone",
@@ -14,6 +15,7 @@ __all__ = [
     "Mixer",
     "ModelConfig",
     "Segments",
+    "SequenceModel",
     "build_model",
     "register",
 ]

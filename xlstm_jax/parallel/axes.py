@@ -25,6 +25,7 @@ LOGICAL_AXIS_RULES = {
     "ffn": ("tensor",),
     "vocab": ("tensor",),
     "positions": (),
+    "features": (),
     "heads": ("tensor",),
     "layers": (),
     "gates": (),

@@ -45,7 +45,9 @@ class MLPConfig:
 
     def hidden_dim(self, dim: int) -> int:
         """F."""
-        size = self.hidden if self.hidden is not None else self.factor * dim
+        if self.hidden is not None:
+            return self.hidden
+        size = self.factor * dim
         return round_up(int(size) if self.whole_first else size, self.round_to)
 
 
