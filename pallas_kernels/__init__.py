@@ -1,7 +1,8 @@
-"""The xLSTM cells as pure functions: `mlstm`, `slstm` and their states. Depends on jax and
-jaxtyping alone.
+"""The xLSTM cells and what the models beside them are made of, as pure functions with their
+states: `mlstm`, `slstm`, `attention`. Depends on jax and jaxtyping alone.
 """
 
+from pallas_kernels.attention import AttentionState, attention, cache_room, rotary
 from pallas_kernels.cpu_compiler import avoid_wrong_fusions
 from pallas_kernels.mlstm import mlstm
 from pallas_kernels.slstm import slstm
@@ -9,4 +10,13 @@ from pallas_kernels.typing import MLSTMState, SLSTMState
 
 avoid_wrong_fusions()
 
-__all__ = ["MLSTMState", "SLSTMState", "mlstm", "slstm"]
+__all__ = [
+    "AttentionState",
+    "MLSTMState",
+    "SLSTMState",
+    "attention",
+    "cache_room",
+    "mlstm",
+    "rotary",
+    "slstm",
+]

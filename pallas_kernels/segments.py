@@ -8,6 +8,7 @@ untouched and is looked through when ids are compared.
 
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Int
 
 from pallas_kernels.typing import LastSegment, SegmentIds, TokenFlags
 
@@ -31,6 +32,19 @@ def last_segment(
 ) -> LastSegment:
     """The id the sequence ends with: the previous one where all is padding, -1 where there is none."""
     return jnp.maximum(_ids_so_far(segment_ids, previous_segment)[:, -1], -1)
+
+
+def positions_in_document(
+    starts: TokenFlags, padding: TokenFlags, before: Int[Array, " B"]
+) -> Int[Array, "B T"]:
+    """Number of tokens of its own document before each token, padding not counted.
+
+    starts and padding are those of `segment_borders`, `before` is the number of tokens that the
+    document going on had before this call. A padding token's number means nothing.
+    """
+    count = jnp.cumsum(~padding, axis=1, dtype=jnp.int32)
+    begin = jnp.where(starts, count - 1, -before[:, None])
+    return count - 1 - lax.cummax(begin, axis=1)
 
 
 def _ids_so_far(segment_ids: SegmentIds, previous_segment: LastSegment | None) -> SegmentIds:
