@@ -48,10 +48,35 @@ CONFIGS = {
             "mlp": {"activation": "silu", "whole_first": True},
         },
     ),
+    "llama": ModelConfig(
+        norm="rms",
+        dim=16,
+        num_blocks=2,
+        vocab_size=23,
+        blocks="attention+mlp",
+        mixers={
+            "attention": {"num_heads": 4, "num_groups": 2},
+            "mlp": {"activation": "silu", "factor": 8 / 3},
+        },
+    ),
+    "gpt": ModelConfig(
+        norm_bias=True,
+        dim=16,
+        num_blocks=2,
+        vocab_size=23,
+        blocks="attention+mlp",
+        positions="learned",
+        max_positions=64,
+        tie_embeddings=True,
+        mixers={
+            "attention": {"num_heads": 2, "theta": None, "bias": True},
+            "mlp": {"activation": "gelu_tanh", "gated": False, "factor": 4.0, "bias": True},
+        },
+    ),
 }
 
 
-QUICK = ("paper", "7b")  # what the others change is between them
+QUICK = ("paper", "7b", "llama")  # what the others change is between them
 
 
 @pytest.fixture(

@@ -21,6 +21,7 @@ BASES = {
     | {"blocks": "mlstm_7b", "mlstm_7b": {"num_heads": 2, "qk_factor": 0.5}, "norm": "rms"},
     "slstm": SMALL | {"blocks": "slstm", "slstm": {"num_heads": 2}},
     "mlp": SMALL | {"blocks": "mlp"},
+    "attention": SMALL | {"blocks": "attention", "attention": {"num_heads": 2}},
 }
 
 # A value other than the default for every key, by its name without the mixer's.
@@ -43,6 +44,8 @@ CHANGES = {
     "dtype": "bfloat16",
     "remat": "block",
     "num_heads": 4,
+    "num_groups": 1,
+    "theta": 10.0,
     "up_factor": 8.0,
     "conv_width": 3,
     "qkv_block_size": 8,
@@ -53,7 +56,7 @@ CHANGES = {
     "forget_gate_bias": (1.0, 2.0),
     "gate_soft_cap": 2.0,
     "eps": 0.5,
-    "backend": "recurrent",
+    "backend": "recurrent",  # "reference" for attention
     "chunk_size": 4,
     "recurrent_init": "uniform",
     "recurrent_gradient_clip": 1e-6,
@@ -101,6 +104,8 @@ def base_traces(mixer: str, key: str) -> tuple[str, str]:
 def changed(mixer: str, changes: dict) -> dict:
     own = {field.name for field in dataclasses.fields(mixers.find(mixer).section)}
     base = BASES[mixer]
+    if mixer == "attention" and changes.get("backend") == CHANGES["backend"]:
+        changes = changes | {"backend": "reference"}
     of_mixer = {key: value for key, value in changes.items() if key in own}
     return (
         base

@@ -11,7 +11,7 @@ from xlstm_jax.parallel.devices import (
     platform,
     rows_in_place,
 )
-from xlstm_jax.parallel.functions import mlstm, on_own_part, slstm
+from xlstm_jax.parallel.functions import attention, mlstm, on_own_part, slstm
 from xlstm_jax.parallel.mesh import (
     batch_sharding,
     filled_rows,
@@ -24,6 +24,7 @@ from xlstm_jax.parallel.shardings import check_spread, parameter_shardings
 
 __all__ = [
     "LOGICAL_AXIS_RULES",
+    "attention",
     "batch_sharding",
     "check_spread",
     "compute_dtype",

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 
 from pallas_kernels import sharded
+from pallas_kernels.attention import AttentionState
+from pallas_kernels.attention import attention as attention_on_one_device
 from xlstm_jax.parallel.axes import mesh_axes, partition_spec
 
 
@@ -25,6 +27,40 @@ def slstm(*arrays: Any, **options: Any) -> Any:
     be.
     """
     return sharded.slstm(*arrays, **_cell_axes(), **options)
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    state: AttentionState | None = None,
+    *,
+    segment_ids: Any = None,
+    previous_segment: Any = None,
+    backend: str | None = None,
+) -> tuple[Any, AttentionState | None]:
+    """`pallas_kernels.attention`, its batch and heads spread over the mesh in context; its time is
+    not.
+    """
+
+    def part(q, k, v, ids, previous, *cache, sequence_axis):
+        del sequence_axis
+        before = AttentionState(*cache) if cache else None
+        y, after = attention_on_one_device(
+            q, k, v, before, segment_ids=ids, previous_segment=previous, backend=backend
+        )
+        return (y, *after) if cache else (y,)
+
+    heads, rows = ("batch", None, "heads", None), ("batch",)
+    cache_axes = () if state is None else (heads, heads, rows)
+    # groups of heads come after the heads: where a mesh axis divides them it divides both
+    y, *after = on_own_part(
+        part,
+        *(q, k, v, segment_ids, previous_segment, *(state or ())),
+        axes=(heads, heads, heads, ("batch", None), rows, *cache_axes),
+        out_axes=(heads, *cache_axes),
+    )
+    return y, AttentionState(*after) if after else None
 
 
 def _cell_axes() -> dict[str, tuple[str, ...] | None]:

@@ -26,7 +26,7 @@ from xlstm_jax.models import build_model
 from xlstm_jax.parallel import num_devices
 from xlstm_jax.tasks.config import EvalConfig
 from xlstm_jax.tasks.cross_entropy import projected_cross_entropy_sum, vocabulary_parts
-from xlstm_jax.tasks.perplexity import Perplexity, scored_bytes
+from xlstm_jax.tasks.perplexity import Perplexity, check_scored, scored_bytes
 from xlstm_jax.tasks.task import HeldOut, Sums, Task, Totals
 
 NAME = "language_modelling"
@@ -147,7 +147,9 @@ class LanguageModelling(Task):
 
     def check(self) -> None:
         train_batches(self.source, self.data)  # refuses a text that is shorter than one sample
-        _ = self.held_out_sources
+        for source in self.held_out_sources.values():
+            if self.data.reset_at_document:
+                check_scored(source, self.evaluation.max_tokens)
 
     def description(self) -> list[str]:
         first, *more = self.held_out_sources.items()

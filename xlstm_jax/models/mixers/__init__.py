@@ -11,7 +11,7 @@ import re
 
 from xlstm_jax.errors import UserError
 from xlstm_jax.models.mixer import Mixer
-from xlstm_jax.models.mixers import mlp, mlstm, mlstm_7b, slstm
+from xlstm_jax.models.mixers import attention, mlp, mlstm, mlstm_7b, slstm
 
 _TABLE: dict[str, Mixer] = {}
 
@@ -46,4 +46,5 @@ def names() -> tuple[str, ...]:
 register("mlstm", mlstm.MIXER)
 register("mlstm_7b", mlstm_7b.MIXER)
 register("slstm", slstm.MIXER)
+register("attention", attention.MIXER)
 register("mlp", mlp.MIXER)

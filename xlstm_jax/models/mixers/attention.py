@@ -10,7 +10,8 @@ from typing import Any
 
 from flax import linen as nn
 
-from pallas_kernels.attention import BACKENDS, AttentionState, rotary
+from pallas_kernels.attention import AttentionState, rotary
+from pallas_kernels.attention.api import BACKENDS
 from xlstm_jax.errors import UserError, backend_of
 from xlstm_jax.models.initializers import small_init, wang_init
 from xlstm_jax.models.layers import Projection, split_heads
