@@ -8,6 +8,7 @@ from xlstm_jax.evaluation.paloma import rolling_windows
 from xlstm_jax.evaluation.scoring import Scorer
 from xlstm_jax.generation.generator import Generator
 from xlstm_jax.generation.sampling import Sampling
+from xlstm_jax.installation import install
 
 # The paper's six tasks (table 3): name -> the metric that the paper reports.
 PAPER_TASKS = {
@@ -18,7 +19,6 @@ PAPER_TASKS = {
     "arc_challenge": "acc_norm",
     "winogrande": "acc",
 }
-MISSING = "the downstream suite needs the lm-evaluation-harness: pip install lm-eval==0.4.13"
 
 
 def evaluate_tasks(
@@ -47,7 +47,7 @@ def evaluate_tasks(
         import lm_eval
         from lm_eval.tasks import TaskManager
     except ImportError:
-        raise UserError(MISSING) from None
+        raise UserError(_missing()) from None
     names = [name for task in tasks for name in (PAPER_TASKS if task == "paper" else [task])]
     manager = TaskManager(include_path=include_path, include_defaults=include_path is None)
     if unknown := [name for name in names if name not in manager.all_tasks]:
@@ -75,6 +75,10 @@ def evaluate_tasks(
     return {task: dict(values) for task, values in results["results"].items()}
 
 
+def _missing() -> str:
+    return f"the downstream suite needs the extra `eval`: {install('eval')}"
+
+
 def paper_average(results: dict[str, dict[str, Any]]) -> float | None:
     """The plain mean of the six accuracies in percent, as in the paper; None where one is missing."""
     values = [results.get(task, {}).get(f"{metric},none") for task, metric in PAPER_TASKS.items()]
@@ -88,7 +92,7 @@ def harness_model(scorer: Scorer, generator: Generator, max_length: int = 2048) 
     try:
         from lm_eval.api.model import TemplateLM
     except ImportError:
-        raise UserError(MISSING) from None
+        raise UserError(_missing()) from None
     tokenizer = generator.tokenizer
 
     class HarnessModel(TemplateLM):

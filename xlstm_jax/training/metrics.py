@@ -9,6 +9,7 @@ import tensorboardX
 from matplotlib.figure import Figure
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import install
 from xlstm_jax.parallel import is_first_process
 from xlstm_jax.training.run_folder import RunFolder
 
@@ -80,8 +81,8 @@ def _open_wandb(folder: RunFolder, project: str):
         import wandb
     except ImportError:
         raise UserError(
-            f"config key log.wandb is {project!r}, but wandb is not installed; run: pip install "
-            f"'xlstm-jax-stack[wandb]'"
+            f"config key log.wandb is {project!r}, but wandb is not installed; run: "
+            f"{install('wandb')}"
         ) from None
     name, config = folder.root.name, json.loads(folder.config.read_text())
     return wandb.init(
