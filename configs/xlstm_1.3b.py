@@ -1,10 +1,10 @@
 """xLSTM 1.3B on SlimPajama: xLSTM[1:0] and xLSTM[7:1] of arXiv 2405.04517, table 7 and appendix B.
 
-    variant   parameters  tokens  steps x batch x length  peak rate  expected loss
+    variant   parameters  tokens  steps x batch x length  peak rate  expected loss (perplexity)
     1_0-15b     1,422.6M  14.77B     28,170 x 256 x 2048     0.0009  not in the paper
     7_1-15b     1,420.1M  14.77B     28,170 x 256 x 2048     0.0009  not in the paper
-    1_0-300b    1,422.6M  314.6B    300,000 x 512 x 2048     0.0005  2.185 (perplexity 8.89; table 3)
-    7_1-300b    1,420.1M  314.6B    300,000 x 512 x 2048     0.0005  2.197 (perplexity 9.00; table 3)
+    1_0-300b    1,422.6M  314.6B    300,000 x 512 x 2048     0.0005  2.185 (8.89, table 3)
+    7_1-300b    1,420.1M  314.6B    300,000 x 512 x 2048     0.0005  2.197 (9.00, table 3)
 
 The loss is of the held-out tokens, in nats per GPT-2 token, as printed in the paper.
 

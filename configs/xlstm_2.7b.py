@@ -1,6 +1,6 @@
 """xLSTM 2.7B on SlimPajama: xLSTM[1:0] and xLSTM[7:1] of arXiv 2405.04517, table 7 and appendix B.
 
-    variant   parameters  tokens  steps x batch x length  peak rate  expected loss
+    variant   parameters  tokens  steps x batch x length  peak rate  expected loss (perplexity)
     1_0-15b     2,788.4M  14.77B     28,170 x 256 x 2048     0.0008  not in the paper
     7_1-15b     2,783.3M  14.77B     28,170 x 256 x 2048     0.0008  not in the paper
 

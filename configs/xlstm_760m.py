@@ -1,10 +1,10 @@
 """xLSTM 760M on SlimPajama: xLSTM[1:0] and xLSTM[7:1] of arXiv 2405.04517, table 7 and appendix B.
 
-    variant   parameters  tokens  steps x batch x length  peak rate  expected loss
+    variant   parameters  tokens  steps x batch x length  peak rate  expected loss (perplexity)
     1_0-15b       840.4M  14.77B     28,170 x 256 x 2048     0.0009  not in the paper
     7_1-15b       839.7M  14.77B     28,170 x 256 x 2048     0.0009  not in the paper
-    1_0-300b      840.4M  314.6B    600,000 x 256 x 2048   0.000625  2.288 (perplexity 9.86; table 3)
-    7_1-300b      839.7M  314.6B    600,000 x 256 x 2048   0.000625  2.294 (perplexity 9.91; table 3)
+    1_0-300b      840.4M  314.6B    600,000 x 256 x 2048   0.000625  2.288 (9.86, table 3)
+    7_1-300b      839.7M  314.6B    600,000 x 256 x 2048   0.000625  2.294 (9.91, table 3)
 
 The loss is of the held-out tokens, in nats per GPT-2 token, as printed in the paper.
 

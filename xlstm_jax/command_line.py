@@ -168,7 +168,7 @@ def whole(what: str, given: str, least: int = 0, most: int | None = None) -> int
 
 
 def span(values: flags.FlagValues, name: str) -> tuple[int, int] | None:
-    """The value of an optional flag like 10:12, two counts of which the second is not the smaller."""
+    """The value of an optional flag like 10:12: two counts, the second not below the first."""
     given = values[name].value
     if given is None:
         return None
