@@ -97,3 +97,12 @@ def test_a_section_that_has_no_keys_is_named(tmp_path):
     )
     with pytest.raises(UserError, match="config section model is 3; it must have keys"):
         load(str(file))
+
+
+def test_the_projects_own_files_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load("configs/quickstart.py").model.dim == 128
+    write(tmp_path / "configs", 64)
+    assert load("configs/child.py").model.dim == 64
+    with pytest.raises(UserError, match="'configs/nothing.py' does not exist"):
+        load("configs/nothing.py")
