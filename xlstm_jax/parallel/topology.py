@@ -55,8 +55,8 @@ def _tpu(chip: str, shape: str, slices: int) -> topologies.TopologyDescription:
     # libtpu raises several types, with the shapes that it knows in the text
     except Exception as error:
         raise UserError(
-            f"TPU topology {chip}:{shape} can't be described: {error}. If libtpu is missing: pip "
-            f"install libtpu"
+            f"TPU topology {chip}:{shape} can't be described: {error}. If libtpu is missing: "
+            f"{install('tpu')}"
         ) from error
 
 
