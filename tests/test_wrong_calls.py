@@ -113,8 +113,8 @@ eval | --suite=paloma --paloma=/no/such | /no/such
 eval | --split=test | there is no split 'test'
 eval | --data=/no/such | '/no/such' does not exist
 eval | --max_tokens=-1 | --max_tokens is '-1'; it must be a whole number
-eval | --max_tokens=0 | --max_tokens is '0'
-eval | --batch_size=0 | --batch_size is '0'
+eval | --max_tokens=0 | --max_tokens is 0; it must be at least 1
+eval | --batch_size=0 | --batch_size is 0; it must be at least 1
 eval | --suite=extrapolation --contexts=0 | --contexts is '0'
 eval | --suite=extrapolation --contexts=1² | --contexts is '1²'
 eval | --output={file} | {file}
@@ -124,7 +124,7 @@ generation | --checkpoint=/no/such | '/no/such' does not exist
 generation | --checkpoint=gs://bucket/run | an address
 generation | --max-new-tokens=-3 | --max_new_tokens is '-3'; it must be a whole number of at least
 generation | --max-new-tokens=1.5 | --max_new_tokens is '1.5'
-generation | --samples=0 | --samples is '0'; it must be a whole number of at least 1
+generation | --samples=0 | --samples is '0'; it must be a whole number from 1
 generation | --seed=4294967296 | --seed is '4294967296'; it must be a whole number from 0 to
 generation | --seed=-1 | --seed is '-1'
 generation | --temperature=hot | --temperature is 'hot'; it must be a number
@@ -133,7 +133,7 @@ generation | --temperature=nan | temperature
 generation | --top_p=2 | top_p
 generation | --top_k=0 | top_k
 generation | --interactive --samples=2 | --samples
-generation | --interactive --prompt=x | --prompt
+generation | --interactive=maybe | --interactive
 generation | --prompt=\udcff | --prompt
 generation | --session={file} | session file
 generation | --session={corpus} | {corpus}
@@ -149,7 +149,7 @@ prepare | --tokenizer={file} | is no file of the `tokenizers` library
 prepare | --split=test | --split is 'test'
 prepare | --files=nothing* | fits none of the
 prepare | --holdout-every=1 | holdout-every
-prepare | --max-tokens=0 | --max-tokens is '0'
+prepare | --max-tokens=0 | --max-tokens is 0; it must be at least 1
 prepare | --workers=many | --workers is 'many'
 prepare | --on-damage=maybe | --on-damage is 'maybe'
 prepare | --join=maybe | --join is 'maybe'

@@ -19,6 +19,7 @@ BLOCK = 1 << 20  # bytes of a file in memory at a time
 COMPRESSED_BLOCK = 1 << 14  # small, because it may expand a thousandfold
 LONGEST_LINE = 96 << 20  # bytes; a line is in memory three times, with up to four bytes a character
 ROWS = 64  # of a parquet file in memory at a time
+MISSING_EXTRA = "{} needs the extra `data`: " + install("data")
 
 
 class Piece(NamedTuple):
@@ -168,7 +169,7 @@ def _blocks(path: pathlib.Path) -> Iterator[bytes]:
         try:
             import zstandard
         except ImportError:
-            raise UserError(f"reading .zst needs the extra `data`: {install('data')}") from None
+            raise UserError(MISSING_EXTRA.format("reading .zst")) from None
         # what `zstd` itself takes without --long=31
         decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
         yield from _decompressed(path, decompressor.decompressobj, zstandard.ZstdError)
@@ -207,7 +208,7 @@ def _parquet_records(
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"reading .parquet needs the extra `data`: {install('data')}") from None
+        raise UserError(MISSING_EXTRA.format("reading .parquet")) from None
     row = 0
     try:
         # Buffered and not pre-buffered: a column chunk is read as it is used, not at once.

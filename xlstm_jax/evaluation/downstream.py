@@ -19,6 +19,7 @@ PAPER_TASKS = {
     "arc_challenge": "acc_norm",
     "winogrande": "acc",
 }
+MISSING = f"the downstream suite needs the lm-evaluation-harness: {install('eval')}"
 
 
 def evaluate_tasks(
@@ -47,7 +48,7 @@ def evaluate_tasks(
         import lm_eval
         from lm_eval.tasks import TaskManager
     except ImportError:
-        raise UserError(_missing()) from None
+        raise UserError(MISSING) from None
     names = [name for task in tasks for name in (PAPER_TASKS if task == "paper" else [task])]
     manager = TaskManager(include_path=include_path, include_defaults=include_path is None)
     if unknown := [name for name in names if name not in manager.all_tasks]:
@@ -75,10 +76,6 @@ def evaluate_tasks(
     return {task: dict(values) for task, values in results["results"].items()}
 
 
-def _missing() -> str:
-    return f"the downstream suite needs the extra `eval`: {install('eval')}"
-
-
 def paper_average(results: dict[str, dict[str, Any]]) -> float | None:
     """The plain mean of the six accuracies in percent, as in the paper; None where one is missing."""
     values = [results.get(task, {}).get(f"{metric},none") for task, metric in PAPER_TASKS.items()]
@@ -92,7 +89,7 @@ def harness_model(scorer: Scorer, generator: Generator, max_length: int = 2048) 
     try:
         from lm_eval.api.model import TemplateLM
     except ImportError:
-        raise UserError(_missing()) from None
+        raise UserError(MISSING) from None
     tokenizer = generator.tokenizer
 
     class HarnessModel(TemplateLM):
