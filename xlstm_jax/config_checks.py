@@ -195,13 +195,9 @@ def _check_float64(model: ModelConfig) -> None:
     if model.dtype != "float64":
         return
     # imports jax, which reading a config need not
-    import jax
+    from xlstm_jax.parallel.devices import compute_dtype
 
-    if not jax.config.jax_enable_x64:
-        raise UserError(
-            "config key model.dtype is 'float64', which jax computes in float32 unless it is told "
-            "otherwise; set the environment variable JAX_ENABLE_X64=1, or use 'float32'"
-        )
+    compute_dtype(model.dtype)
 
 
 def _check_backends(model: ModelConfig) -> None:
