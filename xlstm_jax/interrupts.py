@@ -24,9 +24,25 @@ import time
 from collections.abc import Callable, Iterator
 
 EXIT_INTERRUPTED = 130
+EXIT_PREEMPTED = 75  # sysexits.h: EX_TEMPFAIL, try again
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROGRAMS = (ROOT / "train.py", ROOT / "eval.py")
 SECONDS_TO_CLEAN_UP = 2.0  # after Ctrl-C, for a main thread that is in Python
+
+
+class Preempted(BaseException):
+    """A run was asked to end; the message says what is saved.
+
+    It may come from a signal's handler, in the middle of anything: `except Exception` must not take
+    it for an error there, for example for a damaged checkpoint.
+
+    Attributes:
+        status: of the process: 75 after SIGTERM, 130 after Ctrl-C.
+    """
+
+    def __init__(self, message: str, status: int = EXIT_PREEMPTED) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +109,8 @@ def install_hooks() -> None:
     """Ctrl-C that nobody catches is one line and status 130 too, also where Python would drop it.
 
     For a process that belongs to one command. Imports take seconds and come before `run`. Some of
-    jax's callbacks can't raise: Python prints what they raise, here a `KeyboardInterrupt`, and
-    goes on.
+    jax's callbacks can't raise: Python prints what they raise, here what a signal's handler raised,
+    and goes on; then the handler is called again.
     """
     show, show_unraisable = sys.excepthook, sys.unraisablehook
 
@@ -104,9 +120,13 @@ def install_hooks() -> None:
         end_process(EXIT_INTERRUPTED, str(value) or "interrupted")
 
     def dropped(unraisable) -> None:
-        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            number = signal.SIGINT
+        elif issubclass(unraisable.exc_type, Preempted):
+            number = signal.SIGTERM
+        else:
             return show_unraisable(unraisable)
-        again = threading.Timer(0.05, _thread.interrupt_main)
+        again = threading.Timer(0.05, _thread.interrupt_main, [number])
         again.daemon = True
         again.start()
 
