@@ -179,7 +179,7 @@ def set_rule(number: int, new: Rule | None) -> None:
 
 
 def dealt_with() -> None:
-    """Says that a `KeyboardInterrupt` was caught and the process goes on: its time stops running."""
+    """A `KeyboardInterrupt` was caught and the process goes on: its time no longer runs."""
     if _pipe is not None:
         _tell(DEALT_WITH)
 
@@ -198,7 +198,7 @@ def end_process(status: int, line: str | None = None) -> None:
     if not _ending.acquire(blocking=False):
         threading.Event().wait()  # another thread is about to end the process
     if line is not None:
-        _write_line(line)
+        write_line(line)
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(status)
@@ -247,7 +247,8 @@ def _end_by(found: Rule) -> None:
     end_process(found.status, found.words())
 
 
-def _write_line(line: str) -> None:
+def write_line(line: str) -> None:
+    """A line on stderr that waits for no lock; also for a signal's handler."""
     data = (" ".join(line.split()) + "\n").encode()
     with contextlib.suppress(OSError):
         os.write(2, data)

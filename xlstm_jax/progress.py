@@ -14,8 +14,9 @@ def _print(line: str) -> None:
 
 @contextlib.contextmanager
 def doing(what: str, say: Callable[[str], None] = _print) -> Iterator[None]:
-    """Inside it a line says what is done, after `FIRST` seconds and then every `AGAIN` seconds; work
-    that is quicker says nothing.
+    """Inside it a line says what is done, after `FIRST` seconds and then every `AGAIN` seconds.
+
+    Work that is quicker says nothing.
 
     Args:
         what: for example "compiling the training step".

@@ -22,6 +22,7 @@ from xlstm_jax.parallel.mesh import (
 from xlstm_jax.parallel.processes import (
     check_same_everywhere,
     check_shared_folder,
+    everywhere,
     is_first_process,
     own_part,
     put_batch,
@@ -37,6 +38,7 @@ __all__ = [
     "check_spread",
     "compute_dtype",
     "constrain",
+    "everywhere",
     "filled_rows",
     "gathered",
     "has_room",

@@ -7,8 +7,8 @@ import os
 import pathlib
 import time
 import uuid
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from xlstm_jax.errors import UserError
 
+Result = TypeVar("Result")
 SHOWN = 5  # differences in one message
 SECONDS_TO_BE_SEEN = 30.0  # a new file, on another host's side of a network file system
 # Variables that launchers set for each process, and how many processes they speak of.
@@ -84,6 +85,27 @@ def texts_of_all(text: str) -> list[str]:
     padded[: len(data)] = data
     rows = multihost_utils.process_allgather(padded)
     return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def everywhere(work: Callable[[], Result]) -> Result:
+    """What `work` returns; where it finds a mistake of the user in one process, all processes end
+    with that message instead of waiting for it.
+
+    Raises:
+        UserError: of this process, or else of the first that has one.
+    """
+    result, error = None, None
+    try:
+        result = work()
+    except UserError as found:
+        error = found
+    messages = texts_of_all("" if error is None else str(error))
+    if error is not None:
+        raise error
+    for number, message in enumerate(messages):
+        if message:
+            raise UserError(f"process {number} of the job: {message}")
+    return result
 
 
 def check_same_everywhere(values: Mapping[str, Any], what: str) -> None:

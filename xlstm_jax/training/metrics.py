@@ -75,7 +75,7 @@ class MetricsWriter:
                 self._service.close()
 
     def write(self, step: int, split: str, values: Mapping[str, float | int | None]) -> None:
-        """One event; what is None is left out, what is no finite number is written as text ("nan")."""
+        """One event; what is None is left out, what is no finite number becomes text ("nan")."""
         if self._silent or (step, split) in self._there:
             return
         self._there.add((step, split))

@@ -4,7 +4,6 @@ save at the same step and end.
 
 import os
 import signal
-import sys
 import threading
 from types import FrameType
 
@@ -96,7 +95,9 @@ class Preemption:
             self._asked = number
         if number == signal.SIGINT:
             line = "interrupted: this step is finished and saved; Ctrl-C again ends at once\n"
-            os.write(sys.__stderr__.fileno(), line.encode())  # print may be in use by what was interrupted
+            os.write(
+                sys.__stderr__.fileno(), line.encode()
+            )  # print may be in use by what was interrupted
             if jax.process_count() > 1:
                 os.kill(os.getpid(), signal.SIGTERM)  # jax's service tells the others
 
