@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.training.jobs import finish, start, train_losses
-from xlstm_jax.training.preemption import EXIT_PREEMPTED
+from xlstm_jax.interrupts import EXIT_PREEMPTED
 
 MESH = [
     "--config.data.batch_size=8",

@@ -12,6 +12,14 @@ from xlstm_jax.parallel import is_first_process
 from xlstm_jax.training.outlets import Trouble
 
 WIDTH = 100  # columns that a line of a step takes at most
+# What a line that is too long does without, tried in this order; metrics.jsonl has all of it.
+LEFT_OUT = (
+    {},
+    {"rate"},
+    {"per device"},
+    {"per device", "rate"},
+    {"per device", "rate", "gradient"},
+)
 _terminal = Trouble("the terminal, or the file that stdout goes to,")
 
 
@@ -54,14 +62,18 @@ def console_line(
         "loss": f"loss {values['loss']:.4f}",
         "gradient": f"grad norm {values['grad_norm']:.2f}",
         "rate": f"lr {values['learning_rate']:.2e}",
-        "speed": speed and " ".join(filter(None, (speed, per_device))),
+        "speed": speed,
+        "per device": per_device,
         "mfu": None if mfu is None else f"MFU {mfu:.1%}",
         "left": None if seconds_left is None else f"{duration(seconds_left)} left",
         "skipped": f"{skipped} skipped" if skipped else None,
     }
-    shorter = [{"speed": speed}, {"rate": None}, {"gradient": None}, {"mfu": None}]
-    while len(line := "  ".join(filter(None, parts.values()))) > WIDTH and shorter:
-        parts |= shorter.pop(0)
+    line = ""
+    for without in LEFT_OUT:
+        shown = {name: part for name, part in parts.items() if name not in without}
+        line = "  ".join(filter(None, shown.values())).replace("s  (", "s (")
+        if len(line) <= WIDTH:
+            break
     return line
 
 
@@ -91,9 +103,9 @@ def duration(seconds: float | None) -> str:
     return f"{whole}s"
 
 
-def next_commands(workdir: str) -> list[str]:
+def next_commands(workdir: str | os.PathLike) -> list[str]:
     """What a person may type after a run, as lines that a shell takes."""
-    folder = shlex.quote(workdir)
+    folder = shlex.quote(str(workdir))
     return [
         "next:",
         f"  {python()} eval.py --workdir={folder}",

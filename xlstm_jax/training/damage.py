@@ -68,7 +68,7 @@ def _has_loss(file: pathlib.Path) -> bool:
 
 
 def _has_metadata(file: pathlib.Path) -> bool:
-    """Whether Orbax can go on with a checkpoint's metadata; it can without, and with broken JSON."""
+    """Whether Orbax goes on with a checkpoint's metadata; it does without, or with broken JSON."""
     try:
         return isinstance(json.loads(file.read_bytes()), dict)
     except (OSError, ValueError):

@@ -7,6 +7,7 @@ the host needs the state itself (evaluation, checkpoint, the end) they are read 
 import functools
 import json
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,7 +62,9 @@ from xlstm_jax.training.timing import Speed, WallTime
 from xlstm_jax.training.watchdog import Watchdog
 
 
-def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) -> Perplexity:
+def train(
+    config: Config, workdir: str | os.PathLike, profile: tuple[int, int] | None = None
+) -> Perplexity:
     """Trains, or goes on with, the run in `workdir`; returns the last held-out evaluation.
 
     Args:
