@@ -18,7 +18,7 @@ from xlstm_jax.errors import UserError
 
 Result = TypeVar("Result")
 SHOWN = 5  # differences in one message
-SECONDS_TO_BE_SEEN = 30.0  # a new file, on another host's side of a network file system
+SECONDS_TO_BE_SEEN = 10.0  # a new file, on another host's side of a network file system
 # Variables that launchers set for each process, and how many processes they speak of.
 COUNTS = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
