@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "train.accumulation_steps",
     "train.watchdog_",
     "train.heartbeat_seconds",
+    "train.grace_seconds",
     "checkpoint.keep_",
     "log.",
 )
