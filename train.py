@@ -7,7 +7,8 @@
 
 The same command goes on with a run that was stopped. xlstm_jax/config.py lists all keys; the value
 "none" unsets an optional one. The exit status is 0 at the end, 2 for a mistake in the call or the
-data, 75 after SIGTERM (the run is saved, the same command goes on with it) and 130 after Ctrl-C.
+data, 75 after SIGTERM and 130 after Ctrl-C. Both save the step that is being done, and the same
+command goes on with it; a second Ctrl-C ends at once.
 
 With --aot nothing is trained: the training step is compiled for devices that are not there, and its
 memory, collectives and kernels are reported.
@@ -17,10 +18,10 @@ import sys
 from collections.abc import Sequence
 
 from xlstm_jax import command_line, config_flags
+from xlstm_jax.interrupts import Preempted
 from xlstm_jax.parallel.topology import EXAMPLES
 from xlstm_jax.training.aot import report_on
 from xlstm_jax.training.loop import train
-from xlstm_jax.training.preemption import EXIT_PREEMPTED, Preempted
 
 FLAGS = {
     "workdir": "folder of the run; made if it does not exist",
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         return command_line.run(command)
     except Preempted as saved:
         print(saved, file=sys.stderr, flush=True)
-        return EXIT_PREEMPTED
+        return saved.status
 
 
 if __name__ == "__main__":

@@ -50,11 +50,11 @@ def slimpajama_run(tokens: str, peak: float, batch_size: int = 256) -> ConfigDic
     Args:
         tokens: "15b" or "300b".
         peak: learning rate.
-        batch_size: of the 300B run, whose 314.6B tokens it shares among the steps; the 15B runs
+        batch_size: of the 300B run, which has as many steps as 314.6B tokens give; the 15B runs
             have 256.
     """
     config = get_config()
-    # GPT-2's 50,257, padded: only so do the parameter counts fit the printed ones
+    # GPT-2 has 50,257 ids. With rows up to a multiple of 64 the parameter counts are the paper's.
     config.model.vocab_size = 50304
     config.model.remat = "block"
 
@@ -65,10 +65,11 @@ def slimpajama_run(tokens: str, peak: float, batch_size: int = 256) -> ConfigDic
 
     config.optimizer.learning_rate = peak
     if tokens == "15b":
-        # one epoch of 14.77B tokens, ours being the first of the prepared folder, ...
+        # One epoch of 14.77B tokens, here the first ones of the prepared folder. The paper's
+        # schedule is of 30k steps; the run ends before it does.
         config.train.steps = 28_170
         config.data.max_tokens = 28_170 * 256 * 2048
-        config.optimizer.decay_steps = 30_000  # ... of a schedule of 30k steps
+        config.optimizer.decay_steps = 30_000
     else:
         config.train.steps = 600_000 * 256 // batch_size
 

@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 
-from xlstm_jax import config_flags
+from xlstm_jax import config_flags, interrupts
 from xlstm_jax.config import Config
 from xlstm_jax.errors import UserError
 from xlstm_jax.paths import refuse_address
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 EXIT_READER_GONE = 128 + signal.SIGPIPE  # as a shell reports a program that SIGPIPE ended
 # the flags, of all commands, whose value is a path
 PATHS = ("workdir", "checkpoint", "source", "output", "session", "data", "paloma", "task_folder",
@@ -31,14 +30,15 @@ NOT_POSSIBLE = {
 MOST = 2**53  # as good as no limit, and still exact as a float
 
 
-def run(command: Callable[[], None]) -> int:
+def run(command: Callable[[], None], advice: str = "") -> int:
     """Runs a command and returns the process's exit status.
 
-    A `UserError`, or a path that the system refuses, is printed as one line on stderr. Where the
-    reader of the output is gone (`... | head`), the command ends without a word.
+    A `UserError`, or a path that the system refuses, is printed as one line on stderr, and so is
+    Ctrl-C (`interrupts.run`), with `advice`. Where the reader of the output is gone (`... | head`),
+    the command ends without a word.
     """
     try:
-        status = _status_of(command)
+        status = _status_of(command, advice)
         sys.stdout.flush()
     except BrokenPipeError:
         if not _reader_gone():  # a pipe to one of our own processes
@@ -47,23 +47,15 @@ def run(command: Callable[[], None]) -> int:
     return status
 
 
-def _status_of(command: Callable[[], None]) -> int:
+def _status_of(command: Callable[[], None], advice: str) -> int:
     try:
-        command()
+        return interrupts.run(command, advice)
     except UserError as error:
         return _refuse(str(error))
     except OSError as error:
         if error.errno not in NOT_POSSIBLE or error.filename is None:
             raise
         return _refuse(f"{str(error.filename)!r}: {error.strerror}")
-    except KeyboardInterrupt:
-        print(
-            "interrupted; the same command goes on from the newest checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        return EXIT_INTERRUPTED
-    return 0
 
 
 def _refuse(message: str) -> int:
@@ -168,7 +160,7 @@ def whole(what: str, given: str, least: int = 0, most: int | None = None) -> int
 
 
 def span(values: flags.FlagValues, name: str) -> tuple[int, int] | None:
-    """The value of an optional flag like 10:12, two counts of which the second is not the smaller."""
+    """The value of an optional flag like 10:12: two counts, the second not below the first."""
     given = values[name].value
     if given is None:
         return None

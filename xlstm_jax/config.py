@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import ml_collections
 
 from xlstm_jax import config_files, settings
@@ -20,6 +19,7 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.models.config import ModelConfig, check_model, model_keys, read_model
 from xlstm_jax.models.config import default_values as model_defaults
 from xlstm_jax.models.mixer import Parts
+from xlstm_jax.parallel import compute_dtype
 from xlstm_jax.parallel.mesh import MeshConfig
 from xlstm_jax.settings import Key, setting
 from xlstm_jax.tasks import TaskConfig, make_task, read_task, task_keys
@@ -81,6 +81,12 @@ class TrainConfig:
     heartbeat_seconds: int = setting(
         100,
         "with several processes: when a silent one counts as dead and all others are ended",
+        at_least=1,
+        may_change=True,
+    )
+    grace_seconds: int = setting(
+        300,
+        "after SIGTERM or Ctrl-C: when the process ends, also if it could not save until then",
         at_least=1,
         may_change=True,
     )
@@ -265,11 +271,7 @@ def check(config: Config) -> None:
     check_model(config.model, Parts(tensor=max(mesh.tensor, 1), sequence=max(mesh.sequence, 1)))
     task_of(config)  # refuses keys that the task does not read
     _check_training(config)
-    if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
-        raise UserError(
-            "config key model.dtype is 'float64', which jax computes in float32 unless it is told "
-            "otherwise; set the environment variable JAX_ENABLE_X64=1, or use 'float32'"
-        )
+    compute_dtype(config.model.dtype)  # refuses float64 where jax would compute float32
     if config.data.context_length % max(mesh.sequence, 1):
         raise UserError(
             f"config key mesh.sequence is {mesh.sequence}, which does not divide "

@@ -38,6 +38,7 @@ def read(path: str) -> ml_collections.ConfigDict:
         Exception: whatever the file itself raises.
     """
     file, variant = split(path)
+    file = _found(file)
     if os.path.isdir(file):
         raise UserError(f"config file {file!r} is a folder; give one of its files")
     if not os.path.isfile(file):
@@ -72,6 +73,19 @@ def read(path: str) -> ml_collections.ConfigDict:
             f"ConfigDict that it made with xlstm_jax.config.default_config_dict()"
         )
     return values
+
+
+def _found(file: str) -> str:
+    """The file, or the one of that name among the project's own: "configs/quickstart.py" means the
+    same in every working directory that has no such file.
+    """
+    parts = pathlib.PurePath(file).parts
+    if os.path.exists(file) or parts[:1] != ("configs",):
+        return file
+    package = pathlib.Path(__file__).resolve().parent
+    # as installed, and in a clone
+    own = [folder.joinpath(*parts) for folder in (package, package.parent)]
+    return next((str(path) for path in own if path.is_file()), file)
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ import pytest
 import train as train_command
 from tests.training.conftest import ROOT
 from tests.training.jobs import finish, start, train_losses
+from xlstm_jax.interrupts import EXIT_PREEMPTED
 from xlstm_jax.training import loop
-from xlstm_jax.training.preemption import EXIT_PREEMPTED
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.training.jobs import finish, start, train_losses
-from xlstm_jax.training.preemption import EXIT_PREEMPTED
+from xlstm_jax.interrupts import EXIT_PREEMPTED
 
 MESH = [
     "--config.data.batch_size=8",
@@ -100,3 +100,49 @@ def test_when_one_process_dies_the_other_ends_within_the_heartbeat_and_one_goes_
     finally:
         kill(alone)
     assert status == EXIT_PREEMPTED and "resumed from step" in output, output
+
+
+@pytest.mark.slow
+def test_processes_with_different_configurations_or_folders_end_with_a_sentence_each(
+    arguments, tmp_path
+):
+    """Status 2 in both, so that no scheduler starts them again."""
+    cases = {
+        "--config.optimizer.learning_rate=0.02": (
+            "different configurations: optimizer.learning_rate is 0.01 in process 0 and 0.02 in "
+            "process 1. Start all of them with the same command"
+        ),
+        f"--workdir={tmp_path}/other": "do not share one --workdir: process 0 writes to",
+    }
+    for own, message in cases.items():
+        command = arguments(tmp_path / "run", *MESH)
+        for status, output in finish(start(command, processes=2, own={1: [own]})):
+            assert status == 2 and message in output and "Traceback" not in output, output
+        assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_a_mistake_that_one_process_alone_meets_ends_all(arguments, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "other").write_text("no folder")
+    command = arguments(tmp_path / "run", *MESH)
+    processes = start(command, processes=2, own={1: [f"--workdir={tmp_path}/other"]})
+    for status, output in finish(processes):
+        assert status == 2 and "is a file; give a folder" in output, output
+
+
+@pytest.mark.slow
+def test_sigterm_ends_processes_that_no_longer_reach_a_step(arguments, tmp_path):
+    """One is stopped, so that the other waits in a collective; `train.grace_seconds` end it."""
+    more = [*MESH, "--config.train.steps=100000", "--config.train.grace_seconds=3"]
+    processes = start(arguments(tmp_path, *more), processes=2, devices=2)
+    try:
+        wait_for_steps(tmp_path, processes, 5)
+        processes[1].send_signal(signal.SIGSTOP)
+        time.sleep(1)
+        processes[0].send_signal(signal.SIGTERM)
+        output = processes[0].communicate(timeout=60)[0]
+    finally:
+        kill(processes)
+    assert processes[0].returncode == EXIT_PREEMPTED, output
+    assert "SIGTERM; no step is saved yet, the same command begins anew" in output

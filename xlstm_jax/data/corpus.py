@@ -6,6 +6,7 @@ import sysconfig
 from typing import NamedTuple
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import python
 
 STDLIB = "stdlib"
 NOT_STDLIB = {
@@ -85,8 +86,8 @@ def read_corpus(path: str) -> list[Document]:
     else:
         source, tokenizer = SOURCES.get(root.name, ("SOURCE", "TOKENIZER"))
         raise UserError(
-            f"data path {path!r} does not exist; prepare token shards there with `python -m "
-            f"xlstm_jax.data.prepare "
+            f"data path {path!r} does not exist; prepare token shards there with "
+            f"`{python()} -m xlstm_jax.data.prepare "
             f"--source={source} --tokenizer={tokenizer} --output={path}`, or point data.path to "
             f"text"
         )

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import install
 
 BLOCK = 1 << 20  # bytes of a file in memory at a time
 COMPRESSED_BLOCK = 1 << 14  # small, because it may expand a thousandfold
 LONGEST_LINE = 96 << 20  # bytes; a line is in memory three times, with up to four bytes a character
 ROWS = 64  # of a parquet file in memory at a time
-MISSING_EXTRA = "{} needs the extra `data`: pip install 'xlstm-jax-stack[data]'"
+MISSING_EXTRA = "{} needs the extra `data`: " + install("data")
 
 
 class Piece(NamedTuple):

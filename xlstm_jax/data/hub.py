@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import install
 
 CHUNK = 1 << 16  # bytes
 PATIENCE = 60.0  # seconds without a byte
@@ -161,9 +162,7 @@ def _library():
         import huggingface_hub
         import huggingface_hub.hf_api
     except ImportError:
-        raise UserError(
-            "sources on the hub need the extra `hf`: pip install 'xlstm-jax-stack[hf]'"
-        ) from None
+        raise UserError(f"sources on the hub need the extra `hf`: {install('hf')}") from None
     return huggingface_hub
 
 

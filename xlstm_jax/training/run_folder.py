@@ -87,6 +87,8 @@ class RunFolder:
             )
         try:
             config = from_json(self.config.read_text())
+        except UserError as error:  # which says what to do
+            raise UserError(f"{self.config}: {error}") from None
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{self.config} can't be used: {error}; restore it or start in another folder"
