@@ -107,6 +107,11 @@ class Stack:
         firsts = {block_name(run.start) for run in self._stacked_runs()}
         return self._map(tree, stacked, firsts)
 
+    @property
+    def is_stacked(self) -> bool:
+        """Whether the two forms differ."""
+        return any(self._stacked_runs())
+
     def _stacked_runs(self) -> Iterator[Run]:
         return (run for run in self.runs if run.repeats > 1)
 

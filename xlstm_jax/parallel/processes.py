@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 from jax.experimental import multihost_utils
 
 from xlstm_jax.errors import UserError
@@ -203,18 +204,21 @@ def put_batch(batch: Any, sharding: jax.sharding.Sharding, part: int = 0, parts:
     """The arrays of a batch on all devices of the sharding; each process gives its own devices
     their part of the whole batch.
 
-    `batch` has the rows of the part that `own_part` names.
+    `batch` has the rows of the part that `own_part` names. Arrays without a time, [B], and with
+    more than one, [B T X], are spread as far as the sharding of [B T] says.
     """
-    if jax.process_count() == 1:
-        return jax.device_put(batch, sharding)
+    mesh, axes = sharding.mesh, sharding.spec
 
     def put(rows: np.ndarray) -> jax.Array:
+        of_rows = jax.sharding.NamedSharding(mesh, PartitionSpec(*axes[: rows.ndim]))
+        if jax.process_count() == 1:
+            return jax.device_put(rows, of_rows)
         size, first = parts * len(rows), part * len(rows)
 
         def piece(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(size)
             return rows[(slice(start - first, stop - first), *index[1:])]
 
-        return jax.make_array_from_callback((size, *rows.shape[1:]), sharding, piece)
+        return jax.make_array_from_callback((size, *rows.shape[1:]), of_rows, piece)
 
     return jax.tree.map(lambda x: put(np.asarray(x)), batch)

@@ -169,6 +169,17 @@ class Formal(Task):
             f"{language.chance:.3f}"
         ]
 
+    def position(self, step: int) -> dict[str, int]:
+        return {"next_sample": step * self.data.batch_size, "seed": self.data.seed}
+
+    def record(self) -> dict[str, dict[str, Any]]:
+        settings = self.settings
+        lengths = {"train": settings.lengths, "validation": settings.held_out_lengths}
+        return {
+            name: {"fingerprint": f"{settings.language} {shortest}-{longest} seed {self.data.seed}"}
+            for name, (shortest, longest) in lengths.items()
+        }
+
     def _time(self, lengths: tuple[int, ...]) -> int:
         return max(self.data.context_length, lengths[1])
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,12 @@ from xlstm_jax.models import build_model
 from xlstm_jax.parallel import num_devices
 from xlstm_jax.tasks.config import EvalConfig
 from xlstm_jax.tasks.cross_entropy import projected_cross_entropy_sum, vocabulary_parts
-from xlstm_jax.tasks.perplexity import Perplexity, check_scored, scored_bytes
+from xlstm_jax.tasks.perplexity import (
+    Perplexity,
+    check_scored,
+    gzip_bits_per_byte,
+    scored_bytes,
+)
 from xlstm_jax.tasks.task import HeldOut, Sums, Task, Totals
 
 NAME = "language_modelling"
@@ -97,7 +103,10 @@ class LanguageModelling(Task):
         )
 
     def held_out(self) -> Mapping[str, HeldOut]:
-        return {name: self.held_out_of(source) for name, source in self.held_out_sources.items()}
+        return {
+            name if name == "validation" else f"validation/{name}": self.held_out_of(source)
+            for name, source in self.held_out_sources.items()
+        }
 
     def held_out_of(self, source: TokenSource) -> HeldOut:
         """A text as data to evaluate on, as `eval` says."""
@@ -145,6 +154,13 @@ class LanguageModelling(Task):
             return f"loss {summary['loss']:.3f} nats, perplexity {summary['perplexity']:.2f}"
         return f"loss {summary['loss']:.3f} nats, {bits:.3f} bits per byte"
 
+    def closing_line(self, summary: Mapping[str, float]) -> str:
+        gzip = gzip_bits_per_byte(
+            self.held_out_sources["validation"], self.evaluation.max_tokens
+        )
+        beside = "" if gzip is None else f" (gzip -9: {gzip:.2f})"
+        return self.line(summary) + beside
+
     def check(self) -> None:
         train_batches(self.source, self.data)  # refuses a text that is shorter than one sample
         for source in self.held_out_sources.values():
@@ -159,8 +175,8 @@ class LanguageModelling(Task):
     def position(self, step: int) -> dict[str, int]:
         return position(self.source, self.data, step)
 
-    def record(self) -> str:
-        return record(self.source, self.held_out_sources, self.data)
+    def record(self) -> dict[str, dict[str, Any]]:
+        return json.loads(record(self.source, self.held_out_sources, self.data))
 
 
 def mean_by_name(noted: Any) -> Sums:

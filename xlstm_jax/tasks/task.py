@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from xlstm_jax.data.config import DataConfig
+from xlstm_jax.data.tokenizer import Tokenizer
 from xlstm_jax.models import ModelConfig
 from xlstm_jax.tasks.config import EvalConfig
 
@@ -107,6 +108,15 @@ class Task(abc.ABC):
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
         return iter(batches.to_iter_dataset(options))
 
+    def closing_line(self, summary: Mapping[str, float]) -> str:
+        """The summary at the end of training, beside what it may be compared with."""
+        return self.line(summary)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Of a task whose model writes text; None where it does not."""
+        return None
+
     def check(self) -> None:
         """Opens what is needed and raises `UserError` for what is missing or can't be used."""
 
@@ -120,6 +130,8 @@ class Task(abc.ABC):
         """
         return {"step": step}
 
-    def record(self) -> dict[str, Any]:
-        """What the data are, for data.json."""
+    def record(self) -> dict[str, dict[str, Any]]:
+        """What the data are, by set, for data.json; of each a "fingerprint" that other data
+        change.
+        """
         return {}

@@ -4,8 +4,6 @@ The device never waits for the host: step n's metrics are read after step n+1 wa
 the host needs the state itself (evaluation, checkpoint, the end) they are read first.
 """
 
-import functools
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -14,22 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from xlstm_jax.analysis.flops import peak_flops, training_flops_per_token
 from xlstm_jax.analysis.parameters import count_parameters
-from xlstm_jax.config import Config
-from xlstm_jax.data.loader import (
-    TokenSource,
-    check_samples,
-    open_split,
-    open_validation_sets,
-    position,
-    record,
-    train_batches,
-)
+from xlstm_jax.config import Config, flat, task_of
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation.perplexity import Perplexity, make_eval_step, perplexity_of
 from xlstm_jax.generation import generate
-from xlstm_jax.models import LanguageModel, build_model
+from xlstm_jax.models.stack import Stack
 from xlstm_jax.parallel import (
     batch_sharding,
     check_length,
@@ -44,14 +31,8 @@ from xlstm_jax.parallel import (
     start_processes,
 )
 from xlstm_jax.progress import doing
-from xlstm_jax.training.checkpoints import Checkpoints, read_params
-from xlstm_jax.training.console import console_line, next_commands, say, skipped_line, step_name
-from xlstm_jax.training.metrics import MetricsWriter, draw_loss, read_records
-from xlstm_jax.training.optimizer import make_optimizer, make_schedule
-from xlstm_jax.training.outlets import Trouble, replace_file
-from xlstm_jax.training.preemption import Preemption
-from xlstm_jax.training.profile import Profile
-from xlstm_jax.training.run_folder import (
+from xlstm_jax.runs.checkpoints import Checkpoints
+from xlstm_jax.runs.folder import (
     RunFolder,
     check_data,
     open_run,
@@ -59,22 +40,25 @@ from xlstm_jax.training.run_folder import (
     write_config,
     write_data_record,
 )
-from xlstm_jax.training.state import (
-    TrainState,
-    abstract_state,
-    init_state,
-    shardings_of,
-    start_from,
-)
-from xlstm_jax.training.step import Metrics, make_train_step
-from xlstm_jax.training.timing import Speed, WallTime
+from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
+from xlstm_jax.tasks.task import Task
+from xlstm_jax.training.console import next_commands, say, step_name
+from xlstm_jax.training.metrics import MetricsWriter, draw_loss, read_records
+from xlstm_jax.training.optimizer import make_optimizer, make_schedule
+from xlstm_jax.training.outlets import Trouble, replace_file
+from xlstm_jax.training.preemption import Preemption
+from xlstm_jax.training.profile import Profile
+from xlstm_jax.training.report import Report
+from xlstm_jax.training.starting import Keeper
+from xlstm_jax.training.step import make_train_step
+from xlstm_jax.training.timing import WallTime
 from xlstm_jax.training.watchdog import Watchdog
 
 
 def train(
     config: Config, workdir: str | os.PathLike, profile: tuple[int, int] | None = None
-) -> Perplexity:
-    """Trains, or goes on with, the run in `workdir`; returns the last held-out evaluation.
+) -> Mapping[str, float]:
+    """Trains, or goes on with, the run in `workdir`; returns the last held-out summary.
 
     Args:
         profile: first and last step of which a trace is written to `workdir`/profile.
@@ -85,7 +69,7 @@ def train(
         Preempted: the process got SIGTERM; the run is saved.
     """
     start_processes(config.train.heartbeat_seconds)
-    check_same_everywhere(_flat(config) | {"--profile": profile}, "configurations")
+    check_same_everywhere(flat(config) | {"--profile": profile}, "configurations")
     # What can be wrong is found before any device works and before anything is written.
     folder = everywhere(lambda: open_run(workdir, config))
     check_shared_folder(folder.root, "--workdir")
@@ -94,31 +78,24 @@ def train(
         jax.config.update(
             "jax_compilation_cache_dir", str(folder.root.parent / "compilation_cache")
         )
-    schedule = make_schedule(config.optimizer, config.train.steps)
+    task, steps = task_of(config), config.train.steps
+    schedule = make_schedule(config.optimizer, steps)
     with doing("reading the data", say):
-        source, held_out, more_held_out = everywhere(lambda: _open_data(config))
-    sets = {"validation": held_out, **more_held_out}
-    contents = {
-        name: position(one, config.data, 0) for name, one in {"train": source, **sets}.items()
-    }
-    check_same_everywhere(contents, "data")
-    data_record = record(source, sets, config.data)
+        everywhere(task.check)
+    data_record = task.record()
+    check_same_everywhere(data_record, "data")
     check_data(folder, data_record)
-    say(*source.description, *held_out.description)
-    for name, other in more_held_out.items():
-        say(*(f"{name}: {line}" for line in other.description))
+    say(*task.description())
 
     mesh = make_mesh(config.mesh)
-    accumulation_steps = config.train.accumulation_steps
+    rows, length = config.data.batch_size, config.data.context_length
     to_devices = batch_sharding(
-        mesh,
-        config.data.batch_size,
-        config.data.context_length,
-        accumulation_steps=accumulation_steps,
+        mesh, rows, length, accumulation_steps=config.train.accumulation_steps
     )
-    check_length(mesh, config.eval.context_length)
-    steps = config.train.steps
-    model, optimizer = build_model(config.model), make_optimizer(config.optimizer, schedule)
+    held_out = task.held_out()
+    for held in held_out.values():
+        check_length(mesh, held.time)
+    model, optimizer = task.model(stacked=True), make_optimizer(config.optimizer, schedule)
     wall_time = WallTime(read_records(folder.metrics))
     with (
         jax.set_mesh(mesh),
@@ -128,8 +105,9 @@ def train(
         Profile(folder.profile, profile) as profiler,
     ):
         preemption.saved(checkpoints.latest_step())
+        keeper = Keeper(task, model, optimizer, config, checkpoints, mesh)
         with wall_time.spent_on("checkpoint"), doing("preparing the model's parameters", say):
-            state, start = _starting_state(model, optimizer, config, source, checkpoints, mesh)
+            state, start = keeper.start()
         check_spread(state.params, mesh)
         write_config(folder, config)
         with Trouble("data.json").caught():
@@ -140,60 +118,24 @@ def train(
         if start == steps:
             say(f"finished: all {steps} steps are done; what follows is evaluated anew")
 
-        train_step = make_train_step(model, optimizer, schedule, config)
-        evaluate = functools.partial(
-            perplexity_of,
-            make_eval_step(model, config.data.reset_at_document),
-            config=config,
-            mesh=mesh,
-        )
-        speed = Speed(steps)
-        peak = peak_flops(device)
-        flops_share = training_flops_per_token(config.model) / (peak * mesh.size) if peak else None
-        result, pending = None, None
-        drawing, sampling = Trouble(folder.loss_figure.name), Trouble(folder.samples.name)
+        train_step = make_train_step(task, model, optimizer, schedule, config.train)
+        eval_step = make_eval_step(task, model)
 
+        def summary_of(name: str) -> Mapping[str, float]:
+            with doing(f"evaluating on {shown(name)}", say):
+                totals = evaluate(
+                    eval_step, state.params, held_out[name], config.eval.batch_size, mesh
+                )
+            return task.summary(totals)
+
+        drawing, summary, pending = Trouble(folder.loss_figure.name), None, None
         with MetricsWriter(
             folder, start, tensorboard=config.log.tensorboard, wandb=config.log.wandb
         ) as writer:
-
-            def report(step: int, metrics: Metrics) -> None:
-                values = read_metrics(metrics)
-                speed.count(values["tokens"])
-                if values["skipped_in_a_row"]:
-                    report_skipped(step, values)
-                elif step == 1 or step == steps or step % config.log.every == 0:
-                    rate, seconds_left = speed.read(step)
-                    values |= {
-                        "tokens_per_second": rate,
-                        "tokens_per_second_per_device": rate and rate / mesh.size,
-                    }
-                    values["mfu"] = rate * flops_share if rate and flops_share else None
-                    writer.write(step, "train", values | wall_time.values())
-                    say(console_line(step, steps, values, seconds_left, mesh.size))
-
-            def report_skipped(step: int, values: dict[str, Any]) -> None:
-                samples = {
-                    "first_sample": (step - 1) * config.data.batch_size,
-                    "last_sample": step * config.data.batch_size - 1,
-                }
-                writer.write(step, "skipped", values | samples)
-                say(skipped_line(step, steps, values, **samples))
-                if (in_a_row := values["skipped_in_a_row"]) >= config.train.max_skipped:
-                    raise UserError(
-                        f"step {step}: {in_a_row} steps in a row were skipped (train.max_skipped "
-                        f"{config.train.max_skipped}), the loss is "
-                        f"{values['loss']}; their samples are "
-                        f"{samples['last_sample'] + 1 - in_a_row * config.data.batch_size} to "
-                        f"{samples['last_sample']}, more in {folder.metrics}. Parameters and "
-                        f"checkpoints are as before. Lower "
-                        "optimizer.learning_rate or optimizer.clip_norm, lengthen "
-                        "optimizer.warmup_steps, or look at the data, in another "
-                        "--workdir"
-                    )
-
-            part, parts = own_part(to_devices, config.data.batch_size, config.data.context_length)
-            batches = train_batches(source, config.data, start, part=part, parts=parts)
+            report = Report(config, writer, wall_time, folder, device, mesh.size)
+            part, parts = own_part(to_devices, rows, length)
+            own_rows = range(part * rows // parts, (part + 1) * rows // parts)
+            batches = task.batches(start, own_rows)
             for step in range(start + 1, steps + 1):
                 with wall_time.spent_on("data"):
                     batch = put_batch(next(batches), to_devices, part, parts)
@@ -217,49 +159,37 @@ def train(
                 if not (evaluation_due or preempted or checkpoints.due(step)):
                     continue
                 report(*pending)
-                pending, result = None, None
+                pending, summary = None, None
                 watchdog.pause()
+                for name in held_out if evaluation_due else ():
+                    with wall_time.spent_on("evaluation"):
+                        found = summary_of(name)
+                    if name == FIRST:
+                        summary = found
+                        check_finite(step, found["loss"])
+                    writer.write(step, name, found)
+                    if name != FIRST or step < steps:
+                        say(f"{step_name(step, steps)}  {shown(name)}: {task.line(found)}")
                 if evaluation_due:
-                    with wall_time.spent_on("evaluation"), doing(evaluating("held-out"), say):
-                        result = evaluate(state.params, held_out)
-                    _check_finite(step, result.loss)
-                    writer.write(step, "validation", result.values())
-                    for name, other in more_held_out.items():
-                        with wall_time.spent_on("evaluation"), doing(evaluating(name), say):
-                            also = evaluate(state.params, other)
-                        writer.write(step, f"validation/{name}", also.values())
-                        say(f"{step_name(step, steps)}  {name}: {also.line()}")
                     _draw_loss(folder, drawing)
-                    if step < steps:
-                        say(f"{step_name(step, steps)}  held-out {result.line()}")
                 if preempted or checkpoints.due(step):
                     with wall_time.spent_on("checkpoint"):
-                        loss, place = (
-                            None if result is None else result.loss,
-                            position(source, config.data, step),
-                        )
-                        checkpoints.save(state, step, place, loss, force=preempted)
+                        loss = None if summary is None else summary["loss"]
+                        keeper.save(state, step, loss, force=preempted)
                 if preempted and step < steps:
                     checkpoints.finish()
                     raise preemption.ended_at(step, saved=checkpoints.latest_step() == step)
                 preemption.saved(checkpoints.latest_step())
-                speed.pause()  # what this took is no training time
+                report.pause()  # what this took is no training time
 
             checkpoints.finish()
             preemption.saved(checkpoints.latest_step())
             preemption.nothing_to_save()
-            if result is None:  # the run was finished already
-                with doing(evaluating("held-out"), say):
-                    result = evaluate(state.params, held_out)
-            say(f"held-out {result.line(held_out.gzip_bits_per_byte())}")
-            if config.eval.sample_tokens:
-                with doing("writing a sample", say):
-                    text = sample_text(model, state.params, held_out, config)
-                writer.write_sample(steps, text)
-                if is_first_process():
-                    with sampling.caught():
-                        replace_file(folder.samples, f"step {steps}\n{text}\n".encode())
-                say(f"sample:\n{text}")
+            if summary is None:  # the run was finished already
+                summary = summary_of(FIRST)
+            say(f"{shown(FIRST)} {task.closing_line(summary)}")
+            if config.eval.sample_tokens and task.tokenizer is not None:
+                write_sample(task, state.params, config, folder, writer)
         if checkpoints.latest_step() != steps:
             raise UserError(
                 f"all {steps} steps are done, but the last one could not be saved; make room on "
@@ -268,35 +198,25 @@ def train(
             )
     _draw_loss(folder, drawing)
     say(folder.loss_figure, *next_commands(workdir))
-    return result
+    return summary
 
 
-def evaluating(name: str) -> str:
-    """What is said of an evaluation that takes a while."""
-    return f"evaluating the {name} text" if name == "held-out" else f"evaluating {name}"
+FIRST = "validation"  # the held-out set by which checkpoints are judged
 
 
-def _flat(config: Config) -> dict[str, Any]:
-    return {
-        f"{section}.{key}": value
-        for section, keys in json.loads(config.to_json()).items()
-        for key, value in keys.items()
-    }
+def shown(name: str) -> str:
+    """A held-out set as a person reads it."""
+    return "held-out" if name == FIRST else name.removeprefix(f"{FIRST}/")
 
 
-def _open_data(config: Config) -> tuple[TokenSource, TokenSource, Mapping[str, TokenSource]]:
-    """The text to train on, the held-out one and further held-out ones."""
-    vocab_size = config.model.vocab_size
-    source = open_split(config.data, "train", vocab_size)
-    held_out = open_split(config.data, "validation", vocab_size)
-    more = open_validation_sets(config.data, vocab_size)
-    check_samples(source, config.data)
-    return source, held_out, more
-
-
-def read_metrics(metrics: Metrics) -> dict[str, Any]:
-    """A step's metrics as numbers on the host, which waits until the step is done."""
-    return {name: value.item() for name, value in jax.device_get(metrics).items()}
+def check_finite(step: int, loss: float) -> None:
+    """Raises `UserError` where the held-out loss is no number: training is beyond help."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"step {step}: the held-out loss is {loss}; training stops, earlier checkpoints are "
+            "kept. Lower optimizer.learning_rate or optimizer.clip_norm, lengthen "
+            "optimizer.warmup_steps, or look at the data, in another --workdir"
+        )
 
 
 def _draw_loss(folder: RunFolder, trouble: Trouble) -> None:
@@ -305,58 +225,27 @@ def _draw_loss(folder: RunFolder, trouble: Trouble) -> None:
             draw_loss(folder)
 
 
-def _check_finite(step: int, loss: float) -> None:
-    if not math.isfinite(loss):
-        raise UserError(
-            f"step {step}: the held-out loss is {loss}; training stops, earlier checkpoints are "
-            f"kept. Lower optimizer.learning_rate or "
-            "optimizer.clip_norm, lengthen optimizer.warmup_steps, or look at the data, in another "
-            "--workdir"
-        )
-
-
-def _starting_state(
-    model: LanguageModel,
-    optimizer: Any,
-    config: Config,
-    source: TokenSource,
-    checkpoints: Checkpoints,
-    mesh: jax.sharding.Mesh,
-) -> tuple[TrainState, int]:
-    """The newest checkpoint's state and step; else, at step 0, the parameters of
-    `checkpoint.init_from` or fresh ones.
+def write_sample(
+    task: Task, params: Any, config: Config, folder: RunFolder, writer: MetricsWriter
+) -> None:
+    """Writes text of the trained model to samples.txt and shows it: a new document of
+    `eval.sample_tokens` tokens, drawn one recurrent step at a time.
     """
-    abstract = abstract_state(model, optimizer, config.train, mesh)
-    shardings = shardings_of(abstract)
-    restored = checkpoints.restore(abstract)
-    if restored is not None:
-        state, found, start = restored
-        expected = position(source, config.data, start)
-        if found != expected:
-            raise UserError(
-                f"the data have changed since step {start} was saved: then {found}, now "
-                f"{expected}; give another --workdir"
-            )
-        say(f"resumed from step {start}")
-        return state, start
-    if config.checkpoint.init_from is not None:
-        step, params = read_params(config.checkpoint.init_from, abstract.params)
-        say(f"parameters of step {step} of {config.checkpoint.init_from}")
-        return jax.jit(
-            lambda params: start_from(params, optimizer, config.train), out_shardings=shardings
-        )(params), 0
-    return jax.jit(lambda: init_state(model, optimizer, config.train), out_shardings=shardings)(), 0
-
-
-def sample_text(model: LanguageModel, params: Any, source: TokenSource, config: Config) -> str:
-    """`eval.sample_tokens` tokens of a new document, drawn one recurrent step at a time."""
-    prompt = np.full((1, 1), source.end_of_text, np.int32)
-    tokens = generate(
-        model,
-        {"params": params},
-        prompt,
-        config.eval.sample_tokens,
-        jax.random.key(config.train.seed),
-        num_choices=source.tokenizer.vocab_size,
-    )
-    return source.tokenizer.decode(np.asarray(tokens[0]))
+    tokenizer = task.tokenizer
+    stack = Stack(config.model.layout, stacked=True)
+    prompt = np.full((1, 1), tokenizer.end_of_text, np.int32)
+    with doing("writing a sample", say):
+        tokens = generate(
+            task.model(),
+            {"params": stack.by_number(params)},
+            prompt,
+            config.eval.sample_tokens,
+            jax.random.key(config.train.seed),
+            num_choices=tokenizer.vocab_size,
+        )
+        text = tokenizer.decode(np.asarray(tokens[0]))
+    writer.write_sample(config.train.steps, text)
+    if is_first_process():
+        with Trouble(folder.samples.name).caught():
+            replace_file(folder.samples, f"step {config.train.steps}\n{text}\n".encode())
+    say(f"sample:\n{text}")

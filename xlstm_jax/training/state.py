@@ -12,7 +12,8 @@ from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, Int
 
 from xlstm_jax.config import TrainConfig
-from xlstm_jax.parallel import parameter_shardings, replicated
+from xlstm_jax.parallel import replicated
+from xlstm_jax.runs.params import abstract_params, shardings_of, with_sharding
 from xlstm_jax.tasks.task import Task
 from xlstm_jax.training.guard import GuardState, init_guard
 
@@ -47,18 +48,6 @@ def start_from(
     )
 
 
-def abstract_params(task: Task, model: nn.Module, where: Mesh | Sharding | None = None) -> Any:
-    """Names, shapes, dtypes and shardings of the parameters; nothing is computed. On a mesh each
-    lies as its logical axes say.
-    """
-    variables = jax.eval_shape(lambda: task.init(model, jax.random.key(0)))
-    shapes = nn.meta.unbox(variables)["params"]
-    return with_sharding(
-        shapes,
-        parameter_shardings(variables, where)["params"] if isinstance(where, Mesh) else where,
-    )
-
-
 def abstract_state(
     task: Task,
     model: nn.Module,
@@ -72,7 +61,9 @@ def abstract_state(
     state = jax.eval_shape(lambda: init_state(task, model, optimizer, config))
     if not isinstance(where, Mesh):
         return with_sharding(state, where)
-    shardings = shardings_of(abstract_params(task, model, where))
+    shardings = shardings_of(
+        abstract_params(lambda: task.init(model, jax.random.key(0)), where)
+    )
     by_path = dict(jax.tree_util.tree_flatten_with_path(shardings)[0])
     whole = replicated(where)
 
@@ -85,24 +76,4 @@ def abstract_state(
     moments = jax.tree_util.tree_map_with_path(of_moment, state.opt_state)
     return with_sharding(
         state, TrainState(whole, shardings, moments, jax.tree.map(lambda _: whole, state.guard))
-    )
-
-
-def shardings_of(abstract: Any) -> Any:
-    """The shardings alone, as `jax.jit` takes them."""
-    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
-
-
-def with_sharding(shapes: Any, shardings: Any) -> Any:
-    """A tree of shapes that also says where the arrays are to lie: shardings is a tree too, or one
-    for all.
-    """
-    if shardings is None or isinstance(shardings, Sharding):
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings), shapes
-        )
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings,
     )

@@ -11,9 +11,10 @@ from jaxtyping import Array, Float
 
 from xlstm_jax.config import TrainConfig
 from xlstm_jax.parallel import mesh_in_context
+from xlstm_jax.runs.params import shardings_of
 from xlstm_jax.tasks.task import Batch, Sums, Task
 from xlstm_jax.training.guard import accepts, after_step
-from xlstm_jax.training.state import TrainState, abstract_state, shardings_of
+from xlstm_jax.training.state import TrainState, abstract_state
 
 Metrics = dict[str, Array]  # scalars on the device
 SumsOf = Callable[[Any, Batch, jax.Array], Sums]  # of parameters, a batch and a key

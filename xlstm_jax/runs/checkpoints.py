@@ -1,9 +1,10 @@
 """Checkpoints: what is kept of a run, and parameters from elsewhere.
 
-One Orbax composite per step, `checkpoints/<step>/`: `params`; `optimizer` (step, moments, guard);
-`run` (a small JSON: format version, step, position in the data, resolved configuration). All random
-numbers follow from the configuration's seeds and the step. Evaluation and `checkpoint.init_from`
-read `params` and `run` alone, so a folder without `optimizer` will do.
+One Orbax composite per step, `checkpoints/<step>/`: `params`, blocks named by number; `optimizer`
+(what else the training has to keep: step, moments, guard); `run` (a small JSON: format version,
+step, position in the data, resolved configuration). All random numbers follow from the
+configuration's seeds and the step. Evaluation and `checkpoint.init_from` read `params` and `run`
+alone, so a folder without `optimizer` will do.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -23,7 +24,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from xlstm_jax.config import Config
 from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import is_first_process
-from xlstm_jax.training.damage import (
+from xlstm_jax.runs.damage import (
     DamagedCheckpoint,
     first_line,
     guarded,
@@ -31,10 +32,9 @@ from xlstm_jax.training.damage import (
     set_aside,
     unlistable,
 )
-from xlstm_jax.training.run_folder import RunFolder, find_run, open_run, write_config
-from xlstm_jax.training.state import TrainState
+from xlstm_jax.runs.folder import RunFolder, find_run, open_run, write_config
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SHOWN_DIFFERENCES = 5
 
 
@@ -96,7 +96,8 @@ class Checkpoints:
 
     def save(
         self,
-        state: TrainState,
+        params: Any,
+        optimizer: dict[str, Any],
         step: int,
         position: dict[str, Any],
         held_out_loss: float | None,
@@ -119,10 +120,8 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
-                    optimizer=ocp.args.StandardSave(
-                        {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
-                    ),
+                    params=ocp.args.StandardSave(params),
+                    optimizer=ocp.args.StandardSave(optimizer),
                     run=_run(step, position, self._config),
                 ),
                 metrics={} if held_out_loss is None else {"loss": held_out_loss},
@@ -154,9 +153,8 @@ class Checkpoints:
                 flush=True,
             )
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any], int] | None:
-        """The newest state that can be read, its position in the data and its step; `abstract` has
-        its shapes, dtypes and shardings.
+    def restore(self, params: Any, optimizer: dict[str, Any]) -> "Restored | None":
+        """The newest state that can be read; the arguments have its shapes, dtypes and shardings.
 
         Checkpoints that are damaged are reported on the way and moved to `damaged_checkpoints`.
         None where there never was one.
@@ -168,7 +166,7 @@ class Checkpoints:
         while (step := self.latest_step()) is not None:
             restored, damage = None, None
             try:
-                restored = self._restore(step, abstract)
+                restored = self._restore(step, params, optimizer)
             except DamagedCheckpoint as error:
                 damage = error
             if _everywhere(damage is None):
@@ -184,24 +182,26 @@ class Checkpoints:
             )
         return None
 
-    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any], int]:
+    def _restore(self, step: int, params: Any, optimizer: dict[str, Any]) -> "Restored":
         run = _read_run(self._manager, self._path, step)
-        _check_shapes(self._manager, self._path, step, abstract.params)
+        _check_shapes(self._manager, self._path, step, params)
         args = ocp.args.Composite(
-            params=ocp.args.StandardRestore(abstract.params),
-            optimizer=ocp.args.StandardRestore(
-                {"step": abstract.step, "opt_state": abstract.opt_state, "guard": abstract.guard}
-            ),
+            params=ocp.args.StandardRestore(params),
+            optimizer=ocp.args.StandardRestore(optimizer),
         )
         restored = guarded(self._path, step, lambda: self._manager.restore(step, args=args))
-        optimizer = restored.optimizer
-        return (
-            TrainState(
-                optimizer["step"], restored.params, optimizer["opt_state"], optimizer["guard"]
-            ),
-            run["position"],
-            step,
-        )
+        return Restored(restored.params, restored.optimizer, run["position"], step)
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds: parameters, what else the training keeps, the position in the data,
+    the step.
+    """
+
+    params: Any
+    optimizer: dict[str, Any]
+    position: dict[str, Any]
+    step: int
 
 
 def read_params(

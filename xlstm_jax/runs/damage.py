@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xlstm_jax.errors import UserError
-from xlstm_jax.training.run_folder import RunFolder
+from xlstm_jax.runs.folder import RunFolder
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

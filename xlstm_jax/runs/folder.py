@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from xlstm_jax.config import Config, flat, from_json, keys
 from xlstm_jax.data.splits import parse_mixture, validation_sets
@@ -196,11 +198,11 @@ def own_tokenizer(folder: RunFolder, config: Config) -> Config:
     return _with_tokenizer(config, str(folder.tokenizer))
 
 
-def check_data(folder: RunFolder, record: str) -> None:
+def check_data(folder: RunFolder, record: Mapping[str, Mapping[str, Any]]) -> None:
     """Compares what a run was trained and evaluated on with what it is to go on with.
 
     Args:
-        record: the text that data.json is to have (`xlstm_jax.data.loader.record`).
+        record: what data.json is to have, by the name of the set.
 
     Raises:
         UserError: data are not the ones that the run began with, wherever they lie.
@@ -210,7 +212,7 @@ def check_data(folder: RunFolder, record: str) -> None:
         known = {name: data["fingerprint"] for name, data in before.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return  # none yet, or damaged: the checkpoint still tells about the training data
-    now = {name: data["fingerprint"] for name, data in json.loads(record).items()}
+    now = {name: data["fingerprint"] for name, data in record.items()}
     for name in [*known, *(name for name in now if name not in known)]:
         if known.get(name) != now.get(name):
             what = "is new" if name not in known else "is missing" if name not in now else "differs"
@@ -275,7 +277,7 @@ def _check_same(folder: RunFolder, config: Config) -> None:
         )
 
 
-def write_data_record(folder: RunFolder, text: str) -> None:
+def write_data_record(folder: RunFolder, record: Mapping[str, Any]) -> None:
     """Writes data.json, once for all processes."""
     if is_first_process():
-        _write_whole(folder.data_record, text.encode())
+        _write_whole(folder.data_record, (json.dumps(record, indent=1) + "\n").encode())

@@ -1,0 +1,75 @@
+"""What is told of each step: an event in metrics.jsonl and a line on the terminal."""
+
+from typing import Any
+
+import jax
+
+from xlstm_jax.analysis.flops import peak_flops, training_flops_per_token
+from xlstm_jax.config import Config
+from xlstm_jax.errors import UserError
+from xlstm_jax.runs.folder import RunFolder
+from xlstm_jax.training.console import console_line, say, skipped_line
+from xlstm_jax.training.metrics import MetricsWriter
+from xlstm_jax.training.step import Metrics
+from xlstm_jax.training.timing import Speed, WallTime
+
+
+class Report:
+    """Called with every step's metrics, one step late."""
+
+    def __init__(
+        self,
+        config: Config,
+        writer: MetricsWriter,
+        wall_time: WallTime,
+        folder: RunFolder,
+        device_kind: str,
+        devices: int,
+    ) -> None:
+        self._config, self._writer, self._wall_time = config, writer, wall_time
+        self._folder, self._devices = folder, devices
+        self._speed = Speed(config.train.steps)
+        self._tokens = config.data.batch_size * config.data.context_length
+        peak = peak_flops(device_kind)
+        flops = training_flops_per_token(config.model, config.data.context_length)
+        self._share_of_peak = flops / (peak * devices) if peak else None  # per token a second
+
+    def pause(self) -> None:
+        """What follows is no training time."""
+        self._speed.pause()
+
+    def __call__(self, step: int, metrics: Metrics) -> None:
+        values, steps = read_metrics(metrics), self._config.train.steps
+        self._speed.count(self._tokens)
+        if values["skipped_in_a_row"]:
+            self._skipped(step, values)
+        elif step == 1 or step == steps or step % self._config.log.every == 0:
+            rate, seconds_left = self._speed.read(step)
+            share = self._share_of_peak
+            values |= {
+                "tokens_per_second": rate,
+                "tokens_per_second_per_device": rate and rate / self._devices,
+                "mfu": rate * share if rate and share else None,
+            }
+            self._writer.write(step, "train", values | self._wall_time.values())
+            say(console_line(step, steps, values, seconds_left, self._devices))
+
+    def _skipped(self, step: int, values: dict[str, Any]) -> None:
+        rows, most = self._config.data.batch_size, self._config.train.max_skipped
+        samples = {"first_sample": (step - 1) * rows, "last_sample": step * rows - 1}
+        self._writer.write(step, "skipped", values | samples)
+        say(skipped_line(step, self._config.train.steps, values, **samples))
+        if (in_a_row := values["skipped_in_a_row"]) >= most:
+            raise UserError(
+                f"step {step}: {in_a_row} steps in a row were skipped (train.max_skipped {most}), "
+                f"the loss is {values['loss']}; their samples are "
+                f"{samples['last_sample'] + 1 - in_a_row * rows} to {samples['last_sample']}, more "
+                f"in {self._folder.metrics}. Parameters and checkpoints are as before. Lower "
+                "optimizer.learning_rate or optimizer.clip_norm, lengthen optimizer.warmup_steps, "
+                "or look at the data, in another --workdir"
+            )
+
+
+def read_metrics(metrics: Metrics) -> dict[str, Any]:
+    """A step's metrics as numbers on the host, which waits until the step is done."""
+    return {name: value.item() for name, value in jax.device_get(metrics).items()}
