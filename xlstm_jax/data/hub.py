@@ -11,10 +11,12 @@ import hashlib
 import http.client
 import os
 import pathlib
+import re
 import time
 import urllib.error
 import urllib.request
 
+from xlstm_jax.data.writing import DISK_FULL
 from xlstm_jax.errors import UserError
 
 CHUNK = 1 << 16  # bytes
@@ -88,14 +90,22 @@ def download(
 
 
 def download_tokenizer(name: str, folder: pathlib.Path) -> pathlib.Path:
-    """The tokenizer.json of a model on the hub.
+    """The tokenizer.json of a model "name" or "owner/name" on the hub.
 
     Raises:
-        UserError: it can't be had.
+        UserError: it can't be had, or `name` is the path of a file that is not there.
     """
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith(".json"):
+        raise UserError(
+            f"--tokenizer {name!r} does not exist; give 'byte', the path of a tokenizer.json, or "
+            f"the name of a model on the hub, e.g. gpt2"
+        )
+    library = _library()
     try:
+        # This question is asked once, while a download that finds no server asks for 24 s.
+        library.HfApi(endpoint=_endpoint()).model_info(name, revision="main", timeout=PATIENCE)
         return pathlib.Path(
-            _library().hf_hub_download(name, TOKENIZER, local_dir=folder, endpoint=_endpoint())
+            library.hf_hub_download(name, TOKENIZER, local_dir=folder, endpoint=_endpoint())
         )
     except Exception as error:
         raise UserError(
@@ -121,6 +131,8 @@ def _fetch(url: str, output, size: int) -> str | None:
             if error.code in (401, 403, 404):  # no attempt mends these
                 return problem
         except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise  # of this machine; no attempt mends it
             problem = _first_line(error)
         else:
             problem = "the connection broke"

@@ -19,13 +19,29 @@ from absl import flags
 from jaxtyping import Array, Bool, Int
 
 from xlstm_jax.config import DataConfig
-from xlstm_jax.data.splits import TokenSource, open_named_split, open_split, open_validation_sets
+from xlstm_jax.data.splits import (
+    TokenSource,
+    first_tokens,
+    open_named_split,
+    open_split,
+    open_validation_sets,
+)
 from xlstm_jax.errors import UserError
 
 __all__ = [
-    "Batch", "TokenSource", "document_positions", "eval_batches", "make_batch", "open_named_split", "open_split",
-    "open_validation_sets", "position", "record", "train_batches",
-]  # fmt: skip
+    "Batch",
+    "TokenSource",
+    "document_positions",
+    "eval_batches",
+    "first_tokens",
+    "make_batch",
+    "open_named_split",
+    "open_split",
+    "open_validation_sets",
+    "position",
+    "record",
+    "train_batches",
+]
 
 READ_AHEAD = 8  # batches, by a thread; with worker processes by each of them
 EPOCHS = 1 << 20  # as good as without end; grain's infinite datasets overflow in len()
@@ -92,13 +108,13 @@ def eval_batches(
     """The stream in order, every token after the first one a target exactly once; the end is padded
     to whole batches.
 
-    `max_tokens` ends it after that many targets.
+    `max_tokens` ends it after that many targets, as `first_tokens` describes.
     """
-    targets = len(source.tokens) - 1
-    targets = targets if max_tokens is None else min(targets, max_tokens)
+    tokens = first_tokens(source, max_tokens)
+    targets = len(tokens) - 1
     size = batch_size * context_length
     for start in range(0, targets, size):
-        stream = np.asarray(source.tokens[start : min(start + size, targets) + 1])
+        stream = np.asarray(tokens[start : min(start + size, targets) + 1])
         count = len(stream) - 1
         stream = np.pad(stream, (0, size - count), constant_values=source.end_of_text)
         windows = np.lib.stride_tricks.sliding_window_view(stream, context_length + 1)[
@@ -181,8 +197,7 @@ def _samples(source: TokenSource, config: DataConfig, number: int) -> grain.MapD
     if not len(windows):
         raise UserError(
             f"data path {config.path!r} has {len(source.tokens)} tokens, less than one sample of "
-            f"data.context_length "
-            f"{config.context_length} + 1; give more text or shorten it"
+            f"data.context_length {config.context_length} + 1; give more text or shorten it"
         )
     return grain.MapDataset.source(windows).seed(config.seed + number).shuffle().repeat(EPOCHS)
 
