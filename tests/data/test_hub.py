@@ -298,7 +298,7 @@ def test_files_without_splits_are_for_training_or_dealt_out():
     assert [file.name for file in select(source, "train", "*", 3)] == ["a.jsonl", "b.jsonl"]
     with pytest.raises(UserError, match="no file names a split; give --holdout-every=N"):
         select(source, "validation", "*", None)
-    with pytest.raises(UserError, match="its files name train; give one of these"):
+    with pytest.raises(UserError, match="its files name train; give --holdout-every=N"):
         select(named("x", "train/a.jsonl", "train/b.jsonl"), "validation", "*", None)
 
 

@@ -247,7 +247,7 @@ def test_a_mistake_is_one_line(mistake, corpus, tmp_path, capsys):
 def test_two_preparations_of_one_folder_do_not_meet(corpus, tmp_path):
     (tmp_path / "train").mkdir()
     with (
-        prepare._locked(tmp_path / "train"),
+        prepare.locked(tmp_path / "train"),
         pytest.raises(UserError, match="is being prepared by another process"),
     ):
         prepare_split(str(corpus[0]), "train", install_tokenizer("byte", tmp_path), tmp_path)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from xlstm_jax.data.jobs import DOWNLOADS, has_begun, read_done
-from xlstm_jax.data.shards import MANIFEST, PLAN, SPLITS, Manifest, read_manifest
+from xlstm_jax.data.shards import LOCK, MANIFEST, PLAN, SPLITS, Manifest, read_manifest
 from xlstm_jax.data.sources import InputFile, Layout, Source, left_out, open_source, select
 from xlstm_jax.data.writing import write_whole
 from xlstm_jax.errors import UserError
@@ -56,7 +56,7 @@ class Plan:
 def locked(folder: pathlib.Path) -> Iterator[None]:
     """Inside it no other process prepares this split."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
+    with open(folder / LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

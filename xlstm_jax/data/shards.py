@@ -23,6 +23,7 @@ from xlstm_jax.errors import UserError
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"  # of a preparation that is not finished
+LOCK = ".lock"  # in the folder of every split that was prepared from files
 SPLITS = ("train", "validation")
 FORMAT = 1
 OPEN_FILES = 256  # at a time, in each process
@@ -258,20 +259,31 @@ def is_prepared(folder: str) -> bool:
             f"data path {folder!r} is one split of a prepared corpus; give the folder above it, "
             f"{str(root.parent)!r}"
         )
-    for part in (root, *(root / split for split in SPLITS)):
-        unfinished = (part / PLAN).is_file() or any(part.glob("tokens-*.bin"))
-        if unfinished and not (part / MANIFEST).is_file():
+    if any((root / split / MANIFEST).is_file() for split in SPLITS):
+        return True
+    for split in SPLITS:
+        if _is_unfinished(root / split):
             raise UserError(
-                f"data path {folder!r}: the preparation of {str(part)!r} is not finished, it has "
-                f"no {MANIFEST}; the same `python -m xlstm_jax.data.prepare` command goes on with it"
+                f"data path {folder!r}: the preparation of {split!r} is not finished; the same "
+                f"`python -m xlstm_jax.data.prepare` command goes on with it"
             )
-    return any((root / split / MANIFEST).is_file() for split in SPLITS)
+    return False
+
+
+def _is_unfinished(folder: pathlib.Path) -> bool:
+    """Whether a split's folder without a manifest is that of a preparation."""
+    return (folder / LOCK).exists() and ((folder / PLAN).exists() or any(folder.glob("tokens-*")))
 
 
 def read_manifest(folder: str, split: str) -> Manifest:
     """The manifest of a prepared split; raises `UserError` where it is missing or damaged."""
     path = pathlib.Path(folder) / split / MANIFEST
     if not path.is_file():
+        if _is_unfinished(path.parent):
+            raise UserError(
+                f"the preparation of {str(path.parent)!r} is not finished; the same command goes "
+                f"on with it"
+            )
         raise UserError(
             f"prepared data {folder!r} has no split {split!r}: {path} does not exist; prepare it"
         )
