@@ -1,4 +1,4 @@
-"""However long a document is and wherever its pieces end, its tokens are those of the whole text."""
+"""However long a document is and wherever its pieces end, its tokens are those of the whole."""
 
 import numpy as np
 import pytest

@@ -95,7 +95,7 @@ def download_tokenizer(name: str, folder: pathlib.Path) -> pathlib.Path:
     Raises:
         UserError: it can't be had, or `name` is the path of a file that is not there.
     """
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith(".json"):
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) or name.endswith(".json"):
         raise UserError(
             f"--tokenizer {name!r} does not exist; give 'byte', the path of a tokenizer.json, or "
             f"the name of a model on the hub, e.g. gpt2"

@@ -13,7 +13,7 @@ import tqdm
 
 from xlstm_jax import command_line
 from xlstm_jax.data import shards
-from xlstm_jax.data.installation import TOKENIZER
+from xlstm_jax.data.kept_tokenizer import TOKENIZER
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 

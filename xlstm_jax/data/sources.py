@@ -100,10 +100,10 @@ def open_source(name: str, output: pathlib.Path | None = None) -> Source:
         source = Source(name, path.parent, (_input_file(path, path.name),))
     elif path.is_dir():
         found = sorted(file for file in files_below(path, output))
-        readable = [file for file in found if file.lower().endswith(SUFFIXES)]
+        readable = list(filter(_is_readable, found))
         files = tuple(_input_file(path / file, file) for file in readable)
         source = Source(name, path, files, tuple(sorted({*found} - {*readable})))
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
+    elif re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?", name) and not _is_readable(name):
         resolved, listed = hub.list_files(name)
         source = Source(resolved, None, tuple(InputFile(*entry) for entry in listed))
         other = tuple(file.name for file in source.files if not _can_be_read(file))
@@ -265,7 +265,11 @@ def _some(names: list[str]) -> str:
 
 
 def _can_be_read(file: InputFile) -> bool:
-    return file.name.lower().endswith(SUFFIXES)
+    return _is_readable(file.name)
+
+
+def _is_readable(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
 
 
 def _input_file(path: pathlib.Path, name: str) -> InputFile:
