@@ -204,6 +204,20 @@ def test_of_a_mixture_the_parts_held_out_texts_are_scored(mixture):
     assert (source.documents, source.bytes, len(source.tokens)) == (11, 11 * 29, 331)
 
 
+def test_a_mixture_of_texts_holds_a_part_of_each_out(tmp_path):
+    for letter in "ab":
+        (tmp_path / f"{letter}.txt").write_text(letter * 90 + letter.upper() * 10)
+    config = DataConfig(path=f"{tmp_path}/a.txt:0.7,{tmp_path}/b.txt:0.3", holdout_every=10)
+    held_out, train = (open_split(config, split, 320) for split in ("validation", "train"))
+    assert held_out.text == b"A" * 10 + b"B" * 10
+    assert [part.text for _, part in train.parts] == [b"a" * 90, b"b" * 90]
+
+
+def test_held_out_texts_may_be_a_mixture_themselves(mixture, tmp_path):
+    config = dataclasses.replace(mixture, validation_path=mixture.path, path=f"{tmp_path}/a")
+    assert open_split(config, "validation", 320).documents == 11
+
+
 @pytest.mark.parametrize(("wanted", "shares"), [(40, (28, 12)), (200, (170, 30)), (330, (300, 30))])
 def test_a_limit_takes_of_every_part(mixture, wanted, shares):
     source = open_split(mixture, "validation", 320)

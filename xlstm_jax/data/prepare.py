@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from xlstm_jax import command_line
-from xlstm_jax.data.kept_tokenizer import TOKENIZER, install_tokenizer
 from xlstm_jax.data.jobs import DOWNLOADS, Done, Settings, problems_of, read_done
+from xlstm_jax.data.kept_tokenizer import TOKENIZER, install_tokenizer
 from xlstm_jax.data.plan import (
     Plan,
     Request,

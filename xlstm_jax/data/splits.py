@@ -216,8 +216,8 @@ def _synthetic(config: DataConfig, split: str) -> TokenSource:
 
 def _text(config: DataConfig, path: str, split: str) -> TokenSource:
     """Text, tokenized in memory."""
-    tokenizer = load_tokenizer(config.tokenizer)
     documents, left_out = corpus.open_corpus(path)
+    tokenizer = load_tokenizer(config.tokenizer)
     if not config.validation_path:
         documents = corpus.split_corpus(documents, split, config.holdout_every)
         if not documents:
