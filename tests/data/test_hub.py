@@ -47,7 +47,7 @@ def slimpajama(tmp_path):
 def address(slimpajama, monkeypatch, tmp_path):
     with serve(slimpajama) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
-        # between two attempts
+        # The pauses between two attempts are cut short.
         monkeypatch.setattr(
             time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01))
         )

@@ -14,10 +14,14 @@ from typing import Any, NamedTuple
 
 from xlstm_jax.errors import UserError
 
-BLOCK = 1 << 20  # bytes of a file in memory at a time
-COMPRESSED_BLOCK = 1 << 14  # small, because it may expand a thousandfold
-LONGEST_LINE = 96 << 20  # bytes; a line is in memory three times, with up to four bytes a character
-ROWS = 64  # of a parquet file in memory at a time
+# Bytes of a file that are in memory at a time. Of a compressed file fewer, because they may expand
+# to a thousand times as many.
+BLOCK = 1 << 20
+COMPRESSED_BLOCK = 1 << 14
+# The longest line of JSON that is read, in bytes. While it is parsed, a line is in memory three
+# times (bytes, text, value), and Python keeps up to four bytes for a character.
+LONGEST_LINE = 96 << 20
+ROWS = 64  # rows of a parquet file that are in memory at a time
 MISSING_EXTRA = "{} needs the extra `data`: pip install 'xlstm-jax-stack[data]'"
 
 
@@ -221,14 +225,14 @@ def _blocks(path: pathlib.Path, on_read: OnRead) -> Iterator[bytes]:
             import zstandard
         except ImportError:
             raise UserError(MISSING_EXTRA.format("reading .zst")) from None
-        # what `zstd` itself takes without --long=31
+        # The largest window that the `zstd` program decompresses without its option --long.
         decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
         yield from _decompressed(
             path, decompressor.decompressobj, zstandard.ZstdError, b"", on_read
         )
     elif name.endswith(".gz"):
-        # 31: gzip, with its checksum. Zeros behind it are the padding of tapes and block devices,
-        # which gzip itself passes over.
+        # wbits=31 tells zlib to read the gzip format and to check its checksum. Zeros at the end
+        # of a file are padding, which the `gzip` program passes over, too.
         yield from _decompressed(
             path, lambda: zlib.decompressobj(wbits=31), zlib.error, b"\0", on_read
         )
@@ -277,7 +281,8 @@ def _parquet_records(
     row = rows = told = 0
     size = path.stat().st_size
     try:
-        # Buffered and not pre-buffered: a column chunk is read as it is used, not at once.
+        # With a buffer and without pre_buffer a column is read piece by piece as it is needed, and
+        # not as a whole, which may be gigabytes.
         with pyarrow.parquet.ParquetFile(path, buffer_size=BLOCK, pre_buffer=False) as file:
             rows = file.metadata.num_rows
             if problem := _no_text_column(file.schema_arrow, field):
@@ -296,7 +301,7 @@ def _parquet_records(
                 told = size * row // rows
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system's, not the content's
+            raise  # the system could not read the file; pyarrow's own errors have no number
         lost = max(rows - row, 1)
         on_damage(Damage(row + 1, "parquet", str(error).splitlines()[0], lost))
 

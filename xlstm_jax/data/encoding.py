@@ -10,14 +10,16 @@ import numpy as np
 from xlstm_jax.data.documents import Piece
 from xlstm_jax.data.tokenizer import Tokenizer
 
-# characters tokenized at a time; the `tokenizers` library takes about 150 bytes for each token of
-# them
+# Characters that are tokenized at a time. The `tokenizers` library needs about 150 bytes of memory
+# for each of their tokens.
 BATCH = 1 << 20
-LONGEST = 1 << 20  # characters of a part
-SEARCH = 1 << 16  # how far before the end of a part a place to cut is looked for
-WINDOW = 256  # characters on either side on which a cut is tried
-TRIES = 32
-WORD_ENDS = re.compile(r"(?<=\S)(?=\s)")  # no token of a byte-level BPE crosses these
+# A document of more characters than this is tokenized in parts. A place for the cut is looked for
+# in the last SEARCH characters of a part, and tried on WINDOW characters on either side of it.
+LONGEST = 1 << 20
+SEARCH = 1 << 16
+WINDOW = 256
+TRIES = 32  # places that are tried at most, the last ones first
+WORD_ENDS = re.compile(r"(?<=\S)(?=\s)")  # a token of a byte-level BPE never crosses them
 KIND_CHANGES = re.compile(r"(?<=[^\W\d_])(?=[\W\d_])|(?<=\d)(?=\D)")
 
 

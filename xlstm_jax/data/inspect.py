@@ -24,8 +24,8 @@ FLAGS = {
     "documents": "how many documents of each split are shown; default: 3",
     "verify": "no: read no more than the first shard of each split",
 }
-READ = 1 << 22  # tokens at a time
-SHOWN = 400  # characters at each end of a document
+READ = 1 << 22  # tokens that are read at a time
+SHOWN = 400  # characters that are shown of each end of a long document
 BAR = 50  # characters of the histogram's longest bar
 DAMAGED = 1
 # Control characters of a text as escapes: a terminal would obey them. Line feeds and tabs stay.

@@ -112,7 +112,7 @@ def make_plans(
                     continue
                 if has_begun(folder):
                     _check_request(folder, begun, request)
-                # of another commit, perhaps
+                # What was downloaded may belong to another commit of the data set.
                 shutil.rmtree(folder / DOWNLOADS, ignore_errors=True)
                 (folder / PLAN).unlink()
             new.append(request)

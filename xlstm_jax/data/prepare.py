@@ -69,7 +69,8 @@ FLAGS = {
     "workers": "processes; default: as many as there are cores",
     "keep-downloads": "yes: keep the files of the hub in DIR/downloads",
 }
-JOB_BYTES = 1 << 26  # of input: about 45M tokens of compressed text, less than two minutes' work
+# Bytes of input that make a job: about 45M tokens of compressed text, two minutes' work for a core.
+JOB_BYTES = 1 << 26
 REPORT = "report.jsonl"
 
 
@@ -319,7 +320,7 @@ def _finish(
         damaged=dict(sorted(damaged.items())),
         request=dataclasses.asdict(request),
     )
-    for path in folder.glob("tokens-*.bin"):  # of jobs after the limit
+    for path in folder.glob("tokens-*.bin"):  # those of jobs behind the limit are not needed
         if path.name not in {shard.file for shard in manifest.shards}:
             path.unlink()
     write_manifest(folder, manifest)

@@ -26,8 +26,9 @@ PLAN = "plan.json"  # of a preparation that is not finished
 LOCK = ".lock"  # in the folder of every split that was prepared from files
 SPLITS = ("train", "validation")
 FORMAT = 1
-OPEN_FILES = 256  # at a time, in each process
-CHECKED = 1 << 28  # bytes of shards that are hashed when a split is opened: 0.13 s at 2 GB/s
+OPEN_FILES = 256  # files that a process keeps open at a time
+# Bytes of shards that are hashed when a split is opened, which takes 0.13 s at 2 GB/s.
+CHECKED = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +143,8 @@ class ShardedTokens:
         if step != 1:
             raise ValueError(f"a token stream is read in steps of 1, not {step}")
         parts = []
-        part = bisect.bisect_right(self._ends, start)  # 0 is the token in front, k the file k - 1
+        # Part 0 is the end-of-text token in front of the stream, part k is the file k - 1.
+        part = bisect.bisect_right(self._ends, start)
         while start < stop:
             end = min(stop, self._ends[part])
             parts.append(

@@ -198,7 +198,7 @@ def select(
         return tuple(chosen)
     named = {file: split_of(file.name) for file in chosen}
     names = set(named.values())
-    # the files that are for training, or all of one kind, which --files chose
+    # What training gets: the files that name it, or all files where none names another split.
     pool = [file for file in chosen if named[file] == "train"]
     if not pool and len(names) == 1 and "validation" not in names:
         pool = chosen

@@ -272,7 +272,7 @@ def _prepared(config: DataConfig, path: str, split: str) -> TokenSource:
         f"{manifest.tokenizer!r}"
     )
     record = {"path": path, **dataclasses.asdict(manifest)}
-    del record["inputs"]  # as long as the data set has files; the folder keeps them
+    del record["inputs"]  # may be a hundred thousand files; the manifest keeps them
     return TokenSource(
         tokens,
         tokenizer,

@@ -7,7 +7,7 @@ import numpy as np
 
 from xlstm_jax.data.shards import dtype_of
 
-SYNTHETIC_BASE = 1 << 22  # random tokens, which repeat
+SYNTHETIC_BASE = 1 << 22  # random tokens that are drawn; behind them they repeat
 SYNTHETIC_DOCUMENT = 1024  # tokens of a document, on average
 
 
@@ -53,7 +53,7 @@ class SyntheticTokens:
     """Random tokens, the same on every machine, from a block that repeats."""
 
     def __init__(self, length: int, vocab_size: int, end_of_text: int):
-        draw = np.random.Generator(np.random.PCG64(0))  # whose stream is fixed
+        draw = np.random.Generator(np.random.PCG64(0))  # numpy promises the same numbers for ever
         self._base = draw.integers(0, vocab_size, SYNTHETIC_BASE).astype(dtype_of(vocab_size))
         self._base[draw.integers(0, SYNTHETIC_BASE, SYNTHETIC_BASE // SYNTHETIC_DOCUMENT)] = (
             end_of_text

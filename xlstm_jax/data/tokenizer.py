@@ -194,7 +194,7 @@ def tokenizer_of(content: bytes, path: str) -> FileTokenizer:
         values["model"]["dropout"] = None  # a BPE with it gives other tokens at each call
     for entry in values.get("added_tokens") or []:
         if entry.get("content") == token:
-            entry["special"] = True  # else its words in a text would be it
+            entry["special"] = True  # else its words in a text would become this token
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(values))
     except Exception as error:  # the library raises bare Exception

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from xlstm_jax.errors import UserError
 
-# no space on the disk, the user's quota is used up, the file is larger than `ulimit -f` allows
+# Error numbers for a full disk, a quota that is used up, a file larger than `ulimit -f` allows.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -38,7 +38,7 @@ class PartialFile:
 
     def discard(self) -> None:
         """Removes what was written, on a full disk too."""
-        with contextlib.suppress(OSError):  # closing writes what is in memory still
+        with contextlib.suppress(OSError):  # closing writes what the buffer still holds
             self.file.close()
         self._partial.unlink(missing_ok=True)
 
