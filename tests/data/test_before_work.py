@@ -61,6 +61,22 @@ def test_a_wrong_field_can_be_mended_with_the_same_folder(source, tmp_path, caps
     assert run(source, tmp_path / "out", "--split=train", "--field=content") == 0
 
 
+def test_a_source_without_any_text_leaves_the_folder_free(source, tmp_path, capsys):
+    for file in source.iterdir():
+        file.write_bytes(jsonl([file.name], "content"))
+    # the first file does not tell that the field is a wrong one
+    (source / "0.jsonl").write_text('{"text": "", "content": ""}')
+    assert run(source, tmp_path / "out", "--split=train") == 2
+    assert "no document was found" in error_of(capsys)
+    assert (tmp_path / "out/train/report.jsonl").exists()
+    assert run(source, tmp_path / "out", "--split=train", "--field=content") == 0
+
+
+def test_fewer_tokens_than_asked_for_are_told(source, tmp_path, capsys):
+    assert run(source, tmp_path / "out", "--split=train", "--max-tokens=1000") == 0
+    assert "fewer tokens than --max-tokens=1000" in capsys.readouterr().out
+
+
 def test_a_wrong_tokenizer_can_be_mended_before_anything_is_finished(
     source, tmp_path, capsys, bpe_file
 ):

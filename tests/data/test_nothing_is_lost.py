@@ -60,6 +60,19 @@ def test_zeros_behind_gzip_are_padding(tmp_path, monkeypatch):
     assert read(tmp_path / "a.jsonl.gz") == (["a", "b"], [])
 
 
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+def test_a_compressed_file_without_a_byte_was_cut_off(tmp_path, suffix):
+    (tmp_path / f"a{suffix}").write_bytes(b"")
+    assert read(tmp_path / f"a{suffix}") == ([], [(1, "compression")])
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    assert read(tmp_path / "a.jsonl") == ([], [])
+
+
+def test_joined_records_without_text_are_no_document(tmp_path):
+    write_documents(tmp_path / "a.parquet", ["", ""])
+    assert read(tmp_path / "a.parquet", join=True) == ([], [(1, "empty")])
+
+
 def test_frames_to_be_skipped_are_skipped(tmp_path):
     """As parallel zstd programs write them."""
     skipped = b"\x50\x2a\x4d\x18\4\0\0\0abcd"

@@ -96,7 +96,7 @@ def read_documents(
         raise UserError(
             f"{str(path)!r} has no suffix that can be read; these can: {', '.join(SUFFIXES)}"
         )
-    return _joined(records) if join else _separate(records, on_damage)
+    return _joined(records, on_damage) if join else _separate(records, on_damage)
 
 
 def _separate(records: Iterator[tuple[int, str]], on_damage: OnDamage) -> Iterator[Piece]:
@@ -107,13 +107,18 @@ def _separate(records: Iterator[tuple[int, str]], on_damage: OnDamage) -> Iterat
             on_damage(Damage(line, "empty", ""))
 
 
-def _joined(records: Iterator[tuple[int, str]]) -> Iterator[Piece]:
-    found = False
-    for _, text in records:  # an empty record adds nothing to a text
-        found = True
-        yield Piece(text, False)
+def _joined(records: Iterator[tuple[int, str]], on_damage: OnDamage) -> Iterator[Piece]:
+    """All records as one document, to which empty ones add nothing."""
+    count, found = 0, False
+    for _, text in records:
+        count += 1
+        if text:
+            found = True
+            yield Piece(text, False)
     if found:
         yield Piece("", True)
+    elif count:
+        on_damage(Damage(1, "empty", "all records are", count))
 
 
 def field_of(record: Any, field: str) -> Any:
@@ -252,6 +257,8 @@ def _decompressed(
 ) -> Iterator[bytes]:
     """The frames (members) of a file, one after another, all that can be had before an error."""
     frame = None
+    if not path.stat().st_size:
+        raise BrokenCompressionError("the file has no bytes at all")
     with open(path, "rb") as file:
         while compressed := file.read(COMPRESSED_BLOCK):
             on_read(len(compressed))

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable
 
 from xlstm_jax.data import hub
-from xlstm_jax.data.documents import KINDS, Damage, read_documents
+from xlstm_jax.data.documents import BLOCK, KINDS, Damage, read_documents
 from xlstm_jax.data.encoding import encode_pieces
 from xlstm_jax.data.shards import Input, Shard, ShardWriter, dtype_of, shard_name
 from xlstm_jax.data.sources import InputFile
@@ -198,8 +198,12 @@ class _Reading:
         self._before = self._state()
         if self._before[0] != file.size or file.changed not in (None, self._before[1]):
             raise self._changed("the preparation began")
+        digest = hashlib.sha256()
         with open(self.path, "rb") as content:
-            self.sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+            while block := content.read(BLOCK):
+                digest.update(block)
+                progress(0, 0)  # which ends the job when the preparation ends
+        self.sha256 = digest.hexdigest()
 
     def count(self, num_bytes: int) -> None:
         """So many bytes of the file were read since the last call."""

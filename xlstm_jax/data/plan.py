@@ -13,8 +13,11 @@ import hashlib
 import json
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import tqdm
 
 from xlstm_jax.data.jobs import DOWNLOADS, has_begun, read_done
 from xlstm_jax.data.shards import LOCK, MANIFEST, PLAN, SPLITS, Manifest, read_manifest
@@ -162,7 +165,7 @@ def check_unchanged(
     if found is None:
         raise UserError(f"--source {request.source!r} is gone; bring it back to go on")
     _check_names(list(planned), list(found), folder, "the preparation began")
-    for number, job in enumerate(plan.jobs):
+    for number, job in enumerate(_bar(plan.jobs)):
         done = read_done(folder, number, itemsize)
         hashes = {entry.file: entry.sha256 for entry in done.inputs} if done else {}
         when = (folder / f"tokens-{number:05d}.json").stat().st_mtime_ns if done else 0
@@ -186,11 +189,9 @@ def check_still(manifest: Manifest, request: Request, layout: Layout, output: pa
         UserError: a file is new, gone or changed.
     """
     folder = output / request.split
-    if manifest.source != request.source:  # on the hub, where a commit does not change
-        return True
     found = _listed(request, layout, output)
-    if found is None:
-        return False
+    if found is None:  # gone, or on the hub, where the files of a commit do not change
+        return manifest.source != request.source or "@" in request.source
     names = list(found)
     if request.max_tokens is not None:  # the files behind the limit were not read
         names = names[: len(manifest.inputs)]
@@ -198,7 +199,7 @@ def check_still(manifest: Manifest, request: Request, layout: Layout, output: pa
     when = (folder / MANIFEST).stat().st_mtime_ns
     root = pathlib.Path(request.source)
     root = root.parent if root.is_file() else root
-    for entry in manifest.inputs:
+    for entry in _bar(manifest.inputs):
         path, same = root / entry.file, found[entry.file].size == entry.size
         if same and entry.sha256 and _written_since(path, None, when):
             same = sha256_of(path) == entry.sha256
@@ -231,6 +232,11 @@ def _opened(name: str, output: pathlib.Path) -> Source:
                 f"--output={output} would write into the source {name!r}; give another folder"
             )
     return open_source(name, output)
+
+
+def _bar(entries: Sequence[Any]) -> Any:
+    """The entries, with progress and the time left where they take more than a second."""
+    return tqdm.tqdm(entries, desc="comparing the source", delay=1.0, leave=False, file=sys.stderr)
 
 
 def _choose(

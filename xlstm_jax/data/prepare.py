@@ -210,6 +210,10 @@ def prepare_split(
             done = list(_run(plan, max_tokens, settings, tokenizer, workers))
             manifest = _finish(folder, plan, request, tokenizer, done, keep_downloads)
     print(f"{split}: {_summary(folder, manifest)}; {time.monotonic() - started:.0f} s", flush=True)
+    if max_tokens is not None and manifest.tokens < max_tokens:
+        print(
+            f"{split}: fewer tokens than --max-tokens={max_tokens}: there are no more", flush=True
+        )
     return manifest
 
 
@@ -304,7 +308,11 @@ def _finish(
         report.discard()
         raise
     if not any(job.shard for job in done):
-        raise UserError(f"no document was found; {folder / REPORT} names what is wrong")
+        _clean(folder, keep_downloads)  # so that another --field or source can follow
+        raise UserError(
+            f"no document was found; {folder / REPORT} names what is wrong. Give another --field "
+            f"or --files, or mend the source"
+        )
     damaged = {}
     for job in done:
         for kind, count in job.damaged.items():

@@ -104,6 +104,7 @@ def open_source(name: str, output: pathlib.Path | None = None) -> Source:
         files = tuple(_input_file(path / file, file) for file in readable)
         source = Source(name, path, files, tuple(sorted({*found} - {*readable})))
     elif re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?", name) and not _is_readable(name):
+        print(f"listing the files of {name} ...", flush=True)
         resolved, listed = hub.list_files(name)
         source = Source(resolved, None, tuple(InputFile(*entry) for entry in listed))
         other = tuple(file.name for file in source.files if not _can_be_read(file))
