@@ -12,7 +12,7 @@ import pytest
 from tests.data.conftest import write_documents
 from xlstm_jax.config import DataConfig
 from xlstm_jax.data import prepare, shards
-from xlstm_jax.data.loader import eval_batches, first_tokens, open_split
+from xlstm_jax.data.loader import eval_batches, open_split
 from xlstm_jax.data.prepare import install_tokenizer, prepare_split
 from xlstm_jax.data.sources import Layout
 from xlstm_jax.data.tokenizer import ByteTokenizer
@@ -189,19 +189,39 @@ def test_prepared_folders_below_a_path_are_no_text(source, tmp_path):
 
 @pytest.fixture
 def mixture(tmp_path):
-    """Of "a" there are 300 held-out tokens, of "b" 30."""
-    for letter, count in (("a", 10), ("b", 1)):
+    """Of "a" there are 3,000 held-out tokens, of "b" 600."""
+    for letter, count in (("a", 100), ("b", 20)):
         shards.write_shards(tmp_path / letter, "train", ByteTokenizer(), [letter * 99] * 20)
-        shards.write_shards(tmp_path / letter, "validation", ByteTokenizer(), [letter * 29] * count)
+        texts = [f"{letter * 26}{k:03}" for k in range(count)]
+        shards.write_shards(tmp_path / letter, "validation", ByteTokenizer(), texts)
     return DataConfig(path=f"{tmp_path}/a:0.7,{tmp_path}/b:0.3")
 
 
-def test_of_a_mixture_the_parts_held_out_texts_are_scored(mixture):
+def test_of_a_mixture_every_held_out_document_is_scored_once(mixture):
     source = open_split(mixture, "validation", 320)
     scored = [batch.targets[batch.mask] for batch in eval_batches(source, 3, 16)]
-    text = source.tokenizer.decode(np.concatenate(scored))
-    assert text == ("a" * 29 + "\n") * 10 + "b" * 29 + "\n"
-    assert (source.documents, source.bytes, len(source.tokens)) == (11, 11 * 29, 331)
+    texts = source.tokenizer.decode(np.concatenate(scored)).splitlines()
+    expected = [f"{'a' * 26}{k:03}" for k in range(100)] + [f"{'b' * 26}{k:03}" for k in range(20)]
+    assert sorted(texts) == expected
+    for letter in "ab":  # each part in its order
+        assert [text for text in texts if text[0] == letter] == [
+            text for text in expected if text[0] == letter
+        ]
+    assert (source.documents, source.bytes, len(source.tokens)) == (120, 120 * 29, 3601)
+    first, second = source.tokens[:2]
+    assert first == source.end_of_text != second
+
+
+@pytest.mark.parametrize("wanted", [400, 1000, 1900])
+def test_any_beginning_of_it_has_the_parts_by_weight(mixture, wanted):
+    source = open_split(mixture, "validation", 320)
+    scored = [batch.targets[batch.mask] for batch in eval_batches(source, 3, 16, wanted)]
+    ids = np.concatenate(scored)
+    np.testing.assert_array_equal(ids, source.tokens[1 : wanted + 1])
+    count = {letter: (ids == ord(letter)).sum() for letter in "ab"}
+    share = count["a"] / (count["a"] + count["b"])
+    # a stretch has at most an eighth of what was taken of its part, and a document
+    assert abs(share - 0.7) <= 1 / 8 + 94 / wanted
 
 
 def test_a_mixture_of_texts_holds_a_part_of_each_out(tmp_path):
@@ -209,23 +229,13 @@ def test_a_mixture_of_texts_holds_a_part_of_each_out(tmp_path):
         (tmp_path / f"{letter}.txt").write_text(letter * 90 + letter.upper() * 10)
     config = DataConfig(path=f"{tmp_path}/a.txt:0.7,{tmp_path}/b.txt:0.3", holdout_every=10)
     held_out, train = (open_split(config, split, 320) for split in ("validation", "train"))
-    assert held_out.text == b"A" * 10 + b"B" * 10
+    assert held_out.tokenizer.decode(held_out.tokens[1:]) == "A" * 10 + "\n" + "B" * 10 + "\n"
     assert [part.text for _, part in train.parts] == [b"a" * 90, b"b" * 90]
 
 
 def test_held_out_texts_may_be_a_mixture_themselves(mixture, tmp_path):
     config = dataclasses.replace(mixture, validation_path=mixture.path, path=f"{tmp_path}/a")
-    assert open_split(config, "validation", 320).documents == 11
-
-
-@pytest.mark.parametrize(("wanted", "shares"), [(40, (28, 12)), (200, (170, 30)), (330, (300, 30))])
-def test_a_limit_takes_of_every_part(mixture, wanted, shares):
-    source = open_split(mixture, "validation", 320)
-    tokens = first_tokens(source, wanted)[:]
-    assert len(tokens) == 1 + wanted
-    assert (tokens == ord("b")).sum() == min(shares[1], 29)  # of 30 the last is its end of text
-    scored = [batch.targets[batch.mask] for batch in eval_batches(source, 3, 16, wanted)]
-    np.testing.assert_array_equal(np.concatenate(scored), tokens[1:])
+    assert open_split(config, "validation", 320).documents == 120
 
 
 def test_a_part_without_held_out_text_is_named(mixture, tmp_path):

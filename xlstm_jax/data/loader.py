@@ -19,13 +19,7 @@ from absl import flags
 from jaxtyping import Array, Bool, Int
 
 from xlstm_jax.config import DataConfig
-from xlstm_jax.data.splits import (
-    TokenSource,
-    first_tokens,
-    open_named_split,
-    open_split,
-    open_validation_sets,
-)
+from xlstm_jax.data.splits import TokenSource, open_named_split, open_split, open_validation_sets
 from xlstm_jax.errors import UserError
 
 __all__ = [
@@ -33,7 +27,6 @@ __all__ = [
     "TokenSource",
     "document_positions",
     "eval_batches",
-    "first_tokens",
     "make_batch",
     "open_named_split",
     "open_split",
@@ -109,13 +102,13 @@ def eval_batches(
     """The stream in order, every token after the first one a target exactly once; the end is padded
     to whole batches.
 
-    `max_tokens` ends it after that many targets, as `first_tokens` describes.
+    `max_tokens` ends it after that many targets.
     """
-    tokens = first_tokens(source, max_tokens)
-    targets = len(tokens) - 1
+    targets = len(source.tokens) - 1
+    targets = targets if max_tokens is None else min(targets, max_tokens)
     size = batch_size * context_length
     for start in range(0, targets, size):
-        stream = np.asarray(tokens[start : min(start + size, targets) + 1])
+        stream = np.asarray(source.tokens[start : min(start + size, targets) + 1])
         count = len(stream) - 1
         stream = np.pad(stream, (0, size - count), constant_values=source.end_of_text)
         windows = np.lib.stride_tricks.sliding_window_view(stream, context_length + 1)[

@@ -13,7 +13,7 @@ import numpy as np
 
 from xlstm_jax.config import DataConfig
 from xlstm_jax.data import corpus, shards
-from xlstm_jax.data.streams import SYNTHETIC_DOCUMENT, JoinedTokens, SyntheticTokens
+from xlstm_jax.data.streams import SYNTHETIC_DOCUMENT, JoinedTokens, SyntheticTokens, woven
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 
@@ -75,7 +75,7 @@ def open_split(config: DataConfig, split: str, vocab_size: int) -> TokenSource:
         return _limited(source, config.max_tokens) if limited else source
     if split == "validation":
         try:
-            return _mixed(_parts(config, mixture, split, vocab_size), seams=True)
+            return _mixed(_parts(config, mixture, split, vocab_size), weave=True)
         except UserError as error:
             raise UserError(
                 f"of the mixture {config.path!r} the parts' own held-out texts are taken, which "
@@ -86,23 +86,7 @@ def open_split(config: DataConfig, split: str, vocab_size: int) -> TokenSource:
             f"config key data.max_tokens is {config.max_tokens:,}, which can't limit the mixture "
             f"{config.path!r}; leave it unset, and prepare the parts with --max-tokens"
         )
-    return _mixed(_parts(config, mixture, split, vocab_size), seams=False)
-
-
-def first_tokens(source: TokenSource, targets: int | None) -> Any:
-    """The stream that an evaluation of so many tokens reads: its beginning, of a mixture the
-    beginnings of all parts, by their weights as far as they have tokens. None: all.
-    """
-    if targets is None or targets >= len(source.tokens) - 1:
-        return source.tokens
-    if not source.parts:
-        return JoinedTokens([source.tokens], targets + 1)
-    missing, weights, shares = targets, sum(weight for weight, _ in source.parts), {}
-    for weight, part in sorted(source.parts, key=lambda entry: len(entry[1].tokens) / entry[0]):
-        shares[id(part)] = min(round(missing * weight / weights), len(part.tokens) - 1)
-        missing, weights = missing - shares[id(part)], weights - weight
-    beginnings = [JoinedTokens([part.tokens], shares[id(part)] + 1) for _, part in source.parts]
-    return JoinedTokens(beginnings, seams=True)
+    return _mixed(_parts(config, mixture, split, vocab_size), weave=False)
 
 
 def open_named_split(config: DataConfig, name: str, vocab_size: int) -> TokenSource:
@@ -285,22 +269,22 @@ def _prepared(config: DataConfig, path: str, split: str) -> TokenSource:
     )
 
 
-def _mixed(parts: tuple[tuple[float, TokenSource], ...], *, seams: bool) -> TokenSource:
-    """Several sources as one; `seams` as in `JoinedTokens`, where they are read one after the
-    other.
+def _mixed(parts: tuple[tuple[float, TokenSource], ...], *, weave: bool) -> TokenSource:
+    """Several sources as one: one after the other for training, which reads each part by itself;
+    woven for evaluation, which reads the stream.
     """
     sources = [source for _, source in parts]
     if len({source.tokenizer.hash for source in sources}) > 1:
         raise UserError("the parts of the mixture have different tokenizers; prepare them with one")
     total = sum(weight for weight, _ in parts)
-    texts = [source.text for source in sources]
+    streams, weights = [source.tokens for source in sources], [weight for weight, _ in parts]
     content = json.dumps([(weight, source.fingerprint) for weight, source in parts])
     return TokenSource(
-        tokens=JoinedTokens([source.tokens for source in sources], seams=seams),
+        tokens=woven(streams, weights, sources[0].end_of_text) if weave else JoinedTokens(streams),
         tokenizer=sources[0].tokenizer,
         documents=sum(source.documents for source in sources),
         bytes=sum(source.bytes for source in sources),
-        text=None if None in texts else b"".join(texts),
+        text=None,
         description=tuple(
             f"{weight / total:.1%} of {line}"
             for weight, source in parts

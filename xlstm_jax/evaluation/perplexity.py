@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from xlstm_jax.config import Config
-from xlstm_jax.data.loader import Batch, TokenSource, eval_batches, first_tokens
+from xlstm_jax.data.loader import Batch, TokenSource, eval_batches
 from xlstm_jax.parallel import batch_sharding, filled_rows, put_batch
 from xlstm_jax.training.step import count_tokens, loss_sum
 
@@ -123,5 +123,5 @@ def scored_bytes(source: TokenSource, max_tokens: int | None) -> int:
     """
     if max_tokens is None or max_tokens >= len(source.tokens) - 1:
         return source.bytes
-    targets = np.asarray(first_tokens(source, max_tokens)[1:])
+    targets = np.asarray(source.tokens[1 : max_tokens + 1])
     return len(source.tokenizer.decode(targets[targets != source.end_of_text]).encode())
