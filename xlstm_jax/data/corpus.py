@@ -101,8 +101,9 @@ def open_corpus(path: str) -> Corpus:
         source, tokenizer = SOURCES.get(root.name, ("SOURCE", "TOKENIZER"))
         raise UserError(
             f"data path {path!r} does not exist; prepare token shards there with `python -m "
-            f"xlstm_jax.data.prepare --source={source} --tokenizer={tokenizer} --output={path}`, "
-            f"or point data.path to text"
+            f"xlstm_jax.data.prepare "
+            f"--source={source} --tokenizer={tokenizer} --output={path}`, or point data.path to "
+            f"text"
         )
     documents = [document for document in documents if document.text]
     if not documents:

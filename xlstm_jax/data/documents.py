@@ -21,7 +21,7 @@ COMPRESSED_BLOCK = 1 << 14
 # The longest line of JSON that is read, in bytes. While it is parsed, a line is in memory three
 # times (bytes, text, value), and Python keeps up to four bytes for a character.
 LONGEST_LINE = 96 << 20
-ROWS = 64  # rows of a parquet file that are in memory at a time
+ROWS = 64  # of a parquet file in memory at a time
 MISSING_EXTRA = "{} needs the extra `data`: pip install 'xlstm-jax-stack[data]'"
 
 

@@ -50,11 +50,14 @@ class TokenSource:
         """Id of the token between documents."""
         return self.tokenizer.end_of_text
 
-    def gzip_bits_per_byte(self) -> float | None:
-        """Size of the documents after `gzip -9`, bits per byte; None where the text is not at
-        hand.
+    def gzip_bits_per_byte(self, first_bytes: int | None = None) -> float | None:
+        """Size of the documents, or of their first bytes, after `gzip -9`, bits per byte; None where
+        the text is not at hand.
         """
-        return None if self.text is None else 8 * len(gzip.compress(self.text, 9)) / len(self.text)
+        if self.text is None:
+            return None
+        text = self.text[:first_bytes]
+        return 8 * len(gzip.compress(text, 9)) / len(text)
 
 
 def open_split(config: DataConfig, split: str, vocab_size: int) -> TokenSource:
@@ -243,7 +246,7 @@ def _prepared(config: DataConfig, path: str, split: str) -> TokenSource:
         raise UserError(
             f"data.tokenizer {config.tokenizer!r} is not the one that {path!r} was prepared with "
             f"({manifest.tokenizer!r}, sha256 {manifest.tokenizer_hash[:12]}); point "
-            f"data.tokenizer to that file"
+            f"data.tokenizer to that file, which lies in the folder as tokenizer.json"
         )
     if tokenizer.end_of_text != manifest.end_of_text:
         raise UserError(
