@@ -191,7 +191,8 @@ def _samples(source: TokenSource, config: DataConfig, number: int) -> grain.MapD
     if not len(windows):
         raise UserError(
             f"data path {config.path!r} has {len(source.tokens)} tokens, less than one sample of "
-            f"data.context_length {config.context_length} + 1; give more text or shorten it"
+            f"data.context_length "
+            f"{config.context_length} + 1; give more text or shorten it"
         )
     return grain.MapDataset.source(windows).seed(config.seed + number).shuffle().repeat(EPOCHS)
 
