@@ -11,7 +11,7 @@ import pytest
 
 from tests.data.conftest import write_documents
 from xlstm_jax.config import DataConfig
-from xlstm_jax.data import prepare, shards
+from xlstm_jax.data import plan, prepare, shards
 from xlstm_jax.data.loader import eval_batches, open_split
 from xlstm_jax.data.prepare import install_tokenizer, prepare_split
 from xlstm_jax.data.sources import Layout
@@ -110,6 +110,14 @@ def test_a_finished_file_that_was_copied_anew_is_the_same(source, tmp_path, monk
     (source / "0.jsonl").unlink()
     (source / "0.jsonl").write_bytes(content)
     assert prepared(source, tmp_path / "out").documents == 6
+
+
+def test_a_file_of_the_same_moment_is_read_again(source):
+    """File systems tell times to some milliseconds: a later change may have the same time."""
+    status = (source / "0.jsonl").stat()
+    assert plan._written_since(source / "0.jsonl", None, status.st_ctime_ns)
+    assert not plan._written_since(source / "0.jsonl", None, status.st_ctime_ns + 1)
+    assert plan._written_since(source / "0.jsonl", status.st_mtime_ns - 1, status.st_ctime_ns + 1)
 
 
 def test_what_is_prepared_needs_its_source_no_more(source, tmp_path, capsys):

@@ -216,12 +216,13 @@ def sha256_of(path: pathlib.Path) -> str:
 
 def _written_since(path: pathlib.Path, changed: int | None, when: int) -> bool:
     """Whether a file may have another content than at `when` (ns), `changed` being the time of its
-    last change then; the time that the system keeps of any change can't be set by programs.
+    last change then; the time that the system keeps of any change can't be set by programs. Times
+    go by steps of some milliseconds, so that an equal one says nothing.
     """
     status = path.stat()
     if changed is not None and status.st_mtime_ns != changed:
         return True
-    return max(status.st_mtime_ns, status.st_ctime_ns) > when
+    return max(status.st_mtime_ns, status.st_ctime_ns) >= when
 
 
 def _opened(name: str, output: pathlib.Path) -> Source:
