@@ -51,8 +51,8 @@ class TokenSource:
         return self.tokenizer.end_of_text
 
     def gzip_bits_per_byte(self, first_bytes: int | None = None) -> float | None:
-        """Size of the documents, or of their first bytes, after `gzip -9`, bits per byte; None where
-        the text is not at hand.
+        """Size of the documents, or of their first bytes, after `gzip -9`, bits per byte; None
+        where the text is not at hand.
         """
         if self.text is None:
             return None
