@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from xlstm_jax.config import DataConfig, load
+from xlstm_jax.data.config import DataConfig, load
 from xlstm_jax.data import shards
 from xlstm_jax.data.loader import (
     eval_batches,
@@ -114,11 +114,6 @@ def test_a_mixture_without_proper_weights_is_refused(path):
 def test_a_path_may_hold_a_comma(tmp_path):
     (tmp_path / "a,b").mkdir()
     assert parse_mixture(str(tmp_path / "a,b")) == [(str(tmp_path / "a,b"), 1.0)]
-
-
-def test_a_mixture_has_no_held_out_part_of_its_own(config):
-    with pytest.raises(UserError, match="data.validation_path"):
-        open_split(dataclasses.replace(config, validation_path=None), "validation", 320)
 
 
 def test_parts_with_different_tokenizers_are_refused(config, folders):

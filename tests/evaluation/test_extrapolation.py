@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.conftest import logits_of, random_model
-from xlstm_jax.config import DataConfig, MeshConfig
+from xlstm_jax.data.config import DataConfig, MeshConfig
 from xlstm_jax.data.loader import open_split
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation import extrapolation

@@ -23,12 +23,23 @@ from xlstm_jax.data.splits import TokenSource, open_named_split, open_split, ope
 from xlstm_jax.errors import UserError
 
 __all__ = [
-    "Batch", "TokenSource", "check_samples", "document_positions", "eval_batches", "make_batch", "open_named_split", "open_split",
-    "open_validation_sets", "position", "record", "train_batches",
-]  # fmt: skip
+    "Batch",
+    "TokenSource",
+    "check_samples",
+    "document_positions",
+    "eval_batches",
+    "make_batch",
+    "open_named_split",
+    "open_split",
+    "open_validation_sets",
+    "position",
+    "record",
+    "train_batches",
+]
 
-READ_AHEAD = 8  # batches, by a thread; with worker processes by each of them
-EPOCHS = 1 << 20  # as good as without end; grain's infinite datasets overflow in len()
+READ_AHEAD = 8  # batches that a reader thread, or each worker process, prepares in advance
+# More epochs than anybody trains. An endless dataset of grain would fail in len().
+EPOCHS = 1 << 20
 
 
 class Batch(NamedTuple):
@@ -75,7 +86,7 @@ def train_batches(
         grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
     )
     if config.workers:
-        # in a notebook or a test; grain's worker processes read absl's flags
+        # Grain's worker processes read absl's flags, which nobody has parsed in a notebook.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
