@@ -73,7 +73,8 @@ def started(program: str, tmp_path) -> subprocess.Popen:
     file.write_text(program)
     process = subprocess.Popen(
         [sys.executable, str(file)], cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.3)
