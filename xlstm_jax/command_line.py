@@ -13,32 +13,24 @@ from absl import flags
 from ml_collections import config_flags
 
 from xlstm_jax import config as config_lib
+from xlstm_jax import interrupts
 from xlstm_jax.errors import UserError
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 NO_CONFIG = (
     "--config is missing; give a file of configs/, for example --config=configs/quickstart.py"
 )
 
 
-def run(command: Callable[[], None]) -> int:
+def run(command: Callable[[], None], advice: str = "") -> int:
     """Runs a command and returns the process's exit status; a `UserError` is printed as one line on
-    stderr.
+    stderr, and so is Ctrl-C (`interrupts.run`), with `advice`.
     """
     try:
-        command()
+        return interrupts.run(command, advice)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print(
-            "interrupted; the same command goes on from the newest checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        return EXIT_INTERRUPTED
-    return 0
 
 
 def parse(

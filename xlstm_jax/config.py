@@ -150,6 +150,8 @@ class TrainConfig:
     watchdog_ends: bool = False  # and end the process
     # with several processes: when one that is silent counts as dead, and all others are ended
     heartbeat_seconds: int = 100
+    # after SIGTERM or Ctrl-C: when the process ends, also if it could not save until then
+    grace_seconds: int = 300
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,6 +49,7 @@ AT_LEAST = {
     "train.max_skipped": 1,
     "train.watchdog_seconds": 1,
     "train.heartbeat_seconds": 1,
+    "train.grace_seconds": 1,
     "checkpoint.every": 1,
     "checkpoint.keep_latest": 1,
     "checkpoint.keep_best": 0,

@@ -76,7 +76,9 @@ REPORT = "report.jsonl"
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    return command_line.run(lambda: _command(sys.argv if argv is None else argv))
+    return command_line.run(
+        lambda: _command(sys.argv if argv is None else argv), "the same command goes on"
+    )
 
 
 def _command(argv: list[str]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from xlstm_jax import command_line
+from xlstm_jax import command_line, interrupts
 from xlstm_jax.errors import UserError
 from xlstm_jax.generation import session as sessions
 from xlstm_jax.generation.generator import Generator, Written
@@ -114,7 +114,10 @@ def _converse(generator: Generator, rules: Sampling, values: flags.FlagValues) -
 def _line() -> str:
     try:
         return input("> ")
-    except (EOFError, KeyboardInterrupt):
+    except EOFError:
+        return ""
+    except KeyboardInterrupt:
+        interrupts.dealt_with()
         return ""
 
 

@@ -13,7 +13,7 @@ from xlstm_jax.parallel import is_first_process
 # shown, not what is computed.
 MAY_CHANGE = (
     "mesh.", "model.remat", "model.mlstm_backend", "model.slstm_backend", "model.chunk_size", "data.workers", "train.accumulation_steps",
-    "train.watchdog_", "train.heartbeat_seconds", "checkpoint.keep_", "log.",
+    "train.watchdog_", "train.heartbeat_seconds", "train.grace_seconds", "checkpoint.keep_", "log.",
 )  # fmt: skip
 
 
