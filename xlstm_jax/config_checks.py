@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 
 from xlstm_jax.errors import UserError
@@ -130,8 +131,8 @@ USED_BY = {
 
 def parse_ratio(ratio: str) -> tuple[int, int]:
     """The numbers of "a:b"; raises `UserError` for anything else."""
-    a, colon, b = ratio.partition(":")
-    if not (colon and a.isdigit() and b.isdigit() and int(a) + int(b) > 0):
+    a, _, b = ratio.partition(":")
+    if not re.fullmatch("[0-9]{1,9}:[0-9]{1,9}", ratio) or int(a) + int(b) == 0:
         raise UserError(
             f'config key model.ratio is {ratio!r}; it must be "a:b" like "7:1", a mLSTM blocks to '
             f"b sLSTM blocks"

@@ -16,7 +16,6 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.interop import folders, large, mapping, paper, tensor_files
 from xlstm_jax.interop.folders import TOKENIZER, TOKENIZER_FILES
 from xlstm_jax.models import build_model
-from xlstm_jax.paths import check_can_be_written
 from xlstm_jax.training.checkpoints import read_params, write_params
 from xlstm_jax.training.run_folder import find_run
 from xlstm_jax.training.state import abstract_params
@@ -38,7 +37,6 @@ def import_checkpoint(source: str, output: str) -> Config:
     target = pathlib.Path(output).expanduser()
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise UserError(f"--output {output!r} exists and is not empty; give another folder")
-    check_can_be_written("--output", target)
     opened = folders.open_source(source)
     tokenizer = target / TOKENIZER if (opened.folder / TOKENIZER).is_file() else None
     data = DataConfig(
@@ -117,7 +115,6 @@ def export_checkpoint(
     target = pathlib.Path(output).expanduser()
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise UserError(f"--output {output!r} exists and is not empty; give another folder")
-    check_can_be_written("--output", target)
 
     _, params = read_params(
         source,
