@@ -310,5 +310,8 @@ def test_data_that_have_changed_since_the_checkpoint_are_refused(tiny, tmp_path,
     config = tiny({"data.path": str(text), "train.steps": 2})
     loop.train(config, tmp_path / "run")
     text.write_text("a few words " * 41)
+    with pytest.raises(UserError, match="have changed since the run began: 'train' differs"):
+        loop.train(config, tmp_path / "run")
+    (tmp_path / "run/data.json").unlink()  # the checkpoint knows it too
     with pytest.raises(UserError, match="data have changed since step 2"):
         loop.train(config, tmp_path / "run")

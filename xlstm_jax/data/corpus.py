@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from xlstm_jax.data.sources import files_below
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import python
 
 STDLIB = "stdlib"
 NOT_STDLIB = {
@@ -100,8 +101,8 @@ def open_corpus(path: str) -> Corpus:
     else:
         source, tokenizer = SOURCES.get(root.name, ("SOURCE", "TOKENIZER"))
         raise UserError(
-            f"data path {path!r} does not exist; prepare token shards there with `python -m "
-            f"xlstm_jax.data.prepare "
+            f"data path {path!r} does not exist; prepare token shards there with "
+            f"`{python()} -m xlstm_jax.data.prepare "
             f"--source={source} --tokenizer={tokenizer} --output={path}`, or point data.path to "
             f"text"
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import install
 
 # Bytes of a file that are in memory at a time. Of a compressed file fewer, because they may expand
 # to a thousand times as many.
@@ -22,7 +23,7 @@ COMPRESSED_BLOCK = 1 << 14
 # times (bytes, text, value), and Python keeps up to four bytes for a character.
 LONGEST_LINE = 96 << 20
 ROWS = 64  # of a parquet file in memory at a time
-MISSING_EXTRA = "{} needs the extra `data`: pip install 'xlstm-jax-stack[data]'"
+MISSING_EXTRA = "{} needs the extra `data`: " + install("data")
 
 
 class Piece(NamedTuple):

@@ -18,6 +18,7 @@ import urllib.request
 
 from xlstm_jax.data.writing import DISK_FULL
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import install
 
 CHUNK = 1 << 16  # bytes that are read from a connection at a time
 PATIENCE = 60.0  # seconds after which a connection that brings no byte is given up
@@ -175,9 +176,7 @@ def _library():
         import huggingface_hub
         import huggingface_hub.hf_api
     except ImportError:
-        raise UserError(
-            "sources on the hub need the extra `hf`: pip install 'xlstm-jax-stack[hf]'"
-        ) from None
+        raise UserError(f"sources on the hub need the extra `hf`: {install('hf')}") from None
     return huggingface_hub
 
 

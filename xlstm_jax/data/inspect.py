@@ -16,6 +16,8 @@ from xlstm_jax.data import shards
 from xlstm_jax.data.kept_tokenizer import TOKENIZER
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import python
+from xlstm_jax.paths import refuse_address
 
 USAGE = """Shows what a prepared folder holds:
     python -m xlstm_jax.data.inspect DIR [--documents=3] [--verify=no]"""
@@ -49,9 +51,10 @@ def _command(argv: list[str]) -> bool:
     flags = command_line.parse(argv, USAGE, FLAGS)
     if folder is None:
         raise UserError(
-            "the folder is missing; give it first, e.g. python -m xlstm_jax.data.inspect "
-            "data/slimpajama-gpt2"
+            f"the folder is missing; give it first, e.g. {python()} -m xlstm_jax.data.inspect "
+            f"data/slimpajama-gpt2"
         )
+    refuse_address("the folder", folder)
     if not shards.is_prepared(folder):
         raise UserError(
             f"{folder!r} holds no prepared data: neither train/ nor validation/ has a manifest"

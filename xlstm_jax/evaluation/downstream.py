@@ -8,6 +8,7 @@ from xlstm_jax.evaluation.paloma import rolling_windows
 from xlstm_jax.evaluation.scoring import Scorer
 from xlstm_jax.generation.generator import Generator
 from xlstm_jax.generation.sampling import Sampling
+from xlstm_jax.installation import install
 
 # The paper's six tasks (table 3): name -> the metric that the paper reports.
 PAPER_TASKS = {
@@ -18,7 +19,7 @@ PAPER_TASKS = {
     "arc_challenge": "acc_norm",
     "winogrande": "acc",
 }
-MISSING = "the downstream suite needs the lm-evaluation-harness: pip install lm-eval==0.4.13"
+MISSING = f"the downstream suite needs the lm-evaluation-harness: {install('eval')}"
 
 
 def evaluate_tasks(

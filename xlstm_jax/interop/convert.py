@@ -140,7 +140,8 @@ def export_checkpoint(
         bytes_per_file = 1 << 62  # its reader takes one file
     target.mkdir(parents=True, exist_ok=True)
     tensor_files.write_folder(target, tensors, DTYPES[dtype], bytes_per_file)
-    if any((folder.root / name).is_file() for name in TOKENIZER_FILES):
+    # a run keeps tokenizer.json alone, an imported folder all files that came with it
+    if any((folder.root / name).is_file() for name in TOKENIZER_FILES if name != TOKENIZER):
         folders.copy_tokenizer(folder.root, target)
     else:
         folders.write_tokenizer(target, tokenizer_file)
