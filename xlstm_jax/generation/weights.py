@@ -2,9 +2,12 @@
 themselves.
 """
 
+import hashlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.models import LanguageModel
@@ -32,6 +35,35 @@ def cast_weights(params: Any, config: ModelConfig) -> Any:
         )
 
     return jax.tree_util.tree_map_with_path(cast, params)
+
+
+SAMPLED = 64  # values of each parameter array that its fingerprint reads
+
+
+def fingerprint(params: Any) -> str:
+    """A name for the values of a checkpoint's parameters, the same before and after
+    `cast_weights`.
+
+    It reads 64 values of every array, spread over it, so that it costs nothing for billions of
+    parameters. One training step changes nearly all values of an array, and so the fingerprint.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    content = hashlib.sha256()
+    for (path, leaf), values in zip(leaves, _sampled(params), strict=True):
+        content.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode())
+        content.update(np.asarray(values, np.float32).tobytes())
+    return content.hexdigest()
+
+
+@jax.jit
+def _sampled(params: Any) -> list[jax.Array]:
+    def values(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        places = np.linspace(0, leaf.size - 1, min(SAMPLED, leaf.size)).astype(np.int64)
+        sampled = leaf[np.unravel_index(places, leaf.shape)].astype(jnp.float32)
+        # those that `cast_weights` may have rounded are compared as rounded
+        return sampled.astype(jnp.bfloat16) if path[-2].key in CAST_7B else sampled
+
+    return [values(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def for_steps(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
