@@ -170,9 +170,7 @@ def _line() -> str:
         raise _not_utf8("the input", error) from None
 
 
-def _write(
-    generator: Generator, session: Session, wish: Wish, seed: int
-) -> tuple[Written, float]:
+def _write(generator: Generator, session: Session, wish: Wish, seed: int) -> tuple[Written, float]:
     """Writes and streams the first row; the seconds that it took, without compilation."""
     options = {
         "sampling": wish.rules,

@@ -65,7 +65,9 @@ class Generator:
         """
         end = self.tokenizer.end_of_text
         if session is None:
-            return self.read_tokens([[end, *self.tokenizer.encode(text).tolist()] for text in texts])
+            return self.read_tokens(
+                [[end, *self.tokenizer.encode(text).tolist()] for text in texts]
+            )
         prompts = []
         for text, (context, unshown) in zip(texts, self._last_tokens(session.tail), strict=True):
             goes_on = context or unshown

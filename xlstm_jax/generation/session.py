@@ -160,9 +160,7 @@ def extended(
         jnp.take_along_axis(tail.tokens, jnp.clip(place, 0, TAIL - 1), axis=1),
         jnp.take_along_axis(tokens.astype(jnp.int32), new, axis=1),
     )
-    return Tail(
-        ids, jnp.where(count > 0, 0, tail.unshown), jnp.where(count > 0, 0, tail.given)
-    )
+    return Tail(ids, jnp.where(count > 0, 0, tail.unshown), jnp.where(count > 0, 0, tail.given))
 
 
 def take(session: Session, rows: Sequence[int]) -> Session:

@@ -13,7 +13,7 @@ import tokenizers
 from xlstm_jax.data.tokenizer import FileTokenizer, Tokenizer
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the bytes of half a character decode to
-CONTEXT = 4  # tokens before a text that are decoded with its first one
+CONTEXT = 4  # tokens before a token that are decoded with it
 
 
 class Ending(NamedTuple):
@@ -74,7 +74,8 @@ class TextStream:
         # a character has up to 4 bytes
         if now.endswith(UNFINISHED) and len(self._tokens) - self._decoded_to < 8:
             return ""
-        self._decoded_from, self._decoded_to = self._decoded_to, len(self._tokens)
+        self._decoded_to = len(self._tokens)
+        self._decoded_from = max(0, self._decoded_to - CONTEXT)
         return self._release(now[len(before) :])
 
     def finish(self) -> str:
