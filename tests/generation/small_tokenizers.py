@@ -1,4 +1,6 @@
-"""Small tokenizers that mark a word by the space before it, as those of sentencepiece and Llama do."""
+"""Small tokenizers that mark a word by the space before it, as those of sentencepiece and Llama
+do.
+"""
 
 import pathlib
 

@@ -5,6 +5,7 @@ says. `make parity` loads such folders in the other programs.
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -70,7 +71,7 @@ def test_an_untied_model_without_a_head_is_refused(name):
     ("fields", "format"), [(SEVEN_B, "huggingface"), (SEVEN_B, "xlstm-large"), ({}, "xlstm")]
 )
 def test_a_tied_run_goes_out_with_its_head_and_comes_back(tmp_path, fields, format):
-    config = run_folder(tmp_path / "run", tie_embeddings=True, **fields)
+    run_folder(tmp_path / "run", tie_embeddings=True, **fields)
     export_checkpoint(str(tmp_path / "run"), str(tmp_path / "theirs"), format=format)
     stored = tensor_files.read_folder(tmp_path / "theirs")
     embedding = "embedding.weight" if format == "xlstm-large" else None
@@ -81,7 +82,6 @@ def test_a_tied_run_goes_out_with_its_head_and_comes_back(tmp_path, fields, form
     # xlstm-large has no field for it, so the two stay two
     assert second.config.model.tie_embeddings == (format != "xlstm-large")
     if format != "xlstm-large":
-        assert dataclasses.replace(second.config.model, dtype=config.dtype).tie_embeddings
         assert "lm_head" not in second.params
     else:
         kernel = np.asarray(second.params["lm_head"]["kernel"])
@@ -89,7 +89,7 @@ def test_a_tied_run_goes_out_with_its_head_and_comes_back(tmp_path, fields, form
 
 
 def test_a_transformers_folder_that_says_tied_and_is_not_is_opened_as_what_it_is(tmp_path):
-    config, tensors, tokens, logits = read("large")
+    config, tensors, _, _ = read("large")
     fields = large.export_config(config) | {"tie_word_embeddings": True}
     (tmp_path / "config.json").write_text(json.dumps(fields))
     tensor_files.write_file(
@@ -100,5 +100,5 @@ def test_a_transformers_folder_that_says_tied_and_is_not_is_opened_as_what_it_is
     write_tiny_tokenizer(tmp_path / "tokenizer.json")
     assert open_source(str(tmp_path)).config == config
     opened = open_checkpoint(str(tmp_path))
-    ours, _ = opened.model.apply({"params": opened.params}, tokens)
-    np.testing.assert_allclose(ours, logits, rtol=0, atol=1e-4)
+    expected = import_params("large", config, tensors)
+    jax.tree.map(np.testing.assert_array_equal, opened.params, expected)

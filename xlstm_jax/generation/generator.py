@@ -20,7 +20,9 @@ from xlstm_jax.generation.text import CONTEXT, TextStream, continuing
 from xlstm_jax.generation.weights import for_steps
 
 BLOCK = 16  # tokens that the device writes before the host looks at them
-MOST_UNSHOWN = TAIL - CONTEXT  # a stop string that begins with more tokens is forgotten at the end
+# Where a call ends with more tokens than these held back, as they begin a very long stop string,
+# they are given out as text, and the next call does not find that stop string.
+MOST_UNSHOWN = TAIL - CONTEXT
 SEEDS = 2**32
 
 OnText = Callable[[int, str], None]
@@ -70,8 +72,8 @@ class Generator:
             )
         prompts = []
         for text, (context, unshown) in zip(texts, self._last_tokens(session.tail), strict=True):
-            goes_on = context or unshown
-            tokenizer = self._continuing if goes_on else self.tokenizer
+            begins_document = not (context or unshown)
+            tokenizer = self.tokenizer if begins_document else self._continuing
             prompts.append(tokenizer.encode(text).tolist())
         return self.read_tokens(prompts, session)
 

@@ -153,7 +153,8 @@ def extended(
 
     A row without new tokens stays as it is; in the others nothing is held back any more.
     """
-    place = jnp.arange(TAIL) + count[:, None]  # in the old tail with the new tokens behind it
+    # where each token of the new tail stands in the old tail with the new tokens put behind it
+    place = jnp.arange(TAIL) + count[:, None]
     new = jnp.clip(place - TAIL + start[:, None], 0, tokens.shape[1] - 1)
     ids = jnp.where(
         place < TAIL,

@@ -71,9 +71,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-    except (
-        Exception
-    ) as error:  # not only of NumPy: zipfile, zlib, struct and tokenize have their own
+    except Exception as error:  # NumPy, zipfile, zlib and others raise many types for such a file
         reason = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
         raise UserError(
             f"session file {str(path)!r} is no session, or is damaged{reason}; give a file that "

@@ -54,8 +54,9 @@ class TextStream:
         self._count = -len(unshown)
         self._held = ""  # decoded, but perhaps the beginning of a stop string
         self._given_before = given
-        # (tokens, characters of their text) where decoding paused, the last place first whose
-        # text was given out in full
+        # Pairs (number of tokens, number of characters of their text), one for each call that could
+        # decode all tokens so far. The first pair is the last one whose text was given out in full:
+        # the tokens behind it are those that `unshown` counts.
         self._characters = 0
         self._pauses = [(len(self._tokens), 0)]
         self.text = ""
@@ -71,7 +72,8 @@ class TextStream:
         self._count += 1
         before = self._decode(self._decoded_to)
         now = self._decode(len(self._tokens))
-        # a character has up to 4 bytes
+        # Half a character: its other bytes are waited for. A character has at most 4 bytes, so that
+        # what is unfinished after 8 tokens is no text.
         if now.endswith(UNFINISHED) and len(self._tokens) - self._decoded_to < 8:
             return ""
         self._decoded_to = len(self._tokens)

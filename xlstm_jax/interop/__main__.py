@@ -61,7 +61,11 @@ def main(argv: Sequence[str]) -> int:
                 f"on contexts of {config.data.context_length:,} tokens, evaluated on {window:,}"
             )
             return
-        chosen = {name: flags[name].value for name in ("weight_mode", "dtype") if flags[name].value}
+        chosen = {
+            name: flags[name].value
+            for name in ("weight_mode", "dtype")
+            if flags[name].value is not None
+        }
         format = export_checkpoint(
             source,
             output,

@@ -24,7 +24,8 @@ from xlstm_jax.training.state import abstract_params
 
 FORMATS = ("huggingface", "xlstm-large", "xlstm")
 DTYPES = {"float32": np.float32, "bfloat16": tensor_files.DTYPES["BF16"], "float16": np.float16}
-# in an imported folder: what exporting the same parameters needs to give back every bit
+# File of an imported folder: the tensors that were rounded when they were imported, so that an
+# export gives them back to the bit.
 ORIGINALS = "originals.safetensors"
 BYTES_PER_FILE = 5_000_000_000
 
@@ -102,7 +103,9 @@ def export_checkpoint(
     """
     folder = find_run(source)
     config = folder.read_config()
-    format = format or ("huggingface" if config.model.block == "7b" else "xlstm")
+    format = (
+        format if format is not None else ("huggingface" if config.model.block == "7b" else "xlstm")
+    )
     for name, value, known in (
         ("format", format, FORMATS),
         ("dtype", dtype, DTYPES),

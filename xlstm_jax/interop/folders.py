@@ -221,7 +221,7 @@ def new_folder(output: str) -> Iterator[pathlib.Path]:
 
 def is_run(folder: str | pathlib.Path) -> bool:
     """Whether a folder is a run of this project, or was imported by it."""
-    config = pathlib.Path(folder) / "config.json"
+    config = pathlib.Path(os.path.expanduser(folder)) / "config.json"
     try:
         sections = json.loads(config.read_text())
     except (OSError, ValueError):

@@ -71,7 +71,7 @@ class Table(NamedTuple):
     block_prefix: str
 
 
-EMBEDDING, HEAD = "embedding/embedding", "lm_head/kernel"  # ours
+EMBEDDING, HEAD = "embedding/embedding", "lm_head/kernel"  # names of our parameters
 
 
 def settle_tying(
@@ -145,7 +145,9 @@ def import_params(
         problems += wrong
         if wrong or problems:
             continue
-        if row == 0:  # one copy in memory: blocks are written into their place in the stack
+        if (
+            row == 0
+        ):  # one array for all blocks of a run, each block written into its row: no second copy
             _set(params, path, allocate(leaf.shape, np.float32))
         target = _get(params, path)
         (target[row] if place else target)[...] = entry.transform.to_ours(
@@ -212,7 +214,7 @@ def rounding_tensors(table: Table, config: ModelConfig) -> list[str]:
 
 
 def _their_shapes(entry: Entry, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    stand_in = np.broadcast_to(np.float32(0), shape)  # of any size without memory
+    stand_in = np.broadcast_to(np.float32(0), shape)  # takes no memory, whatever its shape
     return [part.shape for part in entry.transform.to_theirs(stand_in)]
 
 
