@@ -164,6 +164,7 @@ def test_a_stop_token_ends_its_row_and_freezes_its_state(model_and_params):
     )
 
 
+@pytest.mark.slow
 def test_every_row_may_have_its_own_number_of_tokens(paper_model):
     """Each gets what it would get with that number alone."""
     model, params = paper_model
