@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Iterable
@@ -44,7 +45,7 @@ def import_checkpoint(source: str, output: str, tokenizer: str | None = None) ->
         opened = folders.open_source(source)
         config = folders.config_of(opened, tokenizer)
         if (file := config.data.tokenizer) != "byte":
-            final = pathlib.Path(output).expanduser() / TOKENIZER
+            final = pathlib.Path(os.path.expanduser(output)) / TOKENIZER
             config = dataclasses.replace(
                 config, data=dataclasses.replace(config.data, tokenizer=str(final))
             )
