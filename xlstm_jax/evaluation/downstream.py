@@ -154,7 +154,11 @@ def generate_until(
                 sampling=_sampling(options),
                 stop=[until] if isinstance(until, str) else list(until),
             )
-            texts |= {number: text for number, text in zip(part, written.texts, strict=False)}
+            held = generator.held(written.session)  # nothing follows that could make more of it
+            texts |= {
+                number: text + rest
+                for number, text, rest in zip(part, written.texts, held, strict=False)
+            }
     return [texts[number] for number in range(len(requests))]
 
 
