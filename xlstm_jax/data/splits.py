@@ -52,9 +52,14 @@ class TokenSource:
         """Id of the token between documents."""
         return self.tokenizer.end_of_text
 
-    def gzip_bits_per_byte(self) -> float | None:
-        """Size of the documents after `gzip -9`, bits per byte; None where the text is not at hand."""
-        return None if self.text is None else 8 * len(gzip.compress(self.text, 9)) / len(self.text)
+    def gzip_bits_per_byte(self, first_bytes: int | None = None) -> float | None:
+        """Size of the documents, or of their first bytes, after `gzip -9`, bits per byte; None where
+        the text is not at hand.
+        """
+        if self.text is None:
+            return None
+        text = self.text[:first_bytes]
+        return 8 * len(gzip.compress(text, 9)) / len(text)
 
 
 def open_split(config: DataConfig, split: str, vocab_size: int) -> TokenSource:

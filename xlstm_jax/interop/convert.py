@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import yaml
 
-from xlstm_jax.config import Config, DataConfig
+from xlstm_jax.config import Config
 from xlstm_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop import folders, large, mapping, paper, tensor_files
@@ -39,10 +39,10 @@ def import_checkpoint(source: str, output: str) -> Config:
         raise UserError(f"--output {output!r} exists and is not empty; give another folder")
     opened = folders.open_source(source)
     tokenizer = target / TOKENIZER if (opened.folder / TOKENIZER).is_file() else None
-    data = DataConfig(
-        tokenizer="byte" if tokenizer is None else str(tokenizer), context_length=2048
+    data, evaluation = folders.data_and_eval(
+        opened.folder, "byte" if tokenizer is None else str(tokenizer)
     )
-    config = Config(model=opened.config, data=data)
+    config = Config(model=opened.config, data=data, eval=evaluation)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".import-") as scratch:
         # The checkpoint writer holds a copy of everything until the end. So that it is the only
@@ -57,6 +57,8 @@ def import_checkpoint(source: str, output: str) -> Config:
         write_params(target, config, import_params(opened, on_disk))
     rounding = mapping.rounding_tensors(opened.table, opened.config)
     folders.copy_tokenizer(opened.folder, target)
+    if folders.read_contexts(opened.folder) is not None:
+        folders.write_contexts(target, config)
     if rounding:
         kept = [
             tensor_files.Tensor(
@@ -116,7 +118,7 @@ def export_checkpoint(
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise UserError(f"--output {output!r} exists and is not empty; give another folder")
 
-    _, params = read_params(
+    found, params = read_params(
         source,
         abstract_params(
             build_model(config.model), jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -140,6 +142,8 @@ def export_checkpoint(
         bytes_per_file = 1 << 62  # its reader takes one file
     target.mkdir(parents=True, exist_ok=True)
     tensor_files.write_folder(target, tensors, DTYPES[dtype], bytes_per_file)
+    if found > 0 or folders.read_contexts(folder.root) is not None:
+        folders.write_contexts(target, config)
     if any((folder.root / name).is_file() for name in TOKENIZER_FILES):
         folders.copy_tokenizer(folder.root, target)
     else:

@@ -13,7 +13,7 @@ import tokenizers
 import yaml
 from tokenizers import decoders, models, pre_tokenizers
 
-from xlstm_jax.config import ModelConfig
+from xlstm_jax.config import Config, DataConfig, EvalConfig, ModelConfig
 from xlstm_jax.data.tokenizer import END_OF_TEXT, ByteTokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop import large, paper, tensor_files
@@ -21,6 +21,7 @@ from xlstm_jax.interop.mapping import Table
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 TOKENIZER = "tokenizer.json"
+CONTEXTS = "xlstm_jax.json"  # what their formats have no field for
 TOKENIZER_FILES = (
     TOKENIZER,
     "tokenizer_config.json",
@@ -150,6 +151,39 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> list[str]:
     for name in names:
         shutil.copyfile(source / name, target / name)
     return names
+
+
+def write_contexts(target: pathlib.Path, config: Config) -> None:
+    """Writes the context lengths of a run beside its exported parameters, so that it is evaluated
+    in the same windows when it comes back.
+    """
+    contexts = {
+        "context_length": config.data.context_length,
+        "eval_context_length": config.eval.context_length,
+    }
+    (target / CONTEXTS).write_text(json.dumps(contexts, indent=2) + "\n")
+
+
+def read_contexts(folder: pathlib.Path) -> tuple[int, int | None] | None:
+    """(data.context_length, eval.context_length) that `write_contexts` wrote; None for checkpoints
+    of others, which do not say.
+    """
+    try:
+        contexts = json.loads((folder / CONTEXTS).read_text())
+        return int(contexts["context_length"]), contexts["eval_context_length"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def data_and_eval(folder: pathlib.Path, tokenizer: str) -> tuple[DataConfig, EvalConfig]:
+    """Those sections of the configuration that another project's checkpoint gets; windows of 2,048
+    tokens where it does not say.
+    """
+    trained, scored = read_contexts(folder) or (2048, None)
+    return (
+        DataConfig(tokenizer=tokenizer, context_length=trained),
+        EvalConfig(context_length=scored),
+    )
 
 
 def write_tokenizer(target: pathlib.Path, file: pathlib.Path | None) -> None:

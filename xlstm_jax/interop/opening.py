@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from xlstm_jax.config import Config, DataConfig
+from xlstm_jax.config import Config
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop.convert import import_params
-from xlstm_jax.interop.folders import TOKENIZER, is_run, open_source
+from xlstm_jax.interop.folders import TOKENIZER, data_and_eval, is_run, open_source
 from xlstm_jax.models import build_model
 from xlstm_jax.training.checkpoints import read_params
 from xlstm_jax.training.run_folder import find_run
@@ -63,10 +63,8 @@ def open_checkpoint(
             f"{source.config.vocab_size}; put the model's own "
             f"{TOKENIZER} into its folder"
         )
-    config = Config(
-        model=source.config,
-        data=DataConfig(tokenizer=_tokenizer_name(source.folder, "byte"), context_length=2048),
-    )
+    data, evaluation = data_and_eval(source.folder, _tokenizer_name(source.folder, "byte"))
+    config = Config(model=source.config, data=data, eval=evaluation)
     params = jax.tree.map(lambda array: jax.device_put(array, sharding), import_params(source))
     return Opened(config, build_model(config.model), params, tokenizer, 0, source.folder)
 

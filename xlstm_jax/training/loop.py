@@ -23,7 +23,13 @@ from xlstm_jax.data.loader import (
     train_batches,
 )
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation.perplexity import Perplexity, make_eval_step, perplexity_of
+from xlstm_jax.evaluation.perplexity import (
+    Perplexity,
+    check_scored,
+    gzip_bits_per_byte,
+    make_eval_step,
+    perplexity_of,
+)
 from xlstm_jax.generation import generate
 from xlstm_jax.models import LanguageModel, build_model
 from xlstm_jax.parallel import (
@@ -82,6 +88,8 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
     held_out = open_split(config.data, "validation", config.model.vocab_size)
     more_held_out = open_validation_sets(config.data, config.model.vocab_size)
     train_batches(source, config.data)  # refuses a source that is shorter than one sample
+    for scored in (held_out, *more_held_out.values()):
+        check_scored(scored, config)
     _say(*source.description, *held_out.description)
     for name, other in more_held_out.items():
         _say(*(f"{name}: {line}" for line in other.description))
@@ -223,7 +231,8 @@ def train(config: Config, workdir: str, profile: tuple[int, int] | None = None) 
 
         if result is None:  # the run was finished already
             result = evaluate(state.params, held_out)
-        _say(f"held-out {result.line(held_out.gzip_bits_per_byte())}")
+        gzip_size = gzip_bits_per_byte(held_out, config.eval.max_tokens)
+        _say(f"held-out {result.line(gzip_size)}")
         if config.eval.sample_tokens:
             text = sample_text(model, state.params, held_out, config)
             if is_first_process():
