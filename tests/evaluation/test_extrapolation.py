@@ -68,7 +68,7 @@ def curve(context, nats):
 
 
 def test_the_gain_of_more_context_is_free_of_what_the_text_is_like():
-    """Two nats less in each stretch behind the first window, on top of passages of any difficulty."""
+    """Two nats less per stretch behind the first window, on passages of any difficulty."""
     hard = np.random.default_rng(0).normal(100, 30, (5, 8))
     helped = hard - 2.0 * (np.arange(8) >= 2)
     found = gains(curve(16, helped), curve(4, hard))

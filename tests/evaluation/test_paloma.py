@@ -10,7 +10,7 @@ import pytest
 from tests.evaluation.conftest import logits_of, random_model
 from xlstm_jax.data.tokenizer import ByteTokenizer
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation.paloma import by_source, evaluate_paloma, rolling_windows
+from xlstm_jax.evaluation.paloma import _texts, by_source, evaluate_paloma, rolling_windows
 from xlstm_jax.evaluation.scoring import Scorer
 
 TEXTS = {
@@ -72,6 +72,26 @@ def test_sums_per_file_and_source_weigh_tokens_alike(folder):
     assert c4.perplexity == pytest.approx(math.exp(total / count), rel=1e-4)
     assert c4.bits_per_byte == pytest.approx(total / count / math.log(2), rel=1e-4)
     assert ptb.documents == 1
+
+
+def test_what_json_allows_is_read(tmp_path):
+    """A byte-order mark, empty lines, empty texts; texts that can't be UTF-8 are named."""
+    path = tmp_path / "source" / "val" / "file.jsonl.gz"
+    path.parent.mkdir(parents=True)
+    lines = [
+        "\ufeff" + json.dumps({"text": "one"}),
+        "",
+        json.dumps({"text": ""}),
+        '{"text": "two"}',
+    ]
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write("\n".join(lines))
+    assert list(_texts(path, None)) == ["one", "two"]
+    assert list(_texts(path, 1)) == ["one"]
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write('{"text": "one"}\n{"text": "\\ud800"}\n')
+    with pytest.raises(UserError, match="line 2: .*half a surrogate pair"):
+        list(_texts(path, None))
 
 
 def test_what_is_no_paloma_is_refused(folder, tmp_path):

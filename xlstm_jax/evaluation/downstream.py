@@ -96,7 +96,9 @@ def evaluate_tasks(
 
 
 def paper_average(results: dict[str, dict[str, Any]]) -> float | None:
-    """The plain mean of the six accuracies in percent, as in the paper; None where one is missing."""
+    """The plain mean of the six accuracies in percent, as in the paper; None where one is
+    missing.
+    """
     values = [results.get(task, {}).get(f"{metric},none") for task, metric in PAPER_TASKS.items()]
     return None if None in values else 100 * sum(values) / len(values)
 

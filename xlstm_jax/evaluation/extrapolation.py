@@ -85,8 +85,8 @@ class Gain:
 
 
 def gains(long: Curve, short: Curve) -> list[Gain]:
-    """The difference of two curves by position. The text is the same, so that hard and easy passages
-    cancel out.
+    """The difference of two curves by position. The text is the same, so that hard and easy
+    passages cancel out.
 
     Positions are grouped by whole windows of the shorter context (the first one, the second, the
     third, then ever more of them at once): just behind a border the shorter context knows nothing,

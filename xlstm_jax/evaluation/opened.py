@@ -105,7 +105,7 @@ class Evaluation:
 
     @property
     def trained_at(self) -> int | None:
-        """The context length of training; None for other projects' checkpoints, which do not say."""
+        """The context length of training; None for checkpoints of others, which do not say."""
         known = self.opened.step > 0 or read_contexts(self.opened.folder) is not None
         return self.config.data.context_length if known else None
 

@@ -474,8 +474,8 @@ PALOMA = {
     },
 }
 
-# Figure 7: perplexity at a context of 16,384, models of 1.3B parameters trained at 2,048. The values
-# between are drawn there, not printed; that at 2,048 is the one of table 3.
+# Figure 7: perplexity at a context of 16,384, models of 1.3B parameters trained at 2,048. The
+# values between are drawn there, not printed; that at 2,048 is the one of table 3.
 EXTRAPOLATION_TRAINED_AT, EXTRAPOLATION_CONTEXT = 2048, 16384
 EXTRAPOLATION = {
     "xLSTM[7:1]": 8.92,

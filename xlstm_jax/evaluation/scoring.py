@@ -1,4 +1,4 @@
-"""Log-probabilities of given continuations: the ground that downstream tasks and PALOMA stand on."""
+"""Log-probabilities of given continuations, for downstream tasks and PALOMA."""
 
 import functools
 from collections.abc import Callable, Sequence

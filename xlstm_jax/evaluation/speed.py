@@ -41,7 +41,7 @@ class Timing(NamedTuple):
 def time_lengths(
     model: nn.Module, params: Any, lengths: Sequence[int] = LENGTHS, repetitions: int = 3
 ) -> Iterator[Timing]:
-    """Batch 1, a prompt of 16 tokens, one program for all lengths; each as soon as it is measured."""
+    """Batch 1, a prompt of 16 tokens, one program for all lengths; each as soon as it is there."""
     run = _runner(model, params, 1, max(lengths))
     run(1)
     for length in sorted(set(lengths)):
