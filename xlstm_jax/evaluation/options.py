@@ -85,7 +85,7 @@ def check(suites: Sequence[str], options: Options, output: str | None) -> None:
     if options.data is not None:
         _check_data(options)
     if "paloma" in suites:
-        _check_paloma(options.paloma)
+        _check_paloma(options)
     if "downstream" in suites:
         _check_downstream(options)
 
@@ -109,13 +109,14 @@ def _check_data(options: Options) -> None:
         )
 
 
-def _check_paloma(folder: str | None) -> None:
-    if folder is None:
+def _check_paloma(options: Options) -> None:
+    if options.paloma is None:
         raise UserError(
             "--paloma is missing; give the folder of the data set allenai/paloma "
             "(SOURCE/val/*.jsonl.gz)"
         )
-    paloma.files_of(folder)
+    print("looking through PALOMA's files", flush=True)
+    paloma.check_paloma(options.paloma, options.limit)
 
 
 def _check_downstream(options: Options) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from xlstm_jax.data.documents import KINDS, Damage, read_documents
 from xlstm_jax.data.tokenizer import Tokenizer
 from xlstm_jax.errors import UserError
+from xlstm_jax.evaluation import progress
 from xlstm_jax.evaluation.scoring import Pair, Scorer
 
 DOCUMENTS_AT_ONCE = 256
@@ -59,6 +60,20 @@ def files_of(folder: str, split: str = "val") -> list[pathlib.Path]:
             f"(its licence has to be accepted on the hub)"
         )
     return files
+
+
+def check_paloma(folder: str, max_documents: int | None = None) -> None:
+    """Reads all files through, so that hours of scoring do not end at a damaged one.
+
+    Raises:
+        UserError: no such files, or a line that is no document.
+    """
+    files = files_of(folder)
+    with progress.bar(len(files), "paloma: looking through", "files") as bar:
+        for file in files:
+            for _ in _texts(file, max_documents):
+                pass
+            bar.update(1)
 
 
 def evaluate_paloma(
