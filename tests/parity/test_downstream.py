@@ -19,6 +19,7 @@ from tests.parity.test_conversion import RUN
 from xlstm_jax.config import Config
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.downstream import (
+    check_tasks,
     evaluate_tasks,
     find_tasks,
     generate_until,
@@ -244,6 +245,16 @@ def test_all_tasks_of_a_folder_are_meant_where_none_is_named(task_folder, tmp_pa
     assert sorted(find_tasks(None, str(task_folder))[0]) == sorted(TASKS)
     with pytest.raises(UserError, match="has no tasks"):
         find_tasks(None, str(tmp_path))
+
+
+def test_data_that_are_missing_are_found_before_anything_is_scored(tmp_path):
+    (tmp_path / "gone.yaml").write_text(
+        "task: gone\ndataset_path: json\nvalidation_split: validation\n"
+        f"dataset_kwargs:\n  data_files:\n    validation: {tmp_path}/gone.jsonl\n"
+        + TASKS["local_choice"]
+    )
+    with pytest.raises(UserError, match="the data of gone can't be had"):
+        check_tasks(None, str(tmp_path))
 
 
 def test_palomas_bytes_are_the_harnesses(tmp_path, task_folder):

@@ -1,6 +1,7 @@
 """EleutherAI's lm-evaluation-harness 0.4.13 on our models: its tasks and metrics, our batches."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from xlstm_jax.errors import UserError
@@ -50,6 +51,29 @@ def find_tasks(tasks: Sequence[str] | None, include_path: str | None) -> tuple[l
     return names, manager
 
 
+def check_tasks(tasks: Sequence[str] | None, include_path: str | None) -> None:
+    """Loads the tasks and their data, so that hours of other suites do not end at a missing one.
+
+    Raises:
+        UserError: as `evaluate_tasks`.
+    """
+    names, manager = find_tasks(tasks, include_path)
+    with _names_missing_data(names):
+        manager.load(names)
+
+
+@contextlib.contextmanager
+def _names_missing_data(names: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ConnectionError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"the data of {', '.join(names)} can't be had: {first}; the harness downloads them "
+            f"from the hub"
+        ) from error
+
+
 def evaluate_tasks(
     scorer: Scorer,
     generator: Generator,
@@ -75,7 +99,7 @@ def evaluate_tasks(
     import lm_eval
 
     model = harness_model(scorer, generator, max_length)
-    try:
+    with _names_missing_data(names):
         results = lm_eval.simple_evaluate(
             model=model,
             tasks=names,
@@ -86,12 +110,6 @@ def evaluate_tasks(
             log_samples=False,
             verbosity="ERROR",
         )
-    except (OSError, ConnectionError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"the data of {', '.join(names)} can't be had: {first}; the harness downloads them "
-            f"from the hub"
-        ) from error
     return {task: dict(values) for task, values in results["results"].items()}
 
 

@@ -127,5 +127,5 @@ def _check_downstream(options: Options) -> None:
             f"--task_folder {options.task_folder!r} does not exist; give a folder with task files "
             f"of the lm-evaluation-harness (*.yaml)"
         )
-    print("looking the tasks up", flush=True)
-    downstream.find_tasks(options.tasks, options.task_folder)
+    print("loading the tasks and their data", flush=True)
+    downstream.check_tasks(options.tasks, options.task_folder)

@@ -67,7 +67,7 @@ def paloma(evaluation: Evaluation) -> Report:
 def downstream_tasks(evaluation: Evaluation) -> Report:
     """Tasks of the lm-evaluation-harness; the paper's six by default."""
     options, opened = evaluation.options, evaluation.opened
-    print("downstream: reading the tasks' data; compiling first", flush=True)
+    print("downstream: scoring the tasks; compiling first", flush=True)
     results = downstream.evaluate_tasks(
         evaluation.scorer,
         Generator(opened.model, opened.params, opened.tokenizer),
