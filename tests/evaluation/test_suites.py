@@ -119,15 +119,21 @@ def test_all_of_a_text_that_is_given_is_scored(run_folder, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("one text, of which nothing is held out " * 4)
     output = f"--output={tmp_path / 'out'}"
-    assert call(run_folder, "--max_tokens=100", output) == 0
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    config = json.loads((run / "config.json").read_text())
+    config["eval"]["max_tokens"] = 100  # of its own held-out text
+    (run / "config.json").write_text(json.dumps(config))
+    assert call(run, output) == 0
     capsys.readouterr()
-    assert call(run_folder, f"--data={text}", "--context_length=8", output) == 0
+    assert call(run, f"--data={text}", "--context_length=8", output) == 0
     printed = capsys.readouterr().out
     tokens = len(text.read_bytes()) + 1  # and the end of the text
     assert f"perplexity: all {tokens:,} tokens in windows of 8" in printed
     assert "text.txt, step 0: loss" in printed and f"over {tokens:,} tokens" in printed
     results = json.loads((tmp_path / "out" / "results.json").read_text())["suites"]
     assert list(results) == ["perplexity", "perplexity/text.txt"]
+    assert results["perplexity"]["tokens"] == 100
     scored = results["perplexity/text.txt"]
     assert scored["tokens"] == tokens and scored["text_bytes"] == tokens - 1
     assert scored["context_length"] == 8

@@ -24,8 +24,8 @@ FLAGS = {
         "token shards (--split, or the only one)"
     ),
     "max_tokens": (
-        "perplexity, extrapolation: score the first tokens only; eval.max_tokens of the run by "
-        "default"
+        "perplexity, extrapolation: score the first tokens only; by default eval.max_tokens of "
+        "the run, and all of --data"
     ),
     "context_length": (
         "perplexity: tokens of the windows; eval.context_length of the run by default, or "

@@ -47,7 +47,7 @@ class Curve:
     @property
     def perplexity(self) -> float:
         """Over all positions."""
-        return math.exp(self.nats.sum() / self.tokens.sum())
+        return math.exp(min(700.0, self.nats.sum() / self.tokens.sum()))
 
     def values(self) -> dict[str, Any]:
         """For JSON; positions are those of the longest context's windows."""

@@ -43,9 +43,11 @@ class Evaluation:
         self.opened: Opened = open_checkpoint(checkpoint, step, replicated(self.mesh))
         config = self.opened.config
         rows = options.batch_size or config.eval.batch_size
+        # eval.max_tokens is meant for the run's own held-out text: of a text that is given, all
+        own_limit = config.eval.max_tokens if options.data is None else None
         evaluation = dataclasses.replace(
             config.eval,
-            max_tokens=options.max_tokens or config.eval.max_tokens,
+            max_tokens=options.max_tokens or own_limit,
             context_length=options.context_length or config.eval.context_length,
             batch_size=filled_rows(self.mesh, rows),
         )
