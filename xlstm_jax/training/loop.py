@@ -27,7 +27,13 @@ from xlstm_jax.data.loader import (
     train_batches,
 )
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation.perplexity import Perplexity, make_eval_step, perplexity_of
+from xlstm_jax.evaluation.perplexity import (
+    Perplexity,
+    check_scored,
+    gzip_bits_per_byte,
+    make_eval_step,
+    perplexity_of,
+)
 from xlstm_jax.generation import generate
 from xlstm_jax.models import LanguageModel, build_model
 from xlstm_jax.parallel import (
@@ -251,7 +257,7 @@ def train(
             if result is None:  # the run was finished already
                 with doing(evaluating("held-out"), say):
                     result = evaluate(state.params, held_out)
-            say(f"held-out {result.line(held_out.gzip_bits_per_byte())}")
+            say(f"held-out {result.line(gzip_bits_per_byte(held_out, config.eval.max_tokens))}")
             if config.eval.sample_tokens:
                 with doing("writing a sample", say):
                     text = sample_text(model, state.params, held_out, config)
@@ -291,6 +297,8 @@ def _open_data(config: Config) -> tuple[TokenSource, TokenSource, Mapping[str, T
     held_out = open_split(config.data, "validation", vocab_size)
     more = open_validation_sets(config.data, vocab_size)
     check_samples(source, config.data)
+    for scored in (held_out, *more.values()):
+        check_scored(scored, config)
     return source, held_out, more
 
 
