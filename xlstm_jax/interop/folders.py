@@ -133,7 +133,7 @@ def config_of(source: Source, tokenizer: str | None = None) -> Config:
             f"the tokenizer {tokenizer!r} has {ids} ids, the model of {str(source.folder)!r} "
             f"{source.config.vocab_size}; give the {TOKENIZER} that the model was trained with"
         )
-    context, resets, evaluated = _record(source.folder)
+    context, resets, evaluated = recorded(source.folder)
     data = DataConfig(
         tokenizer=tokenizer,
         context_length=context or source.context_length or CONTEXT,
@@ -172,7 +172,7 @@ def write_record(folder: pathlib.Path, config: Config) -> None:
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _record(folder: pathlib.Path) -> tuple[int | None, bool, int | None]:
+def recorded(folder: pathlib.Path) -> tuple[int | None, bool, int | None]:
     """(data.context_length, data.reset_at_document, eval.context_length); without a record those
     that a checkpoint of another project is used with.
     """
