@@ -124,15 +124,14 @@ def export_checkpoint(
     fields = _their_fields(config, format, weight_mode, dtype, tokenizer_file)
     with folders.new_folder(output) as target:
         on_one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        found, params = read_params(source, abstract_params(build_model(config.model), on_one), step)
+        _, params = read_params(source, abstract_params(build_model(config.model), on_one), step)
         tensors = _their_tensors(config, params, folder.root / ORIGINALS, format, weight_mode)
         # the reader of xlstm-large takes one file
         per_file = 1 << 62 if format == "xlstm-large" else bytes_per_file
         tensor_files.write_folder(target, tensors, DTYPES[dtype], per_file)
         folders.write_tokenizer(target, tokenizer_file)
         folders.copy_tokenizer(folder.root, target)  # where it has more than we write
-        if found > 0 or folders.has_record(folder.root):  # of others' models nobody knows
-            folders.write_record(target, config)
+        folders.write_record(target, config)
         if format == "xlstm-large":
             (target / "config.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
         else:
