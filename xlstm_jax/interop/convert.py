@@ -53,11 +53,13 @@ def import_checkpoint(source: str, output: str, tokenizer: str | None = None) ->
 
         write_params(target, config, import_params(opened, on_disk))
         folders.copy_tokenizer(opened.folder, target)
+        if folders.has_record(opened.folder):
+            folders.write_record(target, config)
         if file == "byte":
             (target / TOKENIZER).unlink(missing_ok=True)  # the folder's, which was not to be used
         elif tokenizer is not None:
             shutil.copyfile(file, target / TOKENIZER)
-        if folders.recorded(opened.folder)[0] is not None:
+        if folders.has_record(opened.folder):
             folders.write_record(target, config)
         kept = [
             tensor_files.Tensor(

@@ -22,7 +22,7 @@ from xlstm_jax import config_checks
 from xlstm_jax.config import Config, DataConfig, EvalConfig, ModelConfig
 from xlstm_jax.data.tokenizer import END_OF_TEXT, ByteTokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
-from xlstm_jax.installation import install
+from xlstm_jax.installation import install, python
 from xlstm_jax.interop import large, paper, tensor_files
 from xlstm_jax.interop.mapping import Table, settle_tying
 
@@ -133,7 +133,7 @@ def config_of(source: Source, tokenizer: str | None = None) -> Config:
             f"the tokenizer {tokenizer!r} has {ids} ids, the model of {str(source.folder)!r} "
             f"{source.config.vocab_size}; give the {TOKENIZER} that the model was trained with"
         )
-    context, resets, evaluated = recorded(source.folder)
+    context, resets, evaluated = _record(source.folder)
     data = DataConfig(
         tokenizer=tokenizer,
         context_length=context or source.context_length or CONTEXT,
@@ -156,7 +156,7 @@ def _own_tokenizer(folder: pathlib.Path) -> str:
     )
     raise UserError(
         f"folder {str(folder)!r} holds no {TOKENIZER}, so it is unknown what the model's ids mean; "
-        f"put the model's {TOKENIZER} there{hint}, or name it to `python -m xlstm_jax.interop "
+        f"put the model's {TOKENIZER} there{hint}, or name it to `{python()} -m xlstm_jax.interop "
         f"import --source={folder} --output=DIR --tokenizer=FILE`; --tokenizer=byte where the "
         f"ids are bytes"
     )
@@ -172,11 +172,16 @@ def write_record(folder: pathlib.Path, config: Config) -> None:
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def recorded(folder: pathlib.Path) -> tuple[int | None, bool, int | None]:
+def has_record(folder: pathlib.Path) -> bool:
+    """Whether a folder says how its model was trained, as runs and what was exported of them do."""
+    return (folder / RECORD).is_file()
+
+
+def _record(folder: pathlib.Path) -> tuple[int | None, bool, int | None]:
     """(data.context_length, data.reset_at_document, eval.context_length); without a record those
     that a checkpoint of another project is used with.
     """
-    if not (folder / RECORD).is_file():
+    if not has_record(folder):
         return None, False, None
     record = _parse(folder / RECORD, json.loads, ValueError)
     try:
