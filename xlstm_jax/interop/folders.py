@@ -261,7 +261,7 @@ def _parse(
         )
     try:
         values = parse(path.read_text())
-    except (OSError, UnicodeDecodeError, failure) as error:
+    except (OSError, ValueError, RecursionError, failure) as error:
         raise UserError(f"{path} can't be read: {error}; give the folder of a checkpoint") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no fields; give the folder of a checkpoint")
