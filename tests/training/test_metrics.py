@@ -7,13 +7,8 @@ import types
 import pytest
 
 from xlstm_jax.errors import UserError
-from xlstm_jax.training.metrics import (
-    MetricsWriter,
-    console_line,
-    draw_loss,
-    duration,
-    read_records,
-)
+from xlstm_jax.training.console import console_line, duration
+from xlstm_jax.training.metrics import MetricsWriter, draw_loss, read_records
 from xlstm_jax.training.run_folder import find_run
 from xlstm_jax.training.timing import Speed, WallTime
 
@@ -94,21 +89,37 @@ def test_durations_are_readable(seconds, text):
     assert duration(seconds) == text
 
 
-def test_the_console_line_says_what_a_person_wants_to_know():
-    values = {
-        "loss": 1.25,
-        "grad_norm": 0.5,
-        "learning_rate": 1e-3,
-        "tokens_per_second": 12345.6,
-        "mfu": None,
-    }
-    values |= {"tokens_per_second_per_device": 3086.4, "skipped": 2}
-    line = console_line(20, 1000, values, 61)
-    assert line == (
-        "step   20/1000  loss 1.2500  grad norm 0.50  lr 1.00e-03  tokens/s 12,346  per device "
-        "3,086  MFU n/a  time left 1m 01s  skipped 2"
+VALUES = {
+    "loss": 1.25,
+    "grad_norm": 0.5,
+    "learning_rate": 1e-3,
+    "tokens_per_second": 12345.6,
+    "mfu": None,
+    "skipped": 0,
+}
+
+
+def test_the_console_line_says_what_a_person_wants_to_know_and_nothing_else():
+    assert console_line(20, 1000, VALUES, 61) == (
+        "step   20/1000  loss 1.2500  grad norm 0.50  lr 1.00e-03  12,346 tokens/s  1m 01s left"
     )
-    assert "MFU 41.3%" in console_line(20, 1000, {**values, "mfu": 0.4132}, 61)
+    assert console_line(1, 1000, {**VALUES, "tokens_per_second": None}, None) == (
+        "step    1/1000  loss 1.2500  grad norm 0.50  lr 1.00e-03"
+    )
+    assert "  MFU 41.3%  " in console_line(20, 1000, {**VALUES, "mfu": 0.4132}, 61)
+    assert console_line(20, 1000, {**VALUES, "skipped": 2}, 61).endswith("  2 skipped")
+
+
+def test_the_rate_of_one_device_is_shown_where_there_are_several():
+    assert "12,346 tokens/s (3,086 per device)" in console_line(20, 1000, VALUES, 61, devices=4)
+
+
+def test_the_console_line_fits_100_columns():
+    many = {**VALUES, "tokens_per_second": 123_456_789.0, "mfu": 0.4132, "skipped": 12345}
+    line = console_line(1_000_000, 2_000_000, many, 86400 * 9, devices=4096)
+    assert len(line) <= 100
+    for part in ("loss 1.2500", "123,456,789 tokens/s", "9d 00h left", "12345 skipped"):
+        assert part in line
 
 
 def test_goodput_is_the_share_of_training_in_the_time_since_the_first_start():
@@ -160,7 +171,7 @@ def test_weights_and_biases_gets_the_events_where_a_project_is_named(folder, mon
 def test_without_wandb_the_way_to_it_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(
-        UserError, match=r"log\.wandb is 'cells'.*pip install 'xlstm-jax-stack\[wandb\]'"
+        UserError, match=r"log\.wandb is 'cells'.*python -m pip install -e .*\[wandb\]'"
     ):
         MetricsWriter(folder, 0, tensorboard=False, wandb="cells")
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from xlstm_jax import command_line
+from xlstm_jax import command_line, interrupts
 from xlstm_jax.errors import UserError
 from xlstm_jax.generation import session as sessions
 from xlstm_jax.generation import session_files
@@ -165,6 +165,9 @@ def _line() -> str:
     try:
         return input(prompt)
     except EOFError:
+        return ""
+    except KeyboardInterrupt:
+        interrupts.dealt_with()
         return ""
     except UnicodeDecodeError as error:
         raise _not_utf8("the input", error) from None

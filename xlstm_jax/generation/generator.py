@@ -45,6 +45,11 @@ class Written(NamedTuple):
     ended: list[bool]
     session: Session
 
+    def __repr__(self) -> str:
+        """Without the arrays of the session, which are millions of numbers."""
+        counts = [len(row) for row in self.tokens]
+        return f"Written(texts={self.texts!r}, tokens in each={counts}, ended={self.ended})"
+
 
 class Generator:
     """A model, its parameters and its tokenizer.

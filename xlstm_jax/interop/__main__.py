@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from xlstm_jax import command_line
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import python
 from xlstm_jax.interop.convert import DTYPES, FORMATS, export_checkpoint, import_checkpoint
 
 FLAGS = {
@@ -40,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
                 print(__doc__)
                 raise SystemExit(0)
             raise UserError(
-                f"{action!r} is no action; write `python -m xlstm_jax.interop import` or `export` "
+                f"{action!r} is no action; write `{python()} -m xlstm_jax.interop import` or "
+                f"`export` "
                 f"(--help shows examples)"
             )
         flags = command_line.parse(

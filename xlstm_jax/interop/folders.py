@@ -23,6 +23,7 @@ from xlstm_jax import config_checks
 from xlstm_jax.config import Config, DataConfig, EvalConfig, ModelConfig
 from xlstm_jax.data.tokenizer import END_OF_TEXT, ByteTokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import install
 from xlstm_jax.interop import large, paper, tensor_files
 from xlstm_jax.interop.mapping import Table, settle_tying
 
@@ -239,8 +240,7 @@ def _download(name: str) -> pathlib.Path:
         import huggingface_hub
     except ImportError:
         raise UserError(
-            f"folder {name!r} does not exist; to load it from the Hugging Face hub: pip install "
-            f"huggingface_hub"
+            f"folder {name!r} does not exist; to load it from the Hugging Face hub: {install('hf')}"
         ) from None
     try:
         return pathlib.Path(

@@ -51,7 +51,7 @@ def open_checkpoint(
     if is_run(name):
         folder = find_run(name).root
         config = find_run(name).read_config()
-        tokenizer = _tokenizer(folder, config.data.tokenizer)
+        tokenizer = load_tokenizer(config.data.tokenizer)
         model = build_model(config.model)
         step, params = read_params(name, abstract_params(model, sharding), step)
         return Opened(config, model, params, tokenizer, step, folder)
