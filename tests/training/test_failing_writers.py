@@ -7,7 +7,6 @@ import itertools
 import json
 import resource
 import signal
-import struct
 import sys
 import time
 import types
@@ -15,10 +14,9 @@ from collections.abc import Callable, Iterator
 
 import jax
 import pytest
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.record_writer import masked_crc32c
 
 import train as train_command
+from tests.training.board import board_events
 from xlstm_jax.training import console, loop, metrics, outlets
 from xlstm_jax.training.metrics import MetricsWriter, read_records
 from xlstm_jax.training.outlets import AppendedFile, Outlet, Trouble, replace_file
@@ -60,20 +58,6 @@ def during_steps(monkeypatch, act):
         return step
 
     monkeypatch.setattr(loop, "make_train_step", make)
-
-
-def board_events(folder) -> list[Event]:
-    """All events, as TensorBoard reads them: each with its length and checksums."""
-    events = []
-    for path in sorted(folder.iterdir()):
-        data = io.BytesIO(path.read_bytes())
-        while head := data.read(12):
-            size, check = struct.unpack("<QI", head)
-            assert check == masked_crc32c(head[:8])
-            body = data.read(size)
-            assert struct.unpack("<I", data.read(4))[0] == masked_crc32c(body)
-            events.append(Event.FromString(body))
-    return events
 
 
 def board_losses(folder) -> list[int]:
