@@ -107,7 +107,7 @@ def test_evaluating_the_run_gives_the_loss_that_training_logged(finished, capsys
         losses(workdir, "validation")[3], rel=1e-6
     )
     assert re.search(
-        r"validation, step 3: loss \S+ nats, \S+ bits per byte \(gzip -9: \S+\); perplexity \S+, ",
+        r"validation, step 3: loss \S+ nats, \S+ bits per byte \(gzip -9: \S+\); perplexity \S+\n",
         capsys.readouterr().out,
     )
 
@@ -310,5 +310,8 @@ def test_data_that_have_changed_since_the_checkpoint_are_refused(tiny, tmp_path,
     config = tiny({"data.path": str(text), "train.steps": 2})
     loop.train(config, tmp_path / "run")
     text.write_text("a few words " * 41)
+    with pytest.raises(UserError, match="have changed since the run began: 'train' differs"):
+        loop.train(config, tmp_path / "run")
+    (tmp_path / "run/data.json").unlink()  # the checkpoint knows it too
     with pytest.raises(UserError, match="data have changed since step 2"):
         loop.train(config, tmp_path / "run")

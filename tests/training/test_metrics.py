@@ -223,7 +223,9 @@ def test_weights_and_biases_gets_the_events_where_a_project_is_named(folder, mon
 
 def test_without_wandb_the_way_to_it_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"log\.wandb is 'cells'.*pip install -e .*\[wandb\]'"):
+    with pytest.raises(
+        UserError, match=r"log\.wandb is 'cells'.*python -m pip install -e .*\[wandb\]'"
+    ):
         MetricsWriter(folder, 0, tensorboard=False, wandb="cells")
 
 

@@ -14,6 +14,7 @@ from xlstm_jax.parallel.devices import (
 from xlstm_jax.parallel.functions import mlstm, on_own_part, slstm
 from xlstm_jax.parallel.mesh import (
     batch_sharding,
+    check_length,
     filled_rows,
     make_mesh,
     mesh_in_context,
@@ -33,6 +34,7 @@ from xlstm_jax.parallel.shardings import check_spread, parameter_shardings
 __all__ = [
     "LOGICAL_AXIS_RULES",
     "batch_sharding",
+    "check_length",
     "check_same_everywhere",
     "check_shared_folder",
     "check_spread",

@@ -19,6 +19,7 @@ from xlstm_jax.analysis.parameters import count_parameters
 from xlstm_jax.config import Config
 from xlstm_jax.data.loader import (
     TokenSource,
+    check_samples,
     open_split,
     open_validation_sets,
     position,
@@ -26,11 +27,18 @@ from xlstm_jax.data.loader import (
     train_batches,
 )
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation.perplexity import Perplexity, make_eval_step, perplexity_of
+from xlstm_jax.evaluation.perplexity import (
+    Perplexity,
+    check_scored,
+    gzip_bits_per_byte,
+    make_eval_step,
+    perplexity_of,
+)
 from xlstm_jax.generation import generate
 from xlstm_jax.models import LanguageModel, build_model
 from xlstm_jax.parallel import (
     batch_sharding,
+    check_length,
     check_same_everywhere,
     check_shared_folder,
     check_spread,
@@ -49,7 +57,14 @@ from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.outlets import Trouble, replace_file
 from xlstm_jax.training.preemption import Preemption
 from xlstm_jax.training.profile import Profile
-from xlstm_jax.training.run_folder import RunFolder, open_run, write_config, write_data_record
+from xlstm_jax.training.run_folder import (
+    RunFolder,
+    check_data,
+    open_run,
+    own_tokenizer,
+    write_config,
+    write_data_record,
+)
 from xlstm_jax.training.state import (
     TrainState,
     abstract_state,
@@ -80,6 +95,7 @@ def train(
     # What can be wrong is found before any device works and before anything is written.
     folder = everywhere(lambda: open_run(workdir, config))
     check_shared_folder(folder.root, "--workdir")
+    config = own_tokenizer(folder, config)
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR names another
         jax.config.update(
             "jax_compilation_cache_dir", str(folder.root.parent / "compilation_cache")
@@ -92,6 +108,8 @@ def train(
         name: position(one, config.data, 0) for name, one in {"train": source, **sets}.items()
     }
     check_same_everywhere(contents, "data")
+    data_record = record(source, sets, config.data)
+    check_data(folder, data_record)
     say(*source.description, *held_out.description)
     for name, other in more_held_out.items():
         say(*(f"{name}: {line}" for line in other.description))
@@ -104,8 +122,7 @@ def train(
         config.data.context_length,
         accumulation_steps=accumulation_steps,
     )
-    # refuses now what would fail at the first evaluation
-    batch_sharding(mesh, mesh.size, config.eval.context_length)
+    check_length(mesh, config.eval.context_length)
     steps = config.train.steps
     model, optimizer = build_model(config.model), make_optimizer(config.optimizer, schedule)
     wall_time = WallTime(read_records(folder.metrics))
@@ -122,7 +139,7 @@ def train(
         check_spread(state.params, mesh)
         write_config(folder, config)
         with Trouble("data.json").caught():
-            write_data_record(folder, record(source, sets, config.data))
+            write_data_record(folder, data_record)
         device = mesh.devices.flat[0].device_kind
         say(f"model: {count_parameters(state.params):,} parameters, on {mesh.size} x {device}")
         say(f"run: {folder.root}")
@@ -240,7 +257,7 @@ def train(
             if result is None:  # the run was finished already
                 with doing(evaluating("held-out"), say):
                     result = evaluate(state.params, held_out)
-            say(f"held-out {result.line(held_out.gzip_bits_per_byte())}")
+            say(f"held-out {result.line(gzip_bits_per_byte(held_out, config.eval.max_tokens))}")
             if config.eval.sample_tokens:
                 with doing("writing a sample", say):
                     text = sample_text(model, state.params, held_out, config)
@@ -279,7 +296,9 @@ def _open_data(config: Config) -> tuple[TokenSource, TokenSource, Mapping[str, T
     source = open_split(config.data, "train", vocab_size)
     held_out = open_split(config.data, "validation", vocab_size)
     more = open_validation_sets(config.data, vocab_size)
-    train_batches(source, config.data)  # refuses a source that is shorter than one sample
+    check_samples(source, config.data)
+    for scored in (held_out, *more.values()):
+        check_scored(scored, config)
     return source, held_out, more
 
 
