@@ -59,8 +59,6 @@ def import_checkpoint(source: str, output: str, tokenizer: str | None = None) ->
             (target / TOKENIZER).unlink(missing_ok=True)  # the folder's, which was not to be used
         elif tokenizer is not None:
             shutil.copyfile(file, target / TOKENIZER)
-        if folders.has_record(opened.folder):
-            folders.write_record(target, config)
         kept = [
             tensor_files.Tensor(
                 name, opened.tensors[name].shape, lambda name=name: opened.tensors[name]
