@@ -72,7 +72,8 @@ def started(program: str, tmp_path) -> subprocess.Popen:
     file = tmp_path / "program.py"
     file.write_text(program)
     process = subprocess.Popen(
-        [sys.executable, str(file)], cwd=ROOT, env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        [sys.executable, str(file)], cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout.readline() == "ready\n"
@@ -129,7 +130,6 @@ def test_a_command_may_catch_it_and_go_on(tmp_path):
 import time
 from xlstm_jax import interrupts
 def command():
-    interrupts.SECONDS_TO_CLEAN_UP = 0
     try:
         print("ready", flush=True)
         time.sleep(60)

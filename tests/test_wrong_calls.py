@@ -69,6 +69,7 @@ train | --config.train.seed=4294967296 | train.seed is 4294967296; it must be at
 train | --config.train.steps=2147483648 | train.steps is 2147483648; it must be at most
 train | --config.data.reset_at_document --config.eval.max_tokens=1 | eval.max_tokens is 1
 train | --config.model.dtype=float64 | JAX_ENABLE_X64=1
+train | --config.model.ratio=²:1 --config.model.slstm_positions=() | it must be "a:b"
 train | --config.model.dim=15 | model.dim is 15, not divisible by model.num_heads 2
 train | --config={file} | is no Python file
 train | --config={corpus} | is a folder

@@ -15,7 +15,7 @@ from absl import flags
 from xlstm_jax import config_flags, interrupts
 from xlstm_jax.config import Config
 from xlstm_jax.errors import UserError
-from xlstm_jax.paths import refuse_address
+from xlstm_jax.paths import check_can_be_written, refuse_address
 
 EXIT_USER_ERROR = 2
 EXIT_READER_GONE = 128 + signal.SIGPIPE  # as a shell reports a program that SIGPIPE ended
@@ -93,7 +93,7 @@ def parse(
 
     Raises:
         UserError: an unknown flag or config key, a flag without its value, an address where a path
-            belongs.
+            belongs, an --output that can't be written to.
         SystemExit: after --help.
     """
     values = flags.FlagValues()
@@ -118,6 +118,8 @@ def parse(
     for name in PATHS:
         if name in strings and values[name].value is not None:
             refuse_address(f"--{name}", values[name].value)
+    if "output" in strings and values["output"].value:
+        check_can_be_written("--output", values["output"].value)
     return values
 
 

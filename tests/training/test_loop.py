@@ -107,7 +107,7 @@ def test_evaluating_the_run_gives_the_loss_that_training_logged(finished, capsys
         losses(workdir, "validation")[3], rel=1e-6
     )
     assert re.search(
-        r"validation, step 3: loss \S+ nats, \S+ bits per byte \(gzip -9: \S+\); perplexity \S+, ",
+        r"validation, step 3: loss \S+ nats, \S+ bits per byte \(gzip -9: \S+\); perplexity \S+\n",
         capsys.readouterr().out,
     )
 

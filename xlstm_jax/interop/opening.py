@@ -9,11 +9,10 @@ import flax.linen as nn
 import jax
 
 from xlstm_jax.config import Config
-from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop.convert import import_params
-from xlstm_jax.interop.folders import TOKENIZER, is_run, open_source
+from xlstm_jax.interop.folders import TOKENIZER, config_of, is_run, open_source
 from xlstm_jax.models import build_model
 from xlstm_jax.training.checkpoints import read_params
 from xlstm_jax.training.run_folder import find_run
@@ -57,18 +56,13 @@ def open_checkpoint(
         step, params = read_params(name, abstract_params(model, sharding), step)
         return Opened(config, model, params, tokenizer, step, folder)
     source = open_source(name)
-    tokenizer = _tokenizer(source.folder, "byte")
-    if tokenizer.vocab_size > source.config.vocab_size:
+    if step is not None:
         raise UserError(
-            f"the tokenizer of {name!r} has {tokenizer.vocab_size} ids, the model "
-            f"{source.config.vocab_size}; put the model's own "
-            f"{TOKENIZER} into its folder"
+            f"--step is {step}, but {name!r} is no run: it holds one checkpoint; leave --step out"
         )
-    config = Config(
-        model=source.config,
-        data=DataConfig(tokenizer=_tokenizer_name(source.folder, "byte"), context_length=2048),
-    )
+    config = config_of(source)
     params = jax.tree.map(lambda array: jax.device_put(array, sharding), import_params(source))
+    tokenizer = load_tokenizer(config.data.tokenizer)
     return Opened(config, build_model(config.model), params, tokenizer, 0, source.folder)
 
 

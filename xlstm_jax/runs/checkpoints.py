@@ -30,6 +30,7 @@ from xlstm_jax.runs.damage import (
     guarded,
     is_full_disk,
     set_aside,
+    silence_orbax,
     unlistable,
 )
 from xlstm_jax.runs.folder import RunFolder, find_run, open_run, write_config
@@ -71,6 +72,7 @@ class Checkpoints:
             best_mode="min",
             cleanup_tmp_directories=True,
         )
+        silence_orbax()
         if is_first_process():
             for damaged, reason in unlistable(self._path).items():
                 set_aside(folder, damaged, reason)
@@ -84,7 +86,11 @@ class Checkpoints:
         try:
             self.finish()
         finally:
-            self._manager.close()
+            try:
+                self._manager.close()
+            except Exception as error:  # Orbax raises again what was told already
+                if not is_full_disk(error):
+                    raise
 
     def latest_step(self) -> int | None:
         """Of the newest checkpoint; None where there is none."""
@@ -143,6 +149,9 @@ class Checkpoints:
             if not is_full_disk(error):
                 raise
             step, self._saving = self._saving, None
+            # What failed may be one of several parts: the others are still being written.
+            with contextlib.suppress(Exception):
+                self._manager.wait_until_finished()
             for remains in self._path.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(remains, ignore_errors=True)
             print(

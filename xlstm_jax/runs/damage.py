@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from absl import logging
+
 from xlstm_jax.errors import UserError
 from xlstm_jax.runs.folder import RunFolder
 
@@ -37,6 +39,15 @@ def guarded(path: pathlib.Path, step: int, read: Callable[[], Any]) -> Any:
         raise DamagedCheckpoint(
             f"checkpoint {str(path / str(step))!r} is damaged: {first_line(error)}"
         ) from error
+
+
+def silence_orbax() -> None:
+    """Keeps Orbax from printing pages about an error that it raises as well."""
+    logging.get_absl_logger().addFilter(_not_orbax_error)
+
+
+def _not_orbax_error(record) -> bool:
+    return "orbax" not in record.pathname or record.levelname != "ERROR"
 
 
 def unlistable(path: pathlib.Path) -> dict[int, str]:

@@ -94,10 +94,10 @@ class Preemption:
         if self._asked != signal.SIGINT:
             self._asked = number
         if number == signal.SIGINT:
-            line = "interrupted: this step is finished and saved; Ctrl-C again ends at once\n"
-            os.write(
-                sys.__stderr__.fileno(), line.encode()
-            )  # print may be in use by what was interrupted
+            # not print: what was interrupted may be in the middle of one
+            interrupts.write_line(
+                "interrupted: this step is finished and saved; Ctrl-C again ends at once"
+            )
             if jax.process_count() > 1:
                 os.kill(os.getpid(), signal.SIGTERM)  # jax's service tells the others
 
