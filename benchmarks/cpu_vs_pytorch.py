@@ -31,7 +31,7 @@ from tests.parity.originals import ours, paper, paper_model, tensors_of
 from xlstm_jax.analysis.flops import training_flops_per_token
 from xlstm_jax.config import MeshConfig, ModelConfig
 from xlstm_jax.parallel import batch_sharding, make_mesh, replicated
-from xlstm_jax.training.cross_entropy import cross_entropy_sum
+from xlstm_jax.tasks.cross_entropy import cross_entropy_sum
 
 CORES, BATCH, RATE = 2, 8, 1e-3
 ONE, PER_CORE = "one device", "a device per core"

@@ -20,8 +20,8 @@ from xlstm_jax.data import prepare as prepare_command
 from xlstm_jax.generation import __main__ as generation_command
 from xlstm_jax.interop import __main__ as interop_command
 from xlstm_jax.models import build_model
-from xlstm_jax.training.checkpoints import write_params
-from xlstm_jax.training.state import abstract_params
+from xlstm_jax.runs.checkpoints import write_params
+from xlstm_jax.runs.params import language_model_params
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ROOT / "tests/training/tiny_run.py"
@@ -191,7 +191,7 @@ def places(tmp_path_factory) -> dict[str, str]:
     for number in range(20):
         corpus.joinpath(f"{number:02}.txt").write_text(f"text {number} of the corpus\n" * 20)
     config = load(str(TINY), {"data.path": str(corpus)})
-    shapes = abstract_params(build_model(config.model))
+    shapes = language_model_params(build_model(config.model))
     write_params(
         base / "run", config, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     )

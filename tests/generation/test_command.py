@@ -13,7 +13,7 @@ from xlstm_jax.generation import Generator, Sampling
 from xlstm_jax.generation import __main__ as command
 from xlstm_jax.generation.text import printable
 from xlstm_jax.interop.opening import open_checkpoint
-from xlstm_jax.training.checkpoints import write_params
+from xlstm_jax.runs.checkpoints import write_params
 
 
 def written_run(folder, seed: int) -> str:

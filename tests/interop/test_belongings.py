@@ -19,7 +19,7 @@ from xlstm_jax.interop import __main__ as command
 from xlstm_jax.interop import convert, folders, tensor_files
 from xlstm_jax.interop.convert import export_checkpoint, import_checkpoint
 from xlstm_jax.interop.opening import open_checkpoint
-from xlstm_jax.training.checkpoints import write_params
+from xlstm_jax.runs.checkpoints import write_params
 
 SEVEN_B = {"block": "7b", "gate_soft_cap": 15.0, "logit_soft_cap": 30.0}
 

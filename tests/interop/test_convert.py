@@ -17,7 +17,7 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.interop import __main__ as command
 from xlstm_jax.interop import folders, large, paper, tensor_files
 from xlstm_jax.interop.convert import export_checkpoint, import_checkpoint
-from xlstm_jax.training.checkpoints import write_params
+from xlstm_jax.runs.checkpoints import write_params
 
 assert FIXTURES.is_dir()
 

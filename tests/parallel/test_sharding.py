@@ -108,7 +108,7 @@ def collectives(program, *kinds):
 @pytest.mark.parametrize(("name", "shape"), CASES, ids=str)
 def test_a_mesh_changes_neither_loss_nor_gradients_and_moves_no_tokens(name, shape):
     mesh, params = mesh_of(shape), params_of(name)
-    spread = shardings_of(abstract_params(build_model(MODELS[name]), mesh))
+    spread = shardings_of(language_model_params(build_model(MODELS[name]), mesh))
     batch = jax.device_put(make_batch(), batch_sharding(mesh, ROWS, TIME))
     with jax.set_mesh(mesh):
         step = jax.jit(loss_and_gradients(name), out_shardings=(None, spread))
@@ -206,7 +206,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_lies_where_the_table_says(name):
-    abstract = abstract_params(build_model(MODELS[name]), mesh_of((2, 2, 2, 1)))
+    abstract = language_model_params(build_model(MODELS[name]), mesh_of((2, 2, 2, 1)))
     found = {
         "/".join(key.key for key in path): " ".join(str(axis or "-") for axis in leaf.sharding.spec)
         for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)

@@ -23,7 +23,7 @@ from xlstm_jax.interop import folders, large, paper
 from xlstm_jax.interop.convert import export_checkpoint, import_checkpoint
 from xlstm_jax.interop.opening import open_checkpoint
 from xlstm_jax.models import build_model
-from xlstm_jax.training.checkpoints import write_params
+from xlstm_jax.runs.checkpoints import write_params
 from xlstm_jax.training.state import init_params
 
 RUN = ModelConfig(

@@ -31,8 +31,8 @@ from xlstm_jax.generation import Generator
 from xlstm_jax.interop.convert import export_checkpoint
 from xlstm_jax.interop.opening import open_checkpoint
 from xlstm_jax.models import build_model
-from xlstm_jax.training.checkpoints import write_params
-from xlstm_jax.training.state import abstract_params
+from xlstm_jax.runs.checkpoints import write_params
+from xlstm_jax.runs.params import language_model_params
 
 DOCUMENTS = [
     {
@@ -121,7 +121,7 @@ def scored(opened, task_folder, tasks=tuple(TASKS)):
 def opened_run(folder, value):
     """A run whose every parameter is `value(rng, leaf)`."""
     rng = np.random.default_rng(0)
-    shapes = abstract_params(build_model(RUN))
+    shapes = language_model_params(build_model(RUN))
     write_params(
         folder,
         Config(model=RUN),

@@ -17,7 +17,7 @@ from xlstm_jax.evaluation.run import evaluate_run
 from xlstm_jax.interop.convert import export_checkpoint
 from xlstm_jax.interop.opening import open_checkpoint
 from xlstm_jax.training import loop
-from xlstm_jax.training.run_folder import (
+from xlstm_jax.runs.folder import (
     absolute,
     check_data,
     find_run,

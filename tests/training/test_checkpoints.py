@@ -12,8 +12,8 @@ import pytest
 
 from xlstm_jax.config import CheckpointConfig, Config, TrainConfig
 from xlstm_jax.errors import UserError
-from xlstm_jax.training.checkpoints import Checkpoints, read_params, shape_differences, write_params
-from xlstm_jax.training.run_folder import find_run
+from xlstm_jax.runs.checkpoints import Checkpoints, read_params, shape_differences, write_params
+from xlstm_jax.runs.folder import find_run
 from xlstm_jax.training.state import TrainState, start_from, with_sharding
 
 OPTIMIZER = optax.adam(0.1)
@@ -294,6 +294,6 @@ def test_a_folder_without_checkpoints_is_named(tmp_path):
 
 def test_another_format_version_is_named(folder, monkeypatch):
     save_steps(folder, [1.0])
-    monkeypatch.setattr("xlstm_jax.training.checkpoints.FORMAT_VERSION", 99)
+    monkeypatch.setattr("xlstm_jax.runs.checkpoints.FORMAT_VERSION", 99)
     with pytest.raises(UserError, match="has the format version 2, this program reads 99"):
         read_params(folder.root, abstract(make_state().params))

@@ -10,7 +10,7 @@ import pytest
 
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.models import build_model
-from xlstm_jax.training.cross_entropy import (
+from xlstm_jax.tasks.cross_entropy import (
     LOGITS_BYTES,
     cross_entropy_sum,
     projected_cross_entropy_sum,

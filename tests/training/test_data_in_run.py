@@ -11,7 +11,7 @@ from xlstm_jax.data.tokenizer import ByteTokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.training import loop
 from xlstm_jax.training.metrics import read_records
-from xlstm_jax.training.run_folder import find_run
+from xlstm_jax.runs.folder import find_run
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import pytest
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.run import evaluate_run
 from xlstm_jax.training import loop
-from xlstm_jax.training.checkpoints import read_params
+from xlstm_jax.runs.checkpoints import read_params
 from xlstm_jax.training.metrics import read_records
-from xlstm_jax.training.run_folder import find_run
-from xlstm_jax.training.state import abstract_params
+from xlstm_jax.runs.folder import find_run
+from xlstm_jax.runs.params import language_model_params
 
 
 def losses(workdir, split="train"):

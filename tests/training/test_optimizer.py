@@ -11,7 +11,7 @@ from xlstm_jax.config import ModelConfig, OptimizerConfig
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import build_model
 from xlstm_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
-from xlstm_jax.training.state import abstract_params
+from xlstm_jax.runs.params import language_model_params
 
 
 def rates(steps, at, **keys):
@@ -70,7 +70,7 @@ def test_an_exponential_decay_to_nothing_is_refused():
 @pytest.mark.parametrize("block", ["paper", "7b"])
 def test_weight_decay_reaches_kernels_and_nothing_else(block):
     config = ModelConfig(dim=64, num_blocks=2, num_heads=2, slstm_positions=(1,), block=block)
-    mask = decay_mask(abstract_params(build_model(config)))
+    mask = decay_mask(language_model_params(build_model(config)))
     named = {
         "/".join(entry.key for entry in path): on
         for path, on in jax.tree_util.tree_flatten_with_path(mask)[0]

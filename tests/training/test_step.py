@@ -11,7 +11,7 @@ import pytest
 from xlstm_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from xlstm_jax.data.loader import Batch
 from xlstm_jax.models import build_model
-from xlstm_jax.training.cross_entropy import cross_entropy_sum
+from xlstm_jax.tasks.cross_entropy import cross_entropy_sum
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.state import init_state
 from xlstm_jax.training.step import make_train_step, mean_loss_and_gradient, split_batch

@@ -14,9 +14,9 @@ import numpy as np
 
 from xlstm_jax.data.loader import Batch, TokenSource, eval_batches
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation.perplexity import target_count
 from xlstm_jax.evaluation.scoring import token_scores
 from xlstm_jax.parallel import batch_sharding
+from xlstm_jax.tasks.perplexity import target_count
 from xlstm_jax.typing import Array, Float
 
 DOUBLINGS = 6  # contexts by default: the trained length times 1, 2, 4, 8, 16, 32
@@ -193,7 +193,7 @@ def extrapolate(
             source, batch_size, context, targets, reset_at_document=reset_at_document
         ):
             starts = (first_row + np.arange(batch_size)) * context
-            state = model.init_state(batch_size)
+            state = model.init_state(batch_size, cache_length=context)
             for start in range(0, context, PIECE):
                 part = Batch(*(x[:, start : start + PIECE] for x in batch))
                 state, losses = _score_piece(
@@ -221,7 +221,7 @@ def _score_piece(
     """The state after a piece, and the loss of each of its tokens in nats."""
     segment_ids = batch.segment_ids if reset_at_document else None
     hidden, state = model.apply(
-        {"params": params}, batch.tokens, state, segment_ids=segment_ids, method="hidden"
+        {"params": params}, batch.tokens, state, segments=segment_ids, method="hidden"
     )
     logs, _ = token_scores(model, params, hidden, batch.targets)
     return state, -logs

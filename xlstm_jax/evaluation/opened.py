@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import jax
 
 from xlstm_jax.analysis.parameters import count_parameters
-from xlstm_jax.config import Config, DataConfig, MeshConfig
+from xlstm_jax.config import Config, task_of
 from xlstm_jax.data import shards
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.corpus import STDLIB
 from xlstm_jax.data.loader import TokenSource, open_named_split
 from xlstm_jax.data.splits import SYNTHETIC
@@ -17,11 +18,13 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation import paper_values, report
 from xlstm_jax.evaluation.extrapolation import default_contexts, shared_targets, with_trained
 from xlstm_jax.evaluation.options import OF_SPLITS, Options
-from xlstm_jax.evaluation.perplexity import check_scored, target_count
 from xlstm_jax.evaluation.scoring import Scorer
 from xlstm_jax.interop.folders import has_record, is_run
 from xlstm_jax.interop.opening import Opened, open_checkpoint
 from xlstm_jax.parallel import batch_sharding, filled_rows, make_mesh, replicated
+from xlstm_jax.parallel.mesh import MeshConfig
+from xlstm_jax.tasks.perplexity import check_scored, target_count
+from xlstm_jax.tasks.task import Task
 
 
 class Evaluation:
@@ -71,7 +74,8 @@ class Evaluation:
         """
         if not set(suites) & set(OF_SPLITS):
             return
-        check_scored(self.source, self.config)
+        if self.config.data.reset_at_document:
+            check_scored(self.source, self.config.eval.max_tokens)
         if "extrapolation" in suites:
             shared_targets(self.source, self.contexts, self.config.eval.max_tokens)
 
@@ -88,6 +92,11 @@ class Evaluation:
             "devices": f"{self.mesh.size} x {device.device_kind}",
             "jax": jax.__version__,
         }
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """What the model was trained for, on the data that are asked for."""
+        return task_of(self.config)
 
     @functools.cached_property
     def source(self) -> TokenSource:

@@ -11,8 +11,8 @@ from xlstm_jax.evaluation import options as options_lib
 from xlstm_jax.evaluation import report
 from xlstm_jax.evaluation.opened import Evaluation
 from xlstm_jax.evaluation.options import Options
-from xlstm_jax.evaluation.perplexity import Perplexity
 from xlstm_jax.evaluation.suites import SUITES
+from xlstm_jax.tasks.perplexity import Perplexity
 
 
 def evaluate_suites(

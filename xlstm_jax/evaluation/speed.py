@@ -15,7 +15,6 @@ import numpy as np
 from xlstm_jax.generation import session as sessions
 from xlstm_jax.generation.decoding import decode, row_keys
 from xlstm_jax.generation.sampling import GREEDY
-from xlstm_jax.generation.weights import for_steps
 
 PROMPT = 16  # tokens, as in the paper
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
@@ -79,14 +78,11 @@ def _runner(model: nn.Module, params: Any, batch: int, space: int) -> Callable[[
         np.random.default_rng(0).integers(0, model.config.vocab_size, (batch, PROMPT)).tolist()
     )
     keys, ended = row_keys(range(batch)), jnp.zeros(batch, bool)
-    step_model, step_params = for_steps(model, params)
 
     def run(count: int) -> None:
-        session = sessions.read(model, params, prompts)
+        session = sessions.read(model, params, prompts, cache_length=PROMPT + space)
         jax.block_until_ready(
-            decode(
-                step_model, step_params, session, keys, ended, count, space=space, sampling=GREEDY
-            )
+            decode(model, params, session, keys, ended, count, space=space, sampling=GREEDY)
         )
 
     return run

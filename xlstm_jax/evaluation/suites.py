@@ -6,13 +6,6 @@ from collections.abc import Callable
 from xlstm_jax.evaluation import figures, paper_values, progress, report
 from xlstm_jax.evaluation.extrapolation import extrapolate, shared_targets
 from xlstm_jax.evaluation.opened import Evaluation
-from xlstm_jax.evaluation.perplexity import (
-    gzip_bits_per_byte,
-    make_eval_step,
-    perplexity_of,
-    scored_context,
-    target_count,
-)
 from xlstm_jax.evaluation.public_suites import downstream_tasks, paloma
 from xlstm_jax.evaluation.report import Report
 from xlstm_jax.evaluation.speed import (
@@ -24,28 +17,33 @@ from xlstm_jax.evaluation.speed import (
     time_batches,
     time_lengths,
 )
+from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
+from xlstm_jax.tasks.perplexity import Perplexity, gzip_bits_per_byte, target_count
 
 
 def perplexity(evaluation: Evaluation) -> Report:
     """Loss, perplexity and bits per byte of a split, every token once, over all devices."""
     config, source, label = evaluation.config, evaluation.source, evaluation.label
-    context, max_tokens = scored_context(config), config.eval.max_tokens
+    held_out, max_tokens = evaluation.task.held_out_of(source), config.eval.max_tokens
+    context = held_out.time
     targets, total = target_count(source, max_tokens), len(source.tokens) - 1
     part = "all" if targets == total else f"the first {targets:,} of"
     print(
         f"perplexity: {part} {total:,} tokens in windows of {context:,}; compiling first",
         flush=True,
     )
-    eval_step = make_eval_step(evaluation.opened.model, config.data.reset_at_document)
+    eval_step = make_eval_step(evaluation.task, evaluation.opened.model)
     with progress.bar(targets, "perplexity", "tokens") as bar:
-        result = perplexity_of(
+        totals = evaluate(
             eval_step,
             evaluation.opened.params,
-            source,
-            config=config,
-            mesh=evaluation.mesh,
-            on_tokens=bar.update,
+            held_out,
+            config.eval.batch_size,
+            evaluation.mesh,
+            on_batch=lambda batch: bar.update(int((batch.segment_ids >= 0).sum())),
         )
+    (nats, tokens), (text_bytes, _) = totals["loss"], totals["text_bytes"]
+    result = Perplexity(nats, round(tokens), round(text_bytes) or None, context)
     gzip_size = gzip_bits_per_byte(source, max_tokens)
     print(
         f"{label}, step {evaluation.opened.step}: {result.line(gzip_size)}; perplexity "

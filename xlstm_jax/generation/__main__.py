@@ -23,7 +23,7 @@ from xlstm_jax import command_line, interrupts
 from xlstm_jax.errors import UserError
 from xlstm_jax.generation import session as sessions
 from xlstm_jax.generation import session_files
-from xlstm_jax.generation.generator import SEEDS, Generator, Written
+from xlstm_jax.generation.generator import CACHE_LENGTH, SEEDS, Generator, Written
 from xlstm_jax.generation.sampling import Sampling
 from xlstm_jax.generation.session import Session
 from xlstm_jax.generation.text import printable
@@ -44,6 +44,8 @@ FLAGS = {
     "min_p": "only tokens at least this fraction as likely as the most likely one",
     "repetition_penalty": "above 1: what was read before becomes less likely",
     "seed": "0 by default",
+    "cache_length": f"tokens of a text that a model with attention holds; {CACHE_LENGTH:,} by "
+    "default",
     "samples": "number of continuations, 1 by default; the prompt is read once",
     "stop": "ends the text; \\n is a line feed",
     "session": "file: goes on from it if it exists, and is written at the end (of several samples: "
@@ -64,6 +66,7 @@ class Wish:
     max_new_tokens: int
     rules: Sampling
     seed: int
+    cache_length: int
     samples: int
     stop: tuple[str, ...]
     session: pathlib.Path | None
@@ -80,7 +83,8 @@ def main(argv: Sequence[str]) -> int:
         opened = open_checkpoint(wish.checkpoint, wish.step)
         params = cast_weights(opened.params, opened.config.model)
         model, origin = opened.model, f"step {opened.step} of {opened.folder}"
-        generator, session = Generator(model, params, opened.tokenizer), None
+        generator = Generator(model, params, opened.tokenizer, wish.cache_length)
+        session = None
         if stored is not None:
             session = session_files.restored(stored, wish.session, model, params)
         del opened  # where the weights were cast, the larger ones
@@ -221,6 +225,7 @@ def _wish(values: flags.FlagValues) -> Wish:
             repetition_penalty=_decimal(values, "repetition_penalty", 1.0),
         ),
         seed=_whole(values, "seed", 0, 0, SEEDS - 1),
+        cache_length=_whole(values, "cache_length", CACHE_LENGTH, 1, 2**24),
         samples=_whole(values, "samples", 1, 1, 2**20),
         stop=(stop,) if stop else (),
         session=_session_file(values["session"].value),

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from xlstm_jax.generation.sampling import Sampling, choose
 from xlstm_jax.generation.session import Session, empty_session, extended, read_piece
-from xlstm_jax.models.backbone import join_states, split_blocks
 from xlstm_jax.typing import Array, Bool, Int
 
 NOTHING = -1  # in the place of a token: the row had ended
@@ -34,8 +33,6 @@ def decode(
     another batch, is the same.
 
     Args:
-        model, params: fastest as `weights.for_steps` gives them; the session's states are stacked
-            in any case.
         ended: rows that write nothing; without effect where `stop_tokens` is None.
         num_tokens: one number, or with `stop_tokens` one per row; the compiled program serves any.
         space: length of the result, at least `num_tokens`.
@@ -62,7 +59,7 @@ def decode(
         idle = ended | (number >= limits) if may_end else ended
         segment_ids = jnp.where(idle, -1, 0)[:, None] if may_end else None
         logits, state = model.apply(
-            {"params": params}, token[:, None], session.state, segment_ids=segment_ids
+            {"params": params}, token[:, None], session.state, segments=segment_ids
         )
         rows = jnp.arange(len(token))
         session = session._replace(
@@ -77,18 +74,10 @@ def decode(
 
     ended = ended if may_end else jnp.zeros_like(ended)
     tokens = jnp.full((len(ended), space), NOTHING, jnp.int32)
-    if model.apart:
-        session = _with_blocks(session, split_blocks(session.state.blocks, model.config, list))
     _, session, ended, tokens = jax.lax.while_loop(unfinished, step, (0, session, ended, tokens))
-    if model.apart:
-        session = _with_blocks(session, join_states(session.state.blocks, model.config))
     count = jnp.sum(tokens != NOTHING, axis=1, dtype=jnp.int32)
     tail = extended(session.tail, tokens, count, jnp.zeros_like(count))
     return session._replace(tail=tail), tokens, ended
-
-
-def _with_blocks(session: Session, blocks: Any) -> Session:
-    return session._replace(state=session.state._replace(blocks=blocks))
 
 
 def row_keys(seeds: Any) -> Array:
@@ -114,8 +103,8 @@ def generate(
         prompt: at least one token.
         temperature, num_choices: as in `Sampling`; at temperature 0 the key is not used.
     """
-    params = variables["params"]
-    session = read_piece(model, params, empty_session(model, len(prompt)), prompt, None)
+    params, limits = variables["params"], (len(prompt), prompt.shape[1] + num_tokens)
+    session = read_piece(model, params, empty_session(model, *limits), prompt, None)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(prompt)))
     sampling = Sampling(temperature=temperature, num_choices=num_choices)
     ended = jnp.zeros(len(prompt), bool)

@@ -17,15 +17,25 @@ from xlstm_jax.generation.decoding import NOTHING, decode, row_keys
 from xlstm_jax.generation.sampling import UNCHANGED, Sampling
 from xlstm_jax.generation.session import TAIL, Session, Tail
 from xlstm_jax.generation.text import CONTEXT, TextStream, continuing
-from xlstm_jax.generation.weights import for_steps
+from xlstm_jax.models import ModelConfig
+from xlstm_jax.models.backbone import growing_mixers
 
 BLOCK = 16  # tokens that the device writes before the host looks at them
 # Where a call ends with more tokens than these held back, as they begin a very long stop string,
 # they are given out as text, and the next call does not find that stop string.
 MOST_UNSHOWN = TAIL - CONTEXT
 SEEDS = 2**32
+CACHE_LENGTH = 4096
 
 OnText = Callable[[int, str], None]
+
+
+def limit_of(config: ModelConfig, cache_length: int) -> int | None:
+    """How many tokens of a text a model can hold; None where there is no limit."""
+    limits = [config.max_positions] if config.max_positions is not None else []
+    if growing_mixers(config):
+        limits.append(cache_length)
+    return min(limits, default=None)
 
 
 class Written(NamedTuple):
@@ -61,9 +71,14 @@ class Generator:
     `generation.take(session, [0, 0, 0])` makes a batch of three continuations of one prompt.
     """
 
-    def __init__(self, model: nn.Module, params: Any, tokenizer: Tokenizer):
+    def __init__(
+        self, model: nn.Module, params: Any, tokenizer: Tokenizer, cache_length: int = CACHE_LENGTH
+    ):
+        """`cache_length`: tokens of a text that a model with attention can hold; a recurrent one
+        holds any number.
+        """
         self.model, self.params, self.tokenizer = model, params, tokenizer
-        self._for_steps = for_steps(model, params)
+        self._limit = limit_of(model.config, cache_length)
         self._continuing = continuing(tokenizer)
 
     def read(self, texts: Sequence[str], session: Session | None = None) -> Session:
@@ -86,7 +101,19 @@ class Generator:
         self, prompts: Sequence[Sequence[int]], session: Session | None = None
     ) -> Session:
         """The same for tokens, with nothing put before them."""
-        return sessions.read(self.model, self.params, prompts, session)
+        self._check_room(session, max(map(len, prompts), default=0))
+        return sessions.read(
+            self.model, self.params, prompts, session, cache_length=self._limit
+        )
+
+    def _check_room(self, session: Session | None, more: int) -> None:
+        """Raises `UserError` where a text would outgrow what the model can hold."""
+        read = 0 if session is None else int(np.max(np.asarray(session.position)))
+        if self._limit is not None and read + more > self._limit:
+            raise UserError(
+                f"the text has {read:,} tokens and {more:,} more are to follow, but this model "
+                f"holds {self._limit:,}; give a larger cache_length (--cache-length), or less text"
+            )
 
     def write(
         self,
@@ -111,6 +138,7 @@ class Generator:
             on_text: called with (row, text) as text becomes final, in pieces of whole characters.
         """
         rows = len(session.position)
+        self._check_room(session, max_new_tokens)
         seeds = range(rows) if seeds is None else seeds
         if len(seeds) != rows:
             raise UserError(f"{len(seeds)} seeds are given for {rows} texts; give one for each")
@@ -135,7 +163,8 @@ class Generator:
 
             def decoded(limits: list[int], before=before, ended=ended) -> tuple[Any, ...]:
                 return decode(
-                    *self._for_steps,
+                    self.model,
+                    self.params,
                     before,
                     keys,
                     jnp.asarray(ended),

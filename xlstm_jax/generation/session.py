@@ -54,11 +54,11 @@ class Session(NamedTuple):
     tail: Tail
 
 
-def empty_session(model: nn.Module, batch_size: int) -> Session:
-    """Before the first token."""
+def empty_session(model: nn.Module, batch_size: int, cache_length: int | None = None) -> Session:
+    """Before the first token; `cache_length` is the room of a memory that grows with the text."""
     vocabulary = model.config.vocab_size
     return Session(
-        model.init_state(batch_size),
+        model.init_state(batch_size, cache_length=cache_length),
         jnp.zeros((batch_size, vocabulary), jnp.float32),
         jnp.zeros(batch_size, jnp.int32),
         jnp.zeros((batch_size, vocabulary), bool),
@@ -77,6 +77,7 @@ def read(
     session: Session | None = None,
     *,
     at_least: int = 1,
+    cache_length: int | None = None,
     place: Callable[[Any], Any] = lambda rows: rows,
 ) -> Session:
     """The session after each row read its own tokens: in parallel along the time, `PIECE` tokens at
@@ -92,7 +93,7 @@ def read(
             raise UserError(
                 "a prompt is empty; it needs at least one token, an end-of-text token for example"
             )
-        session = empty_session(model, len(prompts))
+        session = empty_session(model, len(prompts), cache_length)
     length = padded(max(at_least, *map(len, prompts)))
     tokens = np.zeros((len(prompts), length), np.int32)
     for row, prompt in enumerate(prompts):
@@ -128,7 +129,7 @@ def read_piece(
     segment_ids: Int[Array, "B T"] | None,
 ) -> Session:
     hidden, state = model.apply(
-        {"params": params}, tokens, session.state, segment_ids=segment_ids, method="hidden"
+        {"params": params}, tokens, session.state, segments=segment_ids, method="hidden"
     )
     logits = model.apply({"params": params}, hidden[:, -1:], method="head")[:, -1].astype(
         jnp.float32
@@ -169,8 +170,4 @@ def take(session: Session, rows: Sequence[int]) -> Session:
     it in several ways.
     """
     index = jnp.asarray(rows)
-    # the blocks' states are stacked, block by block: in them the rows are the second axis
-    blocks = jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=1), session.state.blocks)
-    rest = session._replace(state=session.state._replace(blocks=()))
-    taken = jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0), rest)
-    return taken._replace(state=taken.state._replace(blocks=blocks))
+    return jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0), session)

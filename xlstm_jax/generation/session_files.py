@@ -4,7 +4,6 @@ A session's states mean something to the parameters that made them and to no oth
 those of the same run a few steps later.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -39,7 +38,7 @@ def save(
     path = pathlib.Path(path)
     arrays = {
         MODEL: np.array(_text_of(model)),
-        PARAMETERS: np.array(fingerprint(params)),
+        PARAMETERS: np.array(fingerprint(params, model.config)),
         ORIGIN: np.array(origin),
         **{name: np.asarray(leaf) for name, leaf in _named(session)},
     }
@@ -96,7 +95,7 @@ def restored(
     origin = f" (of {arrays[ORIGIN]})" if str(arrays[ORIGIN]) else ""
     for entry, ours, what in (
         (MODEL, _text_of(model), "another model"),
-        (PARAMETERS, fingerprint(params), "other parameters"),
+        (PARAMETERS, fingerprint(params, model.config), "other parameters"),
     ):
         if str(arrays[entry]) != ours:
             raise UserError(
@@ -104,7 +103,8 @@ def restored(
                 f"give the checkpoint and the --step that it was made with, or another --session"
             )
     rows = len(arrays["logits"]) if arrays["logits"].ndim else 0
-    wanted = jax.eval_shape(lambda: empty_session(model, rows))
+    caches = [leaf.shape[1] for name, leaf in arrays.items() if name.endswith("/keys")]
+    wanted = jax.eval_shape(lambda: empty_session(model, rows, max(caches, default=None)))
     for name, leaf in _named(wanted):
         found = arrays.get(name)
         if not rows or found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
@@ -118,7 +118,7 @@ def restored(
 
 
 def _text_of(model: nn.Module) -> str:
-    return json.dumps(dataclasses.asdict(model.config))
+    return json.dumps(model.config.values())
 
 
 def _named(session: Session) -> list[tuple[str, Any]]:

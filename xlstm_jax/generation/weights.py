@@ -1,7 +1,6 @@
-"""Parameters as inference reads them: cast to the compute dtype once, and each block's by
-themselves.
-"""
+"""Parameters as inference reads them: cast to the compute dtype once."""
 
+import functools
 import hashlib
 from typing import Any
 
@@ -9,30 +8,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xlstm_jax.models import LanguageModel
-from xlstm_jax.models.backbone import split_blocks
 from xlstm_jax.models.config import ModelConfig
-from xlstm_jax.parallel import compute_dtype, has_room, only_device, rows_in_place
+from xlstm_jax.parallel import compute_dtype
 
-# The model casts these kernels to the compute dtype before it uses them, so that casting them once
-# beforehand changes no bit of any result. The gates' kernels stay float32, and so do q, k and v of
-# the paper's blocks, which are multiplied with the gates' kernels first.
-CAST = {"up_projection", "down_projection", "out_projection", "output_gate", "lm_head", "embedding"}
-CAST_7B = CAST | {"query", "key", "value"}
+# Outside the blocks; each mixer names its own.
+CAST = frozenset({"lm_head", "embedding", "position_embedding"})
+
+
+def is_cast(path: tuple[Any, ...], config: ModelConfig) -> bool:
+    """Whether the model casts this parameter to the compute dtype before it uses it, so that
+    casting it once beforehand changes no bit of any result.
+    """
+    names = [entry.key for entry in path]
+    owner = names[-2]
+    if names[-1] not in ("kernel", "embedding"):
+        return False
+    inside = [name for name in config.mixer_names if any(_is_of(part, name) for part in names)]
+    return owner in (config.of(inside[0])[0].cast if inside else CAST)
+
+
+def _is_of(part: str, mixer: str) -> bool:
+    """A block that has a mixer twice calls the second one NAME_1."""
+    return part == mixer or part.rpartition("_")[0] == mixer and part[-1].isdigit()
 
 
 def cast_weights(params: Any, config: ModelConfig) -> Any:
     """The same model in little more than half the memory where the compute dtype is bfloat16, which
     is what decoding is bound by.
     """
-    dtype, names = compute_dtype(config.dtype), CAST_7B if config.block == "7b" else CAST
+    dtype = compute_dtype(config.dtype)
 
     def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        return (
-            leaf.astype(dtype)
-            if dtype.itemsize < leaf.dtype.itemsize and path[-2].key in names
-            else leaf
-        )
+        smaller = dtype.itemsize < leaf.dtype.itemsize
+        return leaf.astype(dtype) if smaller and is_cast(path, config) else leaf
 
     return jax.tree_util.tree_map_with_path(cast, params)
 
@@ -40,7 +48,7 @@ def cast_weights(params: Any, config: ModelConfig) -> Any:
 SAMPLED = 64  # so many values of each parameter array are read for the fingerprint
 
 
-def fingerprint(params: Any) -> str:
+def fingerprint(params: Any, config: ModelConfig) -> str:
     """A name for the values of a checkpoint's parameters, the same before and after
     `cast_weights`.
 
@@ -49,46 +57,18 @@ def fingerprint(params: Any) -> str:
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     content = hashlib.sha256()
-    for (path, leaf), values in zip(leaves, _sampled(params), strict=True):
+    for (path, leaf), values in zip(leaves, _sampled(params, config), strict=True):
         content.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode())
         content.update(np.asarray(values, np.float32).tobytes())
     return content.hexdigest()
 
 
-@jax.jit
-def _sampled(params: Any) -> list[jax.Array]:
+@functools.partial(jax.jit, static_argnames="config")
+def _sampled(params: Any, config: ModelConfig) -> list[jax.Array]:
     def values(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         places = np.linspace(0, leaf.size - 1, min(SAMPLED, leaf.size)).astype(np.int64)
         sampled = leaf[np.unravel_index(places, leaf.shape)].astype(jnp.float32)
         # `cast_weights` may have rounded these already
-        return sampled.astype(jnp.bfloat16) if path[-2].key in CAST_7B else sampled
+        return sampled.astype(jnp.bfloat16) if is_cast(path, config) else sampled
 
     return [values(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
-
-
-def for_steps(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:
-    """The model and its parameters as `decode` is fastest with: where it helps, blocks that stand
-    apart; the same results come out.
-
-    A loop over stacked blocks cuts each kernel out of its stack before the product. XLA copies it
-    there on CPUs and GPUs, so that a step, which does little but read weights, moves three times
-    their bytes; it also moves the states from one stack to another. On a CPU the blocks' parameters
-    are views of the stacked ones; on a GPU they are copies, made where they take at most half of
-    the free memory. On TPUs the cut is part of the product, and over several devices parameters
-    stay where they are placed (docs/generation.md).
-    """
-    device, size = (
-        only_device(params),
-        sum(leaf.nbytes for leaf in jax.tree.leaves(params["backbone"])),
-    )
-    if device is not None and device.platform == "cpu":
-        rows = rows_in_place
-    elif device is not None and device.platform == "gpu" and has_room(device, size):
-        rows = list
-    else:
-        return model, params
-    backbone = params["backbone"]
-    return model.clone(apart=True), {
-        **params,
-        "backbone": {**backbone, **split_blocks(backbone, model.config, rows)},
-    }

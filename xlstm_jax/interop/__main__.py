@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from xlstm_jax import command_line
 from xlstm_jax.errors import UserError
 from xlstm_jax.installation import python
-from xlstm_jax.interop.convert import DTYPES, FORMATS, export_checkpoint, import_checkpoint
+from xlstm_jax.interop.convert import DTYPES, export_checkpoint, import_checkpoint
+from xlstm_jax.interop.formats import FORMATS
 
 FLAGS = {
     "source": "folder of a checkpoint; for an import also a name on the hub",
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         if action == "import":
             config = import_checkpoint(source, output, flags["tokenizer"].value)
             model, window = config.model, config.eval.context_length or config.data.context_length
-            kinds = ", ".join(sorted(set(model.block_kinds)))
+            kinds = model.blocks
             print(
                 f"{output}: {model.num_blocks} blocks ({kinds}) of dimension {model.dim}, trained "
                 f"on contexts of {config.data.context_length:,} tokens, evaluated on {window:,}"

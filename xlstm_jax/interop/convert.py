@@ -4,7 +4,6 @@ import itertools
 import json
 import pathlib
 import shutil
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -14,14 +13,15 @@ import yaml
 from xlstm_jax.config import Config
 from xlstm_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
-from xlstm_jax.interop import folders, large, mapping, paper, tensor_files
+from xlstm_jax.interop import folders, mapping, tensor_files
 from xlstm_jax.interop.folders import TOKENIZER
+from xlstm_jax.interop.format import Wish
+from xlstm_jax.interop.formats import FORMATS, format_of
 from xlstm_jax.models import build_model
-from xlstm_jax.training.checkpoints import read_params, write_params
-from xlstm_jax.training.run_folder import find_run
-from xlstm_jax.training.state import abstract_params
+from xlstm_jax.runs.checkpoints import read_params, write_params
+from xlstm_jax.runs.folder import find_run
+from xlstm_jax.runs.params import language_model_params
 
-FORMATS = ("huggingface", "xlstm-large", "xlstm")
 DTYPES = {"float32": np.float32, "bfloat16": tensor_files.DTYPES["BF16"], "float16": np.float16}
 # File of an imported folder: the tensors that were rounded when they were imported, so that an
 # export gives them back to the bit.
@@ -72,7 +72,7 @@ def import_checkpoint(source: str, output: str, tokenizer: str | None = None) ->
 
 def import_params(source: folders.Source, allocate: mapping.Allocate = np.empty) -> dict:
     """The parameters of an opened checkpoint, float32 on the host."""
-    shapes = abstract_params(build_model(source.config))
+    shapes = language_model_params(build_model(source.config))
     return mapping.import_params(source.table, source.config, source.tensors, shapes, allocate)
 
 
@@ -90,9 +90,8 @@ def export_checkpoint(
     format.
 
     Args:
-        format: one of FORMATS; None: that of the model's blocks ("huggingface" for 7b blocks,
-            "xlstm" for the paper's).
-        weight_mode: of "huggingface": "single" or "fused".
+        format: one of FORMATS; None: the first one that has the model's blocks.
+        weight_mode: "single", or "fused" where the format has it.
         step: of the checkpoint; None: the newest.
 
     Raises:
@@ -100,9 +99,7 @@ def export_checkpoint(
     """
     folder = find_run(source)
     config = folder.read_config()
-    format = (
-        format if format is not None else ("huggingface" if config.model.block == "7b" else "xlstm")
-    )
+    format = format_of(config.model) if format is None else format
     for name, value, known in (
         ("format", format, FORMATS),
         ("dtype", dtype, DTYPES),
@@ -110,66 +107,33 @@ def export_checkpoint(
     ):
         if value not in known:
             raise UserError(f"--{name} is {value!r}; it must be one of {', '.join(known)}")
-    if weight_mode == "fused" and format != "huggingface":
+    theirs = FORMATS[format]
+    if weight_mode not in theirs.weight_modes:
         raise UserError(
-            f"--weight_mode is 'fused', which the format {format!r} does not have; leave it out"
+            f"--weight_mode is {weight_mode!r}, which the format {format!r} does not have; leave "
+            "it out"
         )
     tokenizer_file = _tokenizer_file(folder.root, config)
-    fields = _their_fields(config, format, weight_mode, dtype, tokenizer_file)
+    tokenizer = load_tokenizer(str(tokenizer_file)) if tokenizer_file else ByteTokenizer()
+    wish = Wish(config.data.context_length, dtype, tokenizer.end_of_text, weight_mode)
+    fields = theirs.export_fields(config.model, wish)
     with folders.new_folder(output) as target:
         on_one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        _, params = read_params(source, abstract_params(build_model(config.model), on_one), step)
-        tensors = _their_tensors(config, params, folder.root / ORIGINALS, format, weight_mode)
-        # the reader of xlstm-large takes one file
-        per_file = 1 << 62 if format == "xlstm-large" else bytes_per_file
+        wanted = language_model_params(build_model(config.model), on_one)
+        _, params = read_params(source, wanted, step)
+        originals = folder.root / ORIGINALS
+        kept = tensor_files.read_file(originals) if originals.is_file() else None
+        tensors = mapping.exported_tensors(theirs.table(config.model), config.model, params, kept)
+        per_file = 1 << 62 if theirs.one_file else bytes_per_file
+        tensors = theirs.outgoing(tensors, wish)
         tensor_files.write_folder(target, tensors, DTYPES[dtype], per_file)
         folders.write_tokenizer(target, tokenizer_file)
         folders.copy_tokenizer(folder.root, target)  # where it has more than we write
         folders.write_record(target, config)
-        if format == "xlstm-large":
-            (target / "config.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
-        else:
-            (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+        is_yaml = theirs.config_file.endswith(".yaml")
+        text = yaml.safe_dump(fields, sort_keys=False) if is_yaml else json.dumps(fields, indent=2)
+        (target / theirs.config_file).write_text(text if is_yaml else text + "\n")
     return format
-
-
-def _their_tensors(
-    config: Config, params: Any, originals: pathlib.Path, format: str, weight_mode: str
-) -> Iterable[tensor_files.Tensor]:
-    table = (paper if format == "xlstm" else large).table(config.model)
-    kept = tensor_files.read_file(originals) if originals.is_file() else None
-    tensors = mapping.exported_tensors(table, config.model, params, kept)
-    if weight_mode == "fused":
-        tensors = large.fuse(tensors)
-    if format == "xlstm-large":
-        names = {large.EMBEDDING: large.PYPI_EMBEDDING}
-        tensors = (tensor._replace(name=names.get(tensor.name, tensor.name)) for tensor in tensors)
-    return tensors
-
-
-def _their_fields(
-    config: Config,
-    format: str,
-    weight_mode: str,
-    dtype: str,
-    tokenizer_file: pathlib.Path | None,
-) -> dict[str, Any]:
-    if format == "xlstm":
-        return paper.export_full_config(config.model, config.data.context_length)
-    if format == "xlstm-large":
-        return large.export_pypi_config(config.model)
-    tokenizer = load_tokenizer(str(tokenizer_file)) if tokenizer_file else ByteTokenizer()
-    end = tokenizer.end_of_text
-    return {
-        "architectures": ["xLSTMForCausalLM"],
-        **large.export_config(config.model, weight_mode),
-        "dtype": dtype,
-        "mode": "inference",
-        "return_last_states": True,
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "pad_token_id": end,
-    }
 
 
 def _tokenizer_file(folder: pathlib.Path, config: Config) -> pathlib.Path | None:

@@ -19,13 +19,16 @@ import tokenizers
 import yaml
 from tokenizers import decoders, models, pre_tokenizers
 
-from xlstm_jax import config_checks
-from xlstm_jax.config import Config, DataConfig, EvalConfig, ModelConfig
+from xlstm_jax.config import Config, check
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.tokenizer import END_OF_TEXT, ByteTokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.installation import install, python
-from xlstm_jax.interop import large, paper, tensor_files
+from xlstm_jax.interop import tensor_files
+from xlstm_jax.interop.formats import FORMATS
 from xlstm_jax.interop.mapping import Table, settle_tying
+from xlstm_jax.models.config import ModelConfig
+from xlstm_jax.tasks.config import EvalConfig
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 CONTEXT = 2048  # tokens of a window, where a checkpoint does not say what it was trained with
@@ -52,7 +55,7 @@ class Source:
     """A checkpoint of another project.
 
     Attributes:
-        kind: "huggingface", "xlstm-large" or "xlstm", the formats of `python -m xlstm_jax.interop`.
+        kind: its format, a name of `FORMATS`.
         tensors: in the names of `table`, memory-mapped.
         context_length: that the checkpoint names; None where it names none.
     """
@@ -83,42 +86,30 @@ def open_source(name: str) -> Source:
                 f"Face hub such as NX-AI/xLSTM-7b"
             )
         folder = _download(name)
-    context = None
+    kind, theirs = _format_of(folder)
+    format = FORMATS[kind]
+    config = format.import_config(theirs)
+    tensors = format.incoming(config, theirs, tensor_files.read_folder(folder))
+    table = format.table(config)
+    config, tensors = settle_tying(table, config, tensors)
+    return Source(folder, kind, config, table, tensors, format.context_length(theirs))
+
+
+def _format_of(folder: pathlib.Path) -> tuple[str, Mapping[str, Any]]:
+    """The name of a folder's format, and the fields of its configuration."""
     if (folder / "config.yaml").is_file():
         theirs = _parse(folder / "config.yaml", yaml.safe_load, yaml.YAMLError)
-        kind, config = "xlstm-large", large.import_pypi_config(theirs)
-        tensors = {
-            large.EMBEDDING if name == large.PYPI_EMBEDDING else name: tensor
-            for name, tensor in tensor_files.read_folder(folder).items()
-        }
+        found = "config.yaml"
     else:
         theirs = _parse(folder / "config.json", json.loads, ValueError)
-        if theirs.get("model_type") == "xlstm":
-            kind, config = "huggingface", large.import_config(theirs)
-            tensors = tensor_files.read_folder(folder)
-            if theirs.get("weight_mode") == "fused":
-                tensors = large.split_fused(config, tensors)
-        elif "slstm_at" in theirs:
-            kind, config = "xlstm", paper.import_config(theirs)
-            tensors = tensor_files.read_folder(folder)
-            if type(theirs.get("context_length")) is int and theirs["context_length"] > 0:
-                context = theirs["context_length"]
-        else:
-            raise _not_known(folder, theirs)
-    table = (paper if kind == "xlstm" else large).table(config)
-    config, tensors = settle_tying(table, config, tensors)
-    return Source(folder, kind, config, table, tensors, context)
-
-
-def _not_known(folder: pathlib.Path, theirs: Mapping[str, Any]) -> UserError:
-    what = (
-        "a run of this project" if is_run(folder) else f"of model_type {theirs.get('model_type')!r}"
-    )
-    return UserError(
-        f"{folder / 'config.json'} is {what}; what can be imported: xLSTMForCausalLM of "
-        f"transformers (model_type 'xlstm'), and PyPI xlstm's xLSTMLarge (config.yaml) and "
-        f"xLSTMLMModel (docs/generation.md says how to store one)"
-    )
+        found = "config.json"
+    for name, format in FORMATS.items():
+        if format.config_file == found and format.recognises(theirs):
+            return name, theirs
+    model_type = theirs.get("model_type")
+    what = "a run of this project" if is_run(folder) else f"of model_type {model_type!r}"
+    known = "; ".join(format.about for format in FORMATS.values())
+    raise UserError(f"{folder / found} is {what}; what can be imported: {known}")
 
 
 def config_of(source: Source, tokenizer: str | None = None) -> Config:
@@ -145,7 +136,7 @@ def config_of(source: Source, tokenizer: str | None = None) -> Config:
         reset_at_document=resets,
     )
     config = Config(source.config, data=data, eval=EvalConfig(context_length=evaluated))
-    config_checks.check(config)
+    check(config)
     return config
 
 

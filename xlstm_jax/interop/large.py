@@ -1,4 +1,5 @@
-"""Hugging Face `xLSTMForCausalLM` (transformers 5.23, the format of NX-AI/xLSTM-7b): the 7b block.
+"""Hugging Face `xLSTMForCausalLM` (transformers 5.23, the format of NX-AI/xLSTM-7b): blocks
+"mlstm_7b+mlp".
 
 PyPI `xlstm`'s `xLSTMLarge` has the same tensors, the embedding under another name. With
 `weight_mode="fused"` some are one tensor: `split_fused` and `fuse` cut and join their rows.
@@ -9,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from xlstm_jax.config_checks import large_ffn_dim, qk_dim
 from xlstm_jax.errors import UserError
+from xlstm_jax.interop.format import Format, Wish
 from xlstm_jax.interop.mapping import (
+    PLAIN,
     SAME,
     SIDE_BY_SIDE,
     TRANSPOSED,
@@ -20,11 +22,13 @@ from xlstm_jax.interop.mapping import (
     Table,
     Tensors,
     checked,
+    refuse_other_blocks,
     refuse_unless,
 )
 from xlstm_jax.interop.tensor_files import Tensor
 from xlstm_jax.models.config import ModelConfig
 
+BLOCK = ("mlstm_7b", "mlp")
 REQUIRED = {
     "use_bias": False,
     "add_out_norm": True,
@@ -72,33 +76,33 @@ EMBEDDING, PYPI_EMBEDDING = "backbone.embeddings.weight", "embedding.weight"
 
 def table(config: ModelConfig) -> Table:
     """The names and shapes of a model's parameters."""
-    del config
+    del config  # all models have the same
     block = (
-        Entry("norm/scale", ("norm_mlstm.weight",), SAME),
-        Entry("query/kernel", ("mlstm_layer.q.weight",), TRANSPOSED),
-        Entry("key/kernel", ("mlstm_layer.k.weight",), TRANSPOSED),
-        Entry("value/kernel", ("mlstm_layer.v.weight",), TRANSPOSED),
-        Entry("output_gate/kernel", ("mlstm_layer.ogate_preact.weight",), TRANSPOSED),
-        Entry("input_gate/kernel", ("mlstm_layer.igate_preact.weight",), TRANSPOSED),
-        Entry("input_gate/bias", ("mlstm_layer.igate_preact.bias",), SAME),
-        Entry("forget_gate/kernel", ("mlstm_layer.fgate_preact.weight",), TRANSPOSED),
-        Entry("forget_gate/bias", ("mlstm_layer.fgate_preact.bias",), SAME),
-        Entry("head_norm/scale", ("mlstm_layer.multihead_norm.weight",), SAME),
-        Entry("out_projection/kernel", ("mlstm_layer.out_proj.weight",), TRANSPOSED),
-        Entry("ffn_norm/scale", ("norm_ffn.weight",), SAME),
+        Entry("mlstm_7b_norm/scale", ("norm_mlstm.weight",), SAME),
+        Entry("mlstm_7b/query/kernel", ("mlstm_layer.q.weight",), TRANSPOSED),
+        Entry("mlstm_7b/key/kernel", ("mlstm_layer.k.weight",), TRANSPOSED),
+        Entry("mlstm_7b/value/kernel", ("mlstm_layer.v.weight",), TRANSPOSED),
+        Entry("mlstm_7b/output_gate/kernel", ("mlstm_layer.ogate_preact.weight",), TRANSPOSED),
+        Entry("mlstm_7b/input_gate/kernel", ("mlstm_layer.igate_preact.weight",), TRANSPOSED),
+        Entry("mlstm_7b/input_gate/bias", ("mlstm_layer.igate_preact.bias",), SAME),
+        Entry("mlstm_7b/forget_gate/kernel", ("mlstm_layer.fgate_preact.weight",), TRANSPOSED),
+        Entry("mlstm_7b/forget_gate/bias", ("mlstm_layer.fgate_preact.bias",), SAME),
+        Entry("mlstm_7b/head_norm/scale", ("mlstm_layer.multihead_norm.weight",), SAME),
+        Entry("mlstm_7b/out_projection/kernel", ("mlstm_layer.out_proj.weight",), TRANSPOSED),
+        Entry("mlp_norm/scale", ("norm_ffn.weight",), SAME),
         Entry(
-            "ffn/up_projection/kernel",
+            "mlp/up_projection/kernel",
             ("ffn.proj_up_gate.weight", "ffn.proj_up.weight"),
             SIDE_BY_SIDE,
         ),
-        Entry("ffn/down_projection/kernel", ("ffn.proj_down.weight",), TRANSPOSED),
+        Entry("mlp/down_projection/kernel", ("ffn.proj_down.weight",), TRANSPOSED),
     )
     outside = (
         Entry("embedding/embedding", (EMBEDDING,), SAME),
         Entry("backbone/final_norm/scale", ("backbone.out_norm.weight",), SAME),
         Entry("lm_head/kernel", ("lm_head.weight",), TRANSPOSED),
     )
-    return Table(outside, {"mlstm_7b": block}, "backbone.blocks.{l}.")
+    return Table(outside, {BLOCK: block}, "backbone.blocks.{l}.")
 
 
 def import_config(theirs: Mapping[str, Any]) -> ModelConfig:
@@ -134,19 +138,26 @@ def _import_config(theirs: Mapping[str, Any]) -> ModelConfig:
             vocab_size=theirs.whole("vocab_size"),
             dim=theirs.whole(*_names_of("hidden_size")),
             num_blocks=theirs.whole(*_names_of("num_hidden_layers")),
-            num_heads=theirs.whole("num_heads"),
-            block="7b",
-            qk_factor=theirs.decimal("qk_dim_factor"),
-            ffn_factor=theirs.decimal("ffn_proj_factor"),
-            input_gate_bias=-10.0,
-            input_gate_bias_std=0.0,
-            gate_soft_cap=theirs.decimal("gate_soft_cap"),
-            logit_soft_cap=theirs.decimal("output_logit_soft_cap"),
+            blocks="+".join(BLOCK),
+            norm="rms",
             norm_eps=theirs.decimal("norm_eps"),
-            cell_eps=theirs.decimal("eps"),
+            logit_soft_cap=theirs.decimal("output_logit_soft_cap"),
             tie_embeddings=theirs.yes("tie_word_embeddings"),
+            mixers={
+                "mlstm_7b": {
+                    "num_heads": theirs.whole("num_heads"),
+                    "qk_factor": theirs.decimal("qk_dim_factor"),
+                    "gate_soft_cap": theirs.decimal("gate_soft_cap"),
+                    "eps": theirs.decimal("eps"),
+                    "norm_eps": theirs.decimal("norm_eps"),
+                },
+                "mlp": FEED_FORWARD | {"factor": theirs.decimal("ffn_proj_factor")},
+            },
         )
     )
+
+
+FEED_FORWARD = {"activation": "silu", "whole_first": True}
 
 
 def export_config(config: ModelConfig, weight_mode: str = "single") -> dict[str, Any]:
@@ -155,22 +166,21 @@ def export_config(config: ModelConfig, weight_mode: str = "single") -> dict[str,
     Raises:
         UserError: the model has something that theirs lacks.
     """
-    ours = {
-        name: getattr(config, name) for name in ("block", "input_gate", "slstm_positions", "ratio")
-    }
+    refuse_other_blocks(config, {BLOCK})
+    cell, feed_forward = config.mlstm_7b, config.mlp
+    required = PLAIN | {"norm": "rms", "residual": True, "final_norm": True}
+    refuse_unless(vars(config), required, "the model")
     refuse_unless(
-        ours,
-        {"block": "7b", "input_gate": "exponential", "slstm_positions": (), "ratio": None},
-        "the model",
+        vars(cell), {"input_gate": "exponential", "norm_eps": config.norm_eps}, "the mLSTM"
     )
-    caps = {
-        name: value is not None
-        for name, value in (
-            ("gate_soft_cap", config.gate_soft_cap),
-            ("logit_soft_cap", config.logit_soft_cap),
-        )
-    }
-    refuse_unless(caps, {"gate_soft_cap": True, "logit_soft_cap": True}, "whether the model")
+    ours = FEED_FORWARD | {"gated": True, "round_to": 64, "bias": False, "hidden": None}
+    refuse_unless(vars(feed_forward), ours, "the feed-forward layer")
+    caps = {"gate_soft_cap": cell.gate_soft_cap, "logit_soft_cap": config.logit_soft_cap}
+    refuse_unless(
+        {name: value is not None for name, value in caps.items()},
+        dict.fromkeys(caps, True),
+        "whether the model",
+    )
     return {
         "model_type": "xlstm",
         "vocab_size": config.vocab_size,
@@ -178,13 +188,13 @@ def export_config(config: ModelConfig, weight_mode: str = "single") -> dict[str,
         "embedding_dim": config.dim,
         "num_hidden_layers": config.num_blocks,
         "num_blocks": config.num_blocks,
-        "num_heads": config.num_heads,
-        "qk_dim_factor": config.qk_factor,
-        "ffn_proj_factor": config.ffn_factor,
-        "gate_soft_cap": config.gate_soft_cap,
+        "num_heads": cell.num_heads,
+        "qk_dim_factor": cell.qk_factor,
+        "ffn_proj_factor": feed_forward.factor,
+        "gate_soft_cap": cell.gate_soft_cap,
         "output_logit_soft_cap": config.logit_soft_cap,
         "norm_eps": config.norm_eps,
-        "eps": config.cell_eps,
+        "eps": cell.eps,
         "tie_word_embeddings": config.tie_embeddings,
         "weight_mode": weight_mode,
         **REQUIRED,
@@ -260,15 +270,18 @@ def fuse(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _rows(config: ModelConfig) -> dict[str, int]:
-    layer = {"q": qk_dim(config), "k": qk_dim(config), "v": config.dim, "ogate_preact": config.dim}
+    keys = config.mlstm_7b.qk_dim(config.dim)
+    layer = {"q": keys, "k": keys, "v": config.dim, "ogate_preact": config.dim}
     rows = {f"mlstm_layer.{name}.weight": count for name, count in layer.items()}
     rows |= {
-        name: config.num_heads
+        name: config.mlstm_7b.num_heads
         for fused, parts in FUSED.items()
         if "ifgate" in fused
         for name in parts
     }
-    return rows | {name: large_ffn_dim(config) for name in FUSED["ffn.proj_up_gate_z.weight"]}
+    return rows | {
+        name: config.mlp.hidden_dim(config.dim) for name in FUSED["ffn.proj_up_gate_z.weight"]
+    }
 
 
 def _cut_prefix(name: str) -> tuple[str, str]:
@@ -279,3 +292,57 @@ def _cut_prefix(name: str) -> tuple[str, str]:
         if parts[:2] == ["backbone", "blocks"]
         else ("", name)
     )
+
+
+def _fields_of_transformers(config: ModelConfig, wish: Wish) -> dict[str, Any]:
+    return {
+        "architectures": ["xLSTMForCausalLM"],
+        **export_config(config, wish.weight_mode),
+        "dtype": wish.dtype,
+        "mode": "inference",
+        "return_last_states": True,
+        "bos_token_id": wish.end_of_text,
+        "eos_token_id": wish.end_of_text,
+        "pad_token_id": wish.end_of_text,
+    }
+
+
+def _single(config: ModelConfig, fields: Mapping[str, Any], tensors: Tensors) -> Tensors:
+    return split_fused(config, tensors) if fields.get("weight_mode") == "fused" else tensors
+
+
+def _in_mode(tensors: Iterable[Tensor], wish: Wish) -> Iterable[Tensor]:
+    return fuse(tensors) if wish.weight_mode == "fused" else tensors
+
+
+def _from_pypi_names(config: ModelConfig, fields: Mapping[str, Any], tensors: Tensors) -> Tensors:
+    names = {PYPI_EMBEDDING: EMBEDDING}
+    return {names.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def _to_pypi_names(tensors: Iterable[Tensor], wish: Wish) -> Iterable[Tensor]:
+    names = {EMBEDDING: PYPI_EMBEDDING}
+    return (tensor._replace(name=names.get(tensor.name, tensor.name)) for tensor in tensors)
+
+
+HUGGING_FACE = Format(
+    about="xLSTMForCausalLM of transformers (model_type 'xlstm')",
+    recognises=lambda fields: fields.get("model_type") == "xlstm",
+    import_config=import_config,
+    export_fields=_fields_of_transformers,
+    table=table,
+    incoming=_single,
+    outgoing=_in_mode,
+    weight_modes=("single", "fused"),
+)
+PYPI = Format(
+    about="PyPI xlstm's xLSTMLarge (config.yaml)",
+    recognises=lambda fields: True,  # the only one with a config.yaml
+    import_config=import_pypi_config,
+    export_fields=lambda config, wish: export_pypi_config(config),
+    table=table,
+    config_file="config.yaml",
+    incoming=_from_pypi_names,
+    outgoing=_to_pypi_names,
+    one_file=True,
+)

@@ -7,17 +7,15 @@ NumPy, so that nothing here needs PyTorch.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm_jax import config_checks
-from xlstm_jax.config import Config, ModelConfig
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop.tensor_files import Tensor
-from xlstm_jax.models.backbone import block_runs
-from xlstm_jax.models.config import ModelConfig
+from xlstm_jax.models.config import ModelConfig, check_model
+from xlstm_jax.models.stack import block_name
 
 Tensors = Mapping[str, np.ndarray]
 Allocate = Callable[[tuple[int, ...], Any], np.ndarray]  # (shape, dtype) -> an array to be filled
@@ -63,12 +61,12 @@ class Table(NamedTuple):
 
     Attributes:
         outside: entries that stand outside the blocks.
-        blocks: entries by the kind of block (`ModelConfig.block_kinds`).
+        blocks: entries by the names of the block's mixers (`ModelConfig.layout`).
         block_prefix: what their names of block l begin with, "{l}" standing for l.
     """
 
     outside: tuple[Entry, ...]
-    blocks: Mapping[str, tuple[Entry, ...]]
+    blocks: Mapping[tuple[str, ...], tuple[Entry, ...]]
     block_prefix: str
 
 
@@ -122,19 +120,14 @@ def import_params(
         UserError: tensors are missing, unknown or of another shape; all of them are named.
     """
     entries = list(_entries(table, config))
-    wanted = [name for _, entry, names in entries for name in names]
+    wanted = [name for _, _, names in entries for name in names]
     problems = [f"{name} is missing" for name in wanted if name not in tensors]
     problems += [f"{name} is unknown" for name in tensors if name not in set(wanted)]
     _refuse(problems)
 
     params: dict = {}
-    position: dict[tuple[str, ...], int] = {}
-    for place, entry, names in entries:
-        path = (*place, *entry.ours.split("/"))
-        leaf = _get(shapes, path)
-        row = position.get(path, 0)
-        position[path] = row + 1
-        shape = leaf.shape[1:] if place else leaf.shape
+    for entry, path, names in entries:
+        shape = _get(shapes, path).shape
         given = [tensors[name] for name in names]
         wrong = [
             f"{name} has shape {tuple(tensor.shape)} instead of {expected}"
@@ -146,14 +139,9 @@ def import_params(
         problems += wrong
         if wrong or problems:
             continue
-        if (
-            row == 0
-        ):  # one array for all blocks of a run, each block written into its row: no second copy
-            _set(params, path, allocate(leaf.shape, np.float32))
-        target = _get(params, path)
-        (target[row] if place else target)[...] = entry.transform.to_ours(
-            *(np.asarray(tensor, np.float32) for tensor in given)
-        )
+        target = allocate(shape, np.float32)
+        target[...] = entry.transform.to_ours(*(np.asarray(x, np.float32) for x in given))
+        _set(params, path, target)
     _refuse(problems)
     return params
 
@@ -182,19 +170,14 @@ def exported_tensors(
             exported to the bit: w where 1 + w is unchanged.
     """
     originals = originals or {}
-    position: dict[tuple[str, ...], int] = {}
-    for place, entry, names in (*_entries(table, config), *_tied_head(table, config)):
-        path = (*place, *entry.ours.split("/"))
+    for entry, path, names in (*_entries(table, config), *_tied_head(table, config)):
         leaf = _get(params, path)
-        row = position.get(path, 0)
-        position[path] = row + 1
-        shapes = _their_shapes(entry, leaf.shape[1:] if place else leaf.shape)
-        for part, (name, shape) in enumerate(zip(names, shapes, strict=True)):
+        for part, (name, shape) in enumerate(
+            zip(names, _their_shapes(entry, leaf.shape), strict=True)
+        ):
 
-            def make(
-                leaf=leaf, place=place, row=row, entry=entry, part=part, name=name
-            ) -> np.ndarray:
-                ours = np.asarray(leaf)[row] if place else np.asarray(leaf)
+            def make(leaf=leaf, entry=entry, part=part, name=name) -> np.ndarray:
+                ours = np.asarray(leaf)
                 theirs = entry.transform.to_theirs(ours)[part]
                 if name in originals and originals[name].shape == theirs.shape:
                     original = np.asarray(originals[name], np.float32)
@@ -208,7 +191,7 @@ def rounding_tensors(table: Table, config: ModelConfig) -> list[str]:
     """Names of their tensors that ours can't give back to the bit."""
     return [
         name
-        for _, entry, names in _entries(table, config)
+        for entry, _, names in _entries(table, config)
         for name in names
         if entry.transform.rounds
     ]
@@ -271,10 +254,21 @@ class Fields(dict):
 def checked(config: ModelConfig) -> ModelConfig:
     """The configuration, if a model can be made of it; raises `UserError` where it can't."""
     try:
-        config_checks.check(Config(model=config))
+        check_model(config)
     except UserError as error:
         raise UserError(f"the checkpoint can't be converted: {error}") from None
     return config
+
+
+# What no public format has: settings of a model that must keep their defaults.
+PLAIN = {"embedding_norm": False, "positions": "none", "norm_bias": False}
+
+
+def refuse_other_blocks(config: ModelConfig, blocks: set[tuple[str, ...]]) -> None:
+    """Raises `UserError` where a model has blocks that a format lacks."""
+    others = {"+".join(block) for block in set(config.layout) - blocks}
+    known = " or ".join("+".join(block) for block in sorted(blocks))
+    _refuse([f"the model has blocks {name!r}; the format has {known}" for name in sorted(others)])
 
 
 def refuse_unless(source: Mapping[str, Any], required: Mapping[str, Any], what: str) -> None:
@@ -292,34 +286,30 @@ def refuse_unless(source: Mapping[str, Any], required: Mapping[str, Any], what: 
 
 def _entries(
     table: Table, config: ModelConfig
-) -> Iterable[tuple[tuple[str, ...], Entry, list[str]]]:
-    """(our path of the block, entry, their full names) of every parameter of every block, in the
-    blocks' order.
-    """
+) -> Iterator[tuple[Entry, tuple[str, ...], list[str]]]:
+    """(entry, our path, their full names) of every parameter, in the blocks' order."""
     for entry in table.outside:
         if not (config.tie_embeddings and entry.ours == HEAD):
-            yield (), entry, list(entry.theirs)
-    for run in block_runs(config):
-        for index in range(run.repeats * len(run.kinds)):
-            offset = index % len(run.kinds)
-            prefix = table.block_prefix.format(l=run.start + index)
-            for entry in table.blocks[run.kinds[offset]]:
-                if entry.ours.startswith("conv/") and not config.conv_width:
-                    continue
-                yield (
-                    ("backbone", *run.paths()[offset]),
-                    entry,
-                    [prefix + name for name in entry.theirs],
-                )
+            yield entry, tuple(entry.ours.split("/")), list(entry.theirs)
+    for number, mixers in enumerate(config.layout):
+        if mixers not in table.blocks:
+            _refuse([f"the format has no block {'+'.join(mixers)!r}"])
+        prefix = table.block_prefix.format(l=number)
+        for entry in table.blocks[mixers]:
+            path = ("backbone", block_name(number), *entry.ours.split("/"))
+            yield entry, path, [prefix + name for name in entry.theirs]
 
 
-def _tied_head(table: Table, config: ModelConfig) -> Iterator[tuple[tuple[str, ...], Entry, list]]:
+def _tied_head(
+    table: Table, config: ModelConfig
+) -> Iterator[tuple[Entry, tuple[str, ...], list[str]]]:
     """The vocabulary projection of a model that has none of its own: the embedding, which in their
     [out in] is the same array.
     """
     for entry in table.outside:
         if config.tie_embeddings and entry.ours == HEAD:
-            yield (), Entry(EMBEDDING, entry.theirs, SAME), list(entry.theirs)
+            path = tuple(EMBEDDING.split("/"))
+            yield Entry(EMBEDDING, entry.theirs, SAME), path, list(entry.theirs)
 
 
 def _refuse(problems: list[str]) -> None:

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from xlstm_jax.config import Config
+from xlstm_jax.config import Config, task_of
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop.convert import import_params
 from xlstm_jax.interop.folders import TOKENIZER, config_of, is_run, open_source
 from xlstm_jax.models import build_model
-from xlstm_jax.training.checkpoints import read_params
-from xlstm_jax.training.run_folder import find_run
-from xlstm_jax.training.state import abstract_params
+from xlstm_jax.runs.checkpoints import read_params
+from xlstm_jax.runs.folder import find_run
+from xlstm_jax.runs.params import abstract_params
 
 
 class Opened(NamedTuple):
@@ -52,8 +52,10 @@ def open_checkpoint(
         folder = find_run(name).root
         config = find_run(name).read_config()
         tokenizer = load_tokenizer(config.data.tokenizer)
-        model = build_model(config.model)
-        step, params = read_params(name, abstract_params(model, sharding), step)
+        task = task_of(config)
+        model = task.model()
+        wanted = abstract_params(lambda: task.init(model, jax.random.key(0)), sharding)
+        step, params = read_params(name, wanted, step)
         return Opened(config, model, params, tokenizer, step, folder)
     source = open_source(name)
     if step is not None:

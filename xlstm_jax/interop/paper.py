@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.interop.format import Format
 from xlstm_jax.interop.mapping import (
     BLOCKS_TRANSPOSED,
     CONV,
+    PLAIN,
     SAME,
     TRANSPOSED,
     Entry,
@@ -21,6 +23,7 @@ from xlstm_jax.interop.mapping import (
     Table,
     Transform,
     checked,
+    refuse_other_blocks,
     refuse_unless,
 )
 from xlstm_jax.models.config import ModelConfig
@@ -41,43 +44,49 @@ def _slstm_bias(num_heads: int) -> Transform:
     return Transform(lambda b: b.reshape(4, num_heads, -1), lambda bias: (bias.reshape(-1),))
 
 
+MLSTM, SLSTM = ("mlstm",), ("slstm", "mlp")
+
+
 def table(config: ModelConfig) -> Table:
     """The names and shapes of a model's parameters."""
-    conv = (
-        Entry("conv/kernel", ("xlstm.conv1d.conv.weight",), CONV),
-        Entry("conv/bias", ("xlstm.conv1d.conv.bias",), SAME),
-    )
+    has = config.mixers
+
+    def conv(mixer: str) -> tuple[Entry, ...]:
+        if mixer not in has or not has[mixer].conv_width:
+            return ()
+        return (
+            Entry(f"{mixer}/conv/kernel", ("xlstm.conv1d.conv.weight",), CONV),
+            Entry(f"{mixer}/conv/bias", ("xlstm.conv1d.conv.bias",), SAME),
+        )
+
+    cell = "xlstm.mlstm_cell"
     mlstm = (
-        Entry("norm/scale", ("xlstm_norm.weight",), RESIDUAL_WEIGHT),
-        Entry("up_projection/kernel", ("xlstm.proj_up.weight",), TRANSPOSED),
-        *conv,
-        Entry("query/kernel", ("xlstm.q_proj.weight",), BLOCKS_TRANSPOSED),
-        Entry("key/kernel", ("xlstm.k_proj.weight",), BLOCKS_TRANSPOSED),
-        Entry("value/kernel", ("xlstm.v_proj.weight",), BLOCKS_TRANSPOSED),
-        Entry("input_gate/kernel", ("xlstm.mlstm_cell.igate.weight",), TRANSPOSED),
-        Entry("input_gate/bias", ("xlstm.mlstm_cell.igate.bias",), SAME),
-        Entry("forget_gate/kernel", ("xlstm.mlstm_cell.fgate.weight",), TRANSPOSED),
-        Entry("forget_gate/bias", ("xlstm.mlstm_cell.fgate.bias",), SAME),
-        Entry("skip", ("xlstm.learnable_skip",), SAME),
-        Entry("head_norm/scale", ("xlstm.mlstm_cell.outnorm.weight",), RESIDUAL_WEIGHT),
-        Entry("down_projection/kernel", ("xlstm.proj_down.weight",), TRANSPOSED),
+        Entry("mlstm_norm/scale", ("xlstm_norm.weight",), RESIDUAL_WEIGHT),
+        Entry("mlstm/up_projection/kernel", ("xlstm.proj_up.weight",), TRANSPOSED),
+        *conv("mlstm"),
+        Entry("mlstm/query/kernel", ("xlstm.q_proj.weight",), BLOCKS_TRANSPOSED),
+        Entry("mlstm/key/kernel", ("xlstm.k_proj.weight",), BLOCKS_TRANSPOSED),
+        Entry("mlstm/value/kernel", ("xlstm.v_proj.weight",), BLOCKS_TRANSPOSED),
+        Entry("mlstm/input_gate/kernel", (f"{cell}.igate.weight",), TRANSPOSED),
+        Entry("mlstm/input_gate/bias", (f"{cell}.igate.bias",), SAME),
+        Entry("mlstm/forget_gate/kernel", (f"{cell}.fgate.weight",), TRANSPOSED),
+        Entry("mlstm/forget_gate/bias", (f"{cell}.fgate.bias",), SAME),
+        Entry("mlstm/skip", ("xlstm.learnable_skip",), SAME),
+        Entry("mlstm/head_norm/scale", (f"{cell}.outnorm.weight",), RESIDUAL_WEIGHT),
+        Entry("mlstm/down_projection/kernel", ("xlstm.proj_down.weight",), TRANSPOSED),
     )
-    gate_names = (
-        "xlstm.fgate.weight",
-        "xlstm.igate.weight",
-        "xlstm.zgate.weight",
-        "xlstm.ogate.weight",
-    )
+    gate_names = tuple(f"xlstm.{gate}gate.weight" for gate in "fizo")
+    heads = has["slstm"].num_heads if "slstm" in has else 1
     slstm = (
-        Entry("norm/scale", ("xlstm_norm.weight",), RESIDUAL_WEIGHT),
-        *conv,
-        Entry("gates/kernel", gate_names, GATES),
-        Entry("recurrent_kernel", ("xlstm.slstm_cell._recurrent_kernel_",), RECURRENT),
-        Entry("bias", ("xlstm.slstm_cell._bias_",), _slstm_bias(config.num_heads)),
-        Entry("head_norm/scale", ("xlstm.group_norm.weight",), RESIDUAL_WEIGHT),
-        Entry("ffn_norm/scale", ("ffn_norm.weight",), RESIDUAL_WEIGHT),
-        Entry("ffn/up_projection/kernel", ("ffn.proj_up.weight",), TRANSPOSED),
-        Entry("ffn/down_projection/kernel", ("ffn.proj_down.weight",), TRANSPOSED),
+        Entry("slstm_norm/scale", ("xlstm_norm.weight",), RESIDUAL_WEIGHT),
+        *conv("slstm"),
+        Entry("slstm/gates/kernel", gate_names, GATES),
+        Entry("slstm/recurrent_kernel", ("xlstm.slstm_cell._recurrent_kernel_",), RECURRENT),
+        Entry("slstm/bias", ("xlstm.slstm_cell._bias_",), _slstm_bias(heads)),
+        Entry("slstm/head_norm/scale", ("xlstm.group_norm.weight",), RESIDUAL_WEIGHT),
+        Entry("mlp_norm/scale", ("ffn_norm.weight",), RESIDUAL_WEIGHT),
+        Entry("mlp/up_projection/kernel", ("ffn.proj_up.weight",), TRANSPOSED),
+        Entry("mlp/down_projection/kernel", ("ffn.proj_down.weight",), TRANSPOSED),
     )
     outside = (
         Entry("embedding/embedding", ("token_embedding.weight",), SAME),
@@ -88,7 +97,7 @@ def table(config: ModelConfig) -> Table:
         ),
         Entry("lm_head/kernel", ("lm_head.weight",), TRANSPOSED),
     )
-    return Table(outside, {"mlstm": mlstm, "slstm": slstm}, "xlstm_block_stack.blocks.{l}.")
+    return Table(outside, {MLSTM: mlstm, SLSTM: slstm}, "xlstm_block_stack.blocks.{l}.")
 
 
 def import_config(theirs: Mapping[str, Any]) -> ModelConfig:
@@ -125,32 +134,30 @@ def import_config(theirs: Mapping[str, Any]) -> ModelConfig:
             "round_proj_up_to_multiple_of": 64,
         }
         refuse_unless(ffn, required, "the feed-forward layer")
-    both = [cell for cell in (mlstm, slstm) if cell]
-    for field in ("num_heads", "conv1d_kernel_size"):
-        if len({cell.whole(field) for cell in both}) > 1:
-            raise UserError(
-                f"the checkpoint can't be converted: mLSTM and sLSTM blocks differ in {field}; "
-                f"only one value is supported"
-            )
-    factors = {}
+    mixers = {}
     if mlstm:
-        factors |= {
+        mixers["mlstm"] = {
+            "num_heads": mlstm.whole("num_heads"),
+            "conv_width": mlstm.whole("conv1d_kernel_size"),
             "up_factor": mlstm.decimal("proj_factor"),
             "qkv_block_size": mlstm.whole("qkv_proj_blocksize"),
         }
-    if ffn:
-        factors["ffn_factor"] = ffn.decimal("proj_factor")
+    if slstm:
+        mixers["slstm"] = {
+            "num_heads": slstm.whole("num_heads"),
+            "conv_width": slstm.whole("conv1d_kernel_size"),
+        }
+        mixers["mlp"] = {"factor": ffn.decimal("proj_factor")}
+    blocks = [SLSTM if number in positions else MLSTM for number in range(num_blocks)]
     return checked(
         ModelConfig(
             vocab_size=theirs.whole("vocab_size"),
             dim=theirs.whole("embedding_dim"),
             num_blocks=num_blocks,
-            num_heads=both[0].whole("num_heads") if both else ModelConfig.num_heads,
-            slstm_positions=positions,
-            conv_width=both[0].whole("conv1d_kernel_size") if both else ModelConfig.conv_width,
+            blocks=",".join("+".join(block) for block in blocks),
             tie_embeddings=theirs.yes("tie_weights"),
             dropout=dropout,
-            **factors,
+            mixers=mixers,
         )
     )
 
@@ -175,30 +182,43 @@ def export_config(config: ModelConfig, context_length: int) -> dict[str, Any]:
     Raises:
         UserError: the model has something that theirs lacks.
     """
-    ours = {
-        name: getattr(config, name)
-        for name in ("block", "input_gate", "gate_soft_cap", "logit_soft_cap", "norm_eps")
-    }
-    required = {
-        "block": "paper",
-        "input_gate": "exponential",
-        "gate_soft_cap": None,
-        "logit_soft_cap": None,
-        "norm_eps": 1e-5,
-    }
-    refuse_unless(ours, required, "the model")
-    positions = [k for k, kind in enumerate(config.block_kinds) if kind == "slstm"]
-    mlstm = {
-        "num_heads": config.num_heads,
-        "conv1d_kernel_size": config.conv_width,
-        "proj_factor": config.up_factor,
-        "qkv_proj_blocksize": config.qkv_block_size,
-    }
-    slstm = {
-        "num_heads": config.num_heads,
-        "conv1d_kernel_size": config.conv_width,
-        "backend": "vanilla",
-    }
+    refuse_other_blocks(config, {MLSTM, SLSTM})
+    plain = PLAIN | {"residual": True, "final_norm": True, "norm": "layer"}
+    refuse_unless(vars(config), plain | {"logit_soft_cap": None, "norm_eps": 1e-5}, "the model")
+    positions = [number for number, block in enumerate(config.layout) if block == SLSTM]
+    mlstm_block = slstm_block = None
+    if len(positions) < config.num_blocks:
+        mlstm = config.mlstm
+        required = {"input_gate": "exponential", "gate_soft_cap": None, "norm_eps": 1e-5}
+        refuse_unless(vars(mlstm), required, "the mLSTM")
+        mlstm_block = {
+            "mlstm": {
+                "num_heads": mlstm.num_heads,
+                "conv1d_kernel_size": mlstm.conv_width,
+                "proj_factor": mlstm.up_factor,
+                "qkv_proj_blocksize": mlstm.qkv_block_size,
+            }
+        }
+    if positions:
+        slstm, feed_forward = config.slstm, config.mlp
+        refuse_unless(vars(slstm), {"norm_eps": 1e-5}, "the sLSTM")
+        required = {
+            "activation": "gelu",
+            "gated": True,
+            "bias": False,
+            "hidden": None,
+            "round_to": 64,
+            "whole_first": False,
+        }
+        refuse_unless(vars(feed_forward), required, "the feed-forward layer")
+        slstm_block = {
+            "slstm": {
+                "num_heads": slstm.num_heads,
+                "conv1d_kernel_size": slstm.conv_width,
+                "backend": "vanilla",
+            },
+            "feedforward": {"proj_factor": feed_forward.factor, "act_fn": "gelu"},
+        }
     return {
         "vocab_size": config.vocab_size,
         "embedding_dim": config.dim,
@@ -207,13 +227,8 @@ def export_config(config: ModelConfig, context_length: int) -> dict[str, Any]:
         "slstm_at": positions,
         "tie_weights": config.tie_embeddings,
         "dropout": config.dropout,
-        "mlstm_block": {"mlstm": mlstm} if len(positions) < config.num_blocks else None,
-        "slstm_block": {
-            "slstm": slstm,
-            "feedforward": {"proj_factor": config.ffn_factor, "act_fn": "gelu"},
-        }
-        if positions
-        else None,
+        "mlstm_block": mlstm_block,
+        "slstm_block": slstm_block,
     }
 
 
@@ -242,3 +257,18 @@ def export_full_config(config: ModelConfig, context_length: int) -> dict[str, An
             "round_proj_up_to_multiple_of": 64,
         }
     return fields
+
+
+def _context_length(fields: Mapping[str, Any]) -> int | None:
+    length = fields.get("context_length")
+    return length if type(length) is int and length > 0 else None
+
+
+FORMAT = Format(
+    about="PyPI xlstm's xLSTMLMModel (docs/generation.md says how to store one)",
+    recognises=lambda fields: "slstm_at" in fields,
+    import_config=import_config,
+    export_fields=lambda config, wish: export_full_config(config, wish.context_length),
+    table=table,
+    context_length=_context_length,
+)

@@ -5,11 +5,8 @@ compute dtype.
 from xlstm_jax.parallel.axes import LOGICAL_AXIS_RULES, constrain, gathered, num_shards
 from xlstm_jax.parallel.devices import (
     compute_dtype,
-    has_room,
     num_devices,
-    only_device,
     platform,
-    rows_in_place,
 )
 from xlstm_jax.parallel.functions import attention, mlstm, on_own_part, slstm
 from xlstm_jax.parallel.mesh import (
@@ -44,21 +41,18 @@ __all__ = [
     "everywhere",
     "filled_rows",
     "gathered",
-    "has_room",
     "is_first_process",
     "make_mesh",
     "mesh_in_context",
     "mlstm",
     "num_devices",
     "num_shards",
-    "only_device",
     "on_own_part",
     "own_part",
     "parameter_shardings",
     "platform",
     "put_batch",
     "replicated",
-    "rows_in_place",
     "slstm",
     "start_processes",
 ]

@@ -1,13 +1,10 @@
 """What the device that a program is lowered for decides."""
 
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from xlstm_jax.errors import UserError
-from xlstm_jax.typing import Array, Float
 
 FLOAT64_NEEDS_X64 = (
     "config key model.dtype is 'float64', which jax computes in float32 unless it is told "
@@ -43,33 +40,3 @@ def num_devices() -> int:
     """How many devices a program is spread over: those of the mesh in context, else one."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.size
-
-
-def only_device(tree: Any) -> jax.Device | None:
-    """The device that all leaves are on; None where there are several, or leaves that are no arrays
-    or still being traced.
-    """
-    leaves = jax.tree.leaves(tree)
-    if any(isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array) for leaf in leaves):
-        return None
-    devices = set().union(*(leaf.devices() for leaf in leaves))
-    return devices.pop() if len(devices) == 1 else None
-
-
-def has_room(device: jax.Device, size: int) -> bool:
-    """Whether `size` bytes are at most half of what is free on a device; False where it doesn't
-    tell.
-    """
-    memory = device.memory_stats() or {}
-    return 2 * size <= memory.get("bytes_limit", 0) - memory.get("bytes_in_use", 0)
-
-
-def rows_in_place(x: Float[Array, "N *D"]) -> list[Float[Array, "*D"]]:
-    """x[0], x[1], ... of an array on a CPU, as arrays that share its memory; rows that are not
-    aligned to 64 bytes are copied.
-    """
-    (device,) = x.devices()
-    return [
-        jax.device_put(row, device if x.committed else None, may_alias=True)
-        for row in np.asarray(x)
-    ]

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec
 from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec
 
 from xlstm_jax.errors import UserError
 

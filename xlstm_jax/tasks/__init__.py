@@ -1,7 +1,7 @@
 """The table of tasks. `register` adds one, also from a notebook.
 
-    language_modelling  the next token of a text
-    formal              questions about sequences of formal languages
+language_modelling  the next token of a text
+formal              questions about sequences of formal languages
 """
 
 import dataclasses

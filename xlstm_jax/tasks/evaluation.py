@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import batch_sharding, filled_rows, put_batch
 from xlstm_jax.tasks.task import Batch, HeldOut, Sums, Task
 
@@ -32,6 +33,9 @@ def evaluate(
     Args:
         rows: of a batch.
         on_batch: called with each batch when it was dispatched, for a progress line.
+
+    Raises:
+        UserError: not one sample counts.
     """
     rows = filled_rows(mesh, rows)
     to_devices = batch_sharding(mesh, rows, held_out.time)
@@ -45,6 +49,8 @@ def evaluate(
         pending = dispatched
     if pending is not None:
         totals = _added(totals, pending)
+    if not totals or not totals["loss"][1]:
+        raise UserError("there is nothing to evaluate on: no sample counts; give more data")
     return totals | dict(held_out.constants)
 
 

@@ -98,9 +98,7 @@ class LanguageModelling(Task):
 
     def batches(self, start: int, rows: Sequence[int]) -> Iterator[Batch]:
         parts = self.data.batch_size // len(rows)
-        return train_batches(
-            self.source, self.data, start, part=rows[0] // len(rows), parts=parts
-        )
+        return train_batches(self.source, self.data, start, part=rows[0] // len(rows), parts=parts)
 
     def held_out(self) -> Mapping[str, HeldOut]:
         return {
@@ -155,9 +153,7 @@ class LanguageModelling(Task):
         return f"loss {summary['loss']:.3f} nats, {bits:.3f} bits per byte"
 
     def closing_line(self, summary: Mapping[str, float]) -> str:
-        gzip = gzip_bits_per_byte(
-            self.held_out_sources["validation"], self.evaluation.max_tokens
-        )
+        gzip = gzip_bits_per_byte(self.held_out_sources["validation"], self.evaluation.max_tokens)
         beside = "" if gzip is None else f" (gzip -9: {gzip:.2f})"
         return self.line(summary) + beside
 

@@ -18,10 +18,8 @@ import jax.numpy as jnp
 
 from xlstm_jax.analysis.flops import training_flops_per_token
 from xlstm_jax.analysis.hlo import collective_bytes, kernel_calls
-from xlstm_jax.config import Config
-from xlstm_jax.data.loader import Batch
+from xlstm_jax.config import Config, task_of
 from xlstm_jax.errors import UserError
-from xlstm_jax.models import build_model
 from xlstm_jax.parallel import batch_sharding, make_mesh
 from xlstm_jax.parallel.topology import HBM_BYTES, absent_devices
 from xlstm_jax.progress import doing

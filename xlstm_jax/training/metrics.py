@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from tensorboardX import summary
 
 from xlstm_jax.parallel import is_first_process
+from xlstm_jax.runs.folder import RunFolder
 from xlstm_jax.training.outlets import (
     AppendedFile,
     Outlet,
@@ -23,7 +24,6 @@ from xlstm_jax.training.outlets import (
     replace_file,
     tell,
 )
-from xlstm_jax.training.run_folder import RunFolder
 
 # Numbers that a restart or a person with a question needs, and whose curves say nothing.
 NO_CURVE = ("started", "tokens", "text_bytes", "skipped_in_a_row", "first_sample", "last_sample")

@@ -61,9 +61,7 @@ def abstract_state(
     state = jax.eval_shape(lambda: init_state(task, model, optimizer, config))
     if not isinstance(where, Mesh):
         return with_sharding(state, where)
-    shardings = shardings_of(
-        abstract_params(lambda: task.init(model, jax.random.key(0)), where)
-    )
+    shardings = shardings_of(abstract_params(lambda: task.init(model, jax.random.key(0)), where))
     by_path = dict(jax.tree_util.tree_flatten_with_path(shardings)[0])
     whole = replicated(where)
 

@@ -1,8 +1,8 @@
 """Causal softmax attention (arXiv 1706.03762) with rotary positions and grouped heads.
 
-    q = Q x,  k = K x,  v = V x             H heads of q, G of k and v
-    q, k turned by their positions          rotary (arXiv 2104.09864), if theta is set
-    y = out(softmax(q k^T / sqrt(K)) v)     over the tokens of the own document up to this one
+q = Q x,  k = K x,  v = V x             H heads of q, G of k and v
+q, k turned by their positions          rotary (arXiv 2104.09864), if theta is set
+y = out(softmax(q k^T / sqrt(K)) v)     over the tokens of the own document up to this one
 """
 
 import dataclasses
@@ -114,7 +114,9 @@ def check(settings: AttentionConfig, dim: int, parts: Parts) -> None:
     """D must fall into heads, these into groups, both into the mesh's parts."""
     heads, groups = settings.num_heads, settings.groups
     if dim % heads or (settings.theta is not None and dim // heads % 2):
-        even = " into heads of an even size, which rotary positions need," if dim % heads == 0 else ""
+        even = (
+            " into heads of an even size, which rotary positions need," if dim % heads == 0 else ""
+        )
         raise UserError(
             f"config key model.dim is {dim}, which does not fall{even} into "
             f"model.attention.num_heads {heads}; use a multiple of it"
