@@ -49,7 +49,7 @@ def test_a_tokenizer_that_is_given_goes_along(theirs, tmp_path, capsys):
     assert "trained on contexts of 2,048 tokens, evaluated on 2,048" in capsys.readouterr().out
     (tmp_path / "given.json").unlink()
     (tmp_path / "ours").rename(tmp_path / "moved to é")
-    assert open_checkpoint(str(tmp_path / "moved to é")).tokenizer.vocab_size == 2
+    assert open_checkpoint(str(tmp_path / "moved to é")).tokenizer.vocab_size == 3
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(theirs, tmp_path):

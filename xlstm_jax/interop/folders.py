@@ -23,7 +23,7 @@ from xlstm_jax import config_checks
 from xlstm_jax.config import Config, DataConfig, EvalConfig, ModelConfig
 from xlstm_jax.data.tokenizer import END_OF_TEXT, ByteTokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
-from xlstm_jax.installation import install
+from xlstm_jax.installation import install, python
 from xlstm_jax.interop import large, paper, tensor_files
 from xlstm_jax.interop.mapping import Table, settle_tying
 
@@ -161,7 +161,7 @@ def _own_tokenizer(folder: pathlib.Path) -> str:
     )
     raise UserError(
         f"folder {str(folder)!r} holds no {TOKENIZER}, so it is unknown what the model's ids mean; "
-        f"put the model's {TOKENIZER} there{hint}, or name it to `python -m xlstm_jax.interop "
+        f"put the model's {TOKENIZER} there{hint}, or name it to `{python()} -m xlstm_jax.interop "
         f"import --source={folder} --output=DIR --tokenizer=FILE`; --tokenizer=byte where the "
         f"ids are bytes"
     )
