@@ -177,11 +177,16 @@ def write_record(folder: pathlib.Path, config: Config) -> None:
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
+def has_record(folder: pathlib.Path) -> bool:
+    """Whether a folder says how its model was trained, as runs and what was exported of them do."""
+    return (folder / RECORD).is_file()
+
+
 def _record(folder: pathlib.Path) -> tuple[int | None, bool, int | None]:
     """(data.context_length, data.reset_at_document, eval.context_length); without a record those
     that a checkpoint of another project is used with.
     """
-    if not (folder / RECORD).is_file():
+    if not has_record(folder):
         return None, False, None
     record = _parse(folder / RECORD, json.loads, ValueError)
     try:
