@@ -49,7 +49,7 @@ def test_a_tokenizer_that_is_given_goes_along(theirs, tmp_path, capsys):
     assert "trained on contexts of 2,048 tokens, evaluated on 2,048" in capsys.readouterr().out
     (tmp_path / "given.json").unlink()
     (tmp_path / "ours").rename(tmp_path / "moved to é")
-    assert open_checkpoint(str(tmp_path / "moved to é")).tokenizer.vocab_size == 2
+    assert open_checkpoint(str(tmp_path / "moved to é")).tokenizer.vocab_size == 3
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(theirs, tmp_path):
@@ -105,6 +105,12 @@ def test_a_moved_run_takes_its_tokenizer_along(tmp_path):
     fields = json.loads((tmp_path / "theirs" / "config.json").read_text())
     assert fields["eos_token_id"] == 0  # that of this tokenizer
     assert (tmp_path / "theirs" / "tokenizer_config.json").is_file()
+
+
+def test_a_mistyped_folder_is_no_name_on_the_hub(theirs, monkeypatch):
+    monkeypatch.chdir(theirs.parent.parent)
+    with pytest.raises(UserError, match="does not exist .did you mean '.*theirs'"):
+        open_checkpoint(f"{theirs.parent.name}/thiers")
 
 
 def test_a_step_is_refused_where_there_are_none(theirs):

@@ -47,7 +47,7 @@ def original_folder(
 
 def write_tiny_tokenizer(path: pathlib.Path) -> None:
     """Of fewer ids than any model has."""
-    words = tokenizers.models.WordLevel({END_OF_TEXT: 0, "a": 1}, unk_token=END_OF_TEXT)
+    words = tokenizers.models.WordLevel({END_OF_TEXT: 0, "a": 1, "?": 2}, unk_token="?")
     tokenizers.Tokenizer(words).save(str(path))
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from xlstm_jax.data.writing import PartialFile, write_whole
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import python
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"  # of a preparation that is not finished
@@ -267,7 +268,7 @@ def is_prepared(folder: str) -> bool:
         if _is_unfinished(root / split):
             raise UserError(
                 f"data path {folder!r}: the preparation of {split!r} is not finished; the same "
-                f"`python -m xlstm_jax.data.prepare` command goes on with it"
+                f"`{python()} -m xlstm_jax.data.prepare` command goes on with it"
             )
     return False
 

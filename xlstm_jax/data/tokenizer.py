@@ -11,6 +11,7 @@ import numpy as np
 import tokenizers
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import python
 
 END_OF_TEXT = "<|endoftext|>"  # the name of that token in the GPT-2 and GPT-NeoX tokenizers
 # Its names in the tokenizers of others (Llama 3, DeepSeek, Llama 2 and T5, Gemma, ...). The first
@@ -271,7 +272,7 @@ def _end_of_text_of(values: dict[str, Any], path: str) -> str:
             return token
     raise UserError(
         f"data.tokenizer {path!r} has no token {END_OF_TEXT!r}, which separates documents, nor "
-        f"another one known for that ({', '.join(ENDS_OF_TEXT[1:])}); choose one with `python -m "
+        f"another one known for that ({', '.join(ENDS_OF_TEXT[1:])}); choose one with `{python()} -m "
         f"xlstm_jax.data.prepare --end-of-text=TOKEN`; {_some(values)}"
     )
 

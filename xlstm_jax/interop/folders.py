@@ -4,6 +4,7 @@ files.
 
 import contextlib
 import dataclasses
+import difflib
 import json
 import os
 import pathlib
@@ -22,7 +23,7 @@ from xlstm_jax import config_checks
 from xlstm_jax.config import Config, DataConfig, EvalConfig, ModelConfig
 from xlstm_jax.data.tokenizer import END_OF_TEXT, ByteTokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
-from xlstm_jax.installation import install
+from xlstm_jax.installation import install, python
 from xlstm_jax.interop import large, paper, tensor_files
 from xlstm_jax.interop.mapping import Table, settle_tying
 
@@ -72,10 +73,14 @@ def open_source(name: str) -> Source:
     """
     folder = pathlib.Path(os.path.expanduser(name))
     if not folder.is_dir():
-        if not HUB_NAME.fullmatch(name):
+        # "runs/quikstart" could be a name on the hub, but not where there is a folder "runs"
+        if not HUB_NAME.fullmatch(name) or folder.parent.is_dir():
+            there = [path.name for path in folder.parent.glob("*")]
+            close = difflib.get_close_matches(folder.name, there, n=1)
+            meant = f" (did you mean {str(folder.parent / close[0])!r}?)" if close else ""
             raise UserError(
-                f"folder {name!r} does not exist; give a folder, or a model of the Hugging Face "
-                f"hub such as NX-AI/xLSTM-7b"
+                f"folder {name!r} does not exist{meant}; give a folder, or a model of the Hugging "
+                f"Face hub such as NX-AI/xLSTM-7b"
             )
         folder = _download(name)
     context = None
@@ -156,7 +161,7 @@ def _own_tokenizer(folder: pathlib.Path) -> str:
     )
     raise UserError(
         f"folder {str(folder)!r} holds no {TOKENIZER}, so it is unknown what the model's ids mean; "
-        f"put the model's {TOKENIZER} there{hint}, or name it to `python -m xlstm_jax.interop "
+        f"put the model's {TOKENIZER} there{hint}, or name it to `{python()} -m xlstm_jax.interop "
         f"import --source={folder} --output=DIR --tokenizer=FILE`; --tokenizer=byte where the "
         f"ids are bytes"
     )
@@ -172,11 +177,16 @@ def write_record(folder: pathlib.Path, config: Config) -> None:
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
+def has_record(folder: pathlib.Path) -> bool:
+    """Whether a folder says how its model was trained, as runs and what was exported of them do."""
+    return (folder / RECORD).is_file()
+
+
 def _record(folder: pathlib.Path) -> tuple[int | None, bool, int | None]:
     """(data.context_length, data.reset_at_document, eval.context_length); without a record those
     that a checkpoint of another project is used with.
     """
-    if not (folder / RECORD).is_file():
+    if not has_record(folder):
         return None, False, None
     record = _parse(folder / RECORD, json.loads, ValueError)
     try:
@@ -261,7 +271,7 @@ def _parse(
         )
     try:
         values = parse(path.read_text())
-    except (OSError, UnicodeDecodeError, failure) as error:
+    except (OSError, ValueError, RecursionError, failure) as error:
         raise UserError(f"{path} can't be read: {error}; give the folder of a checkpoint") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no fields; give the folder of a checkpoint")

@@ -177,7 +177,7 @@ def write_config(folder: RunFolder, config: Config) -> None:
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
         source = pathlib.Path(config.data.tokenizer)
-        if config.data.tokenizer != "byte" and source.resolve() != folder.tokenizer:
+        if source.is_file() and source.resolve() != folder.tokenizer:
             _write_whole(folder.tokenizer, source.read_bytes())
         _write_whole(folder.config, absolute(config).to_json().encode())
     except OSError as error:
