@@ -21,6 +21,7 @@ from xlstm_jax import command_line, config_flags
 from xlstm_jax.interrupts import Preempted
 from xlstm_jax.parallel.topology import EXAMPLES
 from xlstm_jax.training.aot import report_on
+from xlstm_jax.training.console import end_of_output
 from xlstm_jax.training.loop import train
 
 FLAGS = {
@@ -40,11 +41,11 @@ def main(argv: Sequence[str]) -> int:
         if (topology := flags.aot) is not None:
             report_on(config, topology, flags.workdir or "runs/aot", config_flags.name(argv))
             return
-        train(
-            config,
-            command_line.text(flags, "workdir", "runs/NAME"),
-            command_line.span(flags, "profile"),
-        )
+        workdir = command_line.text(flags, "workdir", "runs/NAME")
+        try:
+            train(config, workdir, command_line.span(flags, "profile"))
+        finally:
+            end_of_output()
 
     try:
         return command_line.run(command)

@@ -1,5 +1,7 @@
 """Sessions are exact: padding, cutting, forking and stopping change nothing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,8 @@ from xlstm_jax.generation import session as sessions
 from xlstm_jax.generation.decoding import NOTHING, decode, row_keys
 from xlstm_jax.generation.sampling import GREEDY, Sampling
 from xlstm_jax.generation.session import read, take
+from xlstm_jax.models import build_model
+from xlstm_jax.training.state import init_params
 
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(0, VOCABULARY, length).tolist() for length in (5, 1, 12)]
@@ -42,6 +46,7 @@ def assert_same(first, second, atol=2e-5):
     np.testing.assert_allclose(first.logits, second.logits, atol=atol)
     np.testing.assert_array_equal(first.position, second.position)
     np.testing.assert_array_equal(first.seen, second.seen)
+    np.testing.assert_array_equal(first.tail.tokens, second.tail.tokens)
     for one, other in zip(meaning(first), meaning(second), strict=True):
         scale = max(1.0, float(np.abs(one).max()))
         np.testing.assert_allclose(one, other, atol=atol * scale)
@@ -185,6 +190,18 @@ def test_states_may_leave_the_device_and_come_back(paper_model):
     detached = jax.tree.map(np.array, session)
     _, tokens, _ = write(model, params, session)
     np.testing.assert_array_equal(write(model, params, detached)[1], tokens)
+
+
+@pytest.mark.slow
+def test_a_convolution_of_one_tap_goes_on_too(paper_model):
+    """Its window is empty."""
+    config = dataclasses.replace(paper_model[0].config, conv_width=1)
+    model = build_model(config)
+    params = jax.jit(lambda: init_params(model, seed=3))()
+    session, tokens, _ = write(model, params, read(model, params, PROMPTS[2:]))
+    text = np.array([PROMPTS[2] + tokens[0].tolist()])
+    expected, _ = jax.jit(model.apply)({"params": params}, text)
+    np.testing.assert_allclose(session.logits[0], expected[0, -1], atol=1e-4)
 
 
 def test_an_empty_prompt_is_refused(paper_model):

@@ -107,6 +107,12 @@ def test_a_moved_run_takes_its_tokenizer_along(tmp_path):
     assert (tmp_path / "theirs" / "tokenizer_config.json").is_file()
 
 
+def test_a_mistyped_folder_is_no_name_on_the_hub(theirs, monkeypatch):
+    monkeypatch.chdir(theirs.parent.parent)
+    with pytest.raises(UserError, match="does not exist .did you mean '.*theirs'"):
+        open_checkpoint(f"{theirs.parent.name}/thiers")
+
+
 def test_a_step_is_refused_where_there_are_none(theirs):
     write_tiny_tokenizer(theirs / "tokenizer.json")
     with pytest.raises(UserError, match="--step is 3, but .* is no run"):

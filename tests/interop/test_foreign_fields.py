@@ -9,6 +9,7 @@ import pytest
 from tests.interop.test_interop import paper_fields, read
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop import large, paper
+from xlstm_jax.interop.folders import open_source
 
 # config.json of a 7B checkpoint, as public transcriptions give it
 PUBLIC_7B = {
@@ -92,6 +93,25 @@ def test_a_field_of_a_wrong_type_is_refused_by_name():
                     assert "can't be converted" in str(error)
                     refused += 1
     assert refused > 150
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"[1, 2]"),
+        ("config.json", b"{no json"),
+        ("config.json", b"\xff\xfe"),
+        ("config.json", b'{"a":' * 100_000),
+        ("config.json", b'{"model_type": "llama"}'),
+        ("config.yaml", b"a: [1"),
+        ("config.yaml", b"when: 2020-99-99"),
+        ("config.yaml", b""),
+    ],
+)
+def test_a_configuration_that_is_none_is_refused_with_its_path(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        open_source(str(tmp_path))
 
 
 def test_a_model_that_can_not_be_made_is_refused_when_it_is_read():

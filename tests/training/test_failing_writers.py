@@ -2,12 +2,13 @@
 
 import collections
 import contextlib
-import io
 import itertools
 import json
+import os
 import resource
+import shutil
 import signal
-import struct
+import subprocess
 import sys
 import time
 import types
@@ -15,13 +16,13 @@ from collections.abc import Callable, Iterator
 
 import jax
 import pytest
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.record_writer import masked_crc32c
 
 import train as train_command
-from xlstm_jax.training import console, loop, metrics, outlets
+from tests.training.board import board_events
+from tests.training.conftest import ROOT
+from xlstm_jax.training import loop, metrics, outlets
 from xlstm_jax.training.metrics import MetricsWriter, read_records
-from xlstm_jax.training.outlets import AppendedFile, Outlet, Trouble, replace_file
+from xlstm_jax.training.outlets import AppendedFile, Outlet, replace_file
 from xlstm_jax.training.run_folder import find_run
 
 
@@ -62,20 +63,6 @@ def during_steps(monkeypatch, act):
     monkeypatch.setattr(loop, "make_train_step", make)
 
 
-def board_events(folder) -> list[Event]:
-    """All events, as TensorBoard reads them: each with its length and checksums."""
-    events = []
-    for path in sorted(folder.iterdir()):
-        data = io.BytesIO(path.read_bytes())
-        while head := data.read(12):
-            size, check = struct.unpack("<QI", head)
-            assert check == masked_crc32c(head[:8])
-            body = data.read(size)
-            assert struct.unpack("<I", data.read(4))[0] == masked_crc32c(body)
-            events.append(Event.FromString(body))
-    return events
-
-
 def board_losses(folder) -> list[int]:
     return [
         event.step
@@ -85,6 +72,7 @@ def board_losses(folder) -> list[int]:
     ]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_some_steps_costs_nothing_that_is_on_record(
     arguments, tmp_path, monkeypatch, capsys, no_op_step
 ):
@@ -107,10 +95,11 @@ def test_a_disk_that_is_full_for_some_steps_costs_nothing_that_is_on_record(
     assert not list(tmp_path.glob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_what_is_full_until_the_end_keeps_what_was_written_and_says_that_the_end_is_not_saved(
     arguments, tmp_path, monkeypatch, capsys, no_op_step
 ):
-    more = ["--config.checkpoint.every=3", "--config.eval.sample_tokens=5"]
+    more = ["--config.checkpoint.every=3"]
 
     def fill(step: int) -> None:
         if step == 5:
@@ -123,10 +112,13 @@ def test_what_is_full_until_the_end_keeps_what_was_written_and_says_that_the_end
         assert train_command.main(arguments(tmp_path, *more)) == 2
     told = capsys.readouterr().err
     assert "step 6: the disk is full, so this step is NOT saved" in told
-    assert "samples.txt can't be written" in told
     assert "all 6 steps are done, but the last one could not be saved" in told
     assert "it goes on from step 3" in told
-    assert [event["step"] for event in read_records(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [event["step"] for event in read_records(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    # Threads of the failed save are still at work in this process; the next start has none.
+    while remains := list((tmp_path / "checkpoints").glob("6.*")):
+        shutil.rmtree(remains[0], ignore_errors=True)
+        time.sleep(0.05)
     assert train_command.main(arguments(tmp_path, *more)) == 0
     events = read_records(tmp_path / "metrics.jsonl")
     assert [event["step"] for event in events] == [1, 2, 3, 4, 5, 6, 6]
@@ -176,20 +168,38 @@ class FakeRun:
         pass
 
 
-def test_a_log_on_a_full_disk_and_a_reader_that_is_gone_end_nothing(
-    arguments, tmp_path, monkeypatch, capsys, no_op_step
-):
-    class Full(io.StringIO):
-        def flush(self):
-            raise OSError(28, "No space left on device")
+SAYING = """
+import sys
+from xlstm_jax.training import console
+console.say("first")
+console.say("second")
+console.end_of_output()
+sys.exit(0)
+"""
 
-    monkeypatch.setattr(console, "_terminal", Trouble("stdout"))
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", Full())
-        assert train_command.main(arguments(tmp_path)) == 0
-    assert capsys.readouterr().err.splitlines() == [
-        "stdout can't be written (OSError: No space left on device); training goes on"
-    ]
+
+def test_a_log_on_a_full_disk_ends_nothing():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", SAYING], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (
+        0,
+        "stdout can't be written (OSError: No space left on device); training goes on\n",
+    )
+
+
+def test_a_reader_that_is_gone_ends_nothing():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", SAYING], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (
+        0,
+        "stdout can't be written (BrokenPipeError: Broken pipe); training goes on\n",
+    )
 
 
 def test_an_outlet_keeps_the_order_and_asks_a_slow_failure_rarely(capsys):

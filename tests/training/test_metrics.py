@@ -6,6 +6,7 @@ import types
 
 import pytest
 
+from tests.training.board import board_events
 from xlstm_jax.errors import UserError
 from xlstm_jax.training.console import console_line, duration
 from xlstm_jax.training.metrics import MetricsWriter, draw_loss, read_records
@@ -49,11 +50,63 @@ def test_the_half_line_of_a_killed_run_is_dropped(folder):
     assert steps(folder) == [1, 2]
 
 
-def test_tensorboard_gets_the_same_events(folder):
+GOOD = '{"step": %d, "split": "train", "loss": 1.0}'
+BROKEN = {
+    "cut in the middle": b'{"step": 2, "spl',
+    "no UTF-8": b"\xff\xfe\x00",
+    "a number": b"17",
+    "a list": b"[]",
+    "no step": b'{"split": "train", "loss": 1.0}',
+    "a step that is text": b'{"step": "2", "split": "train"}',
+    "somebody's note": b"# lowered the rate here",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_line_is_skipped_said_and_kept_and_all_others_stay(folder, broken, capsys):
+    lines = [(GOOD % 1).encode(), BROKEN[broken], (GOOD % 3).encode(), (GOOD % 4).encode()]
+    folder.metrics.write_bytes(b"\n".join(lines) + b"\n")
+    assert steps(folder) == [1, 3, 4]
+    with MetricsWriter(folder, 3, tensorboard=False) as writer:
+        writer.write(4, "train", {"loss": 2.0})
+    assert steps(folder) == [1, 3, 4]
+    assert folder.metrics.read_bytes().splitlines()[:3] == lines[:3]
+    said = f"{folder.metrics}: line 2 can't be read and is skipped; it stays in the file"
+    assert capsys.readouterr().err.splitlines() == [said]
+    draw_loss(folder)
+
+
+def test_a_file_of_which_nothing_is_to_be_dropped_is_not_written_anew(folder):
+    folder.metrics.write_text(GOOD % 1 + "\n\n" + GOOD % 2 + "\n")
+    before = folder.metrics.stat()
+    with MetricsWriter(folder, 2, tensorboard=False):
+        pass
+    after = folder.metrics.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_tensorboard_has_the_curves_the_configuration_and_a_sample_and_no_clutter(folder):
+    folder.config.write_text('{"model": {"dim": 8}}')
     with MetricsWriter(folder, 0, tensorboard=True) as writer:
-        writer.write(1, "train", {"loss": 2.5})
-    [events] = folder.tensorboard.iterdir()
-    assert b"train/loss" in events.read_bytes()
+        writer.write(1, "train", {"loss": 2.5, "started": 1.7e9, "tokens": 64, "mfu": None})
+        writer.write_sample(6, "def f():\n    pass")
+    shown = {
+        value.tag: (event.step, value)
+        for event in board_events(folder.tensorboard)
+        for value in event.summary.value
+    }
+    assert shown.keys() == {"train/loss", "config/text_summary", "sample/text_summary"}
+    assert shown["train/loss"][0] == 1 and shown["train/loss"][1].simple_value == 2.5
+    step, sample = shown["sample/text_summary"]
+    assert step == 6 and sample.tensor.string_val == [b"    def f():\n        pass"]
+    assert b'"dim": 8' in shown["config/text_summary"][1].tensor.string_val[0]
+
+
+def test_tensorboard_does_not_show_what_lies_beyond_the_step_that_a_run_goes_on_from(folder):
+    with MetricsWriter(folder, 3, tensorboard=True):
+        pass
+    sessions = [event for event in board_events(folder.tensorboard) if event.session_log.status]
+    assert [(event.step, event.session_log.status) for event in sessions] == [(4, 1)]
 
 
 def test_speed_leaves_out_compilation_and_pauses():

@@ -1,9 +1,7 @@
 """Whole checkpoints in and out. At no time are two copies of the parameters in memory."""
 
-import dataclasses
 import itertools
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Iterable
@@ -44,11 +42,7 @@ def import_checkpoint(source: str, output: str, tokenizer: str | None = None) ->
     with folders.new_folder(output) as target:
         opened = folders.open_source(source)
         config = folders.config_of(opened, tokenizer)
-        if (file := config.data.tokenizer) != "byte":
-            final = pathlib.Path(os.path.expanduser(output)) / TOKENIZER
-            config = dataclasses.replace(
-                config, data=dataclasses.replace(config.data, tokenizer=str(final))
-            )
+        file = config.data.tokenizer
         # The checkpoint writer holds a copy of everything until the end. So that it is the only
         # one, ours lies on disk, beside the folder that is to stay.
         numbers = itertools.count()
@@ -73,7 +67,7 @@ def import_checkpoint(source: str, output: str, tokenizer: str | None = None) ->
         ]
         if kept:
             tensor_files.write_file(target / ORIGINALS, kept, np.float32)
-    return config
+    return find_run(output).read_config()
 
 
 def import_params(source: folders.Source, allocate: mapping.Allocate = np.empty) -> dict:

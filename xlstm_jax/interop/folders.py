@@ -4,6 +4,7 @@ files.
 
 import contextlib
 import dataclasses
+import difflib
 import json
 import os
 import pathlib
@@ -72,10 +73,14 @@ def open_source(name: str) -> Source:
     """
     folder = pathlib.Path(os.path.expanduser(name))
     if not folder.is_dir():
-        if not HUB_NAME.fullmatch(name):
+        # "runs/quikstart" could be a name on the hub, but not where there is a folder "runs"
+        if not HUB_NAME.fullmatch(name) or folder.parent.is_dir():
+            there = [path.name for path in folder.parent.glob("*")]
+            close = difflib.get_close_matches(folder.name, there, n=1)
+            meant = f" (did you mean {str(folder.parent / close[0])!r}?)" if close else ""
             raise UserError(
-                f"folder {name!r} does not exist; give a folder, or a model of the Hugging Face "
-                f"hub such as NX-AI/xLSTM-7b"
+                f"folder {name!r} does not exist{meant}; give a folder, or a model of the Hugging "
+                f"Face hub such as NX-AI/xLSTM-7b"
             )
         folder = _download(name)
     context = None
@@ -266,7 +271,7 @@ def _parse(
         )
     try:
         values = parse(path.read_text())
-    except (OSError, UnicodeDecodeError, failure) as error:
+    except (OSError, ValueError, RecursionError, failure) as error:
         raise UserError(f"{path} can't be read: {error}; give the folder of a checkpoint") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no fields; give the folder of a checkpoint")

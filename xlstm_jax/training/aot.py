@@ -77,7 +77,7 @@ class StepReport:
             f"{_gigabytes(self.temporaries)}, peak {_gigabytes(self.peak)}"
         )
         if self.collectives is None or self.kernels is None:
-            return [head, memory, f"collectives and kernels: {self.unread}", work]
+            return [head, memory, "collectives and kernels: unknown", f"  {self.unread}", work]
         moved = _listed(self.collectives, lambda kind, size: f"{kind} {_gigabytes(size)}")
         called = _listed(self.kernels, lambda name, number: f"{name} x {number}")
         return [
@@ -156,11 +156,9 @@ def _text_of(compiled: jax.stages.Compiled) -> tuple[str | None, str | None]:
         with _stderr_dropped():
             return compiled.as_text(), None
     except jax.errors.JaxRuntimeError as error:
-        jaxlib = importlib.metadata.version("jaxlib")
         reason = str(error).strip().splitlines()[0][:200]
-        return None, (
-            f"unknown, jaxlib {jaxlib} can't read the compiled program ({reason}); a newer jax may"
-        )
+        jaxlib = importlib.metadata.version("jaxlib")
+        return None, f"jaxlib {jaxlib} can't read what was compiled, a newer one may: {reason}"
 
 
 @contextlib.contextmanager

@@ -20,23 +20,39 @@ LEFT_OUT = (
     {"per device", "rate"},
     {"per device", "rate", "gradient"},
 )
-_terminal = Trouble("the terminal, or the file that stdout goes to,")
+_stdout = Trouble("stdout")
+_nobody_reads = False
 
 
 def say(*lines: Any) -> None:
     """Prints lines in the first process. Training outlives its terminal: a full disk below the log,
     or a reader that is gone, is said on stderr once.
     """
-    if not is_first_process():
+    if not is_first_process() or _nobody_reads:
         return
-    with _terminal.caught():
+    with _stdout.caught():
         try:
             print(*lines, sep="\n", flush=True)
         except BrokenPipeError:
-            # The reader won't come back: what is printed from now on goes nowhere, without an error
-            # at the end of the process for what lies in the buffer.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _give_up_stdout()  # the reader won't come back
             raise
+
+
+def end_of_output() -> None:
+    """After a run's last line: where stdout can't be written, it is no longer tried, so that the
+    process ends with the run's own status.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _give_up_stdout()
+
+
+def _give_up_stdout() -> None:
+    """What is said from now on, and what lies in the buffer, goes nowhere."""
+    global _nobody_reads
+    _nobody_reads = True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def step_name(step: int, steps: int) -> str:
