@@ -12,7 +12,7 @@ from xlstm_jax.evaluation.opened import Evaluation
 from xlstm_jax.evaluation.options import Options
 from xlstm_jax.evaluation.perplexity import scored_context
 from xlstm_jax.interop.convert import export_checkpoint, import_checkpoint
-from xlstm_jax.interop.folders import write_contexts
+from xlstm_jax.interop.folders import write_record
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_a_runs_windows_travel_with_its_parameters(run_folder, tmp_path):
     config = json.loads((run / "config.json").read_text())
     config["eval"]["context_length"] = 8
     (run / "config.json").write_text(json.dumps(config))
-    write_contexts(run, from_json((run / "config.json").read_text()))
+    write_record(run, from_json((run / "config.json").read_text()))
     export_checkpoint(str(run), str(tmp_path / "theirs"))
     import_checkpoint(str(tmp_path / "theirs"), str(tmp_path / "imported"))
     for name in ("run", "theirs", "imported"):

@@ -1,5 +1,7 @@
 """The flags of eval.py."""
 
+import re
+
 from absl import flags
 
 from xlstm_jax import command_line
@@ -70,6 +72,6 @@ def options_of(values: flags.FlagValues) -> Options:
 def _counts(name: str, text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
-    if not all(part.isdigit() and int(part) for part in text.split(",")):
+    if not all(re.fullmatch("[1-9][0-9]{0,17}", part) for part in text.split(",")):
         raise UserError(f"--{name} is {text!r}; it must be whole numbers separated by commas")
     return tuple(int(part) for part in text.split(","))

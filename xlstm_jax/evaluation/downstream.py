@@ -10,6 +10,7 @@ from xlstm_jax.evaluation.paloma import rolling_windows
 from xlstm_jax.evaluation.scoring import Pair, Score, Scorer
 from xlstm_jax.generation.generator import Generator
 from xlstm_jax.generation.sampling import Sampling
+from xlstm_jax.installation import install
 
 # The paper's six tasks (table 3): name -> the metric that the paper reports.
 PAPER_TASKS = {
@@ -20,7 +21,7 @@ PAPER_TASKS = {
     "arc_challenge": "acc_norm",
     "winogrande": "acc",
 }
-MISSING = "the downstream suite needs the lm-evaluation-harness: pip install lm-eval==0.4.13"
+MISSING = f"the downstream suite needs the lm-evaluation-harness: {install('eval')}"
 
 
 def find_tasks(tasks: Sequence[str] | None, include_path: str | None) -> tuple[list[str], Any]:
@@ -204,7 +205,9 @@ def generate_until(
                     seeds=filled,
                     stop=stop,
                 )
-                texts |= dict(zip(part, written.texts, strict=False))
+                held = generator.held(written.session)  # nothing follows that could make more of it
+                whole = (text + rest for text, rest in zip(written.texts, held, strict=True))
+                texts |= dict(zip(part, whole, strict=False))
                 bar.update(len(part))
     return [texts[number] for number in range(len(requests))]
 

@@ -19,7 +19,7 @@ from xlstm_jax.evaluation.extrapolation import default_contexts, shared_targets,
 from xlstm_jax.evaluation.options import OF_SPLITS, Options
 from xlstm_jax.evaluation.perplexity import check_scored, target_count
 from xlstm_jax.evaluation.scoring import Scorer
-from xlstm_jax.interop.folders import is_run, read_contexts
+from xlstm_jax.interop.folders import has_record, is_run
 from xlstm_jax.interop.opening import Opened, open_checkpoint
 from xlstm_jax.parallel import batch_sharding, filled_rows, make_mesh, replicated
 
@@ -108,7 +108,7 @@ class Evaluation:
     @property
     def trained_at(self) -> int | None:
         """The context length of training; None for checkpoints of others, which do not say."""
-        known = self.opened.step > 0 or read_contexts(self.opened.folder) is not None
+        known = self.opened.step > 0 or has_record(self.opened.folder)
         return self.config.data.context_length if known else None
 
     @property
