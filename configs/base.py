@@ -16,9 +16,7 @@ def get_config() -> ConfigDict:
     return default_config_dict()
 
 
-def split_variant(
-    variant: str, peaks: Mapping[str, Sequence[float | None]]
-) -> tuple[str, str]:
+def split_variant(variant: str, peaks: Mapping[str, Sequence[float | None]]) -> tuple[str, str]:
     """The two parts of a variant "NAME-TOKENS", where TOKENS is "15b" or "300b".
 
     Args:

@@ -102,9 +102,7 @@ class Generator:
     ) -> Session:
         """The same for tokens, with nothing put before them."""
         self._check_room(session, max(map(len, prompts), default=0))
-        return sessions.read(
-            self.model, self.params, prompts, session, cache_length=self._limit
-        )
+        return sessions.read(self.model, self.params, prompts, session, cache_length=self._limit)
 
     def _check_room(self, session: Session | None, more: int) -> None:
         """Raises `UserError` where a text would outgrow what the model can hold."""

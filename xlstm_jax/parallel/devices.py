@@ -1,6 +1,5 @@
 """What the device that a program is lowered for decides."""
 
-
 import jax
 import jax.numpy as jnp
 

@@ -200,6 +200,11 @@ def own_part(
     return start // size, batch_size // size
 
 
+def of_rank(sharding: jax.sharding.NamedSharding, rank: int) -> jax.sharding.NamedSharding:
+    """The sharding of [B T] for arrays with fewer axes, [B], or with more, [B T X]."""
+    return jax.sharding.NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:rank]))
+
+
 def put_batch(batch: Any, sharding: jax.sharding.Sharding, part: int = 0, parts: int = 1) -> Any:
     """The arrays of a batch on all devices of the sharding; each process gives its own devices
     their part of the whole batch.
@@ -207,10 +212,9 @@ def put_batch(batch: Any, sharding: jax.sharding.Sharding, part: int = 0, parts:
     `batch` has the rows of the part that `own_part` names. Arrays without a time, [B], and with
     more than one, [B T X], are spread as far as the sharding of [B T] says.
     """
-    mesh, axes = sharding.mesh, sharding.spec
 
     def put(rows: np.ndarray) -> jax.Array:
-        of_rows = jax.sharding.NamedSharding(mesh, PartitionSpec(*axes[: rows.ndim]))
+        of_rows = of_rank(sharding, rows.ndim)
         if jax.process_count() == 1:
             return jax.device_put(rows, of_rows)
         size, first = parts * len(rows), part * len(rows)

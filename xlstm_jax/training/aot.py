@@ -14,15 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 
 from xlstm_jax.analysis.flops import training_flops_per_token
 from xlstm_jax.analysis.hlo import collective_bytes, kernel_calls
 from xlstm_jax.config import Config, task_of
 from xlstm_jax.errors import UserError
-from xlstm_jax.parallel import batch_sharding, make_mesh
+from xlstm_jax.parallel import batch_sharding, make_mesh, of_rank
 from xlstm_jax.parallel.topology import HBM_BYTES, absent_devices
 from xlstm_jax.progress import doing
+from xlstm_jax.runs.params import with_sharding
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.state import abstract_state
 from xlstm_jax.training.step import make_train_step
@@ -98,7 +98,7 @@ def compile_step(config: Config, topology: str) -> StepReport:
     mesh = make_mesh(config.mesh, devices)
     rows, length = config.data.batch_size, config.data.context_length
     tokens = batch_sharding(mesh, rows, length, accumulation_steps=config.train.accumulation_steps)
-    flops = training_flops_per_token(config.model) * rows * length
+    flops = training_flops_per_token(config.model, length) * rows * length
     chip = topology.partition(":")[0]
     known = {
         "topology": topology,
@@ -109,14 +109,18 @@ def compile_step(config: Config, topology: str) -> StepReport:
     }
     with jax.set_mesh(mesh):
         schedule = make_schedule(config.optimizer, config.train.steps)
-        model, optimizer = build_model(config.model), make_optimizer(config.optimizer, schedule)
-        state = abstract_state(model, optimizer, config.train, mesh)
-        ids = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=tokens)
-        batch = Batch(ids, ids, ids)
+        task, optimizer = task_of(config), make_optimizer(config.optimizer, schedule)
+        model = task.model(stacked=True)
+        state = abstract_state(task, model, optimizer, config.train, mesh)
+        shapes = task.shapes(rows)
+        batch = with_sharding(
+            shapes, jax.tree.map(lambda leaf: of_rank(tokens, len(leaf.shape)), shapes)
+        )
         started = time.monotonic()
         try:
             with doing("tracing the training step", _say):
-                lowered = make_train_step(model, optimizer, schedule, config).lower(state, batch)
+                step = make_train_step(task, model, optimizer, schedule, config.train)
+                lowered = step.lower(state, batch)
             with doing(f"compiling it for {topology}, which may take many minutes", _say):
                 compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
