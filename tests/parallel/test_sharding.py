@@ -39,11 +39,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 # no parameter has a dimension of 40, 20 or 10: a collective that carries tokens shows
 ROWS, TIME = 8, 40
 MODELS = {
-    "mlstm": ModelConfig(dim=32, num_blocks=1, num_heads=4, vocab_size=48),
-    "slstm": ModelConfig(dim=32, num_blocks=2, num_heads=4, vocab_size=48, slstm_positions=(1,)),
-    "7b": ModelConfig(
-        dim=32, num_blocks=1, num_heads=4, vocab_size=48, block="7b", gate_soft_cap=15.0
-    ),
+    "mlstm": ModelConfig(dim=32, num_blocks=1, vocab_size=48),
+    "slstm": ModelConfig(dim=32, num_blocks=2, vocab_size=48, blocks="mlstm,slstm+mlp"),
+    "7b": ModelConfig(norm="rms", dim=32, num_blocks=1, vocab_size=48, blocks="mlstm_7b+mlp", mixers={"mlstm_7b": {"input_gate_bias": 0.0, "input_gate_bias_std": 0.1, "norm_eps": 1e-5, "num_heads": 4}, "mlp": {"activation": "silu", "whole_first": True}}),
 }
 CASES = [
     pytest.param("slstm", (8, 1, 1, 1), marks=pytest.mark.slow),

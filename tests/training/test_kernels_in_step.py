@@ -16,15 +16,7 @@ from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.state import init_state
 from xlstm_jax.training.step import make_train_step
 
-MODEL = ModelConfig(
-    vocab_size=64,
-    dim=128,
-    num_blocks=2,
-    num_heads=1,
-    slstm_positions=(1,),
-    up_factor=1.0,
-    dtype="bfloat16",
-)
+MODEL = ModelConfig(vocab_size=64, dim=128, num_blocks=2, dtype="bfloat16", blocks="mlstm,slstm+mlp", mixers={"mlstm": {"num_heads": 1, "up_factor": 1.0}, "slstm": {"num_heads": 1}})
 
 
 def lowered_step(device_kind: str, platform: str, model: ModelConfig = MODEL) -> str:

@@ -69,7 +69,7 @@ def test_an_exponential_decay_to_nothing_is_refused():
 
 @pytest.mark.parametrize("block", ["paper", "7b"])
 def test_weight_decay_reaches_kernels_and_nothing_else(block):
-    config = ModelConfig(dim=64, num_blocks=2, num_heads=2, slstm_positions=(1,), block=block)
+    config = ModelConfig(dim=64, num_blocks=2, blocks="mlstm,slstm+mlp", mixers={"mlstm": {"num_heads": 2}, "slstm": {"num_heads": 2}})
     mask = decay_mask(language_model_params(build_model(config)))
     named = {
         "/".join(entry.key for entry in path): on

@@ -216,7 +216,7 @@ def test_the_gates_of_each_kind_of_block_are_among_the_metrics():
     0.
     """
     model = build_model(
-        ModelConfig(vocab_size=11, dim=16, num_blocks=2, num_heads=2, slstm_positions=(1,))
+        ModelConfig(vocab_size=11, dim=16, num_blocks=2, blocks="mlstm,slstm+mlp", mixers={"mlstm": {"num_heads": 2}, "slstm": {"num_heads": 2}})
     )
     for parts in (1, 2):
         step, state = stepper(config(accumulation_steps=parts), model)
