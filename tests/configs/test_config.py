@@ -31,7 +31,7 @@ FILES = {
     "base.py": [""],
     "xlstm_7b.py": [""],
     "gpt3.py": ["", ":350m-15b"],
-    "formal.py": ["", *(f":parity-{name}" for name in ("xlstm_1_1", "xlstm_0_1", "xlstm_1_0"))],
+    "formal.py": ["", *(f":parity-{name}" for name in ("xlstm_1_1", "xlstm_0_1", "llama"))],
     "llama.py": ["", ":2.7b-15b"]
     + [f":{size}-{n}b" for size in ("125m", "350m", "760m", "1.3b") for n in (15, 300)],
     "xlstm_2.7b.py": ["", ":1_0-15b", ":7_1-15b"],
@@ -161,7 +161,11 @@ def test_overrides_reach_every_kind_of_key():
 
 def test_a_mixers_settings_come_and_go_with_it():
     """A section of a mixer that the stack lacks must keep its defaults, and is not kept."""
-    values = {"model.blocks": "attention+mlp", "model.attention.num_heads": 2, "model.mlp.bias": True}
+    values = {
+        "model.blocks": "attention+mlp",
+        "model.attention.num_heads": 2,
+        "model.mlp.bias": True,
+    }
     config = load(file("quickstart.py"), values)
     assert (config.model.attention.num_heads, config.model.mlp.bias) == (2, True)
     assert config.model.values().keys() >= {"attention", "mlp"}

@@ -60,7 +60,9 @@ def test_a_file_is_executed_once_and_checked_with_its_overrides(tmp_path):
     file.write_text(count + BASE.format(dim=256).replace("    return config", heads))
     assert load(str(file), {"model.dim": 192}).model.mlstm.num_heads == 3
     assert (tmp_path / "times").read_text() == "x"
-    with pytest.raises(UserError, match="model.dim 256 .* is not divisible by model.mlstm.num_heads 3"):
+    with pytest.raises(
+        UserError, match="model.dim 256 .* is not divisible by model.mlstm.num_heads 3"
+    ):
         load(str(file))
 
 

@@ -98,6 +98,11 @@ def test_the_forms_of_an_override(arguments, key, expected):
     assert value(read(*arguments), key) == expected
 
 
+def test_a_single_number_is_a_tuple_of_one():
+    for text in ("0", "(0,)", "[0]"):
+        assert config_flags.parse("model.mlstm.forget_gate_bias", text) == (0,)
+
+
 def test_flags_of_the_command_and_of_the_configuration_may_mix():
     argv = ["train.py", "--workdir", "a", FILE, "--config.model.dim", "64", "--profile=1:2"]
     flags = command_line.parse(

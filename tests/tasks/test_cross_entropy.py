@@ -81,7 +81,14 @@ def test_extreme_logits_stay_finite():
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_language_models_own_head_in_parts(tied):
-    config = ModelConfig(vocab_size=50, dim=16, num_blocks=1, tie_embeddings=tied, logit_soft_cap=30.0, mixers={"mlstm": {"num_heads": 2}})
+    config = ModelConfig(
+        vocab_size=50,
+        dim=16,
+        num_blocks=1,
+        tie_embeddings=tied,
+        logit_soft_cap=30.0,
+        mixers={"mlstm": {"num_heads": 2}},
+    )
     model = build_model(config)
     tokens = jax.random.randint(jax.random.key(0), (2, 9), 0, 50)
     params = jax.jit(lambda: nn.meta.unbox(model.init(jax.random.key(1), tokens)))()
