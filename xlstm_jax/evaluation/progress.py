@@ -25,6 +25,12 @@ def bar(total: int, what: str, unit: str) -> tqdm.tqdm:
     return tqdm.tqdm(**settings, mininterval=LINES_EVERY_SECONDS, bar_format=line, file=_Lines())
 
 
+class _LogBar(tqdm.tqdm):
+    """A bar that its library's thread does not repeat every ten seconds."""
+
+    monitor_interval = 0
+
+
 class _Lines:
     """stderr, where what is to be written over the line before becomes a line of its own."""
 

@@ -2,13 +2,14 @@
 
 import errno
 import json
+import logging
 import pathlib
 import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from absl import logging
+import absl.logging
 
 from xlstm_jax.errors import UserError
 from xlstm_jax.training.run_folder import RunFolder
@@ -43,11 +44,17 @@ def guarded(path: pathlib.Path, step: int, read: Callable[[], Any]) -> Any:
 
 def silence_orbax() -> None:
     """Keeps Orbax from printing pages about an error that it raises as well."""
-    logging.get_absl_logger().addFilter(_not_orbax_error)
+    absl.logging.get_absl_logger().addFilter(_not_orbax_error)
+    logging.getLogger("asyncio").addFilter(_not_a_later_error)
 
 
-def _not_orbax_error(record) -> bool:
+def _not_orbax_error(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname or record.levelname != "ERROR"
+
+
+def _not_a_later_error(record: logging.LogRecord) -> bool:
+    """Orbax raises the first error of its parallel writes; asyncio would print all others."""
+    return not record.getMessage().startswith("Future exception was never retrieved")
 
 
 def unlistable(path: pathlib.Path) -> dict[int, str]:
