@@ -59,6 +59,8 @@ def test_axes_that_a_shard_map_made_manual_are_the_callers(variables, manual):
 def test_explicit_axes_are_refused_naming_what_to_write(variables):
     with (
         jax.set_mesh(jax.make_mesh((8,), ("data",))),
-        pytest.raises(UserError, match=r"data, .*Explicit.*axis_types=\(jax.sharding.AxisType.Auto"),
+        pytest.raises(
+            UserError, match=r"data, .*Explicit.*axis_types=\(jax.sharding.AxisType.Auto"
+        ),
     ):
         jax.eval_shape(loss, variables, TOKENS, IDS)

@@ -228,7 +228,8 @@ def _multiply_blocks_tangent(inputs, tangents):
 
     # Transposed, these are the elementwise multiplications again, with the blocks transposed.
     blocks = dx.reshape(*x.shape[:-1], num_blocks, size)
-    columns = [jnp.sum(blocks * kernel[:, :, o], axis=-1) for o in range(size)]
+    transposed = jnp.swapaxes(kernel, 1, 2)
+    columns = [jnp.sum(blocks * transposed[:, o], axis=-1) for o in range(size)]
     through_x = jnp.stack(columns, axis=-1).reshape(x.shape)
 
     # Groups of blocks as one block-diagonal matrix each, [o i] so that the product's transpose

@@ -18,7 +18,7 @@ from xlstm_jax.models.cpu_forms import (
     scale_channels,
 )
 from xlstm_jax.models.cpu_forms import silu as silu
-from xlstm_jax.models.initializers import Initializer
+from xlstm_jax.models.initializers import Initializer, ones
 from xlstm_jax.parallel import constrain, gathered
 from xlstm_jax.typing import Activations, Array, Float, HeadActivations
 
@@ -119,7 +119,7 @@ def normalize(x: Float[Array, "... D"], eps: float, *, center: bool) -> Float[Ar
 
 def _norm_scale(module: nn.Module, dim: int, axis: str) -> Float[Array, " D"]:
     return gathered(
-        module.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (axis,)), (dim,)),
+        module.param("scale", nn.with_logical_partitioning(ones, (axis,)), (dim,)),
         axis,
     )
 

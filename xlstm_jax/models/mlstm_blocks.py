@@ -15,7 +15,14 @@ from xlstm_jax.config_checks import inner_dim, large_ffn_dim, qk_dim
 from xlstm_jax.errors import backend_of
 from xlstm_jax.models.conv import CausalConv
 from xlstm_jax.models.cpu_forms import gate_preactivations
-from xlstm_jax.models.initializers import head_linspace, shifted_normal, small_init, wang_init
+from xlstm_jax.models.initializers import (
+    head_linspace,
+    ones,
+    shifted_normal,
+    small_init,
+    wang_init,
+    zeros,
+)
 from xlstm_jax.models.layers import (
     RESIDUAL_STREAM,
     BlockDiagonalProjection,
@@ -59,7 +66,7 @@ class Gate(nn.Module):
         axes = ("gate_inputs", "gate_heads")
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(nn.initializers.zeros, axes),
+            nn.with_logical_partitioning(zeros, axes),
             (size, self.num_heads),
         )
         return kernel, self.param(
@@ -167,9 +174,7 @@ class MLSTMBlock(nn.Module):
         record_gates(self, "mlstm", *jnp.split(gates, 2, axis=-1))
         h, cell = _cell(config, *heads, gates, cell, segment_ids, previous_segment)
 
-        skip = self.param(
-            "skip", nn.with_logical_partitioning(nn.initializers.ones, ("inner",)), (inner,)
-        )
+        skip = self.param("skip", nn.with_logical_partitioning(ones, ("inner",)), (inner,))
         y = (
             HeadNorm(config.norm_eps, name="head_norm")(h) + scale_channels(c, skip.astype(x.dtype))
         ) * silu(z)
@@ -198,7 +203,6 @@ class MLSTMBlock7B(nn.Module):
     ) -> tuple[Activations, MLSTMState]:
         config = self.config
         up_init, down_init = small_init(config.dim), wang_init(config.dim, config.num_blocks)
-        zeros = nn.initializers.zeros
 
         normed = RMSNorm(config.norm_eps, name="norm")(x)
         q = Projection(qk_dim(config), ("embed", "heads"), up_init, name="query")(normed)
@@ -223,11 +227,11 @@ class MLSTMBlock7B(nn.Module):
 
 
 def init_mlstm_state(
-    batch_size: int, num_heads: int, qk_head_dim: int, v_head_dim: int
+    batch_size: int, num_heads: int, qk_head_dim: int, v_head_dim: int, dtype=jnp.float32
 ) -> MLSTMState:
-    """The empty matrix memory, float32."""
+    """The empty matrix memory."""
     return MLSTMState(
-        C=jnp.zeros((batch_size, num_heads, qk_head_dim, v_head_dim)),
-        n=jnp.zeros((batch_size, num_heads, qk_head_dim)),
-        m=jnp.zeros((batch_size, num_heads)),
+        C=jnp.zeros((batch_size, num_heads, qk_head_dim, v_head_dim), dtype),
+        n=jnp.zeros((batch_size, num_heads, qk_head_dim), dtype),
+        m=jnp.zeros((batch_size, num_heads), dtype),
     )
