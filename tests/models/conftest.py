@@ -114,7 +114,9 @@ class Jitted:
 
     def __init__(self, config: ModelConfig):
         model = build_model(config)
-        self.init_state = model.init_state
+        self.init_state = functools.partial(model.init_state, cache_length=32)
+        # what to begin with in order to go on: nothing, but for memories that grow
+        self.beginning = self.init_state if growing_mixers(config) else lambda batch_size: None
         self.apply = jax.jit(model.apply, static_argnames="train")
 
 
