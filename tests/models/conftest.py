@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 
 from xlstm_jax.models import ModelConfig, build_model
+from xlstm_jax.models.backbone import growing_mixers
 
 # Every block kind; the convolution absent and present; both input gates. Runs of one and of two
 # equal blocks.
