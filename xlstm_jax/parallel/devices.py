@@ -7,8 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xlstm_jax.errors import UserError
 from xlstm_jax.parallel.axes import mesh_in_trace, spread_axes
 from xlstm_jax.typing import Array, Float
+
+FLOAT64_NEEDS_X64 = (
+    "config key model.dtype is 'float64', which jax computes in float32 unless it is told "
+    "otherwise; set the environment variable JAX_ENABLE_X64=1, or use 'float32'"
+)
 
 
 def platform() -> str:
@@ -24,9 +30,14 @@ def platform() -> str:
 def compute_dtype(name: str) -> jnp.dtype:
     """The dtype of `model.dtype`; "auto" is bfloat16, on the CPU float32 (whose bfloat16 products
     are slow).
+
+    Raises:
+        UserError: float64 without jax's 64-bit mode.
     """
     if name == "auto":
         name = "float32" if platform() == "cpu" else "bfloat16"
+    if name == "float64" and not jax.config.jax_enable_x64:
+        raise UserError(FLOAT64_NEEDS_X64)
     return jnp.dtype(name)
 
 
