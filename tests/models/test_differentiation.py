@@ -28,11 +28,7 @@ def case(block, backend, *marks):
 
 
 slow = pytest.mark.slow
-no_jvp = pytest.mark.xfail(
-    reason="the gradient of the cell is a jax.custom_vjp, which has no forward mode",
-    raises=TypeError,
-    strict=True,
-)
+
 TOKENS = np.random.default_rng(0).integers(0, 7, (2, 8)).astype(np.int32)
 IDS = np.array([[0] * 3 + [1] * 5, [2] * 6 + [-1] * 2], np.int32)
 
@@ -74,10 +70,10 @@ def difference(function, direction, step=1e-5):
 @pytest.mark.parametrize(
     ("block", "backend"),
     [
-        case("mlstm", "parallel"),
+        case("mlstm", "parallel", slow),
         case("mlstm", "recurrent", slow),
-        case("mlstm", "chunkwise", no_jvp),
-        case("slstm", "recurrent", no_jvp),
+        case("mlstm", "chunkwise"),
+        case("slstm", "recurrent"),
         case("7b", "parallel", slow),
     ],
 )
