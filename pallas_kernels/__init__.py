@@ -5,6 +5,12 @@ states: `mlstm`, `slstm`, `attention`,
 
 from pallas_kernels.attention import AttentionState, attention, cache_room, rotary
 from pallas_kernels.cpu_compiler import avoid_wrong_fusions
+from pallas_kernels.elementwise_scan import (
+    AverageState,
+    decayed_average,
+    elementwise_recurrence,
+    elementwise_scan,
+)
 from pallas_kernels.linear_attention import LinearAttentionState, linear_attention
 from pallas_kernels.mlstm import mlstm
 from pallas_kernels.slstm import slstm
@@ -14,11 +20,15 @@ avoid_wrong_fusions()
 
 __all__ = [
     "AttentionState",
+    "AverageState",
     "LinearAttentionState",
     "MLSTMState",
     "SLSTMState",
     "attention",
     "cache_room",
+    "decayed_average",
+    "elementwise_recurrence",
+    "elementwise_scan",
     "linear_attention",
     "mlstm",
     "rotary",
