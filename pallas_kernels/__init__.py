@@ -1,6 +1,6 @@
 """The xLSTM cells and what the models beside them are made of, as pure functions with their
-states: `mlstm`, `slstm`, `attention`,
-`linear_attention`. Depends on jax and jaxtyping alone.
+states: `mlstm`, `slstm`, `attention`, `linear_attention`, `elementwise_scan`. Depends on jax and
+jaxtyping alone.
 """
 
 from pallas_kernels.attention import AttentionState, attention, cache_room, rotary

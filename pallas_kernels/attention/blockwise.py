@@ -177,10 +177,10 @@ def _over_keys(plan: _Plan, query: Any, blocks: _Blocks, keys: Any, add: Any, su
     def of_keys(sums: Any, block: Any) -> Any:
         j, k_documents, key = block
         seen = visible(q_index, j * k_length + jnp.arange(k_length), q_documents, k_documents)
-        any_seen = jnp.any(seen)
-        if seen.ndim == 3:
-            seen = seen[:, None, None]
-        return lax.cond(any_seen, add, lambda seen, key, sums: sums, seen, key, sums), None
+        sums = lax.cond(
+            jnp.any(seen), add, lambda seen, key, sums: sums, seen[:, None, None], key, sums
+        )
+        return sums, None
 
     return lax.scan(of_keys, sums, (jnp.arange(len(blocks.k)), blocks.k_documents, keys))[0]
 

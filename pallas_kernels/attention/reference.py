@@ -24,8 +24,7 @@ def attention_reference(call: Call) -> Float[Array, "B T H V"]:
     seen = visible(
         jnp.arange(keys - time, keys), jnp.arange(keys), call.q_documents, call.k_documents
     )
-    seen = jnp.expand_dims(seen, (-4, -3)) if seen.ndim == 3 else seen
-    scores = jnp.where(seen, scores, -jnp.inf)
+    scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
     largest = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - jnp.where(largest > -jnp.inf, largest, 0))
     total = jnp.sum(weights, axis=-1)

@@ -72,7 +72,7 @@ def decayed_average(
             )
     starts, padding = borders("decayed_average", batch, time, segment_ids, previous_segment)
     dtype = state_dtype(k, v, log_decay, bonus)
-    decay, u = log_decay.astype(dtype), bonus.astype(dtype)
+    decay, u = log_decay.astype(dtype), bonus.astype(dtype)[None, None]
     state = AverageState.empty(batch, dim, dtype) if initial_state is None else initial_state
     state = AverageState(*(x.astype(dtype) for x in state))
 

@@ -33,7 +33,9 @@ def linear_attention_chunkwise(
     tokens = [_cut(x, size) for x in (call.q, call.k, call.v, call.log_decay)]
     starts = call.starts
     if starts is not None and call.bonus is not None:
-        tokens.append(_cut(jnp.where(starts, -jnp.inf, 0.0)[..., None, None], size))
+        tokens.append(
+            _cut(jnp.where(starts, -jnp.inf, jnp.zeros((), call.S.dtype))[..., None, None], size)
+        )
     low = jnp.result_type(call.q, call.k, call.v)
 
     @jax.checkpoint
@@ -94,7 +96,7 @@ def _weights(
     """
     high = log_decay.dtype
     own = q.astype(high) * k.astype(high)
-    own = own if bonus is None else own * bonus[:, None]
+    own = own if bonus is None else own * bonus[None, :, None]
     A = jnp.sum(own, axis=-1)[..., None, None]  # [B H L 1 1]: stretches of one token
     # Per stretch: the sums from its beginning up to a token, and behind a token to its end.
     up_to, behind = log_decay[..., None, :], jnp.zeros_like(log_decay)[..., None, :]

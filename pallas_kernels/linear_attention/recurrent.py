@@ -47,5 +47,5 @@ def step(
     S = jnp.where(start[:, None, None, None], 0, S)
     written = k[..., :, None] * v[..., None, :]
     after = jnp.exp(log_decay)[..., None] * S + written
-    read = after if bonus is None else S + bonus[..., None] * written
+    read = after if bonus is None else S + bonus[None, ..., None] * written
     return after, jnp.einsum("bhk,bhkv->bhv", q, read, precision=lax.Precision.HIGHEST)
