@@ -1,6 +1,7 @@
 """What the blocks with a matrix memory share: settings of the cell, gates, the call, its FLOPs."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,7 +10,7 @@ from pallas_kernels import MLSTMState
 from pallas_kernels.mlstm.api import BACKENDS
 from xlstm_jax.errors import backend_of
 from xlstm_jax.models.cpu_forms import gate_preactivations
-from xlstm_jax.models.initializers import Initializer, head_linspace, shifted_normal
+from xlstm_jax.models.initializers import Initializer, head_linspace, shifted_normal, zeros
 from xlstm_jax.models.layers import record_gates, soft_cap, split_heads
 from xlstm_jax.models.mixer import Segments
 from xlstm_jax.parallel import mlstm
@@ -60,7 +61,7 @@ class Gate(nn.Module):
     @nn.compact
     def __call__(self, size: int) -> tuple[Float[Array, "D H"], Float[Array, " H"]]:
         axes = ("gate_inputs", "gate_heads")
-        kernel_init = nn.with_logical_partitioning(nn.initializers.zeros, axes)
+        kernel_init = nn.with_logical_partitioning(zeros, axes)
         bias_init = nn.with_logical_partitioning(self.bias_init, axes[1:])
         return (
             self.param("kernel", kernel_init, (size, self.num_heads)),
@@ -120,10 +121,13 @@ def matrix_memory(
         )
 
 
-def empty_memory(batch_size: int, num_heads: int, qk_dim: int, v_dim: int) -> MLSTMState:
-    """The empty matrix memory of so many channels over all heads, float32."""
+def empty_memory(
+    batch_size: int, num_heads: int, qk_dim: int, v_dim: int, dtype: Any
+) -> MLSTMState:
+    """The empty matrix memory of so many channels over all heads, in float32 or better."""
     qk_dim, v_dim = qk_dim // num_heads, v_dim // num_heads
-    return MLSTMState.empty(batch_size, num_heads, qk_dim, v_dim, jnp.float32)
+    dtype = jnp.promote_types(dtype, jnp.float32)
+    return MLSTMState.empty(batch_size, num_heads, qk_dim, v_dim, dtype)
 
 
 def cell_flops(num_heads: int, qk_dim: int, v_dim: int, length: int = CHUNK_LENGTH) -> float:
