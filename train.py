@@ -36,8 +36,8 @@ def main(argv: Sequence[str]) -> int:
     """Returns the process's exit status."""
 
     def command() -> None:
-        flags = command_line.parse(argv, __doc__, FLAGS, with_config=True)
-        config = command_line.config_of(argv)
+        flags = command_line.parse(argv, __doc__, FLAGS, config_flags.without_config)
+        config = config_flags.read(argv)
         if (topology := flags.aot) is not None:
             report_on(config, topology, flags.workdir or "runs/aot", config_flags.name(argv))
             return

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 
-from xlstm_jax import config_flags, interrupts
-from xlstm_jax.config import Config
+from xlstm_jax import interrupts
 from xlstm_jax.errors import UserError
 from xlstm_jax.paths import check_can_be_written, refuse_address
 
@@ -81,19 +80,21 @@ def _reader_gone() -> bool:
 
 
 def parse(
-    argv: Sequence[str], usage: str, strings: Mapping[str, str], *, with_config: bool = False
+    argv: Sequence[str],
+    usage: str,
+    strings: Mapping[str, str],
+    without: Callable[[Sequence[str]], Sequence[str]] = list,
 ) -> flags.FlagValues:
     """The flags of a command line, argv[0] being the program.
 
     Args:
         usage: printed by --help.
         strings: name -> meaning of the flags with a text as value; all may be left out.
-        with_config: also take --config=FILE[:VARIANT] and --config.section.key=value, which
-            `config_of` reads.
+        without: leaves out the arguments that somebody else reads (`config_flags.without_config`).
 
     Raises:
-        UserError: an unknown flag or config key, a flag without its value, an address where a path
-            belongs, an --output that can't be written to.
+        UserError: an unknown flag, a flag without its value, an address where a path belongs, an
+            --output that can't be written to.
         SystemExit: after --help.
     """
     values = flags.FlagValues()
@@ -105,10 +106,8 @@ def parse(
             print(f"  --{name}: {strings[name]}")
         sys.stdout.flush()
         raise SystemExit(0)
-    if with_config:
-        argv = config_flags.take_apart(argv).rest
     try:
-        rest = values(list(argv))[1:]
+        rest = values(list(without(argv)))[1:]
     except flags.Error as error:
         raise UserError(str(error)) from None
     if rest:
@@ -121,15 +120,6 @@ def parse(
     if "output" in strings and values["output"].value:
         check_can_be_written("--output", values["output"].value)
     return values
-
-
-def config_of(argv: Sequence[str]) -> Config:
-    """The validated configuration that --config and its overrides name.
-
-    Raises:
-        UserError: there is no --config, or the configuration is not valid.
-    """
-    return config_flags.read(argv)
 
 
 def text(values: flags.FlagValues, name: str, example: str) -> str:

@@ -65,6 +65,11 @@ def take_apart(argv: Sequence[str]) -> Arguments:
     return Arguments(file, overrides, rest)
 
 
+def without_config(argv: Sequence[str]) -> list[str]:
+    """The arguments that do not concern the configuration; errors as of `take_apart`."""
+    return take_apart(argv).rest
+
+
 def read(argv: Sequence[str]) -> config_lib.Config:
     """The validated configuration that a command line names.
 

@@ -1,4 +1,4 @@
-"""Sections of a configuration: frozen dataclasses whose fields carry their meaning and their bounds.
+"""Sections of a configuration: frozen dataclasses whose fields carry meaning and bounds.
 
 A room declares its section beside the code that reads it:
 

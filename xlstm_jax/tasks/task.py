@@ -65,7 +65,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def shapes(self, rows: int, time: int | None = None) -> Batch:
-        """A batch as `jax.ShapeDtypeStruct`s; of training samples' length where no time is given."""
+        """A batch as `jax.ShapeDtypeStruct`s; the time is that of training unless it is given."""
 
     @abc.abstractmethod
     def init(self, model: nn.Module, key: jax.Array) -> Any:
@@ -117,7 +117,7 @@ class Task(abc.ABC):
         """Of a task whose model writes text; None where it does not."""
         return None
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  (a task may have nothing to check)
         """Opens what is needed and raises `UserError` for what is missing or can't be used."""
 
     def description(self) -> list[str]:
