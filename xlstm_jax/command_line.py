@@ -8,6 +8,7 @@ import re
 import select
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
@@ -26,6 +27,7 @@ NOT_POSSIBLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
     errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
+WIDTH = 100  # columns of the help
 MOST = 2**53  # as good as no limit, and still exact as a float
 
 
@@ -84,6 +86,7 @@ def parse(
     usage: str,
     strings: Mapping[str, str],
     without: Callable[[Sequence[str]], Sequence[str]] = list,
+    more_help: str = "",
 ) -> flags.FlagValues:
     """The flags of a command line, argv[0] being the program.
 
@@ -91,6 +94,7 @@ def parse(
         usage: printed by --help.
         strings: name -> meaning of the flags with a text as value; all may be left out.
         without: leaves out the arguments that somebody else reads (`config_flags.without_config`).
+        more_help: printed by --help behind the flags.
 
     Raises:
         UserError: an unknown flag, a flag without its value, an address where a path belongs, an
@@ -101,9 +105,9 @@ def parse(
     for name, meaning in strings.items():
         flags.DEFINE_string(name, None, meaning, flag_values=values)
     if {"--help", "-h", "--helpfull"} & set(argv[1:]):
-        print(usage)
-        for name in strings:
-            print(f"  --{name}: {strings[name]}")
+        print(usage.rstrip(), "", *_described(strings), sep="\n")
+        if more_help:
+            print("", more_help, sep="\n")
         sys.stdout.flush()
         raise SystemExit(0)
     try:
@@ -120,6 +124,17 @@ def parse(
     if "output" in strings and values["output"].value:
         check_can_be_written("--output", values["output"].value)
     return values
+
+
+def _described(strings: Mapping[str, str]) -> list[str]:
+    """Flags and their meanings, in lines that fit a terminal."""
+    return [
+        line
+        for name, meaning in strings.items()
+        for line in textwrap.wrap(
+            f"  --{name}: {meaning}", WIDTH, subsequent_indent="      ", break_on_hyphens=False
+        )
+    ]
 
 
 def text(values: flags.FlagValues, name: str, example: str) -> str:

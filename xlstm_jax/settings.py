@@ -129,6 +129,8 @@ class Key(NamedTuple):
     meaning: str
     may_change: bool
     place: bool
+    choices: tuple[Any, ...] | None
+    section: type
 
 
 def keys(section: type, name: str) -> Iterator[Key]:
@@ -143,6 +145,8 @@ def keys(section: type, name: str) -> Iterator[Key]:
                 about["meaning"],
                 about["may_change"],
                 about["place"],
+                about["bounds"].choices,
+                section,
             )
 
 

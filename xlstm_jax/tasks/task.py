@@ -51,7 +51,10 @@ class Task(abc.ABC):
     Attributes:
         settings: the task's own section.
         model_config, data, evaluation: the sections `model`, `data` and `eval`.
+        loss_unit: of the loss, for its figure; None where it has no name.
     """
+
+    loss_unit: str | None = None
 
     def __init__(
         self, settings: Any, model: ModelConfig, data: DataConfig, evaluation: EvalConfig
