@@ -17,6 +17,7 @@ def losses(workdir):
     return {r["step"]: r["loss"] for r in records if r["split"] == "train"}
 
 
+@pytest.mark.slow
 def test_with_a_constant_learning_rate_a_longer_run_is_the_same_to_the_last_bit(tiny, tmp_path):
     loop.train(tiny(CONSTANT | {"train.steps": 5}), tmp_path / "whole")
     loop.train(tiny(CONSTANT | {"train.steps": 3}), tmp_path / "longer")
@@ -43,7 +44,6 @@ def test_a_run_can_not_become_shorter_than_it_is(tiny, tmp_path, no_op_step):
     "schedule",
     [
         {"optimizer.schedule": "cosine"},
-        {"optimizer.schedule": "exponential"},
         CONSTANT | {"optimizer.cooldown_steps": 2},
     ],
 )
