@@ -40,7 +40,7 @@ class MLSTMCellConfig:
     norm_eps: float = setting(1e-5, "added to the variance in the norm of each head", at_least=0)
     backend: str | None = setting(
         None,
-        "one of pallas_kernels' names; unset takes the best that serves the device",
+        "unset takes the best that serves the device",
         choices=tuple(BACKENDS),
         may_change=True,
     )
@@ -112,7 +112,7 @@ def matrix_memory(
     segments: Segments,
     name: str,
 ) -> tuple[HeadActivations, MLSTMState]:
-    """`mlstm` of neighbouring channels as heads, as the settings of the mixer `name` describe it."""
+    """`mlstm` with neighbouring channels as heads; `settings` are those of the mixer `name`."""
     heads = (split_heads(x, settings.num_heads) for x in (q, k, v))
     i, f = (soft_cap(gate, settings.gate_soft_cap) for gate in gates)
     with backend_of(f"model.{name}.backend", settings.backend):

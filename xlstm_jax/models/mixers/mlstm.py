@@ -110,7 +110,8 @@ def empty_state(
     """No memory and zeros before the first token."""
     inner, width = settings.inner_dim(dim), settings.conv_width
     window = jnp.zeros((batch_size, width - 1, inner), dtype) if width else None
-    return MLSTMBlockState(empty_memory(batch_size, settings.num_heads, inner, inner, dtype), window)
+    cell = empty_memory(batch_size, settings.num_heads, inner, inner, dtype)
+    return MLSTMBlockState(cell, window)
 
 
 def flops(settings: MLSTMConfig, dim: int, context_length: int) -> float:
