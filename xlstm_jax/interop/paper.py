@@ -150,15 +150,13 @@ def import_config(theirs: Mapping[str, Any]) -> ModelConfig:
         mixers["mlp"] = {"factor": ffn.decimal("proj_factor")}
     blocks = tuple(SLSTM if number in positions else MLSTM for number in range(num_blocks))
     return checked(
-        ModelConfig(
-            vocab_size=theirs.whole("vocab_size"),
-            dim=theirs.whole("embedding_dim"),
-            num_blocks=num_blocks,
-            blocks=text_of_blocks(blocks),
-            tie_embeddings=theirs.yes("tie_weights"),
-            dropout=dropout,
-            mixers=mixers,
-        )
+        vocab_size=theirs.whole("vocab_size"),
+        dim=theirs.whole("embedding_dim"),
+        num_blocks=num_blocks,
+        blocks=text_of_blocks(blocks),
+        tie_embeddings=theirs.yes("tie_weights"),
+        dropout=dropout,
+        mixers=mixers,
     )
 
 
