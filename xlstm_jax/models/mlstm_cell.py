@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from pallas_kernels import MLSTMState
 from pallas_kernels.mlstm.api import BACKENDS
-from xlstm_jax.errors import backend_of
+from xlstm_jax.errors import UserError, backend_of
 from xlstm_jax.models.cpu_forms import gate_preactivations
 from xlstm_jax.models.initializers import Initializer, head_linspace, shifted_normal, zeros
 from xlstm_jax.models.layers import record_gates, soft_cap, split_heads
@@ -66,6 +66,16 @@ class Gate(nn.Module):
         return (
             self.param("kernel", kernel_init, (size, self.num_heads)),
             self.param("bias", bias_init, (self.num_heads,)),
+        )
+
+
+def check_cell(settings: MLSTMCellConfig, name: str) -> None:
+    """Refuses what the cell of the mixer `name` would ignore."""
+    default = MLSTMCellConfig.eps
+    if settings.input_gate == "sigmoid" and settings.eps != default:
+        raise UserError(
+            f"config key model.{name}.eps is {settings.eps!r}, but a sigmoid input gate has no "
+            f"normaliser to add it to; leave it at {default!r}"
         )
 
 

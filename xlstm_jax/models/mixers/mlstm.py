@@ -29,6 +29,7 @@ from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments
 from xlstm_jax.models.mlstm_cell import (
     MLSTMCellConfig,
     cell_flops,
+    check_cell,
     empty_memory,
     gates_of,
     matrix_memory,
@@ -125,6 +126,7 @@ def flops(settings: MLSTMConfig, dim: int, context_length: int) -> float:
 
 def check(settings: MLSTMConfig, dim: int, parts: Parts) -> None:
     """The inner dimension must fall into heads, and these into the mesh's parts."""
+    check_cell(settings, NAME)
     inner = settings.inner_dim(dim)
     if inner % settings.num_heads or inner % settings.qkv_block_size:
         raise UserError(
