@@ -9,16 +9,17 @@ loss, Huber's loss, L-BFGS-B from every point of a grid of starts.
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from scipy import optimize, special
-from threadpoolctl import threadpool_limits
 
 from xlstm_jax.analysis.scaling.bootstrap import Interval, intervals
 from xlstm_jax.analysis.scaling.quality import Quality, quality_of
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import install
 
 # The starts of arXiv 2510.02228: of a = ln A, b = ln B, e = ln E and of the exponents.
 GRID: Mapping[str, Sequence[float]] = {
@@ -111,6 +112,21 @@ def fit_parametric(
     return min(polished, key=lambda fit: fit.objective)
 
 
+def fit_from(
+    start: ParametricFit,
+    params: Float[np.ndarray, " R"],
+    tokens: Float[np.ndarray, " R"],
+    loss: Float[np.ndarray, " R"],
+    *,
+    outer_exponent: bool = True,
+    huber_delta: float = HUBER_DELTA,
+) -> ParametricFit:
+    """The minimum next to known coefficients: for runs that are nearly those of another fit."""
+    with _one_thread():
+        data = _logarithms(params, tokens, loss)
+        return _minimise(start.coefficients(), data, huber_delta, outer_exponent)
+
+
 def parametric_intervals(
     fit: ParametricFit,
     params: Float[np.ndarray, " R"],
@@ -155,9 +171,13 @@ def _logarithms(params, tokens, loss) -> Logarithms:
     return tuple(np.log(column) for column in columns)
 
 
-def _one_thread() -> threadpool_limits:
+def _one_thread() -> AbstractContextManager:
     """The minimiser's matrices are 6 by 6: threads waiting for each other are 35 times the work."""
-    return threadpool_limits(1, "blas")
+    try:
+        import threadpoolctl
+    except ImportError:
+        raise UserError(f"fitting needs threadpoolctl: {install('analysis')}") from None
+    return threadpoolctl.threadpool_limits(1, "blas")
 
 
 def objective(
