@@ -167,7 +167,9 @@ def test_what_a_power_loss_left_empty_in_an_unfinished_checkpoint_stops_nothing(
     (unfinished / file).write_bytes(b"")
     with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
         assert checkpoints.restore(abstract(make_state()))[2] == 1
-    assert kept(folder) == [1]
+        checkpoints.save(make_state(2), 2, {}, None)
+    with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
+        assert checkpoints.restore(abstract(make_state()))[2] == 2
 
 
 def test_what_has_no_steps_name_is_left_alone(folder):

@@ -282,16 +282,10 @@ def _switched(values: flags.FlagValues, name: str) -> bool:
 
 
 def _whole(
-    values: flags.FlagValues, name: str, default: int | None, least: int, most: int = 2**53
+    values: flags.FlagValues, name: str, default: int | None, least: int, most: int | None = None
 ) -> int | None:
-    given = values[name].value
-    if given is None:
-        return default
-    count = int(given) if re.fullmatch(r"-?[0-9]{1,18}", given) else None
-    if count is None or not least <= count <= most:
-        wanted = f"of at least {least}" if most == 2**53 else f"from {least} to {most}"
-        raise UserError(f"--{name} is {given!r}; it must be a whole number {wanted}")
-    return count
+    given = command_line.number(values, name, least, most)
+    return default if given is None else given
 
 
 def _decimal(values: flags.FlagValues, name: str, default: float | None) -> float | None:

@@ -12,7 +12,7 @@ from xlstm_jax.config import Config
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop.convert import import_params
-from xlstm_jax.interop.folders import TOKENIZER, config_of, is_run, open_source
+from xlstm_jax.interop.folders import config_of, is_run, open_source
 from xlstm_jax.models import build_model
 from xlstm_jax.training.checkpoints import read_params
 from xlstm_jax.training.run_folder import find_run
@@ -64,14 +64,3 @@ def open_checkpoint(
     params = jax.tree.map(lambda array: jax.device_put(array, sharding), import_params(source))
     tokenizer = load_tokenizer(config.data.tokenizer)
     return Opened(config, build_model(config.model), params, tokenizer, 0, source.folder)
-
-
-def _tokenizer_name(folder: pathlib.Path, name: str) -> str:
-    """A tokenizer.json in the folder goes before the configuration's path, so that folders can be
-    moved.
-    """
-    return str(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else name
-
-
-def _tokenizer(folder: pathlib.Path, name: str) -> Tokenizer:
-    return load_tokenizer(_tokenizer_name(folder, name))

@@ -1,5 +1,6 @@
 """What the device that a program is lowered for decides."""
 
+import math
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.parallel.axes import mesh_in_trace, spread_axes
 from xlstm_jax.typing import Array, Float
 
 FLOAT64_NEEDS_X64 = (
@@ -40,9 +42,10 @@ def compute_dtype(name: str) -> jnp.dtype:
 
 
 def num_devices() -> int:
-    """How many devices a program is spread over: those of the mesh in context, else one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.size
+    """How many devices the compiler spreads a program over: those of the mesh in context, manual
+    axes left out; else one.
+    """
+    return math.prod(spread_axes(mesh_in_trace()).values())
 
 
 def only_device(tree: Any) -> jax.Device | None:
