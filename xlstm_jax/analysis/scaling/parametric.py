@@ -33,6 +33,9 @@ GRID: Mapping[str, Sequence[float]] = {
 NAMES = tuple(GRID)
 HUBER_DELTA = 1e-3  # of Hoffmann et al.; the fits that arXiv 2510.02228 prints take 0.1 or more
 POLISHED = 20  # of the best starts, followed to the end
+# How little a step of the minimiser has to gain, relatively, for it to stop: from a start of the
+# grid, in a refit whose digits nobody reads, and where only rounding ends it.
+ROUGH, FOR_INTERVALS, TO_THE_END = 1e-6, 1e-10, 1e-32
 
 
 class ParametricFit(NamedTuple):
@@ -101,7 +104,7 @@ def fit_parametric(
     )
     with _one_thread():
         rough = [
-            _minimise(np.array(start, float), data, huber_delta, outer_exponent, rough=True)
+            _minimise(np.array(start, float), data, huber_delta, outer_exponent, tolerance=ROUGH)
             for start in starts
         ]
         rough.sort(key=lambda fit: fit.objective)
@@ -144,7 +147,9 @@ def parametric_intervals(
 
     def refit(drawn: np.ndarray) -> np.ndarray:
         part = tuple(column[drawn] for column in data)
-        again = _minimise(fit.coefficients(), part, huber_delta, outer_exponent)
+        again = _minimise(
+            fit.coefficients(), part, huber_delta, outer_exponent, tolerance=FOR_INTERVALS
+        )
         return np.array([*again.coefficients(), again.irreducible])
 
     with _one_thread():
@@ -217,9 +222,11 @@ def _minimise(
     huber_delta: float,
     outer_exponent: bool,
     *,
-    rough: bool = False,
+    tolerance: float = TO_THE_END,
 ) -> ParametricFit:
-    """The minimum that L-BFGS-B reaches from one start; `rough` stops where little is gained."""
+    """The minimum that L-BFGS-B reaches from one start; it stops where a step gains relatively less
+    than `tolerance`.
+    """
     free = 6 if outer_exponent else 5
     # Residuals are some hundredths, so that the objective is tiny: the minimiser's tolerances, of
     # which one is absolute, need numbers near 1.
@@ -229,8 +236,13 @@ def _minimise(
         value, gradient = objective(np.concatenate([moved, start[free:]]), data, huber_delta)
         return scale * value, scale * gradient[:free]
 
-    options = {"maxiter": 200 if rough else 10_000, "maxfun": 100_000, "maxls": 200}
-    options |= {"ftol": 1e-6, "gtol": 1e-6} if rough else {"ftol": 1e-32, "gtol": 1e-32}
+    options = {
+        "ftol": tolerance,
+        "gtol": min(tolerance, 1e-6),
+        "maxiter": 200 if tolerance == ROUGH else 10_000,
+        "maxfun": 100_000,
+        "maxls": 200,
+    }
     with np.errstate(all="ignore"):
         found = optimize.minimize(
             function, start[:free], jac=True, method="L-BFGS-B", options=options
