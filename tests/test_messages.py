@@ -1,4 +1,4 @@
-"""Commands in messages can be pasted: they start the Python that runs, and install from the clone."""
+"""Commands in messages can be pasted: they start the running Python, and install from the clone."""
 
 import ast
 import pathlib

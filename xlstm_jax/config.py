@@ -54,6 +54,12 @@ class OptimizerConfig:
     )
     clip_norm: float | None = setting(1.0, "of the global gradient norm", above=0)
 
+    @property
+    def follows_length(self) -> bool:
+        """Whether the learning rate of a step depends on `train.steps`."""
+        decays_to_the_end = self.schedule != "constant" and self.decay_steps is None
+        return decays_to_the_end or self.cooldown_steps > 0
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:

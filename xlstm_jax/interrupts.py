@@ -112,6 +112,10 @@ def install_hooks() -> None:
     jax's callbacks can't raise: Python prints what they raise, here what a signal's handler raised,
     and goes on; then the handler is called again.
     """
+    # A process that ends at once leaves its workers' shared memory to Python's resource tracker,
+    # a process of its own, which cleans up and would print a warning about it.
+    warnings = filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"))
+    os.environ["PYTHONWARNINGS"] = ",".join(warnings)
     show, show_unraisable = sys.excepthook, sys.unraisablehook
 
     def uncaught(kind, value, traceback) -> None:

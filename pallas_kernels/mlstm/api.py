@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from pallas_kernels.dispatch import Backend, dispatch
 from pallas_kernels.mlstm.chunkwise import mlstm_chunkwise
+from pallas_kernels.mlstm.exponents import log_gates
 from pallas_kernels.mlstm.pallas_gpu import mlstm_pallas_gpu
 from pallas_kernels.mlstm.pallas_tpu import mlstm_pallas_tpu
 from pallas_kernels.mlstm.pallas_triton import mlstm_pallas_triton
@@ -25,7 +26,6 @@ from pallas_kernels.typing import (
     LastSegment,
     MLSTMState,
     SegmentIds,
-    TokenFlags,
     Values,
     state_dtype,
 )
@@ -126,7 +126,6 @@ def mlstm(
     starts = padding = None
     if segment_ids is not None:
         starts, padding = segment_borders(segment_ids, previous_segment)
-        i, f = (jnp.where(padding[..., None], 0, x) for x in (i, f))
         q, k, v = (jnp.where(padding[..., None, None], 0, x) for x in (q, k, v))
     log_i, log_f = log_gates(i, f, padding, dtype, normalise)
     state = (
@@ -141,17 +140,6 @@ def mlstm(
         normalise=normalise, chunk_size=chunk_size, eps=eps,
     )  # fmt: skip
     return h, state._replace(m=jax.lax.stop_gradient(state.m))
-
-
-def log_gates(
-    i: Gates, f: Gates, padding: TokenFlags | None, dtype: jnp.dtype, normalise: bool
-) -> tuple[Gates, Gates]:
-    """Logarithms of what a token writes and of what it leaves; padding neither writes nor forgets."""
-    log_i = i.astype(dtype) if normalise else jax.nn.log_sigmoid(i.astype(dtype))
-    log_f = jax.nn.log_sigmoid(f.astype(dtype))
-    if padding is None:
-        return log_i, log_f
-    return jnp.where(padding[..., None], -jnp.inf, log_i), jnp.where(padding[..., None], 0, log_f)
 
 
 def starting_state(

@@ -10,7 +10,8 @@ numerator, d = max(|n·q|, exp(-m)), h = y/d, per chunk:
   k_s df_r = sum over t >= r of (q_t · dq_t - k_t · dk_t) + <C, dC> + <n, dn> after the chunk's last
   token          for log f dm_0 = <C_0, dC_0> + <n_0, dn_0>
 
-The stabilisers m are constants: they cancel in h and in the true state C·exp(m).
+The stabilisers m are constants: they cancel in h and in the true state C·exp(m). Where nothing is
+left of the state before token r, df_r is 0.
 """
 
 import functools
@@ -21,8 +22,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.mlstm.parallel import decay_weights
+from pallas_kernels.derivatives import with_backward
+from pallas_kernels.mlstm.exponents import denominator, floor_of, quotient
+from pallas_kernels.mlstm.parallel import TokenSums, decay_weights, token_sums
 from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
+
+Static = tuple[bool, int, float]  # normalise, chunk length, eps
 
 
 class _Tokens(NamedTuple):
@@ -67,7 +72,7 @@ def mlstm_chunkwise(
     neutral = {"q": 0, "k": 0, "v": 0, "log_i": -jnp.inf, "log_f": 0}
     given = {"q": q, "k": k, "v": v, "log_i": log_i, "log_f": log_f}
     filled = {name: _fill(x, size, neutral[name]) for name, x in given.items()}
-    h, state = _mlstm(normalise, size, eps, _Tokens(**filled, document=document), state)
+    h, state = _mlstm((normalise, size, eps), _Tokens(**filled, document=document), state)
     return h[:, :time], state
 
 
@@ -119,74 +124,95 @@ def _swap(x: Array) -> Array:
     return x if x.ndim < 3 else jnp.swapaxes(x, 1, 2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _mlstm(
-    normalise: bool, size: int, eps: float, tokens: _Tokens, state: MLSTMState
-) -> tuple[Values, MLSTMState]:
+def _value(static: Static, tokens: _Tokens, state: MLSTMState) -> tuple[Values, MLSTMState]:
     """All chunks, one after the other: (h, state after the last)."""
-    return _mlstm_forward(normalise, size, eps, tokens, state)[0]
+    return _forward(static, tokens, state)[0]
 
 
-def _mlstm_forward(
-    normalise: bool, size: int, eps: float, tokens: _Tokens, state: MLSTMState
-) -> tuple[Any, Any]:
-    def step(carry: tuple[MLSTMState, Array], chunk: Int[Array, ""]) -> Any:
+def _forward(static: Static, tokens: _Tokens, state: MLSTMState) -> tuple[Any, Any]:
+    normalise, size, eps = static
+
+    def step(carry: tuple[MLSTMState, Array], chunk: Any) -> Any:
         before, h = carry
-        after, h_chunk, qn = _chunk_forward(normalise, eps, before, _read(tokens, chunk, size))
-        return (after, _write(h, h_chunk, chunk, size)), (qn, before)
+        index, sums = chunk
+        chunk = _read(tokens, index, size)
+        after, h_chunk, qn = _chunk_forward(normalise, eps, before, chunk, sums)
+        return (after, _write(h, h_chunk, index, size)), (qn, before)
 
-    chunks = jnp.arange(tokens.q.shape[1] // size)
+    sums = _sums(static, tokens)
+    chunks = jnp.arange(tokens.q.shape[1] // size), sums
     (after, h), saved = lax.scan(step, (state, jnp.zeros_like(tokens.v)), chunks)
-    return (h, after), (tokens, h, saved, after)
+    return (h, after), (tokens, h, saved, after, sums)
 
 
-def _mlstm_backward(
-    normalise: bool, size: int, eps: float, kept: Any, cotangents: Any
-) -> tuple[_Tokens, MLSTMState]:
-    tokens, h, saved, after = kept
+def _sums(static: Static, tokens: _Tokens) -> TokenSums:
+    """The sums of every chunk's gates, a leading axis for the chunks: the same in both passes."""
+    normalise, size, _ = static
+
+    def cut(x: Float[Array, "B T H"]) -> Float[Array, "N B H L"]:
+        return jnp.transpose(x.reshape(len(x), -1, size, x.shape[-1]), (1, 0, 3, 2))
+
+    document = None if tokens.document is None else cut(tokens.document[..., None])
+    return token_sums(cut(tokens.log_i), cut(tokens.log_f), document, normalise)
+
+
+def _backward(static: Static, kept: Any, cotangents: Any) -> tuple[_Tokens, MLSTMState]:
+    normalise, size, eps = static
+    tokens, h, saved, after, sums = kept
     dh, d_after = cotangents
 
-    def step(carry: Any, saved_and_chunk: Any) -> Any:
-        (qn, before), chunk = saved_and_chunk
+    def step(carry: Any, of_chunk: Any) -> Any:
+        (qn, before), sums, index = of_chunk
         d_state, gradients = carry
-        h_chunk, dh_chunk = _read((h, dh), chunk, size)
+        h_chunk, dh_chunk = _read((h, dh), index, size)
+        chunk = _read(tokens, index, size)
         d_state, d_chunk = _chunk_backward(
-            normalise, eps, d_state, _read(tokens, chunk, size), h_chunk, qn, before, dh_chunk
+            normalise, eps, d_state, chunk, sums, h_chunk, qn, before, dh_chunk
         )
-        return (d_state, _write(gradients, d_chunk, chunk, size)), None
+        return (d_state, _write(gradients, d_chunk, index, size)), None
 
     dC, dn = d_after.C, d_after.n if normalise else jnp.zeros_like(d_after.n)
     inputs = tokens._replace(document=None)
     carry = ((dC, dn, _overlap(after, dC, dn)), jax.tree.map(jnp.zeros_like, inputs))
     chunks = jnp.arange(tokens.q.shape[1] // size)
-    ((dC, dn, dm), d_tokens), _ = lax.scan(step, carry, (saved, chunks), reverse=True)
+    ((dC, dn, dm), d_tokens), _ = lax.scan(step, carry, (saved, sums, chunks), reverse=True)
     return d_tokens, MLSTMState(dC, dn, dm if normalise else jnp.zeros_like(dm))
 
 
-_mlstm.defvjp(_mlstm_forward, _mlstm_backward)
+def _push(static: Static, kept: Any, tangents: Any) -> tuple[Values, MLSTMState]:
+    tokens, _, (_, before), *_ = kept
+    state = jax.tree.map(lambda x: x[0], before)
+    return jax.jvp(functools.partial(_value, static), (tokens, state), tuple(tangents))[1]
+
+
+_mlstm = with_backward(_value, _forward, _backward, _push)
 
 
 def _chunk_forward(
-    normalise: bool, eps: float, state: MLSTMState, chunk: _Tokens
+    normalise: bool, eps: float, state: MLSTMState, chunk: _Tokens, sums: TokenSums
 ) -> tuple[MLSTMState, Array, Array]:
     """One chunk from the state before it: the state after it, the outputs, and n·q for the backward
     pass.
     """
-    q, k, v, log_i, log_f, document = chunk
+    q, k, v, _, _, document = chunk
     C, n, m_before = state
-    dot = functools.partial(_dot, q.dtype, C.dtype)
-    D, w, last, w_last, m = _weights(q.shape[-1], log_i, log_f, document, m_before, normalise)
+    dot = functools.partial(_dot, product_dtype(q.dtype, C.dtype), C.dtype)
+    weights = decay_weights(sums, document, m_before, normalise)
+    # with the 1/sqrt(K) of q, which q's own type need not hold; the state holds unscaled keys
+    scale = q.shape[-1] ** -0.5
+    D, w = scale * weights.D, scale * weights.w
+    last, w_last, m = weights.last[..., None], weights.w_last[..., None], weights.m
     S = dot("bhtk,bhsk->bhts", q, k) * D
     h = dot("bhts,bhsv->bhtv", S, v) + w[..., None] * dot("bhtk,bhkv->bhtv", q, C)
     qn = jnp.sum(S, axis=-1) + w * jnp.sum(q * n[..., None, :], axis=-1)
     if normalise:
-        h = h / _denominator(qn, m, eps)[..., None]
+        h = quotient(h, denominator(qn, m, eps)[..., None])
 
     kept_k = last * k
     after = MLSTMState(
-        w_last[..., None] * C + dot("bhsk,bhsv->bhkv", kept_k, v),
-        w_last * n + jnp.sum(kept_k, axis=-2) if normalise else n,
-        m[..., -1],
+        w_last * C + dot("bhsk,bhsv->bhkv", kept_k, v),
+        weights.w_last * n + jnp.sum(kept_k, axis=-2) if normalise else n,
+        weights.m_last[..., 0],
     )
     return after, h, qn
 
@@ -196,6 +222,7 @@ def _chunk_backward(
     eps: float,
     carry: Any,
     chunk: _Tokens,
+    sums: TokenSums,
     h: Array,
     qn: Array,
     before: MLSTMState,
@@ -208,16 +235,20 @@ def _chunk_backward(
     docstring.
     """
     dC, dn, overlap = carry
-    q, k, v, log_i, log_f, document = chunk
+    q, k, v, _, _, document = chunk
     C, n, m_before = before
-    dot = functools.partial(_dot, q.dtype, C.dtype)
-    D, w, last, w_last, m = _weights(q.shape[-1], log_i, log_f, document, m_before, normalise)
+    dot = functools.partial(_dot, product_dtype(q.dtype, C.dtype), C.dtype)
+    weights = decay_weights(sums, document, m_before, normalise)
+    # with the 1/sqrt(K) of q, which q's own type need not hold; the state holds unscaled keys
+    scale = q.shape[-1] ** -0.5
+    D, w = scale * weights.D, scale * weights.w
+    last, w_last, m = weights.last[..., None], weights.w_last[..., None], weights.m
 
     dy = dh.astype(C.dtype)
     if normalise:
-        per_d = 1 / _denominator(qn, m, eps)
+        per_d = quotient(jnp.ones_like(qn), denominator(qn, m, eps))
         dqn = jnp.where(
-            jnp.abs(qn) > jnp.exp(-m), -jnp.sign(qn) * per_d * jnp.sum(dy * h, axis=-1), 0
+            jnp.abs(qn) > floor_of(m), -jnp.sign(qn) * per_d * jnp.sum(dy * h, axis=-1), 0
         )
         dy = dy * per_d[..., None]
     else:
@@ -232,20 +263,18 @@ def _chunk_backward(
 
     d_log_i = jnp.sum(k * dk, axis=-1)
     d_log_f = _sum_from(jnp.sum(q * dq, axis=-1) - d_log_i, overlap, document)
+    d_log_f = jnp.where(weights.wiped, 0, d_log_f)
 
-    dC = w_last[..., None] * dC + dot("bhtk,bhtv->bhkv", q, w_dy)
-    dn = w_last * dn + jnp.sum(q * w_dqn, axis=-2)
+    dC = w_last * dC + dot("bhtk,bhtv->bhkv", q, w_dy)
+    dn = weights.w_last * dn + jnp.sum(q * w_dqn, axis=-2)
     return (dC, dn, _overlap(before, dC, dn)), _Tokens(dq, dk, dv, d_log_i, d_log_f, None)
 
 
-def _weights(key_dim: int, *arguments: Any) -> tuple[Array, ...]:
-    """`decay_weights` as the products need them: D and w with the 1/sqrt(K) of q, which q's own
-    type need not hold; then the last token's, without it, for the state, which holds unscaled keys;
-    then m.
+def product_dtype(low: jnp.dtype, high: jnp.dtype) -> jnp.dtype:
+    """The type that operands of products have: that of the inputs, but of the states for float16,
+    whose largest number is 65,504. C, a sum over all that it remembers, is often larger.
     """
-    D, w, m = decay_weights(*arguments)
-    scale = key_dim**-0.5
-    return scale * D, scale * w, D[..., -1, :, None], w[..., -1, None], m
+    return high if low == jnp.float16 else low
 
 
 def _sum_from(
@@ -265,12 +294,6 @@ def _sum_from(
     total = total + jnp.where(document[:, None] == document[:, None, -1:], after[..., None], 0)
     starts = jnp.diff(document, axis=-1, prepend=0) > 0
     return jnp.where(starts[:, None], 0, total)
-
-
-def _denominator(
-    qn: Float[Array, "B H L"], m: Float[Array, "B H L"], eps: float
-) -> Float[Array, "B H L"]:
-    return jnp.maximum(jnp.abs(qn), jnp.exp(-m)) + eps
 
 
 def _overlap(

@@ -17,7 +17,6 @@ to the type of the inputs, as do kept_t k_t and (s w_t / d_t) q_t. The normalise
 chunk, is XLA's, in float32.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
+from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.dispatch import HOPPER, target_device
 from pallas_kernels.interpret import interpret_mode
 from pallas_kernels.mlstm.gates import TokenNumbers, chunk_gates, gate_gradients, output_gradients
@@ -52,7 +52,8 @@ def mlstm_pallas_gpu(
     """The backend "pallas_gpu": bfloat16 and float16; K and V are filled up with zeros to multiples
     of 64, T to one of the chunk.
 
-    Raises NotImplementedError for other types (WGMMA would round float32 to TF32), one token, more
+    float16 is multiplied as bfloat16: C, a sum over all that it remembers, is often beyond
+    float16's 65,504. Raises NotImplementedError for other types (WGMMA would round float32 to TF32), one token, more
     than MAX_HEADS, other chunk sizes than CHUNKS, jax before 0.11 and devices that are not Hopper.
     """
     if jax.__version_info__ < (0, 11):
@@ -84,7 +85,8 @@ def mlstm_pallas_gpu(
     if size not in CHUNKS:
         raise NotImplementedError(f"chunk_size must be one of {CHUNKS}; it is {size}")
 
-    q, k, v = (_fill(x, size, 0, 1) for x in (q, k, v))
+    out_dtype = v.dtype
+    q, k, v = (_fill(x.astype(jnp.bfloat16), size, 0, 1) for x in (q, k, v))
     q, k, v = (_fill(x, 64, 0) for x in (q, k, v))
     log_i, log_f = _fill(log_i, size, -jnp.inf, 1), _fill(log_f, size, 0, 1)
     starts = None if starts is None else _fill(starts, size, False, 1)
@@ -92,7 +94,7 @@ def mlstm_pallas_gpu(
     h, state = _mlstm(
         (mode, normalise, size, eps, key_dim**-0.5), q, k, v, log_i, log_f, state, starts
     )
-    return h[:, :time, :, :value_dim], MLSTMState(
+    return h[:, :time, :, :value_dim].astype(out_dtype), MLSTMState(
         state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m
     )
 
@@ -120,8 +122,7 @@ def _fill(x: Array, size: int, neutral: Any, axis: int = -1) -> Array:
     return jnp.pad(x, width, constant_values=neutral)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mlstm(
+def _value(
     options: tuple[Any, ...],
     q: Keys,
     k: Keys,
@@ -149,7 +150,7 @@ def _forward(
     gates = chunk_gates(log_i, log_f, state.m, starts, options.chunk, normalise=options.normalise)
     C, last_C = kernels.walk(options, k, v, gates.kept, gates.w_last, state.C)
     ones, zeros = jnp.ones_like(gates.row), jnp.zeros_like(gates.row)
-    P, qn = kernels.pairs(options, q, k, gates.row, gates.col, gates.document, ones, zeros)
+    P, qn = kernels.pairs(options, q, k, gates, ones, zeros)
     of_state, per_d, n, last_n = options.scale * gates.w, None, None, state.n
     if options.normalise:
         n, last_n = _walk_vectors(k, gates.kept, gates.w_last, state.n)
@@ -189,10 +190,9 @@ def _backward(options: tuple[Any, ...], kept: Any, cotangents: Any) -> Any:
         overlap = overlap + _overlap_after(n, dn, last_n, after.n)
         dm = jnp.sum(state.C * first_dC, axis=(-2, -1)) + jnp.sum(state.n * first_dn, axis=-1)
 
-    weights = (gates.row, gates.col, gates.document)
-    P, _ = kernels.pairs(options, q, k, *weights, per_d, jnp.zeros_like(per_d))
+    P, _ = kernels.pairs(options, q, k, gates, per_d, jnp.zeros_like(per_d))
     dv, _ = kernels.combine(options, P, dh, k, dC, gates.kept, pairs_transposed=True)
-    dS, _ = kernels.pairs(options, dh, v, *weights, per_d, dqn)
+    dS, _ = kernels.pairs(options, dh, v, gates, per_d, dqn)
     to_keys = {"state_transposed": True}
     dq, q_dq = kernels.combine(
         options, dS, k, dh, C, of_state * per_d, column=of_n, dot_with=q, **to_keys
@@ -209,11 +209,13 @@ def _backward(options: tuple[Any, ...], kept: Any, cotangents: Any) -> Any:
         pairs_transposed=True,
         **to_keys,
     )
-    d_log_i, d_log_f = gate_gradients(q_dq, k_dk, overlap, starts)
+    d_log_i, d_log_f = gate_gradients(q_dq, k_dk, overlap, starts, gates.wiped)
     return dq, dk, dv, d_log_i, d_log_f, MLSTMState(first_dC, first_dn, dm), None
 
 
-_mlstm.defvjp(_forward, _backward)
+_mlstm = with_first_backward_only(
+    _value, _forward, _backward, gradients_alone("mlstm", "pallas_gpu")
+)
 
 
 def _kernels(options: tuple[Any, ...]) -> tuple[Any, Any]:

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from pallas_kernels.mlstm.gates import TokenNumbers
+from pallas_kernels.mlstm.gates import ChunkGates, TokenNumbers
 from pallas_kernels.mlstm.pallas_gpu_ring import DEPTH, SWIZZLE, Operand, ring
 from pallas_kernels.typing import Keys, Values
 
@@ -126,9 +126,7 @@ def pairs(
     options: Options,
     x: Keys,
     y: Keys,
-    row: TokenNumbers,
-    col: TokenNumbers,
-    document: Int[Array, "B T"],
+    gates: ChunkGates,
     times: TokenNumbers,
     plus: TokenNumbers,
 ) -> tuple[Float[Array, "B H T L"], TokenNumbers]:
@@ -140,8 +138,13 @@ def pairs(
     batch, time, heads, width = x.shape
     rows = options.rows
     tiles = options.chunk // rows
+    # row_low is None, for zeros, with the exponential gate
+    of_rows = [gates.row, times, plus, *([] if gates.row_low is None else [gates.row_low])]
+    of_columns = [gates.col, gates.col_low]
+    count = len(of_rows) + len(of_columns)
 
-    def mlstm_pairs(x, y, row, col, document, times, plus, out, sums, total, numbers, ids, barrier):
+    def mlstm_pairs(x, y, document, *refs):
+        per_token, (out, sums, total, numbers, ids, barrier) = refs[:count], refs[count:]
         b, head = _batch_and_head(heads)
         chunk, pair = lax.axis_index("chunk"), lax.axis_index("pair")
         t = (
@@ -151,9 +154,8 @@ def pairs(
         )
         s = pair - t * (t + 1) // 2
         of_t, of_s = (pl.ds(chunk * options.chunk + n * rows, rows) for n in (t, s))
-        for slot, (source, at) in enumerate(
-            ((row, of_t), (times, of_t), (plus, of_t), (col, of_s))
-        ):
+        places = [of_t] * len(of_rows) + [of_s] * len(of_columns)
+        for slot, (source, at) in enumerate(zip(per_token, places, strict=True)):
             plgpu.copy_gmem_to_smem(source.at[b, head, at], numbers.at[slot], barrier)
         for slot, at in enumerate((of_t, of_s)):
             plgpu.copy_gmem_to_smem(document.at[b, at], ids.at[slot], barrier)
@@ -172,13 +174,18 @@ def pairs(
 
         S = pl.run_scoped(products, plgpu.ACC((rows, rows), jnp.float32))
         plgpu.barrier_wait(barrier)
-        row, times, plus = (_for_each_row(numbers.at[slot], S.shape) for slot in range(3))
+        row, times, plus, *row_low = (
+            _for_each_row(numbers.at[slot], S.shape) for slot in range(len(of_rows))
+        )
+        col, low = (_for_each_column(numbers.at[count - 2 + n], S.shape) for n in range(2))
+        if row_low:
+            low = row_low[0] + low
         same = _for_each_row(ids.at[0], S.shape) == _for_each_column(ids.at[1], S.shape)
         of_t, of_s = (
             plgpu.broadcasted_iota(jnp.int32, S.shape, axis, layout=plgpu.Layout.WGMMA)
             for axis in (0, 1)
         )
-        D = jnp.exp(row + _for_each_column(numbers.at[3], S.shape))
+        D = jnp.exp((row + col) + low)
         P = jnp.where(
             same & (of_s + s * rows <= of_t + t * rows), options.scale * D * (S * times + plus), 0.0
         )
@@ -204,11 +211,11 @@ def pairs(
         ],
         [
             plgpu.SMEM((rows,), jnp.float32),
-            plgpu.SMEM((4, rows), jnp.float32),
+            plgpu.SMEM((count, rows), jnp.float32),
             plgpu.SMEM((2, rows), jnp.int32),
-            plgpu.Barrier(num_arrivals=6),
+            plgpu.Barrier(num_arrivals=count + 2),
         ],
-    )(x, y, row, col, document, times, plus)
+    )(x, y, gates.document, *of_rows, *of_columns)
     written = jnp.arange(time) % options.chunk // rows >= jnp.arange(tiles)[:, None]
     return out, jnp.sum(jnp.where(written[:, None, None], sums, 0), axis=0)
 

@@ -8,13 +8,12 @@ stay in VMEM, and then goes back through the chunks with dC in VMEM. pallas_tpu_
 weights.
 """
 
-import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.interpret import interpret_mode
 from pallas_kernels.mlstm.pallas_tpu_backward import call_backward
 from pallas_kernels.mlstm.pallas_tpu_forward import LANES, call_forward
@@ -132,8 +131,7 @@ def _fill_last(x: Float[Array, "*B K"], width: int) -> Float[Array, "*B W"]:
     return jnp.pad(x, (*((0, 0) for _ in x.shape[1:]), (0, missing))) if missing else x
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mlstm(
+def _value(
     settings: Settings,
     q: Keys,
     k: Keys,
@@ -144,10 +142,14 @@ def _mlstm(
     starts: TokenFlags | None,
 ) -> tuple[Values, MLSTMState]:
     """All sizes filled up."""
-    return _forward(settings, q, k, v, log_i, log_f, state, starts, keep=False)[0]
+    return _run(settings, q, k, v, log_i, log_f, state, starts, keep=False)[0]
 
 
-def _forward(
+def _forward(settings: Settings, *arrays: Any) -> Any:
+    return _run(settings, *arrays, keep=True)
+
+
+def _run(
     settings: Settings,
     q: Keys,
     k: Keys,
@@ -156,7 +158,8 @@ def _forward(
     log_f: Gates,
     state: MLSTMState | None,
     starts: Any,
-    keep: bool = True,
+    *,
+    keep: bool,
 ) -> Any:
     m = jnp.zeros(log_i[:, 0].shape, jnp.float32) if state is None else state.m
     numbers = pack(log_i, log_f, starts, settings.size)
@@ -187,4 +190,6 @@ def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
     return dq, dk, dv, d_log_i, d_log_f, d_state, None
 
 
-_mlstm.defvjp(_forward, _backward)
+_mlstm = with_first_backward_only(
+    _value, _forward, _backward, gradients_alone("mlstm", "pallas_tpu")
+)

@@ -303,7 +303,7 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
         def _() -> None:
             rows, m, low = rows_of(numbers_ref[0, 0, 0]), all_m_ref[place][:, :1], q_ref.dtype
             end = end_of_chunk(settings, rows, m)
-            D, (w, kept, floor), pairs = weights_of_chunk(settings, rows, m, end)
+            D, (w, kept, floor), pairs, nothing_left = weights_of_chunk(settings, rows, m, end)
             S = dot(q_ref[0], k_ref[0], (1, 1)) * D
             dqn, per_d = jnp.zeros((size, 1), jnp.float32), jnp.ones((size, 1), jnp.float32)
             if normalise:
@@ -359,7 +359,7 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
             q_dq, k_dk, overlap = lax.fori_loop(
                 0, key_dim // tall, keys, (zero, zero, jnp.zeros((1, 1), jnp.float32))
             )
-            d_gates_ref[0, 0, 0] = gate_gradients(rows, pairs, q_dq, k_dk, overlap)
+            d_gates_ref[0, 0, 0] = gate_gradients(rows, pairs, nothing_left, q_dq, k_dk, overlap)
 
     return kernel
 

@@ -213,7 +213,7 @@ def _kernel(settings: Settings, chunks: int, value_dim: int, *, keep: bool) -> A
 
         rows, m = rows_of(numbers_ref[0, 0, 0]), m_ref[:, :1]
         end = end_of_chunk(settings, rows, m)
-        D, (w, kept, floor), _ = weights_of_chunk(settings, rows, m, end)
+        D, (w, kept, floor), *_ = weights_of_chunk(settings, rows, m, end)
         m_ref[...] = jnp.broadcast_to(end.m, m_ref.shape)
         q, k = q_ref[0], k_ref[0]
         S = dot(q, k, (1, 1)) * D

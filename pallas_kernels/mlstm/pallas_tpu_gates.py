@@ -1,16 +1,19 @@
-"""The gates in the mLSTM's TPU kernels. XLA adds up the forget gates within each chunk; maxima and
-exponentials are the kernels' own.
+"""The gates in the mLSTM's TPU kernels. A token brings log i and log f (with documents also their
+number) from memory; sums, maxima and exponentials are the kernels' own.
 
 With b_t = log f_1 + ... + log f_t within the chunk, m0 the stabiliser before it, and s over the
 tokens of t's document in the chunk:
-  col_s = log i_s - b_s          m_t = b_t - row_t          row_t = -max(m0, max_{s <= t} bound_s)
-  (sigmoid gate: m = 0, row_t = b_t) D_ts = exp(row_t + col_s) / sqrt(K)
-  bound_s = col_s, at a document's first token max(log i_s, log f_s) - b_s w_t = exp(row_t + m0) /
-  sqrt(K)                           kept_s = exp(row_L + col_s) floor_t = exp(-m_t)
+  col_s = log i_s - b_s
+  bound_s = col_s, at a document's first token max(log i_s, log f_s) - b_s
+  row_t = -max(m0, max_{s <= t} bound_s) and m_t = b_t - row_t; sigmoid gate: row_t = b_t, m_t = 0
+  D_ts = exp(row_t + col_s) / sqrt(K)
+  w_t = exp(row_t + m0) / sqrt(K)
+  floor_t = exp(-m_t)
+and for the last token L, whose m is rounded before it goes on to the next chunk:
+  kept_s = exp(row_L + col_s)
   w_last = exp(row_L + m0)
-m0 and w count before the chunk's first reset only, kept after its last. So a token brings two
-numbers from memory (four with documents), and row_t + col_s, the difference of two numbers of which
-one is the maximum, is rounded once.
+m0 and w count before the chunk's first reset only, kept after its last. b, col and row are sums of
+two numbers (exponents.py).
 """
 
 import math
@@ -22,6 +25,8 @@ from jax import lax
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
+from pallas_kernels.mlstm.exponents import LARGEST_LOG_I, floor_of, wiped
+from pallas_kernels.rounding import added_to_pair
 from pallas_kernels.typing import Gates, TokenFlags
 
 REGISTER = 8  # rows of a vector register
@@ -43,54 +48,95 @@ class Settings(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The numbers of a chunk's tokens, a token per lane; without documents there are two, and bound
-    is col.
+    """The numbers of a chunk's tokens, a token per lane; b and col have two parts each.
 
     document counts the resets in the chunk up to each token; None if it can have none.
     """
 
-    col: Float[Array, "1 L"]
+    log_f: Float[Array, "1 L"]
     b: Float[Array, "1 L"]
-    document: Float[Array, "1 L"] | None
+    b_low: Float[Array, "1 L"]
+    col: Float[Array, "1 L"]
+    col_low: Float[Array, "1 L"]
     bound: Float[Array, "1 L"]
+    document: Float[Array, "1 L"] | None
 
 
 class End(NamedTuple):
-    """Of a chunk's last token: row, the weight of the state before the chunk in the one after, m."""
+    """Of a chunk's last token: row and its low part, the weight of the state before the chunk in
+    the one after, m.
+    """
 
     row: Float[Array, "1 1"]
+    row_low: Float[Array, "1 1"]
     w: Float[Array, "1 1"]
     m: Float[Array, "1 1"]
 
 
 class Columns(NamedTuple):
-    """A number for each token of a chunk, a token per sublane; w has 1/sqrt(K)."""
+    """A number for each token of a chunk, a token per sublane; w has 1/sqrt(K). The sigmoid
+    gate has no floor.
+    """
 
     w: Float[Array, "L 1"]
     kept: Float[Array, "L 1"]
-    floor: Float[Array, "L 1"]
+    floor: Float[Array, "L 1"] | None
 
 
 def pack(log_i: Gates, log_f: Gates, starts: TokenFlags | None, size: int) -> Numbers:
-    """col and b of each chunk, and document and bound if there are documents. log_i may be -inf
-    (padding).
+    """log i and log f of each chunk, and how many documents began in it up to each token, if there
+    are any. log_i may be -inf (padding).
     """
-    log_i, log_f = (
-        jnp.moveaxis(x, 1, 2).reshape(x.shape[0], x.shape[2], -1, size) for x in (log_i, log_f)
-    )
-    b = jnp.cumsum(log_f, axis=-1)
-    rows = [log_i - b, b]
+    rows = [jnp.moveaxis(x, 1, 2).reshape(x.shape[0], x.shape[2], -1, size) for x in (log_i, log_f)]
     if starts is not None:
-        starts = starts.reshape(starts.shape[0], 1, -1, size)
-        rows.append(jnp.broadcast_to(jnp.cumsum(starts, axis=-1, dtype=b.dtype), b.shape))
-        rows.append(jnp.where(starts, jnp.maximum(log_i, log_f), log_i) - b)
+        begun = jnp.cumsum(starts.reshape(starts.shape[0], 1, -1, size), axis=-1, dtype=jnp.float32)
+        rows.append(jnp.broadcast_to(begun, rows[0].shape))
     return jnp.stack(rows, axis=3)
 
 
-def rows_of(numbers: Float[Array, "R L"]) -> Rows:
-    """What `pack` has packed, of one chunk."""
-    col, b, *documents = (numbers[i : i + 1] for i in range(numbers.shape[0]))
-    return Rows(col, b, *(documents or (None, col)))
+def rows_of(numbers: Float[Array, "R L"], *, in_kernel: bool = True) -> Rows:
+    """The numbers of one chunk, from what `pack` has packed. in_kernel is for Mosaic, False for
+    XLA."""
+    log_i, log_f, *document = (numbers[i : i + 1] for i in range(numbers.shape[0]))
+    f = log_f
+    if document:
+        begins = document[0] > _before(document[0], 0.0, in_kernel)
+        f = jnp.where(begins, 0, f)  # nothing is left of the state before it, whatever log f is
+    # Adding `large` rounds to multiples of its last digit, sums of which are exact; see
+    # exponents.exact_sums.
+    size = jnp.where(log_i > -LARGEST_LOG_I, jnp.abs(log_i), 0) + jnp.abs(f)
+    large = 8 * jnp.sum(size, axis=1, keepdims=True)
+    i_high, f_high = (log_i + large) - large, (f + large) - large
+    b, b_low = _sums_so_far(f_high, f - f_high, in_kernel)
+    col = i_high - b
+    col_low = jnp.where(log_i == -jnp.inf, 0, log_i - i_high) - b_low
+    bound = col + col_low
+    if document:
+        bound = jnp.where(begins, jnp.maximum(bound, log_f - (b + b_low)), bound)
+    return Rows(log_f, b, b_low, col, col_low, bound, document[0] if document else None)
+
+
+def _before(x: Float[Array, "1 L"], first: Array | float, in_kernel: bool = True) -> Array:
+    """Each token's number at the token after it; `first` at the first token."""
+    moved = pltpu.roll(x, 1, 1) if in_kernel else jnp.roll(x, 1, 1)
+    return jnp.where(lax.broadcasted_iota(jnp.int32, x.shape, 1) == 0, first, moved)
+
+
+def _sums_so_far(
+    x: Float[Array, "1 L"], y: Float[Array, "1 L"], in_kernel: bool
+) -> tuple[Float[Array, "1 L"], Float[Array, "1 L"]]:
+    """Sums of x and of y up to each token: in the kernel each step doubles how far they reach, for
+    both in one register.
+    """
+    if not in_kernel:
+        return jnp.cumsum(x, axis=1), jnp.cumsum(y, axis=1)
+    shape = (REGISTER, x.shape[1])
+    sublane, lane = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+    sums, step = jnp.where(sublane == 0, x, y), 1
+    while step < x.shape[1]:
+        sums += jnp.where(lane >= step, pltpu.roll(sums, step, 1), 0)
+        step *= 2
+    return sums[:1], sums[1:2]
 
 
 def last_stabiliser(
@@ -102,10 +148,13 @@ def last_stabiliser(
     if not settings.normalise:
         return jnp.zeros_like(m0)
 
+    def of_head(numbers: Float[Array, "R L"], m: Float[Array, "1 1"]) -> Array:
+        return end_of_chunk(settings, rows_of(numbers, in_kernel=False), m).m
+
+    of_heads = jax.vmap(jax.vmap(of_head))
+
     def step(m: Float[Array, "B H 1 1"], numbers: Float[Array, "B H R L"]) -> tuple[Array, None]:
-        return jax.vmap(jax.vmap(lambda numbers, m: end_of_chunk(settings, rows_of(numbers), m).m))(
-            numbers, m
-        ), None
+        return of_heads(numbers, m), None
 
     return lax.scan(step, m0[..., None, None], jnp.moveaxis(numbers, 2, 0))[0][..., 0, 0]
 
@@ -113,39 +162,52 @@ def last_stabiliser(
 def end_of_chunk(settings: Settings, rows: Rows, m0: Float[Array, "1 1"]) -> End:
     """What a chunk leaves to the next."""
     last = rows.col.shape[1] - 1
-    b, goes_on = rows.b[:, last:], True if rows.document is None else rows.document[:, last:] == 0
-    row = b
+    row, low = rows.b[:, last:], rows.b_low[:, last:]
+    goes_on = True if rows.document is None else rows.document[:, last:] == 0
+    m = jnp.zeros_like(m0)
     if settings.normalise:
         bound = jnp.where(_after_last_reset(rows), rows.bound, -jnp.inf)
-        row = -_at_least(jnp.max(bound, axis=1, keepdims=True), m0, goes_on)
-    return End(row, jnp.where(goes_on, jnp.exp(row + m0), 0), b - row)
+        top = _at_least(jnp.max(bound, axis=1, keepdims=True), m0, goes_on)
+        (m, low), row = added_to_pair(top, row, low), -top
+    return End(row, low, jnp.where(goes_on, jnp.exp((row + m0) + low), 0), m)
 
 
 def weights_of_chunk(
     settings: Settings, rows: Rows, m0: Float[Array, "1 1"], end: End
-) -> tuple[Float[Array, "L L"], Columns, Bool[Array, "L L"]]:
-    """D, the columns, and the pairs (t, s) in which t reads s.
+) -> tuple[Float[Array, "L L"], Columns, Bool[Array, "L L"], Bool[Array, "1 L"]]:
+    """D, the columns, the pairs (t, s) in which t reads s, and the tokens that leave nothing of the
+    state before them.
 
     All but D is computed with a token per lane, one register for 128 tokens, and turned once: with
     a token per sublane, and the maxima taken from a matrix like D, a chunk of 128 tokens at K = V =
     384 has 150 more bundles than 1,530 on a v5e (benchmarks/aot_tpu.py says how to count).
     """
-    goes_on, row = True if rows.document is None else rows.document == 0, rows.b
+    goes_on, row, low = True if rows.document is None else rows.document == 0, rows.b, rows.b_low
+    log_forget, log_scale = rows.log_f, math.log(settings.scale)
+    numbers = {}
     if settings.normalise:
-        row = -_at_least(_running_maximum(rows.bound, rows.document), m0, goes_on)
-    scaled = row + math.log(settings.scale)
-    w = jnp.where(goes_on, jnp.exp(scaled + m0), 0)
-    numbers = (scaled, w, _kept(rows, end), jnp.exp(row - rows.b))
-    scaled, w, kept, floor, *document = (
-        turned(*numbers) if rows.document is None else turned(*numbers, rows.document)
-    )
+        top = _at_least(_running_maximum(rows.bound, rows.document), m0, goes_on)
+        numbers["floor"] = floor_of((rows.b + top) + rows.b_low)
+        row, low, log_forget = -top, 0.0, _before(top, m0) - top
+    numbers |= {"row": row, "kept": _kept(rows, end)}
+    numbers["w"] = jnp.where(goes_on, jnp.exp((row + m0) + (low + log_scale)), 0)
+    if not settings.normalise:
+        numbers["low"] = low
+    if rows.document is not None:
+        numbers["document"] = rows.document
+    columns = dict(zip(numbers, turned(*numbers.values()), strict=True))
 
     size = rows.col.shape[1]
     t, s = (lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1))
     pairs = s <= t
-    if document:
-        pairs &= document[0] == rows.document
-    return jnp.exp(jnp.where(pairs, scaled + rows.col, -jnp.inf)), Columns(w, kept, floor), pairs
+    if rows.document is not None:
+        pairs &= columns["document"] == rows.document
+    exponent = (columns["row"] + rows.col) + (rows.col_low + log_scale)
+    if not settings.normalise:
+        exponent += columns["low"]
+    D = jnp.exp(jnp.where(pairs, exponent, -jnp.inf))
+    column = Columns(columns["w"], columns["kept"], columns.get("floor"))
+    return D, column, pairs, wiped(log_forget)
 
 
 def kept_of_chunk(rows: Rows, end: End) -> Float[Array, "L 1"]:
@@ -156,6 +218,7 @@ def kept_of_chunk(rows: Rows, end: End) -> Float[Array, "L 1"]:
 def gate_gradients(
     rows: Rows,
     pairs: Bool[Array, "L L"],
+    nothing_left: Bool[Array, "1 L"],
     q_dq: Float[Array, "L 1"],
     k_dk: Float[Array, "L 1"],
     overlap: Float[Array, "1 1"],
@@ -164,14 +227,15 @@ def gate_gradients(
     chunk.
 
     log i_s only ever scales k_s. log f_s scales all that the tokens from s on read of what was
-    written before s, as well as the state after the chunk, if s belongs to its last document. (Of a
-    document's first token the caller makes 0: it has no state to act on.)
+    written before s, as well as the state after the chunk, if s belongs to its last document; 0
+    where nothing is left of the state before s. (Of a document's first token the caller makes 0.)
     """
     t, s = (lax.broadcasted_iota(jnp.int32, pairs.shape, axis) for axis in (0, 1))
     d_log_i = jnp.sum(jnp.where(t == s, k_dk, 0), axis=0, keepdims=True)
     d_log_f = jnp.sum(jnp.where(pairs, q_dq - k_dk, 0), axis=0, keepdims=True) + jnp.where(
         _after_last_reset(rows), overlap, 0
     )
+    d_log_f = jnp.where(nothing_left, 0, d_log_f)
     return jnp.where(lax.broadcasted_iota(jnp.int32, (2, pairs.shape[0]), 0) == 0, d_log_i, d_log_f)
 
 
@@ -207,7 +271,8 @@ def _at_least(top: Array, m0: Float[Array, "1 1"], goes_on: Array | bool) -> Arr
 
 
 def _kept(rows: Rows, end: End) -> Float[Array, "1 L"]:
-    return jnp.where(_after_last_reset(rows), jnp.exp(end.row + rows.col), 0)
+    exponent = (end.row + rows.col) + (end.row_low + rows.col_low)
+    return jnp.where(_after_last_reset(rows), jnp.exp(exponent), 0)
 
 
 def _after_last_reset(rows: Rows) -> Array | bool:

@@ -8,15 +8,14 @@ cost 2·K·V/L bytes per token) and back with dC, and then takes dq, dk and dv o
 parallel.
 """
 
-import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.dispatch import HOPPER, target_device
 from pallas_kernels.interpret import interpret_mode
 from pallas_kernels.mlstm import pallas_triton_kernels as kernels
@@ -46,7 +45,8 @@ def mlstm_pallas_triton(
     """The backend "pallas_triton": bfloat16, float16 and float32 (three TF32 products for each).
 
     K and V are filled up with zeros to a power of two up to 64 and to a multiple of 64 beyond; T to
-    a multiple of the chunk. Raises NotImplementedError for T = 1, float64, mixed types, other chunk
+    a multiple of the chunk. float16 is multiplied as bfloat16: C, a sum over all that it remembers,
+    is often beyond float16's 65,504. Raises NotImplementedError for T = 1, float64, mixed types, other chunk
     sizes than CHUNKS, and devices before sm_80.
     """
     mode = interpret_mode("gpu")
@@ -77,7 +77,9 @@ def mlstm_pallas_triton(
     if size not in CHUNKS:
         raise NotImplementedError(f"chunk_size must be one of {CHUNKS}; it is {size}")
 
-    q, k, v = (_fill_time(_fill_last(x), size, 0) for x in (q, k, v))
+    dtype = jnp.bfloat16 if q.dtype == jnp.float16 else q.dtype
+    out_dtype = v.dtype
+    q, k, v = (_fill_time(_fill_last(x.astype(dtype)), size, 0) for x in (q, k, v))
     log_i, log_f = _fill_time(log_i, size, -jnp.inf), _fill_time(log_f, size, 0)
     starts = None if starts is None else _fill_time(starts, size, False)
     state = MLSTMState(
@@ -87,7 +89,7 @@ def mlstm_pallas_triton(
     )
     options = kernels.Options(mode, normalise, eps, key_dim**-0.5, blocks._replace(chunk=size))
     h, state = _mlstm(options, q, k, v, log_i, log_f, state, starts)
-    return h[:, :time, :, :value_dim], MLSTMState(
+    return h[:, :time, :, :value_dim].astype(out_dtype), MLSTMState(
         state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m
     )
 
@@ -143,8 +145,7 @@ def _fill_last(x: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
     return jnp.pad(x, (*((0, 0) for _ in x.shape[1:]), (0, missing))) if missing else x
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mlstm(
+def _value(
     options: kernels.Options,
     q: Keys,
     k: Keys,
@@ -195,7 +196,7 @@ def _backward(options: kernels.Options, kept: Any, cotangents: Any) -> Any:
         options, q, k, v, dh, gates, per_d, dqn, C, dC, n, dn
     )
     dv = kernels.values(options, q, k, dh, gates, per_d, dC)
-    d_log_i, d_log_f = gate_gradients(q_dq, k_dk, overlap, starts)
+    d_log_i, d_log_f = gate_gradients(q_dq, k_dk, overlap, starts, gates.wiped)
     dm = jnp.sum(state.C * first_dC, axis=(-2, -1)) + jnp.sum(state.n * first_dn, axis=-1)
     return (
         dq,
@@ -208,7 +209,9 @@ def _backward(options: kernels.Options, kept: Any, cotangents: Any) -> Any:
     )
 
 
-_mlstm.defvjp(_forward, _backward)
+_mlstm = with_first_backward_only(
+    _value, _forward, _backward, gradients_alone("mlstm", "pallas_triton")
+)
 
 
 def _if(flag: bool, x: Array) -> Array:

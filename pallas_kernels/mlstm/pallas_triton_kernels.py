@@ -85,13 +85,21 @@ def _dot(
     return lax.dot_general(x, y, dims, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _decays(row: Any, col: Any, document: Any) -> Float[Array, "L L"]:
+def _decays(row: Any, col: Any, row_low: Any, col_low: Any, document: Any) -> Float[Array, "L L"]:
     """D_ts of a chunk."""
     size = row.shape[0]
     t, s = (lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1))
     document = document[:]
     pairs = (s <= t) & (document[:, None] == document[None, :])
-    return jnp.exp(jnp.where(pairs, row[:][:, None] + col[:][None, :], -jnp.inf))
+    low = col_low[:][None, :]
+    if row_low is not None:
+        low = row_low[:][:, None] + low
+    return jnp.exp(jnp.where(pairs, (row[:][:, None] + col[:][None, :]) + low, -jnp.inf))
+
+
+def decays_of(gates: ChunkGates) -> tuple[TokenNumbers | None, ...]:
+    """What `_decays` takes."""
+    return gates.row, gates.col, gates.row_low, gates.col_low
 
 
 class _Blocks:
@@ -233,7 +241,7 @@ def outputs(
     )
     dot = functools.partial(_dot, tensor_cores=not options.interpret)
 
-    def mlstm_outputs(q, k, v, row, col, w, floor, document, C, n, h, qn_out):
+    def mlstm_outputs(q, k, v, row, col, row_low, col_low, w, floor, document, C, n, h, qn_out):
         first = pl.program_id(0) == 0
 
         def step(i: Int[Array, ""], carry: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -251,7 +259,7 @@ def outputs(
 
         empty = (jnp.zeros(shape, jnp.float32) for shape in ((size, size), (size, wide), (size,)))
         S, from_C, from_n = lax.fori_loop(0, key_dim // deep, step, tuple(empty))
-        S, w = S * (scale * _decays(row, col, document)), scale * w[:]
+        S, w = S * (scale * _decays(row, col, row_low, col_low, document)), scale * w[:]
         y = dot(S.astype(v.dtype), v[...]) + w[:, None] * from_C
         qn = jnp.sum(S, axis=1) + w * from_n
         if normalise:
@@ -259,7 +267,10 @@ def outputs(
         h[...] = y.astype(h.dtype)
         pl.when(first)(lambda: qn_out.__setitem__(..., qn))
 
-    numbers = [(x, at.numbers()) for x in (gates.row, gates.col, gates.w, gates.floor)]
+    numbers = [
+        (x, x is not None and at.numbers() or None)
+        for x in (*decays_of(gates), gates.w, gates.floor)
+    ]
     states = [(C, at.chunk(key_dim, wide, tiled=1)), (n, at.chunk(key_dim))]
     ins = [
         (q, at.tokens(key_dim)),
@@ -307,6 +318,8 @@ def keys(
         dh,
         row,
         col,
+        row_low,
+        col_low,
         w,
         kept,
         per_d,
@@ -342,7 +355,9 @@ def keys(
         dS, from_C, from_dC, both = lax.fori_loop(0, value_dim // deep, step, tuple(empty))
         both = jnp.sum(both) + jnp.sum(n[...] * dn[...])
         per, dqn = per_d[:][:, None], dqn[:][:, None]
-        dS = ((dS * per + dqn) * (scale * _decays(row, col, document))).astype(q.dtype)
+        dS = ((dS * per + dqn) * (scale * _decays(row, col, row_low, col_low, document))).astype(
+            q.dtype
+        )
         dq = dot(dS, k[...]) + scale * w[:][:, None] * (per * from_C + dqn * n[...][None, :])
         dq_out[...], q_dq[...] = (
             dq.astype(q.dtype),
@@ -353,7 +368,10 @@ def keys(
         dk = dot(dS, q[...], (0, 0)) + kept_dC
         dk_out[...], k_dk[...] = dk.astype(q.dtype), jnp.sum(keys * dk, axis=1)
 
-    numbers = [(x, at.numbers()) for x in (gates.row, gates.col, gates.w, gates.kept, per_d, dqn)]
+    numbers = [
+        (x, x is not None and at.numbers() or None)
+        for x in (*decays_of(gates), gates.w, gates.kept, per_d, dqn)
+    ]
     part, matrix, vector = (
         at.tokens(wide, True),
         at.chunk(wide, value_dim, tiled=0),
@@ -410,7 +428,7 @@ def values(
     )
     dot = functools.partial(_dot, tensor_cores=not options.interpret)
 
-    def mlstm_values(q, k, dh, row, col, kept, per_d, document, dC, dv):
+    def mlstm_values(q, k, dh, row, col, row_low, col_low, kept, per_d, document, dC, dv):
         def step(i: Int[Array, ""], carry: tuple[Array, ...]) -> tuple[Array, ...]:
             ks = pl.ds(i * deep, deep)
             keys = k[:, ks]
@@ -418,12 +436,14 @@ def values(
 
         empty = (jnp.zeros(shape, jnp.float32) for shape in ((size, size), (size, wide)))
         S, from_dC = lax.fori_loop(0, key_dim // deep, step, tuple(empty))
-        S = S * _decays(row, col, document) * (scale * per_d[:])[:, None]
+        S = S * _decays(row, col, row_low, col_low, document) * (scale * per_d[:])[:, None]
         dv[...] = (dot(S.astype(dh.dtype), dh[...], (0, 0)) + kept[:][:, None] * from_dC).astype(
             dv.dtype
         )
 
-    numbers = [(x, at.numbers()) for x in (gates.row, gates.col, gates.kept, per_d)]
+    numbers = [
+        (x, x is not None and at.numbers() or None) for x in (*decays_of(gates), gates.kept, per_d)
+    ]
     ins = [(q, at.tokens(key_dim)), (k, at.tokens(key_dim)), (dh, at.tokens(wide, True)), *numbers]
     ins += [(gates.document, at.document()), (dC, at.chunk(key_dim, wide, tiled=1))]
     outs = [(dh.shape, dh.dtype, at.tokens(wide, True))]

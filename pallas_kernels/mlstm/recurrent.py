@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from pallas_kernels.mlstm.exponents import denominator, quotient
+from pallas_kernels.rounding import added_to_pair
 from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
 
 # q, k, v, log i, log f and the start flag of one token
@@ -50,45 +52,67 @@ def mlstm_recurrent(
         starts,
     )
     step = functools.partial(mlstm_step, normalise=normalise, eps=eps)
+    first = state, jnp.zeros_like(state.m)
     if q.shape[1] == 1:
-        state, h = step(state, tuple(x[:, 0] for x in tokens))
+        (state, _), h = step(first, tuple(x[:, 0] for x in tokens), carries_low=False)
         return h[:, None].astype(v.dtype), state
-    state, h = lax.scan(step, state, tuple(jnp.moveaxis(x, 1, 0) for x in tokens))
-    return jnp.moveaxis(h, 0, 1).astype(v.dtype), state
+    (state, low), h = lax.scan(step, first, tuple(jnp.moveaxis(x, 1, 0) for x in tokens))
+    return jnp.moveaxis(h, 0, 1).astype(v.dtype), _absorbed(state, low)
 
 
 def mlstm_step(
-    state: MLSTMState,
+    carry: tuple[MLSTMState, Float[Array, "B H"]],
     token: Token,
     *,
     normalise: bool,
     eps: float,
-) -> tuple[MLSTMState, Float[Array, "B H V"]]:
+    carries_low: bool = True,
+) -> tuple[tuple[MLSTMState, Float[Array, "B H"]], Float[Array, "B H V"]]:
     """One token of arXiv 2405.04517, equations 19-27, stabilised as in appendix A.3.
+
+    The carry is the state and what its m lacks: m is rounded, and after 65,536 roundings it would
+    be 3 % off. carries_low=False puts that into C and n instead and hands on 0.
 
     The output does not depend on the stabiliser m, so m is a constant to the gradient; only a given
     m0 gets one, as a factor of C0.
     """
-    q, k, v, log_i, log_f, start = token
+    (state, low), (q, k, v, log_i, log_f, start) = carry, token
     C, n, m_before = (jnp.where(start.reshape(-1, *[1] * (x.ndim - 1)), 0, x) for x in state)
 
-    m = lax.stop_gradient(jnp.maximum(log_f + m_before, log_i)) if normalise else m_before
-    f = jnp.exp(log_f + m_before - m)
-    i = jnp.exp(log_i - m)
+    if normalise:
+        low = jnp.where(start[:, None], 0, low)
+        forgotten, low = added_to_pair(*map(lax.stop_gradient, (m_before, log_f, low)))
+        m = lax.stop_gradient(jnp.maximum(forgotten, log_i))
+        new_low = jnp.where(forgotten >= m, low, 0)
+        log_forget = (forgotten - m) + (low - new_low)
+        f = jnp.exp(log_forget + _zero(log_f + m_before))
+        i = jnp.exp(log_i - m - new_low)
+    else:
+        m, new_low, f, i = m_before, low, jnp.exp(log_f), jnp.exp(log_i)
 
     C = f[..., None, None] * C + i[..., None, None] * k[..., :, None] * v[..., None, :]
-    numerator = jnp.einsum("bhk,bhkv->bhv", q, C, precision=lax.Precision.HIGHEST)
+    if normalise:
+        n = f[..., None] * n + i[..., None] * k
+    after = MLSTMState(C, n, m)
+    if normalise and not carries_low:
+        after, new_low = _absorbed(after, new_low), jnp.zeros_like(new_low)
+    numerator = jnp.einsum("bhk,bhkv->bhv", q, after.C, precision=lax.Precision.HIGHEST)
     if not normalise:
-        return MLSTMState(C, n, m), numerator
-
-    n = f[..., None] * n + i[..., None] * k
-    denominator = jnp.maximum(jnp.abs(jnp.sum(n * q, axis=-1)), jnp.exp(-m)) + eps
-    return MLSTMState(C, n, m), quotient(numerator, denominator[..., None])
+        return (after, new_low), numerator
+    below = denominator(jnp.sum(after.n * q, axis=-1), m, eps)
+    return (after, new_low), quotient(numerator, below[..., None])
 
 
-def quotient(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x / y with a gradient that does not square y: y may be exp(-80), whose square is 0 in
-    float32.
+def _absorbed(state: MLSTMState, low: Float[Array, "B H"]) -> MLSTMState:
+    """The state with exp(low) as a factor of C and n. low is tiny: added as a difference, it is
+    rounded once and to both sides.
     """
-    constant = lax.stop_gradient(y)
-    return x / constant * (2 - y / constant)
+    more = jnp.expm1(low)
+    return state._replace(
+        C=state.C + more[..., None, None] * state.C, n=state.n + more[..., None] * state.n
+    )
+
+
+def _zero(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """0, with the gradient of x."""
+    return x - lax.stop_gradient(x)

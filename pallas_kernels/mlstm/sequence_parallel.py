@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.mlstm.api import log_gates, mlstm, starting_state
+from pallas_kernels.mlstm.api import mlstm, starting_state
+from pallas_kernels.mlstm.exponents import log_gates
 from pallas_kernels.segments import last_segment, segment_borders
 from pallas_kernels.typing import (
     Gates,

@@ -22,8 +22,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.dispatch import device_family, target_device
 from pallas_kernels.interpret import interpret_mode
+from pallas_kernels.rounding import added
 from pallas_kernels.slstm.pallas_gpu_cluster import (
     MAX_BLOCKS,
     UNITS,
@@ -36,6 +38,7 @@ from pallas_kernels.slstm.pallas_gpu_cluster import (
     publish,
     store,
 )
+from pallas_kernels.slstm.recurrent import GATE_BOUNDS
 from pallas_kernels.typing import SLSTMState, TokenFlags, Values
 
 START, PADDING = 1, 2  # a token's flag; 0: neither
@@ -131,8 +134,7 @@ def run(
     return h, SLSTMState(*jnp.transpose(after[:, :, :dim, :batch], (0, 3, 1, 2)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _slstm(
+def _value(
     settings: Settings, x: Float[Array, "B T 4 H W"], R: Float[Array, "4 H W W"], bias: Float[Array, "4 H W"], state: States,
     flags: Flags | None,
 ) -> tuple[Tokens, States]:  # fmt: skip
@@ -152,7 +154,9 @@ def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
     return *backward(settings, *residuals, *cotangents), None
 
 
-_slstm.defvjp(_forward, _backward)
+_slstm = with_first_backward_only(
+    _value, _forward, _backward, gradients_alone("slstm", "pallas_gpu")
+)
 
 
 def _call_forward(
@@ -269,10 +273,13 @@ def _cell(raw: list[Array], c: Array, n: Array, m: Array) -> tuple[Array, Array,
     hardware's tanh is to 2^-11.
     """
     i, f, z, o = raw
-    forgets = jnp.minimum(f, 0) - jnp.log(1 + jnp.exp(-jnp.abs(f))) + m
-    m = jnp.where(n == 0, i, jnp.maximum(forgets, i))
+    least, largest = GATE_BOUNDS
+    i = jnp.minimum(jnp.maximum(i, least), largest)
+    log_f = jnp.maximum(jnp.minimum(f, 0) - jnp.log(1 + jnp.exp(-jnp.abs(f))), least)
+    forgotten, missing = added(m, log_f)
+    m = jnp.where(n == 0, i, jnp.maximum(forgotten, i))
     i = jnp.exp(i - m)
-    f = jnp.exp(jnp.minimum(forgets - m, 60))
+    f = jnp.exp(jnp.minimum((forgotten - m) + missing, 60))
     c = f * c + i * (1 - 2 / (1 + jnp.exp(2 * z)))
     n = f * n + i
     return c, n, c / (n * (1 + jnp.exp(-o))), m

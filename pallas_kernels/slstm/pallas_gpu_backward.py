@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from pallas_kernels.rounding import added
 from pallas_kernels.slstm.pallas_gpu import PADDING, START, Flags, Kept, Settings, States, Tokens
 from pallas_kernels.slstm.pallas_gpu_cluster import (
     UNITS,
@@ -27,6 +28,7 @@ from pallas_kernels.slstm.pallas_gpu_cluster import (
     publish,
     store,
 )
+from pallas_kernels.slstm.recurrent import GATE_BOUNDS
 
 # Factors of a step, per token: see `_factors`.
 Factors = Float[Array, "T 8 H W B"]
@@ -71,15 +73,11 @@ def _factors(raw: Float[Array, "T 4 H W B"], before: Kept, flags: Flags | None) 
     if flags is not None:
         starts = (flags == START)[:, None, None]
         c, n, m = (jnp.where(starts, 0, part) for part in (c, n, m))
-    forgets = jax.nn.log_sigmoid(f) + m
-    m = jnp.where(n == 0, i, jnp.maximum(forgets, i))
-    i, f, z, o, kept = (
-        jnp.exp(i - m),
-        jnp.exp(jnp.minimum(forgets - m, 60)),
-        jnp.tanh(z),
-        jax.nn.sigmoid(o),
-        jax.nn.sigmoid(-f),
-    )
+    i, kept = jnp.clip(i, *GATE_BOUNDS), jax.nn.sigmoid(-f)
+    forgotten, missing = added(m, jax.nn.log_sigmoid(jnp.maximum(f, GATE_BOUNDS[0])))
+    m = jnp.where(n == 0, i, jnp.maximum(forgotten, i))
+    f = jnp.exp(jnp.minimum((forgotten - m) + missing, 60))
+    i, z, o = jnp.exp(i - m), jnp.tanh(z), jax.nn.sigmoid(o)
     n_after = f * n + i
     ratio = (f * c + i * z) / n_after
     factors = [o / n_after, ratio, ratio * o * (1 - o), i, z, f, c * f * kept, n * f * kept]

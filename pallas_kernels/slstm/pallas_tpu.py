@@ -12,14 +12,13 @@ bfloat16 inputs: h and R enter the products in bfloat16, sums, gates and states 
 inputs: products at precision HIGHEST.
 """
 
-import functools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.interpret import interpret_mode
 from pallas_kernels.slstm.pallas_tpu_backward import call_backward
 from pallas_kernels.slstm.pallas_tpu_forward import (
@@ -135,8 +134,7 @@ def vmem_bytes(tokens: int, rows: int, width: int, itemsize: int) -> int:
     return resident + moving + scratch + 2 * 4 * tokens * row * 4
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _slstm(
+def _value(
     settings: Settings,
     x: Gates,
     R: Weights,
@@ -159,7 +157,9 @@ def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
     return *call_backward(settings, *residuals, *cotangents), None
 
 
-_slstm.defvjp(_forward, _backward)
+_slstm = with_first_backward_only(
+    _value, _forward, _backward, gradients_alone("slstm", "pallas_tpu")
+)
 
 
 def _pack(x: Float[Array, "*D H V"], packed: int, width: int) -> Float[Array, "*D G W"]:

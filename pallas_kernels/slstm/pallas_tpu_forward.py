@@ -12,6 +12,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.rounding import added
+from pallas_kernels.slstm.recurrent import GATE_BOUNDS
+
 # bytes; the smallest VMEM among v5e (128 MiB), v5p (64), v6e (128), less what XLA takes itself
 VMEM_LIMIT = 56 * 2**20
 START, PADDING = 1, 2  # a token's flag; 0: neither
@@ -135,9 +138,12 @@ def gates_of(i: Rows, f: Rows, z: Rows, o: Rows, n: Rows, m: Rows) -> tuple[Rows
 
     From an empty state (n = 0) the new m is the input gate's pre-activation.
     """
-    forgets = jnp.minimum(f, 0) - jnp.log1p(jnp.exp(-jnp.abs(f))) + m
-    m = jnp.where(n == 0, i, jnp.maximum(forgets, i))
-    return jnp.exp(i - m), jnp.exp(jnp.minimum(forgets - m, 60)), jnp.tanh(z), jax.nn.sigmoid(o), m
+    i = jnp.clip(i, *GATE_BOUNDS)
+    log_f = jnp.maximum(jnp.minimum(f, 0) - jnp.log1p(jnp.exp(-jnp.abs(f))), GATE_BOUNDS[0])
+    forgotten, missing = added(m, log_f)
+    m = jnp.where(n == 0, i, jnp.maximum(forgotten, i))
+    f = jnp.exp(jnp.minimum((forgotten - m) + missing, 60))
+    return jnp.exp(i - m), f, jnp.tanh(z), jax.nn.sigmoid(o), m
 
 
 def reset(parts: tuple[Rows, ...], flag: Int[Array, "B 1"]) -> tuple[Rows, ...]:

@@ -14,7 +14,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from pallas_kernels.derivatives import with_backward
+from pallas_kernels.rounding import added
 from pallas_kernels.typing import SLSTMState, TokenFlags, Values
+
+# Least pre-activation of i and f, largest of i. They make infinite gates finite: i = -2^18 counts for
+# nothing beside any other token, and f = -2^18 forgets everything.
+GATE_BOUNDS = -(2.0**18), 2.0**16
 
 # Inside this file arrays are time-major and head-major, so that the product with R needs no
 # transpose in a step.
@@ -35,7 +41,10 @@ def slstm_recurrent(
 ) -> tuple[Values, SLSTMState]:
     """Brings everything into the layout of the scan and back."""
     dtype = state.c.dtype
-    wx = jnp.transpose(x.astype(dtype) + bias.astype(dtype), (1, 3, 0, 2, 4))
+    wx = x.astype(dtype) + bias.astype(dtype)[None, None]
+    if padding is not None:  # which may hold anything, NaN too
+        wx = jnp.where(padding[..., None, None, None], 0, wx)
+    wx = jnp.transpose(wx, (1, 3, 0, 2, 4))
     R = jnp.transpose(recurrent_kernel.astype(dtype), (1, 2, 0, 3))
     flags = (
         None
@@ -56,18 +65,20 @@ def pointwise(raw: Raw, c: Part, n: Part, m: Part) -> tuple[Part, Part, Part, Pa
     The output does not depend on the stabiliser m, so m is a constant to the gradient.
     """
     i, f, z, o = (raw[..., gate, :] for gate in range(4))
+    i, f = jnp.clip(i, *GATE_BOUNDS), jnp.maximum(f, GATE_BOUNDS[0])
     log_f = jax.nn.log_sigmoid(f)
-    m_new = lax.stop_gradient(jnp.where(n == 0, i, jnp.maximum(log_f + m, i)))
+    forgotten, missing = added(*map(lax.stop_gradient, (m, log_f)))
+    m_new = lax.stop_gradient(jnp.where(n == 0, i, jnp.maximum(forgotten, i)))
     i = jnp.exp(i - m_new)
     # above 0 only for an empty state, where it multiplies zeros
-    f = jnp.exp(jnp.minimum(log_f + m - m_new, 60))
+    log_forget = jnp.minimum((forgotten - m_new) + missing, 60)
+    f = jnp.exp(log_forget + (log_f - lax.stop_gradient(log_f)))
     c = f * c + i * jnp.tanh(z)
     n = f * n + i
     return c, n, jax.nn.sigmoid(o) * c / n, m_new
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _slstm(
+def _value(
     clip: float | None, wx: Raw, R: Float[Array, "H V 4 V"], state: SLSTMState, flags: Any
 ) -> tuple[Part, SLSTMState]:
     return _slstm_forward(clip, wx, R, state, flags)[0]
@@ -128,10 +139,23 @@ def _slstm_backward(clip: float | None, kept: Any, cotangents: Any) -> Any:
     )
     dR = jnp.einsum("thbv,thbgw->hvgw", h_before, d_raw, precision=lax.Precision.HIGHEST)
     dm = c[0] * dc + n[0] * dn  # the true state is c·exp(m)
-    return d_raw, dR, SLSTMState(dc, dn, dh, dm), None
+    no_gradient = jax.tree.map(lambda _: None, flags)
+    return d_raw, dR, SLSTMState(dc, dn, dh, dm), no_gradient
 
 
-_slstm.defvjp(_slstm_forward, _slstm_backward)
+def _slstm_push(clip: float | None, kept: Any, tangents: Any) -> tuple[Part, SLSTMState]:
+    if clip is not None:
+        raise TypeError(
+            f"slstm: recurrent_gradient_clip is {clip}; it bounds gradients on their way back, and "
+            f"forward mode (jvp, linearize) has none. Leave it None there."
+        )
+    wx, R, h_first, flags, c, n, m, _ = kept
+    value = functools.partial(_value, clip, flags=flags)
+    arrays = wx, R, SLSTMState(c[0], n[0], h_first, m[0])
+    return jax.jvp(value, arrays, tuple(tangents[:3]))[1]
+
+
+_slstm = with_backward(_value, _slstm_forward, _slstm_backward, _slstm_push)
 
 
 def _mix(h: Part, R: Float[Array, "H V 4 V"]) -> Raw:

@@ -95,7 +95,9 @@ def test_an_override_of_none_unsets_and_a_partial_file_gets_the_defaults(tmp_pat
 def test_a_section_that_has_no_keys_is_named(tmp_path):
     file = tmp_path / "flat.py"
     file.write_text(
-        "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'model': 3})"
+        "import ml_collections\n"
+        "def get_config():\n"
+        "    return ml_collections.ConfigDict({'model': 3})\n"
     )
     with pytest.raises(UserError, match="config section model is 3; it must have keys"):
         load(str(file))

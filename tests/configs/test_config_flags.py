@@ -106,10 +106,10 @@ def test_a_single_number_is_a_tuple_of_one():
 def test_flags_of_the_command_and_of_the_configuration_may_mix():
     argv = ["train.py", "--workdir", "a", FILE, "--config.model.dim", "64", "--profile=1:2"]
     flags = command_line.parse(
-        argv, "usage", {"workdir": "folder", "profile": "steps"}, with_config=True
+        argv, "usage", {"workdir": "folder", "profile": "steps"}, config_flags.without_config
     )
     assert (flags.workdir, flags.profile) == ("a", "1:2")
-    assert command_line.config_of(argv).model.dim == 64
+    assert config_flags.read(argv).model.dim == 64
 
 
 @pytest.mark.parametrize("given", ["-1", "²", "1.5", "", "9" * 5000, "١"])

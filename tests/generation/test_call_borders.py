@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from tests.generation import small_tokenizers
+from tests.generation.conftest import initial_params
 from tests.generation.test_session import assert_same
-from xlstm_jax.config import ModelConfig
 from xlstm_jax.data.tokenizer import ByteTokenizer
 from xlstm_jax.generation import Generator, Sampling
 from xlstm_jax.generation.text import TextStream, continuing, printable
-from xlstm_jax.models import build_model
-from xlstm_jax.training.state import init_params
+from xlstm_jax.models import ModelConfig, build_model
 
 RULES = Sampling(temperature=1.5)
 COUNT = 40
@@ -31,9 +30,11 @@ def tokenizer(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def writer(tokenizer) -> Generator:
-    config = ModelConfig(vocab_size=tokenizer.vocab_size, dim=16, num_blocks=1, num_heads=2)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size, dim=16, num_blocks=1, mixers={"mlstm": {"num_heads": 2}}
+    )
     model = build_model(config)
-    params = jax.jit(lambda: init_params(model, seed=0))()
+    params = initial_params(model, seed=0)
     # all words are likely, and so are the bytes of some characters
     kernel = params["lm_head"]["kernel"] * 10
     likely = [tokenizer.tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in "é漢".encode()]

@@ -17,7 +17,7 @@ from xlstm_jax.runs.checkpoints import write_params
 
 
 def written_run(folder, seed: int) -> str:
-    config = ModelConfig(vocab_size=320, dim=16, num_blocks=1, num_heads=2)
+    config = ModelConfig(vocab_size=320, dim=16, num_blocks=1, mixers={"mlstm": {"num_heads": 2}})
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes_of(config)

@@ -2,17 +2,15 @@
 the text ends.
 """
 
-import jax
 import numpy as np
 import pytest
 
+from tests.generation.conftest import initial_params
 from tests.generation.test_session import assert_same
-from xlstm_jax.config import ModelConfig
 from xlstm_jax.data.tokenizer import ByteTokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.generation import Generator, Sampling, generator, session, take
-from xlstm_jax.models import build_model
-from xlstm_jax.training.state import init_params
+from xlstm_jax.models import ModelConfig, build_model
 
 TEXTS = ["ab", "a longer one"]
 RULES = Sampling(temperature=2.0, top_k=200)
@@ -20,8 +18,10 @@ RULES = Sampling(temperature=2.0, top_k=200)
 
 @pytest.fixture(scope="module")
 def texts() -> Generator:
-    model = build_model(ModelConfig(vocab_size=257, dim=16, num_blocks=1, num_heads=2))
-    params = jax.jit(lambda: init_params(model, seed=0))()
+    model = build_model(
+        ModelConfig(vocab_size=257, dim=16, num_blocks=1, mixers={"mlstm": {"num_heads": 2}})
+    )
+    params = initial_params(model, seed=0)
     params["lm_head"]["kernel"] = params["lm_head"]["kernel"] * 20
     return Generator(model, params, ByteTokenizer())
 
@@ -72,8 +72,10 @@ def test_two_turns_are_one_text(texts):
 
 @pytest.mark.slow
 def test_ids_beyond_the_tokenizer_are_never_drawn(texts):
-    model = build_model(ModelConfig(vocab_size=320, dim=16, num_blocks=1, num_heads=2))
-    padded = Generator(model, jax.jit(lambda: init_params(model, seed=0))(), ByteTokenizer())
+    model = build_model(
+        ModelConfig(vocab_size=320, dim=16, num_blocks=1, mixers={"mlstm": {"num_heads": 2}})
+    )
+    padded = Generator(model, initial_params(model, seed=0), ByteTokenizer())
     written = padded.write(
         padded.read(["a"] * 8), 16, sampling=Sampling(temperature=50.0), stop_at_end_of_text=False
     )

@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.generation.conftest import VOCABULARY
+from tests.generation.conftest import VOCABULARY, initial_params
 from xlstm_jax.errors import UserError
 from xlstm_jax.generation import session as sessions
 from xlstm_jax.generation.decoding import NOTHING, decode, row_keys
 from xlstm_jax.generation.sampling import GREEDY, Sampling
 from xlstm_jax.generation.session import read, take
 from xlstm_jax.models import build_model
-from xlstm_jax.training.state import init_params
 
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(0, VOCABULARY, length).tolist() for length in (5, 1, 12)]
@@ -195,9 +194,14 @@ def test_states_may_leave_the_device_and_come_back(paper_model):
 @pytest.mark.slow
 def test_a_convolution_of_one_tap_goes_on_too(paper_model):
     """Its window is empty."""
-    config = dataclasses.replace(paper_model[0].config, conv_width=1)
-    model = build_model(config)
-    params = jax.jit(lambda: init_params(model, seed=3))()
+    config = paper_model[0].config
+    one_tap = {
+        name: dataclasses.replace(section, conv_width=1)
+        for name, section in config.mixers.items()
+        if hasattr(section, "conv_width")
+    }
+    model = build_model(dataclasses.replace(config, mixers={**config.mixers, **one_tap}))
+    params = initial_params(model, seed=3)
     session, tokens, _ = write(model, params, read(model, params, PROMPTS[2:]))
     text = np.array([PROMPTS[2] + tokens[0].tolist()])
     expected, _ = jax.jit(model.apply)({"params": params}, text)

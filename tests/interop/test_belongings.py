@@ -11,17 +11,21 @@ import numpy as np
 import pytest
 
 from tests.generation import small_tokenizers
-from tests.interop.test_convert import original_folder, run_folder, write_tiny_tokenizer
+from tests.interop.test_convert import (
+    SEVEN_B,
+    original_folder,
+    run_folder,
+    small_model,
+    write_tiny_tokenizer,
+)
 from tests.interop.test_interop import import_params, read, shapes_of
-from xlstm_jax.config import Config, DataConfig, EvalConfig, ModelConfig
+from xlstm_jax.config import Config, DataConfig, EvalConfig
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop import __main__ as command
 from xlstm_jax.interop import convert, folders, tensor_files
 from xlstm_jax.interop.convert import export_checkpoint, import_checkpoint
 from xlstm_jax.interop.opening import open_checkpoint
 from xlstm_jax.runs.checkpoints import write_params
-
-SEVEN_B = {"block": "7b", "gate_soft_cap": 15.0, "logit_soft_cap": 30.0}
 
 
 @pytest.fixture
@@ -68,7 +72,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(theirs, tmp_path):
 def test_an_export_and_import_keeps_how_it_was_trained_and_evaluated(
     tmp_path, capsys, fields, format
 ):
-    model = ModelConfig(vocab_size=320, dim=64, num_blocks=1, num_heads=2, **fields)
+    model = small_model(**fields)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes_of(model))
     data = DataConfig(context_length=256, reset_at_document=True)
     evaluation = EvalConfig(context_length=1024)
@@ -96,7 +100,7 @@ def test_a_paper_model_is_used_with_the_context_that_its_configuration_names(tmp
 
 def test_a_moved_run_takes_its_tokenizer_along(tmp_path):
     small_tokenizers.write(tmp_path / "tokenizer.json")
-    model = ModelConfig(vocab_size=320, dim=64, num_blocks=1, num_heads=2, **SEVEN_B)
+    model = small_model(**SEVEN_B)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes_of(model))
     data = DataConfig(tokenizer=str(tmp_path / "tokenizer.json"))
     write_params(tmp_path / "run", Config(model=model, data=data), params)

@@ -11,12 +11,13 @@ import pytest
 import tokenizers
 
 from tests.interop.test_interop import FIXTURES, read, shapes_of
-from xlstm_jax.config import Config, ModelConfig
+from xlstm_jax.config import Config
 from xlstm_jax.data.tokenizer import END_OF_TEXT, ByteTokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop import __main__ as command
 from xlstm_jax.interop import folders, large, paper, tensor_files
 from xlstm_jax.interop.convert import export_checkpoint, import_checkpoint
+from xlstm_jax.models import ModelConfig
 from xlstm_jax.runs.checkpoints import write_params
 
 assert FIXTURES.is_dir()
@@ -91,8 +92,26 @@ def test_xlstm_large_has_its_own_names(tmp_path):
         np.testing.assert_array_equal(source.tensors[key], tensor)
 
 
+SEVEN_B = {
+    "blocks": "mlstm_7b+mlp",
+    "norm": "rms",
+    "norm_eps": 1e-6,
+    "logit_soft_cap": 30.0,
+    "mixers": {
+        "mlstm_7b": {"num_heads": 2},
+        "mlp": {"activation": "silu", "whole_first": True},
+    },
+}
+
+
+def small_model(**fields) -> ModelConfig:
+    """One block; the paper's mLSTM where no other is named."""
+    fields = {"mixers": {"mlstm": {"num_heads": 2}}} | fields
+    return ModelConfig(vocab_size=320, dim=64, num_blocks=1, **fields)
+
+
 def run_folder(path: pathlib.Path, **fields) -> ModelConfig:
-    config = ModelConfig(vocab_size=320, dim=64, num_blocks=1, num_heads=2, **fields)
+    config = small_model(**fields)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes_of(config)
@@ -102,7 +121,7 @@ def run_folder(path: pathlib.Path, **fields) -> ModelConfig:
 
 
 def test_an_export_has_a_tokenizer_that_agrees_with_the_byte_tokenizer(tmp_path):
-    run_folder(tmp_path / "run", block="7b", gate_soft_cap=15.0, logit_soft_cap=30.0)
+    run_folder(tmp_path / "run", **SEVEN_B)
     export_checkpoint(str(tmp_path / "run"), str(tmp_path / "theirs"))
     fields = json.loads((tmp_path / "theirs" / "config.json").read_text())
     assert fields["architectures"] == ["xLSTMForCausalLM"] and fields["eos_token_id"] == 256
@@ -115,7 +134,7 @@ def test_an_export_has_a_tokenizer_that_agrees_with_the_byte_tokenizer(tmp_path)
 
 
 def test_tokenizer_files_travel_along(tmp_path):
-    run_folder(tmp_path / "run", block="7b", gate_soft_cap=15.0, logit_soft_cap=30.0)
+    run_folder(tmp_path / "run", **SEVEN_B)
     export_checkpoint(str(tmp_path / "run"), str(tmp_path / "theirs"))
     config = import_checkpoint(str(tmp_path / "theirs"), str(tmp_path / "ours"))
     assert config.data.tokenizer == str(tmp_path / "ours" / "tokenizer.json")
@@ -140,7 +159,7 @@ def test_a_smaller_type_is_written_where_it_is_asked_for(tmp_path):
         (["import", "--output=x"], "--source is missing"),
         (["export", "--source={run}", "--output={run}"], "not empty"),
         (["export", "--source={run}", "--output=x", "--format=gguf"], "--format is 'gguf'"),
-        (["export", "--source={run}", "--output=x", "--format=huggingface"], "block = 'paper'"),
+        (["export", "--source={run}", "--output=x", "--format=huggingface"], "has blocks 'mlstm'"),
         (["export", "--source={run}", "--output=x", "--weight_mode=fused"], "does not have"),
         (["import", "--source={run}", "--output=x"], "a run of this project"),
         (["import", "--source={run}", "--output=/proc/no/x"], "'/proc/no/x' can't be written"),

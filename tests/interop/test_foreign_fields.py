@@ -30,8 +30,9 @@ WRONG = (None, "x", -1, [], {}, True, float("nan"), float("inf"))
 
 def test_the_public_7b_is_read_and_so_is_a_folder_that_leaves_all_to_the_defaults():
     config = large.import_config(PUBLIC_7B)
-    assert (config.dim, config.num_blocks, config.num_heads) == (4096, 32, 8)
-    assert (config.norm_eps, config.gate_soft_cap, config.ffn_factor) == (1e-6, 15.0, 2.667)
+    assert (config.dim, config.num_blocks, config.mlstm_7b.num_heads) == (4096, 32, 8)
+    assert (config.norm_eps, config.mlstm_7b.gate_soft_cap) == (1e-6, 15.0)
+    assert config.mlp.factor == 2.667
     assert large.import_config({"model_type": "xlstm"}) == config
 
 
@@ -52,15 +53,15 @@ def test_two_names_with_two_values_are_refused():
 
 def test_what_yaml_takes_for_text_is_a_number():
     fields = large.export_pypi_config(read("large")[0])
-    assert large.import_pypi_config(fields | {"eps": "1e-6"}).cell_eps == 1e-6
+    assert large.import_pypi_config(fields | {"eps": "1e-6"}).mlstm_7b.eps == 1e-6
     del fields["ffn_proj_factor"], fields["gate_soft_cap"]
-    assert large.import_pypi_config(fields).ffn_factor == 2.6667
+    assert large.import_pypi_config(fields).mlp.factor == 2.6667
 
 
 def test_slstm_blocks_everywhere_may_be_called_all():
     fields = paper_fields(read("paper")[0])
     config = paper.import_config(fields | {"slstm_at": "all", "mlstm_block": None})
-    assert config.slstm_positions == tuple(range(config.num_blocks))
+    assert config.layout == config.num_blocks * (("slstm", "mlp"),)
 
 
 def paths(fields: dict, *above: str):
@@ -102,7 +103,7 @@ def test_a_field_of_a_wrong_type_is_refused_by_name():
         ("config.json", b"{no json"),
         ("config.json", b"\xff\xfe"),
         ("config.json", b'{"a":' * 100_000),
-        ("config.json", b'{"model_type": "llama"}'),
+        ("config.json", b'{"model_type": "mamba"}'),
         ("config.yaml", b"a: [1"),
         ("config.yaml", b"when: 2020-99-99"),
         ("config.yaml", b""),

@@ -7,15 +7,14 @@ import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
-from xlstm_jax.config import ModelConfig
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop import large, mapping, paper, tensor_files
-from xlstm_jax.models import build_model
+from xlstm_jax.models import ModelConfig, build_model
+from xlstm_jax.models.config import read_model
+from xlstm_jax.runs.params import language_model_params
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 KINDS = {"paper": paper, "large": large}
@@ -24,23 +23,17 @@ KINDS = {"paper": paper, "large": large}
 def read(name: str):
     """(config, tensors, tokens, logits) of a frozen original."""
     with np.load(FIXTURES / f"{name}.npz") as file:
-        values = json.loads(str(file["config"]))
-        values = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
+        config = read_model(json.loads(str(file["config"])))
         tensors = {
             key.removeprefix("tensor/"): file[key]
             for key in file.files
             if key.startswith("tensor/")
         }
-        return ModelConfig(**values), tensors, file["tokens"], file["logits"]
+        return config, tensors, file["tokens"], file["logits"]
 
 
 def shapes_of(config: ModelConfig):
-    init = build_model(config).init
-    return nn.meta.unbox(jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))[
-        "params"
-    ]
+    return language_model_params(build_model(config))
 
 
 def import_params(name: str, config: ModelConfig, tensors):
@@ -152,21 +145,40 @@ def test_a_paper_configuration_without_counterpart_is_refused():
     config, _, _, _ = read("paper")
     with pytest.raises(UserError, match="bias = True"):
         paper.import_config({**paper_fields(config), "bias": True})
-    fields = paper_fields(config)
-    fields["slstm_block"]["slstm"]["num_heads"] = 8
-    with pytest.raises(UserError, match="differ in num_heads"):
-        paper.import_config(fields)
+
+
+def test_both_cells_of_a_paper_configuration_have_settings_of_their_own():
+    fields = paper_fields(read("paper")[0])
+    fields["slstm_block"]["slstm"] |= {"num_heads": 8, "conv1d_kernel_size": 0}
+    config = paper.import_config(fields)
+    assert (config.mlstm.num_heads, config.slstm.num_heads) == (2, 8)
+    assert (config.mlstm.conv_width, config.slstm.conv_width) == (4, 0)
+    assert paper_fields(config) == fields
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "field"),
+    ("name", "key", "value"),
     [
-        ("paper", {"gate_soft_cap": 15.0}, "gate_soft_cap"),
-        ("large", {"logit_soft_cap": None}, "logit_soft_cap"),
+        ("paper", "mlstm.gate_soft_cap", 15.0),
+        ("paper", "mlstm.eps", 1e-3),
+        ("paper", "mlp.activation", "silu"),
+        ("paper", "norm", "rms"),
+        ("paper", "blocks", "mlstm+mlp"),
+        ("large", "logit_soft_cap", None),
+        ("large", "mlstm_7b.norm_eps", 1e-3),
+        ("large", "mlp.gated", False),
+        ("large", "embedding_norm", True),
     ],
 )
-def test_a_model_that_theirs_can_not_be_is_refused(name, change, field):
-    config = dataclasses.replace(read(name)[0], **change)
+def test_a_model_that_theirs_can_not_be_is_refused(name, key, value):
+    config, (*mixer, field) = read(name)[0], key.split(".")
+    change = {field: value}
+    if mixer:
+        section = dataclasses.replace(config.mixers[mixer[0]], **change)
+        change = {"mixers": {**config.mixers, mixer[0]: section}}
+    elif field == "blocks":
+        change["mixers"] = {}
+    config = dataclasses.replace(config, **change)
     with pytest.raises(UserError, match=field):
         paper.export_config(config, 80) if name == "paper" else large.export_config(config)
 

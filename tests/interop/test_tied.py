@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.interop.test_convert import run_folder, write_tiny_tokenizer
+from tests.interop.test_convert import SEVEN_B, run_folder, write_tiny_tokenizer
 from tests.interop.test_interop import KINDS, import_params, read
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop import large, mapping, tensor_files
@@ -21,7 +21,6 @@ NAMES = {
     "paper": ("token_embedding.weight", "lm_head.weight"),
     "large": ("backbone.embeddings.weight", "lm_head.weight"),
 }
-SEVEN_B = {"block": "7b", "gate_soft_cap": 15.0, "logit_soft_cap": 30.0}
 
 
 def tied(name: str, left: str):

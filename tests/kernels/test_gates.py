@@ -11,7 +11,7 @@ import pytest
 
 from pallas_kernels.mlstm.chunkwise import _sum_from
 from pallas_kernels.mlstm.gates import chunk_gates, gate_gradients
-from pallas_kernels.mlstm.parallel import decay_weights
+from pallas_kernels.mlstm.parallel import decay_weights, token_sums
 
 B, T, H, L = 2, 48, 2, 16
 
@@ -35,22 +35,18 @@ def test_weights_equal_those_of_the_parallel_form(normalise, documents):
         before = m0 if normalise else 0 * m0
         for n, part in enumerate(chunks()):
             document = jnp.cumsum(starts[:, part], axis=1) if documents else None
-            D, w, m = decay_weights(
-                *(jnp.moveaxis(x[:, part], 1, 2) for x in (log_i, log_f)),
-                document,
-                before,
-                normalise,
-            )
+            of_part = (jnp.moveaxis(x[:, part], 1, 2) for x in (log_i, log_f))
+            sums = token_sums(*of_part, document[:, None] if documents else None, normalise)
+            weights = decay_weights(sums, document, before, normalise)
+            D, w, m = weights.D, weights.w, weights.m
             pairs = np.tri(L, dtype=bool) & np.asarray(
                 gates.document[:, None, part, None] == gates.document[:, None, None, part]
             )
-            got = jnp.where(
-                pairs,
-                jnp.exp(
-                    jnp.where(pairs, gates.row[:, :, part, None] + gates.col[:, :, None, part], 0)
-                ),
-                0,
-            )
+            exponent = gates.row[:, :, part, None] + gates.col[:, :, None, part]
+            exponent += gates.col_low[:, :, None, part]
+            if not normalise:
+                exponent += gates.row_low[:, :, part, None]
+            got = jnp.exp(jnp.where(pairs, exponent, -jnp.inf))
             for x, y in (
                 (got, D),
                 (gates.w[:, :, part], w),
@@ -72,9 +68,12 @@ def test_gradients_of_the_gates_are_summed_to_each_documents_end(documents):
             jnp.asarray(r.normal(size=(B, H, T // L))),
             jnp.asarray(r.random((B, T)) < 0.2),
         )
-        d_log_i, d_log_f = gate_gradients(q_dq, k_dk, after, starts if documents else None)
+        wiped = jnp.zeros((B, H, T), bool).at[0, 0, 5].set(True)
+        given = starts if documents else None
+        d_log_i, d_log_f = gate_gradients(q_dq, k_dk, after, given, wiped)
         np.testing.assert_array_equal(d_log_i, jnp.moveaxis(k_dk, 1, 2))
         for n, part in enumerate(chunks()):
             document = jnp.cumsum(starts[:, part], axis=1) if documents else None
             expected = _sum_from((q_dq - k_dk)[:, :, part], after[..., n], document)
+            expected = jnp.where(wiped[:, :, part], 0, expected)
             np.testing.assert_allclose(jnp.moveaxis(d_log_f[:, part], 1, 2), expected, atol=1e-12)

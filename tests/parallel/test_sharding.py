@@ -379,12 +379,14 @@ def test_rows_that_can_not_be_dealt_out_are_refused_with_their_number():
     assert batch_sharding(mesh, 16).spec[0] == ("data", "fsdp")
     with pytest.raises(
         UserError,
-        match="^12 rows .data.batch_size 12, train.accumulation_steps 1. can't be dealt out to 8 devices",
+        match="^12 rows .data.batch_size 12, train.accumulation_steps 1. can't be dealt out to 8 "
+        "devices",
     ):
         batch_sharding(mesh, 12)
     with pytest.raises(
         UserError,
-        match="^4 rows .data.batch_size 16, train.accumulation_steps 4. can't be dealt out to 8 devices",
+        match="^4 rows .data.batch_size 16, train.accumulation_steps 4. can't be dealt out to 8 "
+        "devices",
     ):
         batch_sharding(mesh, 16, accumulation_steps=4)
     assert [filled_rows(mesh, rows) for rows in (1, 8, 9)] == [8, 8, 16]

@@ -22,18 +22,17 @@ from tests.parity.originals import large, large_model, ours, round_trip, tensors
 from xlstm_jax.config import ModelConfig
 
 BASE = ModelConfig(
+    norm="rms",
     vocab_size=37,
-    # theirs rounds cache sizes up to 64 where its layers do not: multiples of 64 for q and k
     dim=128,
     num_blocks=2,
-    num_heads=4,
-    block="7b",
-    ffn_factor=2.667,
-    input_gate_bias=-10.0,
-    input_gate_bias_std=0.0,
-    gate_soft_cap=15.0,
     logit_soft_cap=30.0,
     norm_eps=1e-6,
+    blocks="mlstm_7b+mlp",
+    mixers={
+        "mlp": {"activation": "silu", "whole_first": True, "factor": 2.667},
+        "mlstm_7b": {"num_heads": 4},
+    },
 )
 CONFIGS = [
     BASE,

@@ -4,7 +4,6 @@ parity is checked without PyTorch.
     python -m tests.parity.make_fixtures        (in the environment of `make parity`)
 """
 
-import dataclasses
 import json
 import pathlib
 
@@ -12,22 +11,28 @@ import numpy as np
 import torch
 
 from tests.parity.originals import large, large_model, paper, paper_model, tensors_of
-from xlstm_jax.config import ModelConfig
+from xlstm_jax.models import ModelConfig
 
 FOLDER = pathlib.Path(__file__).parents[1] / "interop" / "fixtures"
-PAPER = ModelConfig(vocab_size=17, dim=32, num_blocks=3, num_heads=2, slstm_positions=(1,))
+PAPER = ModelConfig(
+    vocab_size=17,
+    dim=32,
+    num_blocks=3,
+    blocks="mlstm,slstm+mlp,mlstm",
+    mixers={"mlstm": {"num_heads": 2}, "slstm": {"num_heads": 2}},
+)
 LARGE = ModelConfig(
     vocab_size=17,
     dim=128,
     num_blocks=1,
-    num_heads=4,
-    block="7b",
-    ffn_factor=0.5,
-    input_gate_bias=-10.0,
-    input_gate_bias_std=0.0,
-    gate_soft_cap=15.0,
-    logit_soft_cap=30.0,
+    blocks="mlstm_7b+mlp",
+    norm="rms",
     norm_eps=1e-6,
+    logit_soft_cap=30.0,
+    mixers={
+        "mlstm_7b": {"num_heads": 4},
+        "mlp": {"activation": "silu", "whole_first": True, "factor": 0.5},
+    },
 )
 
 
@@ -36,7 +41,7 @@ def write(name: str, config: ModelConfig, model, logits) -> None:
     with torch.no_grad():
         expected = logits(model(torch.from_numpy(tokens))).float().numpy()
     tensors = {f"tensor/{key}": tensor for key, tensor in tensors_of(model).items()}
-    text = json.dumps(dataclasses.asdict(config))
+    text = json.dumps(config.values())
     np.savez_compressed(
         FOLDER / f"{name}.npz",
         config=text,

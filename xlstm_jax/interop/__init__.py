@@ -1,3 +1,3 @@
-"""Parameters and configurations to and from the originals: PyPI `xlstm` (paper.py), Hugging Face
-and `xLSTMLarge` (large.py).
+"""Parameters and configurations to and from other projects: one file per family of formats, which
+`formats.py` lists.
 """

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.interop import fused
 from xlstm_jax.interop.format import Format, Wish
 from xlstm_jax.interop.mapping import (
     PLAIN,
@@ -134,26 +135,24 @@ def _import_config(theirs: Mapping[str, Any]) -> ModelConfig:
             f"'fused'"
         )
     return checked(
-        ModelConfig(
-            vocab_size=theirs.whole("vocab_size"),
-            dim=theirs.whole(*_names_of("hidden_size")),
-            num_blocks=theirs.whole(*_names_of("num_hidden_layers")),
-            blocks="+".join(BLOCK),
-            norm="rms",
-            norm_eps=theirs.decimal("norm_eps"),
-            logit_soft_cap=theirs.decimal("output_logit_soft_cap"),
-            tie_embeddings=theirs.yes("tie_word_embeddings"),
-            mixers={
-                "mlstm_7b": {
-                    "num_heads": theirs.whole("num_heads"),
-                    "qk_factor": theirs.decimal("qk_dim_factor"),
-                    "gate_soft_cap": theirs.decimal("gate_soft_cap"),
-                    "eps": theirs.decimal("eps"),
-                    "norm_eps": theirs.decimal("norm_eps"),
-                },
-                "mlp": FEED_FORWARD | {"factor": theirs.decimal("ffn_proj_factor")},
+        vocab_size=theirs.whole("vocab_size"),
+        dim=theirs.whole(*_names_of("hidden_size")),
+        num_blocks=theirs.whole(*_names_of("num_hidden_layers")),
+        blocks="+".join(BLOCK),
+        norm="rms",
+        norm_eps=theirs.decimal("norm_eps"),
+        logit_soft_cap=theirs.decimal("output_logit_soft_cap"),
+        tie_embeddings=theirs.yes("tie_word_embeddings"),
+        mixers={
+            "mlstm_7b": {
+                "num_heads": theirs.whole("num_heads"),
+                "qk_factor": theirs.decimal("qk_dim_factor"),
+                "gate_soft_cap": theirs.decimal("gate_soft_cap"),
+                "eps": theirs.decimal("eps"),
+                "norm_eps": theirs.decimal("norm_eps"),
             },
-        )
+            "mlp": FEED_FORWARD | {"factor": theirs.decimal("ffn_proj_factor")},
+        },
     )
 
 
@@ -220,53 +219,20 @@ def split_fused(config: ModelConfig, tensors: Tensors) -> dict[str, np.ndarray]:
     """Fused tensors as those of the single mode: views of their rows.
 
     Raises:
-        UserError: a fused tensor is missing or has another number of rows; all of them are named.
+        UserError: a fused tensor is missing or has another number of rows; the first are named.
     """
     rows = _rows(config)
-    result, problems = dict(tensors), []
+    groups = {}
     for block in range(config.num_blocks):
         prefix = f"backbone.blocks.{block}."
-        for fused, parts in FUSED.items():
-            whole = result.pop(prefix + fused, None)
-            wanted = [rows[part] for part in parts]
-            if whole is None:
-                problems.append(f"{prefix}{fused} is missing")
-            elif whole.ndim == 0 or len(whole) != sum(wanted):
-                problems.append(
-                    f"{prefix}{fused} has shape {tuple(whole.shape)} instead of {sum(wanted)} rows"
-                )
-            else:
-                pieces = np.split(whole, np.cumsum(wanted)[:-1])
-                result |= {prefix + part: piece for part, piece in zip(parts, pieces, strict=True)}
-    if problems:
-        raise UserError(f"the checkpoint can't be converted: {'; '.join(problems[:8])}")
-    return result
+        for name, parts in FUSED.items():
+            groups[prefix + name] = [(prefix + part, rows[part]) for part in parts]
+    return fused.split(tensors, groups, axis=0)
 
 
 def fuse(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
     """Tensors of the single mode as those of the fused mode, each joined when it is written."""
-    whole_of = {part: fused for fused, parts in FUSED.items() for part in parts}
-    waiting: dict[str, list[Tensor]] = {}
-    for tensor in tensors:
-        prefix, name = _cut_prefix(tensor.name)
-        if name not in whole_of:
-            yield tensor
-            continue
-        fused = prefix + whole_of[name]
-        pieces = waiting.setdefault(fused, [])
-        pieces.append(tensor)
-        if len(pieces) == len(FUSED[whole_of[name]]):
-            pieces.sort(
-                key=lambda piece, order=FUSED[whole_of[name]]: order.index(
-                    _cut_prefix(piece.name)[1]
-                )
-            )
-            shape = (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
-            yield Tensor(
-                fused,
-                shape,
-                lambda pieces=pieces: np.concatenate([piece.make() for piece in pieces]),
-            )
+    return fused.join(tensors, FUSED, axis=0)
 
 
 def _rows(config: ModelConfig) -> dict[str, int]:
@@ -275,23 +241,13 @@ def _rows(config: ModelConfig) -> dict[str, int]:
     rows = {f"mlstm_layer.{name}.weight": count for name, count in layer.items()}
     rows |= {
         name: config.mlstm_7b.num_heads
-        for fused, parts in FUSED.items()
-        if "ifgate" in fused
+        for whole, parts in FUSED.items()
+        if "ifgate" in whole
         for name in parts
     }
     return rows | {
         name: config.mlp.hidden_dim(config.dim) for name in FUSED["ffn.proj_up_gate_z.weight"]
     }
-
-
-def _cut_prefix(name: str) -> tuple[str, str]:
-    """("backbone.blocks.3.", "norm_ffn.weight")"""
-    parts = name.split(".")
-    return (
-        ("".join(part + "." for part in parts[:3]), ".".join(parts[3:]))
-        if parts[:2] == ["backbone", "blocks"]
-        else ("", name)
-    )
 
 
 def _fields_of_transformers(config: ModelConfig, wish: Wish) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop.tensor_files import Tensor
-from xlstm_jax.models.config import ModelConfig, check_model
+from xlstm_jax.models.config import ModelConfig, check_model, read_model
 from xlstm_jax.models.stack import block_name
 
 Tensors = Mapping[str, np.ndarray]
@@ -251,17 +251,27 @@ class Fields(dict):
         )
 
 
-def checked(config: ModelConfig) -> ModelConfig:
-    """The configuration, if a model can be made of it; raises `UserError` where it can't."""
+def checked(mixers: Mapping[str, Any], **settings: Any) -> ModelConfig:
+    """The configuration with these settings, those of mixers by their names, if a model can be made
+    of it; raises `UserError` where it can't.
+    """
     try:
+        config = read_model({**settings, **mixers})
         check_model(config)
     except UserError as error:
         raise UserError(f"the checkpoint can't be converted: {error}") from None
     return config
 
 
-# What no public format has: settings of a model that must keep their defaults.
-PLAIN = {"embedding_norm": False, "positions": "none", "norm_bias": False}
+# What most public formats lack: settings of a model that must keep their defaults. A format that
+# has one of them says so.
+PLAIN = {
+    "embedding_norm": False,
+    "positions": "none",
+    "norm_bias": False,
+    "residual": True,
+    "final_norm": True,
+}
 
 
 def refuse_other_blocks(config: ModelConfig, blocks: set[tuple[str, ...]]) -> None:
@@ -272,7 +282,7 @@ def refuse_other_blocks(config: ModelConfig, blocks: set[tuple[str, ...]]) -> No
 
 
 def refuse_unless(source: Mapping[str, Any], required: Mapping[str, Any], what: str) -> None:
-    """Raises `UserError` naming the fields of their configuration whose values this project has no
+    """Raises `UserError` naming the fields of a configuration whose values the other side has no
     counterpart for.
     """
     _refuse(

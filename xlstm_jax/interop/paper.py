@@ -26,7 +26,7 @@ from xlstm_jax.interop.mapping import (
     refuse_other_blocks,
     refuse_unless,
 )
-from xlstm_jax.models.config import ModelConfig
+from xlstm_jax.models.config import ModelConfig, text_of_blocks
 
 RESIDUAL_WEIGHT = Transform(lambda w: 1 + w, lambda scale: (scale - 1,), rounds=True)
 GATES = Transform(  # four [H out in] and our [4 H in out]
@@ -148,17 +148,15 @@ def import_config(theirs: Mapping[str, Any]) -> ModelConfig:
             "conv_width": slstm.whole("conv1d_kernel_size"),
         }
         mixers["mlp"] = {"factor": ffn.decimal("proj_factor")}
-    blocks = [SLSTM if number in positions else MLSTM for number in range(num_blocks)]
+    blocks = tuple(SLSTM if number in positions else MLSTM for number in range(num_blocks))
     return checked(
-        ModelConfig(
-            vocab_size=theirs.whole("vocab_size"),
-            dim=theirs.whole("embedding_dim"),
-            num_blocks=num_blocks,
-            blocks=",".join("+".join(block) for block in blocks),
-            tie_embeddings=theirs.yes("tie_weights"),
-            dropout=dropout,
-            mixers=mixers,
-        )
+        vocab_size=theirs.whole("vocab_size"),
+        dim=theirs.whole("embedding_dim"),
+        num_blocks=num_blocks,
+        blocks=text_of_blocks(blocks),
+        tie_embeddings=theirs.yes("tie_weights"),
+        dropout=dropout,
+        mixers=mixers,
     )
 
 
@@ -190,7 +188,7 @@ def export_config(config: ModelConfig, context_length: int) -> dict[str, Any]:
     if len(positions) < config.num_blocks:
         mlstm = config.mlstm
         required = {"input_gate": "exponential", "gate_soft_cap": None, "norm_eps": 1e-5}
-        refuse_unless(vars(mlstm), required, "the mLSTM")
+        refuse_unless(vars(mlstm), required | {"eps": 1e-6}, "the mLSTM")
         mlstm_block = {
             "mlstm": {
                 "num_heads": mlstm.num_heads,

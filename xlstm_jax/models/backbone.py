@@ -190,12 +190,13 @@ class Backbone(nn.Module):
 
     @nn.nowrap
     def init_state(
-        self, batch_size: int, dtype: Any = jnp.float32, cache_length: int | None = None
+        self, batch_size: int, dtype: Any = None, cache_length: int | None = None
     ) -> BackboneState:
         """The empty state, a function of the configuration alone.
 
         Args:
-            dtype: of remembered activations: the windows of convolutions, caches.
+            dtype: of remembered activations: the windows of convolutions, caches; by default
+                float32, float64 where the model computes in it.
             cache_length: tokens that a mixer whose memory grows can hold; others ignore it.
 
         Raises:
@@ -206,6 +207,9 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"the memory of {growing[0]!r} grows with the text; give init_state a cache_length"
             )
+
+        if dtype is None:
+            dtype = jnp.promote_types(compute_dtype(config.dtype), jnp.float32)
 
         def empty(name: str) -> Any:
             mixer, settings = config.of(name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +26,7 @@ class ModelConfig:
 
     blocks: str = setting(
         mixers.DEFAULT_BLOCKS,
-        'the stack: "7*mlstm,slstm+mlp" repeats until num_blocks; "+" joins the branches of a block',
+        'the stack: "7*mlstm,slstm+mlp" repeats until num_blocks; "+" joins branches of a block',
     )
     num_blocks: int = setting(4, "blocks of the stack", at_least=1)
     dim: int = setting(256, "D, channels of the residual stream", at_least=1)
@@ -188,3 +189,13 @@ def parse_blocks(text: str, num_blocks: int) -> tuple[tuple[str, ...], ...]:
             '"3*mlstm,slstm+mlp,4*mlstm"'
         )
     return tuple(pattern) * (num_blocks // len(pattern))
+
+
+def text_of_blocks(layout: tuple[tuple[str, ...], ...]) -> str:
+    """A short text of which `parse_blocks` makes this stack: "7*mlstm,slstm+mlp"."""
+    count = len(layout)
+    periods = (size for size in range(1, count) if count % size == 0)
+    period = next((p for p in periods if layout[:p] * (count // p) == layout), count)
+    runs = ((block, len(list(run))) for block, run in itertools.groupby(layout[:period]))
+    named = (("+".join(block), length) for block, length in runs)
+    return ",".join(name if length == 1 else f"{length}*{name}" for name, length in named)

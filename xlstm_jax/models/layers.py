@@ -17,7 +17,7 @@ from xlstm_jax.models.cpu_forms import (
     project_in_parts,
     scale_channels,
 )
-from xlstm_jax.models.initializers import Initializer
+from xlstm_jax.models.initializers import Initializer, zeros
 from xlstm_jax.parallel import constrain, gathered
 from xlstm_jax.typing import Activations, Array, Float, HeadActivations
 
@@ -86,7 +86,7 @@ def _kernel(module: Any, dim: int) -> Float[Array, "D F"]:
 
 
 def _bias(module: Any) -> Float[Array, " F"]:
-    init = nn.with_logical_partitioning(nn.initializers.zeros, module.axes[1:])
+    init = nn.with_logical_partitioning(zeros, module.axes[1:])
     return module.param("bias", init, (module.features,))
 
 
@@ -121,7 +121,7 @@ class BlockDiagonalProjection(nn.Module):
 
 
 def normalize(x: Float[Array, "... D"], eps: float, *, center: bool) -> Float[Array, "... D"]:
-    """x over its root mean square (after subtracting the mean if `center`), in float32 or better."""
+    """x over its root mean square, after subtracting the mean if `center`; float32 or better."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if center:
         x = x - jnp.mean(x, axis=-1, keepdims=True)
@@ -129,7 +129,7 @@ def normalize(x: Float[Array, "... D"], eps: float, *, center: bool) -> Float[Ar
 
 
 def _channel_vector(module: nn.Module, name: str, value: float, dim: int, axis: str) -> Array:
-    init = nn.with_logical_partitioning(nn.initializers.constant(value), (axis,))
+    init = nn.with_logical_partitioning(nn.initializers.constant(value, jnp.float32), (axis,))
     return gathered(module.param(name, init, (dim,)), axis)
 
 

@@ -1,6 +1,7 @@
 """What the blocks with a matrix memory share: settings of the cell, gates, the call, its FLOPs."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,7 +10,7 @@ from pallas_kernels import MLSTMState
 from pallas_kernels.mlstm.api import BACKENDS
 from xlstm_jax.errors import UserError, backend_of
 from xlstm_jax.models.cpu_forms import gate_preactivations
-from xlstm_jax.models.initializers import Initializer, head_linspace, shifted_normal
+from xlstm_jax.models.initializers import Initializer, head_linspace, shifted_normal, zeros
 from xlstm_jax.models.layers import record_gates, soft_cap, split_heads
 from xlstm_jax.models.mixer import Segments
 from xlstm_jax.parallel import mlstm
@@ -39,7 +40,7 @@ class MLSTMCellConfig:
     norm_eps: float = setting(1e-5, "added to the variance in the norm of each head", at_least=0)
     backend: str | None = setting(
         None,
-        "one of pallas_kernels' names; unset takes the best that serves the device",
+        "unset takes the best that serves the device",
         choices=tuple(BACKENDS),
         may_change=True,
     )
@@ -60,7 +61,7 @@ class Gate(nn.Module):
     @nn.compact
     def __call__(self, size: int) -> tuple[Float[Array, "D H"], Float[Array, " H"]]:
         axes = ("gate_inputs", "gate_heads")
-        kernel_init = nn.with_logical_partitioning(nn.initializers.zeros, axes)
+        kernel_init = nn.with_logical_partitioning(zeros, axes)
         bias_init = nn.with_logical_partitioning(self.bias_init, axes[1:])
         return (
             self.param("kernel", kernel_init, (size, self.num_heads)),
@@ -111,7 +112,7 @@ def matrix_memory(
     segments: Segments,
     name: str,
 ) -> tuple[HeadActivations, MLSTMState]:
-    """`mlstm` of neighbouring channels as heads, as the settings of the mixer `name` describe it."""
+    """`mlstm` with neighbouring channels as heads; `settings` are those of the mixer `name`."""
     heads = (split_heads(x, settings.num_heads) for x in (q, k, v))
     i, f = (soft_cap(gate, settings.gate_soft_cap) for gate in gates)
     with backend_of(f"model.{name}.backend", settings.backend):
@@ -130,10 +131,13 @@ def matrix_memory(
         )
 
 
-def empty_memory(batch_size: int, num_heads: int, qk_dim: int, v_dim: int) -> MLSTMState:
-    """The empty matrix memory of so many channels over all heads, float32."""
+def empty_memory(
+    batch_size: int, num_heads: int, qk_dim: int, v_dim: int, dtype: Any
+) -> MLSTMState:
+    """The empty matrix memory of so many channels over all heads, in float32 or better."""
     qk_dim, v_dim = qk_dim // num_heads, v_dim // num_heads
-    return MLSTMState.empty(batch_size, num_heads, qk_dim, v_dim, jnp.float32)
+    dtype = jnp.promote_types(dtype, jnp.float32)
+    return MLSTMState.empty(batch_size, num_heads, qk_dim, v_dim, dtype)
 
 
 def cell_flops(num_heads: int, qk_dim: int, v_dim: int, length: int = CHUNK_LENGTH) -> float:

@@ -46,7 +46,7 @@ class SequenceModel(nn.Module):
 
     @nn.nowrap
     def init_state(
-        self, batch_size: int, dtype: Any = jnp.float32, cache_length: int | None = None
+        self, batch_size: int, dtype: Any = None, cache_length: int | None = None
     ) -> BackboneState:
         """The empty state; see `Backbone.init_state`."""
         return Backbone(self.config, self.stacked).init_state(batch_size, dtype, cache_length)

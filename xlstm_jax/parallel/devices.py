@@ -1,9 +1,12 @@
 """What the device that a program is lowered for decides."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.parallel.axes import mesh_in_trace, spread_axes
 
 FLOAT64_NEEDS_X64 = (
     "config key model.dtype is 'float64', which jax computes in float32 unless it is told "
@@ -36,6 +39,7 @@ def compute_dtype(name: str) -> jnp.dtype:
 
 
 def num_devices() -> int:
-    """How many devices a program is spread over: those of the mesh in context, else one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.size
+    """How many devices the compiler spreads a program over: those of the mesh in context, manual
+    axes left out; else one.
+    """
+    return math.prod(spread_axes(mesh_in_trace()).values())

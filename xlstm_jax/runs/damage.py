@@ -23,19 +23,9 @@ class DamagedCheckpoint(UserError):
 
 def guarded(path: pathlib.Path, step: int, read: Callable[[], Any]) -> Any:
     """The result of `read`; whatever it raises becomes a `DamagedCheckpoint`."""
-    show = sys.unraisablehook
-
-    def show_others(unraisable) -> None:
-        # When one array can't be read, Orbax closes its event loop; the other arrays' reads then
-        # end with tracebacks of no use.
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            show(unraisable)
-
-    sys.unraisablehook = show_others  # left in place after a failure: those reads may end later
+    silence_orbax()
     try:
-        result = read()
-        sys.unraisablehook = show
-        return result
+        return read()
     except Exception as error:  # Orbax and TensorStore raise many types for a broken file
         raise DamagedCheckpoint(
             f"checkpoint {str(path / str(step))!r} is damaged: {first_line(error)}"
@@ -46,6 +36,19 @@ def silence_orbax() -> None:
     """Keeps Orbax from printing pages about an error that it raises as well."""
     absl.logging.get_absl_logger().addFilter(_not_orbax_error)
     logging.getLogger("asyncio").addFilter(_not_a_later_error)
+    if sys.unraisablehook is not _show_unless_loop_is_closed:
+        global _show
+        _show, sys.unraisablehook = sys.unraisablehook, _show_unless_loop_is_closed
+
+
+_show = sys.unraisablehook
+
+
+def _show_unless_loop_is_closed(unraisable) -> None:
+    # When one array can't be read or written, Orbax closes its event loop; the other arrays then
+    # end with tracebacks of no use.
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        _show(unraisable)
 
 
 def _not_orbax_error(record: logging.LogRecord) -> bool:

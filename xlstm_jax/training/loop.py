@@ -16,6 +16,7 @@ from xlstm_jax.analysis.parameters import count_parameters
 from xlstm_jax.config import Config, flat, task_of
 from xlstm_jax.errors import UserError
 from xlstm_jax.generation import generate
+from xlstm_jax.generation.session import room_of
 from xlstm_jax.models.stack import Stack
 from xlstm_jax.parallel import (
     batch_sharding,
@@ -43,7 +44,8 @@ from xlstm_jax.runs.folder import (
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
 from xlstm_jax.tasks.task import Task
 from xlstm_jax.training.console import next_commands, say, step_name
-from xlstm_jax.training.metrics import MetricsWriter, draw_loss, read_records
+from xlstm_jax.training.figure import draw_loss
+from xlstm_jax.training.metrics import MetricsWriter, read_records
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.outlets import Trouble, replace_file
 from xlstm_jax.training.preemption import Preemption
@@ -104,6 +106,7 @@ def train(
         Watchdog(config.train.watchdog_seconds, ends=config.train.watchdog_ends) as watchdog,
         Profile(folder.profile, profile) as profiler,
     ):
+        check_length_of_run(steps, checkpoints.latest_step())
         preemption.saved(checkpoints.latest_step())
         keeper = Keeper(task, model, optimizer, config, checkpoints, mesh)
         with wall_time.spent_on("checkpoint"), doing("preparing the model's parameters", say):
@@ -171,7 +174,7 @@ def train(
                     if name != FIRST or step < steps:
                         say(f"{step_name(step, steps)}  {shown(name)}: {task.line(found)}")
                 if evaluation_due:
-                    _draw_loss(folder, drawing)
+                    _draw_loss(folder, task, drawing)
                 if preempted or checkpoints.due(step):
                     with wall_time.spent_on("checkpoint"):
                         loss = None if summary is None else summary["loss"]
@@ -196,8 +199,8 @@ def train(
                 f"the disk of {str(folder.checkpoints)!r} and give the same command again, it goes "
                 f"on from step {checkpoints.latest_step() or 0}"
             )
-    _draw_loss(folder, drawing)
-    say(folder.loss_figure, *next_commands(workdir))
+    _draw_loss(folder, task, drawing)
+    say(folder.loss_figure, *next_commands(folder, workdir, config, task.tokenizer is not None))
     return summary
 
 
@@ -207,6 +210,15 @@ FIRST = "validation"  # the held-out set by which checkpoints are judged
 def shown(name: str) -> str:
     """A held-out set as a person reads it."""
     return "held-out" if name == FIRST else name.removeprefix(f"{FIRST}/")
+
+
+def check_length_of_run(steps: int, done: int | None) -> None:
+    """Raises `UserError` where a run has more steps behind it than it is to have."""
+    if done is not None and done > steps:
+        raise UserError(
+            f"config key train.steps is {steps}, but the run has done {done} steps already; give "
+            "at least as many"
+        )
 
 
 def check_finite(step: int, loss: float) -> None:
@@ -219,10 +231,10 @@ def check_finite(step: int, loss: float) -> None:
         )
 
 
-def _draw_loss(folder: RunFolder, trouble: Trouble) -> None:
+def _draw_loss(folder: RunFolder, task: Task, trouble: Trouble) -> None:
     if is_first_process():
         with trouble.caught():
-            draw_loss(folder)
+            draw_loss(folder, task.loss_unit)
 
 
 def write_sample(
@@ -234,12 +246,13 @@ def write_sample(
     tokenizer = task.tokenizer
     stack = Stack(config.model.layout, stacked=True)
     prompt = np.full((1, 1), tokenizer.end_of_text, np.int32)
+    room = room_of(config.model, None) - 1  # learned positions, one of them for the prompt
     with doing("writing a sample", say):
         tokens = generate(
             task.model(),
             {"params": stack.by_number(params)},
             prompt,
-            config.eval.sample_tokens,
+            min(config.eval.sample_tokens, room),
             jax.random.key(config.train.seed),
             num_choices=tokenizer.vocab_size,
         )

@@ -17,7 +17,7 @@ from pallas_kernels import MLSTMState
 from xlstm_jax.errors import UserError
 from xlstm_jax.models.conv import CausalConv
 from xlstm_jax.models.cpu_forms import scale_channels, silu
-from xlstm_jax.models.initializers import small_init, wang_init
+from xlstm_jax.models.initializers import ones, small_init, wang_init
 from xlstm_jax.models.layers import (
     BlockDiagonalProjection,
     HeadNorm,
@@ -95,7 +95,7 @@ class MLSTM(nn.Module):
         gates = gates_of(self, settings, q, k, v)
         h, cell = matrix_memory(settings, q, k, v, gates, cell, segments, NAME)
 
-        skip_init = nn.with_logical_partitioning(nn.initializers.ones, ("inner",))
+        skip_init = nn.with_logical_partitioning(ones, ("inner",))
         skip = self.param("skip", skip_init, (inner,)).astype(x.dtype)
         h = HeadNorm(settings.norm_eps, name="head_norm")(h)
         y = (h + scale_channels(c, skip)) * silu(z)
@@ -110,7 +110,8 @@ def empty_state(
     """No memory and zeros before the first token."""
     inner, width = settings.inner_dim(dim), settings.conv_width
     window = jnp.zeros((batch_size, width - 1, inner), dtype) if width else None
-    return MLSTMBlockState(empty_memory(batch_size, settings.num_heads, inner, inner), window)
+    cell = empty_memory(batch_size, settings.num_heads, inner, inner, dtype)
+    return MLSTMBlockState(cell, window)
 
 
 def flops(settings: MLSTMConfig, dim: int, context_length: int) -> float:

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from pallas_kernels import MLSTMState
 from xlstm_jax.errors import UserError
-from xlstm_jax.models.initializers import small_init, wang_init
+from xlstm_jax.models.initializers import small_init, wang_init, zeros
 from xlstm_jax.models.layers import HeadNorm, Projection
 from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments
 from xlstm_jax.models.mlstm_cell import (
@@ -62,7 +62,7 @@ class MLSTM7B(nn.Module):
         q = Projection(settings.qk_dim(dim), axes, init, name="query")(x)
         k = Projection(settings.qk_dim(dim), axes, init, name="key")(x)
         v = Projection(dim, axes, init, name="value")(x)
-        o = Projection(dim, axes, nn.initializers.zeros, name="output_gate")(x)
+        o = Projection(dim, axes, zeros, name="output_gate")(x)
         gates = gates_of(self, settings, x)
         h, state = matrix_memory(settings, q, k, v, gates, state, segments, NAME)
         y = HeadNorm(settings.norm_eps, name="head_norm")(h) * jax.nn.sigmoid(o)
@@ -74,7 +74,7 @@ def empty_state(
     settings: MLSTM7BConfig, dim: int, batch_size: int, dtype: Any, cache_length: int | None
 ) -> MLSTMState:
     """No memory."""
-    return empty_memory(batch_size, settings.num_heads, settings.qk_dim(dim), dim)
+    return empty_memory(batch_size, settings.num_heads, settings.qk_dim(dim), dim, dtype)
 
 
 def flops(settings: MLSTM7BConfig, dim: int, context_length: int) -> float:

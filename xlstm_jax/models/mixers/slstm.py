@@ -18,7 +18,13 @@ from pallas_kernels.slstm.api import BACKENDS
 from xlstm_jax.errors import UserError, backend_of
 from xlstm_jax.models.conv import CausalConv
 from xlstm_jax.models.cpu_forms import silu
-from xlstm_jax.models.initializers import Initializer, slstm_forget_bias, small_init, uniform
+from xlstm_jax.models.initializers import (
+    Initializer,
+    slstm_forget_bias,
+    small_init,
+    uniform,
+    zeros,
+)
 from xlstm_jax.models.layers import RESIDUAL_STREAM, HeadNorm, record_gates, split_heads
 from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments
 from xlstm_jax.parallel import constrain, slstm
@@ -48,7 +54,7 @@ class SLSTMConfig:
     norm_eps: float = setting(1e-5, "added to the variance in the norm of each head", at_least=0)
     backend: str | None = setting(
         None,
-        "one of pallas_kernels' names; unset takes the best that serves the device",
+        "unset takes the best that serves the device",
         choices=tuple(BACKENDS),
         may_change=True,
     )
@@ -117,9 +123,7 @@ class SLSTM(nn.Module):
         )
         recurrent_init, bias_init = (
             nn.with_logical_partitioning(
-                nn.initializers.zeros
-                if settings.recurrent_init == "zeros"
-                else uniform(self.dim**-0.5),
+                zeros if settings.recurrent_init == "zeros" else uniform(self.dim**-0.5),
                 KERNEL_AXES,
             ),
             nn.with_logical_partitioning(
@@ -160,9 +164,10 @@ def empty_state(
 ) -> SLSTMBlockState:
     """No memory and zeros before the first token."""
     heads, width = settings.num_heads, settings.conv_width
-    zeros = jnp.zeros((batch_size, heads, dim // heads), jnp.float32)
+    shape, cell_dtype = (batch_size, heads, dim // heads), jnp.promote_types(dtype, jnp.float32)
+    empty = jnp.zeros(shape, cell_dtype)
     window = jnp.zeros((batch_size, width - 1, dim), dtype) if width else None
-    return SLSTMBlockState(SLSTMState(c=zeros, n=zeros, h=zeros, m=zeros), window)
+    return SLSTMBlockState(SLSTMState(c=empty, n=empty, h=empty, m=empty), window)
 
 
 def flops(settings: SLSTMConfig, dim: int, context_length: int) -> float:

@@ -1,0 +1,157 @@
+"""Functions that bring their own backward pass and still differentiate in every other way.
+
+`jax.custom_vjp` refuses forward mode (`jax.jvp`, `jax.linearize`). Here a function also says how a
+tangent is pushed through it. Reverse mode never runs that part: it takes the function's own
+backward pass, as with `jax.custom_vjp`. Higher derivatives are those of these parts.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array
+
+FLOAT0 = jax.dtypes.float0  # type of an integer's tangent
+
+
+def with_backward(value: Callable, forward: Callable, backward: Callable, push: Callable) -> Any:
+    """The function `value(static, *arrays)` with derivatives of its own.
+
+    static is hashable; arrays are trees, integers and None among them.
+      forward(static, *arrays) -> (value, residuals): runs instead of `value` where a derivative is
+          taken.
+      backward(static, residuals, cotangents) -> cotangents of the arrays (None for integers).
+      push(static, residuals, tangents) -> tangents of the value, linear in tangents; the tangent of
+          an integer has the type float0, as in `jax.jvp`.
+    """
+    function = functools.partial(jax.custom_jvp, nondiff_argnums=(0,))(value)
+
+    @function.defjvp
+    def _(static: Any, arrays: Any, tangents: Any) -> Any:
+        out, residuals = forward(static, *arrays)
+        flat_residuals, residuals_tree = jax.tree.flatten(residuals)
+        flat, tree = jax.tree.flatten(tangents)
+        inexact = [x.dtype != FLOAT0 for x in flat]
+        flat_out, out_tree = jax.tree.flatten(out)
+
+        def push_flat(residuals: list[Array], tangents: list[Array]) -> list[Array]:
+            given = iter(tangents)
+            full = [next(given) if real else x for x, real in zip(flat, inexact, strict=True)]
+            residuals, full = residuals_tree.unflatten(residuals), tree.unflatten(full)
+            return jax.tree.leaves(push(static, residuals, full))
+
+        def pull_flat(residuals: list[Array], cotangents: list[Array]) -> list[Array]:
+            residuals = residuals_tree.unflatten(residuals)
+            result = backward(static, residuals, out_tree.unflatten(cotangents))
+            result = tree.flatten_up_to(result)
+            return [x for x, real in zip(result, inexact, strict=True) if real]
+
+        tangents_out = _linear_p.bind(
+            *flat_residuals, *(x for x, real in zip(flat, inexact, strict=True) if real),
+            push=push_flat, pull=pull_flat, residuals=len(flat_residuals),
+            types=tuple(jax.typeof(x) for x in flat_out),
+        )  # fmt: skip
+        return out, out_tree.unflatten(tangents_out)
+
+    return function
+
+
+def with_first_backward_only(
+    value: Callable, forward: Callable, backward: Callable, refusal: str
+) -> Any:
+    """As `with_backward`, but with gradients alone: forward mode and second derivatives raise
+    TypeError(refusal).
+    """
+
+    def refuse(*_: Any) -> NoReturn:
+        raise TypeError(refusal)
+
+    def guarded(function: Callable) -> Any:
+        function = functools.partial(jax.custom_jvp, nondiff_argnums=(0,))(function)
+        function.defjvp(refuse)
+        return function
+
+    return with_backward(value, guarded(forward), guarded(backward), refuse)
+
+
+def gradients_alone(op: str, backend: str) -> str:
+    """The refusal of a Pallas backend."""
+    able = {"mlstm": '"chunkwise" (or "recurrent", "parallel")', "slstm": '"recurrent"'}[op]
+    return (
+        f"{op}: the backend {backend!r} has gradients and no other derivative: neither forward mode "
+        f"(jax.jvp, jax.linearize) nor second derivatives. Give backend={able} for those."
+    )
+
+
+# A linear function of its last operands, given the others (the residuals), which knows its
+# transpose: `jax.custom_derivatives.linear_call` with rules for vmap and for derivatives by the
+# residuals.
+_linear_p = Primitive("linear_with_transpose")
+_linear_p.multiple_results = True
+
+
+def _apply(*operands: Array, push: Callable, residuals: int, **_: Any) -> list[Array]:
+    return push(list(operands[:residuals]), list(operands[residuals:]))
+
+
+def _jvp(operands: Any, tangents: Any, **parameters: Any) -> Any:
+    count = parameters["residuals"]
+    if all(type(x) is ad.Zero for x in tangents[:count]):
+        moved = [ad.instantiate_zeros(x) for x in tangents[count:]]
+        return (
+            _linear_p.bind(*operands, **parameters),
+            _linear_p.bind(*operands[:count], *moved, **parameters),
+        )
+    tangents = tuple(
+        _zero_tangent(x) if type(t) is ad.Zero else t
+        for x, t in zip(operands, tangents, strict=True)
+    )
+    out, out_tangents = jax.jvp(functools.partial(_apply, **parameters), tuple(operands), tangents)
+    return list(out), list(out_tangents)
+
+
+def _zero_tangent(x: Array) -> Any:
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.zeros_like(x)
+    return np.zeros(x.shape, FLOAT0)
+
+
+def _transpose(
+    cotangents: Any, *operands: Any, pull: Callable, residuals: int, types: Any, **_: Any
+) -> list[Any]:
+    cotangents = [
+        jnp.zeros(kind.shape, kind.dtype) if type(x) is ad.Zero else x
+        for x, kind in zip(cotangents, types, strict=True)
+    ]
+    return [None] * residuals + pull(list(operands[:residuals]), cotangents)
+
+
+def _batch(
+    operands: Any, axes: Any, *, push: Callable, pull: Callable, residuals: int, types: Any
+) -> Any:
+    """All linear operands are given the new axis, so that each has its own cotangent."""
+    size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
+    given = [
+        jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(operands[residuals:], axes[residuals:], strict=True)
+    ]
+    in_axes = (list(axes[:residuals]), 0)
+    out = _linear_p.bind(
+        *operands[:residuals], *given, residuals=residuals,
+        push=jax.vmap(push, in_axes), pull=jax.vmap(pull, in_axes),
+        types=tuple(kind.update(shape=(size, *kind.shape)) for kind in types),
+    )  # fmt: skip
+    return out, [0] * len(out)
+
+
+_linear_p.def_impl(_apply)
+_linear_p.def_abstract_eval(lambda *_, types, **__: list(types))
+ad.primitive_jvps[_linear_p] = _jvp
+ad.primitive_transposes[_linear_p] = _transpose
+batching.primitive_batchers[_linear_p] = _batch
+mlir.register_lowering(_linear_p, mlir.lower_fun(_apply, multiple_results=True))

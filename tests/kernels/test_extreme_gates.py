@@ -1,0 +1,185 @@
+"""States, outputs and gradients for gates from -1e4 to 1e4 and at infinity: no form gives NaN, and
+none loses digits to a large gate.
+
+The judge is direct.py in float64. Everything else is in float32, whose `recurrent` is about 1e-6
+off.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import MLSTMState, mlstm
+from pallas_kernels.interpret import interpreted
+from tests.kernels import direct
+from tests.kernels.cases import QUICK_COMPILE
+
+INF, TIME = np.inf, 18
+B, H, K, V = 1, 2, 4, 3
+FORMS = {
+    "recurrent": {"backend": "recurrent"},
+    "parallel": {"backend": "parallel"},
+    "chunkwise": {"backend": "chunkwise", "chunk_size": 6},
+    "pallas_tpu": {"backend": "pallas_tpu"},
+    "pallas_triton": {"backend": "pallas_triton", "chunk_size": 16},
+}
+TOLERANCE = 4e-6
+
+
+def at(value, where=5, elsewhere=None):
+    """Ordinary gates with one extreme among them."""
+    gate = np.random.default_rng(3).normal(size=(B, TIME, H)) if elsewhere is None else elsewhere
+    gate = np.array(gate)
+    gate[:, where] = value
+    return gate
+
+
+def constant(value):
+    return np.full((B, TIME, H), value)
+
+
+def choice(*values, seed=0):
+    return np.random.default_rng(seed).choice(values, size=(B, TIME, H))
+
+
+def uniform(seed):
+    r = np.random.default_rng(seed)
+    return r.uniform(-1e4, 1e4, size=(B, TIME, H)).astype(np.float32)
+
+
+INPUT, FORGET = at(0.3), at(1.5) + 1
+FINITE = {
+    "f of -1e3": (INPUT, at(-1e3, elsewhere=FORGET)),
+    "f of -1e4": (INPUT, at(-1e4, elsewhere=FORGET)),
+    "f of -1e6": (INPUT, at(-1e6, elsewhere=FORGET)),
+    "f of -1e8": (INPUT, at(-1e8, elsewhere=FORGET)),
+    "two f of -1e4": (INPUT, at(-1e4, [3, 11], FORGET)),
+    "f of -10": (INPUT, constant(-10.3)),
+    "f of 1e4": (INPUT, constant(1e4)),
+    "i of 1e4": (at(1e4), FORGET),
+    "i of 1e4, then f of -1e4": (at(1e4), at(-1e4, 8, FORGET)),
+    "i of -1e4": (at(-1e4), FORGET),
+    "all i 1e4": (constant(1e4) + INPUT.astype(np.float32), FORGET),
+    "all i -1e4": (constant(-1e4), FORGET),
+    "all gates -100": (constant(-100.0), constant(-100.0)),
+    "all gates 1e4": (constant(1e4), constant(1e4)),
+    "both anything": (choice(-1e4, -100.0, 0.0, 1e4), choice(-1e4, -5.0, 5.0, 1e4, seed=1)),
+    "both anywhere": (uniform(0), uniform(1)),
+}
+INFINITE = {
+    "f of -inf": (INPUT, at(-INF, elsewhere=FORGET)),
+    "two f of -inf": (INPUT, at(-INF, [3, 11], FORGET)),
+    "all f -inf": (INPUT, constant(-INF)),
+    "f of +inf": (INPUT, at(INF, elsewhere=FORGET)),
+    "i of -inf": (at(-INF), FORGET),
+    "all i -inf": (constant(-INF), constant(-3.0)),
+    "i of +inf": (at(INF), FORGET),
+    "i of +inf, then f of -inf": (at(INF), at(-INF, 8, FORGET)),
+    "both -inf": (at(-INF), at(-INF, elsewhere=FORGET)),
+    "any": (choice(-INF, 0.0, 2.0, INF), choice(-INF, -1.0, 3.0, INF, seed=1)),
+}
+GATES = FINITE | INFINITE
+
+
+def mlstm_inputs(gates, state=True):
+    """No sign in q and k: n·q that cancels would blow up any form's rounding."""
+    r = np.random.default_rng(0)
+    i, f = GATES[gates]
+    inputs = {
+        "q": np.abs(r.normal(size=(B, TIME, H, K))) + 0.1,
+        "k": np.abs(r.normal(size=(B, TIME, H, K))) + 0.1,
+        "v": r.normal(size=(B, TIME, H, V)),
+        "i": i,
+        "f": f,
+        "C0": r.normal(size=(B, H, K, V)),
+        "n0": np.abs(r.normal(size=(B, H, K))),
+        "m0": r.normal(size=(B, H)),
+    }
+    return {name: x.astype(np.float32) for name, x in inputs.items()}
+
+
+def loss_of(values, weights, m_judge):
+    """Weighted outputs and last states, the latter relative to the judge's m."""
+    h, *states, m = values
+    visible = m_judge > -80  # a state that is true 0 has no digits
+    scale = jnp.where(visible, jnp.exp(jnp.where(visible, m - m_judge, 0)), 0)
+    states = [x * scale.reshape(*scale.shape, *[1] * (x.ndim - scale.ndim)) for x in states]
+    return sum(jnp.sum(x * w) for x, w in zip([h, *states], weights, strict=True)), [h, *states]
+
+
+def differentiated(run, inputs, weights, m_judge):
+    def loss(inputs):
+        return loss_of(run(inputs), weights, m_judge)
+
+    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK_COMPILE)
+    (_, values), gradients = compiled(inputs)
+    return direct.to_numpy(values), direct.to_numpy(gradients)
+
+
+@functools.cache
+def judge(cell, input_gate):
+    """Compiled once for all gates."""
+    run = (
+        direct.slstm if cell == "slstm" else functools.partial(direct.mlstm, input_gate=input_gate)
+    )
+
+    def loss(inputs, weights):
+        values = run(**inputs)
+        m = jax.lax.stop_gradient(values[-1]).astype(jnp.float32).astype(jnp.float64)
+        return loss_of(values, weights, m)[0], (loss_of(values, weights, m)[1], m)
+
+    return jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK_COMPILE)
+
+
+def expected(cell, inputs, weights, input_gate="exponential"):
+    with jax.enable_x64(True):
+        wide = {name: np.asarray(x, np.float64) for name, x in inputs.items()}
+        gradients, (values, m) = judge(cell, input_gate)(wide, weights)
+        return direct.to_numpy(values), direct.to_numpy(gradients), np.asarray(m)
+
+
+def assert_same(got, want, names, tolerance, sizes=None):
+    for name, x, y in zip(names, got, want, strict=True):
+        assert np.isfinite(x).all(), f"{name} has NaN or infinity"
+        size = max(np.abs(y).max(), (sizes or {}).get(name, 0), 1e-30)
+        error = np.abs(x - y).max() / size
+        assert error <= tolerance, f"{name}: {error:.1e} off"
+
+
+def check_mlstm(gates, form, input_gate="exponential", tolerance=TOLERANCE):
+    inputs = mlstm_inputs(gates)
+    if input_gate == "sigmoid":
+        inputs["n0"], inputs["m0"] = 0 * inputs["n0"], 0 * inputs["m0"]
+    r = np.random.default_rng(1)
+    shapes = [(B, TIME, H, V), (B, H, K, V), (B, H, K)]
+    weights = [r.normal(size=shape).astype(np.float32) for shape in shapes]
+    if input_gate == "sigmoid":
+        weights[2] *= 0
+    values, gradients, m = expected("mlstm", inputs, weights, input_gate)
+
+    def run(inputs):
+        state = MLSTMState(inputs["C0"], inputs["n0"], inputs["m0"])
+        tokens = [inputs[name] for name in ("q", "k", "v", "i", "f")]
+        h, state = mlstm(*tokens, state, input_gate=input_gate, eps=0.0, **FORMS[form])
+        return h, *state
+
+    with interpreted(True):
+        got, got_gradients = differentiated(run, inputs, weights, m.astype(np.float32))
+    assert_same(got, values, ("h", "C", "n"), tolerance)
+    sizes = {"f": np.abs(gradients["i"]).max()}  # df is a difference of sums of di's size
+    if input_gate == "sigmoid":
+        for name in ("n0", "m0"):
+            np.testing.assert_array_equal(got_gradients.pop(name), 0)
+            gradients.pop(name)
+    names = sorted(got_gradients)
+    flat = [[g[name] for name in names] for g in (got_gradients, gradients)]
+    assert_same(*flat, names, 3 * tolerance, sizes)
+
+
+@pytest.mark.parametrize("gates", GATES)
+@pytest.mark.parametrize("form", ("recurrent", "parallel", "chunkwise"))
+def test_mlstm(form, gates):
+    check_mlstm(gates, form)
