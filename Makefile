@@ -36,6 +36,8 @@ benchmark-inference: .venv-parity/installed
 
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/lint-imports
 
 # Compiles every GPU kernel to machine code, without a GPU; Mosaic GPU needs jax >= 0.11, so PYTHON=python3.12 or later. 4 GB.
 aot-gpu: .venv-aot/installed

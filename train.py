@@ -5,10 +5,9 @@
     python train.py --config=configs/NAME.py[:VARIANT] --aot=v5p:4x4x4
                     [--workdir=DIR] [--config.SECTION.KEY=VALUE ...]
 
-The same command goes on with a run that was stopped. xlstm_jax/config.py lists all keys; the value
-"none" unsets an optional one. The exit status is 0 at the end, 2 for a mistake in the call or the
-data, 75 after SIGTERM and 130 after Ctrl-C. Both save the step that is being done, and the same
-command goes on with it; a second Ctrl-C ends at once.
+The same command goes on with a run that was stopped; --help lists all keys. The exit status is 0 at
+the end, 2 for a mistake in the call or the data, 75 after SIGTERM and 130 after Ctrl-C. Both save
+the step that is being done, and the same command goes on with it; a second Ctrl-C ends at once.
 
 With --aot nothing is trained: the training step is compiled for devices that are not there, and its
 memory, collectives and kernels are reported.
@@ -36,8 +35,10 @@ def main(argv: Sequence[str]) -> int:
     """Returns the process's exit status."""
 
     def command() -> None:
-        flags = command_line.parse(argv, __doc__, FLAGS, with_config=True)
-        config = command_line.config_of(argv)
+        flags = command_line.parse(
+            argv, __doc__, FLAGS, config_flags.without_config, config_flags.listing()
+        )
+        config = config_flags.read(argv)
         if (topology := flags.aot) is not None:
             report_on(config, topology, flags.workdir or "runs/aot", config_flags.name(argv))
             return

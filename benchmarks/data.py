@@ -204,7 +204,8 @@ def main(argv: list[str]) -> None:
         documents = sum(make_corpus(root / "corpus", text), [])
         prepared = root / "prepared"
         results = {
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}, "
+            f"Python {platform.python_version()}"
         }
         results["preparation"] = benchmark_preparation(
             root / "corpus", prepared, documents, tokenizer_file

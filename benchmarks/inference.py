@@ -222,7 +222,8 @@ def compare(size: str, repetitions: int) -> None:
         row(f"decode, batch {batch}, tokens/s", batch * (DECODED - 1), {
             "ours": lambda read=read: seconds(lambda: ours.write(read, DECODED - 1)),
             "transformers": lambda start=start: (  # the prompt and the first token do not count
-                seconds(lambda: theirs.write(start, DECODED)) - seconds(lambda: theirs.write(start, 1))
+                seconds(lambda: theirs.write(start, DECODED))
+                - seconds(lambda: theirs.write(start, 1))
             ),
         })  # fmt: skip
     if theirs:

@@ -94,11 +94,13 @@ def row_file(model: str, topology: str) -> pathlib.Path:
 
 HEAD = """# How the paper's runs fit
 
-Written by `make scaling-table` (`python -m benchmarks.scaling`) on a machine without accelerators: every row is the real training step
-(forward, backward, AdamW) of the paper's global batch, compiled by the device's own compiler. All devices are on the axis `fsdp`, remat
-"block". Rows that are not in the table have not been compiled. Nothing here was run: the table says nothing about speed.
+Written by `make scaling-table` (`python -m benchmarks.scaling`) on a machine without accelerators:
+every row is the real training step (forward, backward, AdamW) of the paper's global batch, compiled
+by the device's own compiler. All devices are on the axis `fsdp`, remat "block". Rows that are not
+in the table have not been compiled. Nothing here was run: the table says nothing about speed.
 
-| model | devices | accumulation steps | fits | arguments | temporaries | peak | of | collectives per step | kernels per step | compile |
+| model | devices | accumulation steps | fits | arguments | temporaries | peak | of | \
+collectives per step | kernels per step | compile |
 |---|---|---|---|---|---|---|---|---|---|---|
 """
 

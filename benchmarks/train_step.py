@@ -91,7 +91,7 @@ def check(config: Config, mesh: jax.sharding.Mesh) -> dict[str, float]:
 
 
 def step_time(config: Config, mesh: jax.sharding.Mesh, steps: int) -> dict[str, Any]:
-    """Seconds per step (the median of five stretches), tokens/s, MFU, compile time and peak memory."""
+    """Seconds per step (median of five stretches), tokens/s, MFU, compile time, peak memory."""
     started = time.perf_counter()
     step, state, batch = prepared(config, mesh)
     state, metrics = step(state, batch)
@@ -200,13 +200,13 @@ def weak_scaling() -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for, prints it and writes it."""
-    flags = command_line.parse(argv, __doc__, FLAGS, with_config=True)
+    flags = command_line.parse(argv, __doc__, FLAGS, config_flags.without_config)
     device = None
     if flags.scaling:
         jax.config.update("jax_num_cpu_devices", 8)
         name, result = "scaling", weak_scaling()
     else:
-        config = command_line.config_of(argv)
+        config = config_flags.read(argv)
         name = config_flags.name(argv)
         steps, mesh = command_line.number(flags, "steps") or 20, make_mesh(config.mesh)
         with jax.set_mesh(mesh):

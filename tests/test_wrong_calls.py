@@ -2,7 +2,6 @@
 was wrong and what would be right: no traceback, and nothing of the user's is touched.
 """
 
-import dataclasses
 import pathlib
 import re
 import subprocess
@@ -60,7 +59,13 @@ train | --config.optimizer.clip_norm=much | 'much'; it must be of type float, or
 train | --config.optimizer.learning_rate=inf | must be a finite number
 train | --config.optimizer.clip_norm=nan | must be a finite number
 train | --config.log.tensorboard=maybe | log.tensorboard is 'maybe'; it must be of type bool
-train | --config.model.slstm_positions=one | numbers with commas between
+train | --config.model.mlstm.forget_gate_bias=one | numbers with commas between
+train | --config.model.mlstm.num_head=2 | unknown config key model.mlstm.num_head; did you mean model
+train | --config.model.mlp.factor=none | model.mlp.hidden None and model.mlp.factor None: give one
+train | --config.model.attention.num_heads=2 | num_heads is 2, but no block of this model reads it
+train | --config.task.name=formel | task.name is 'formel'; it must be one of language_modelling
+train | --config.task.formal.held_out_samples=9 | but task.name is 'language_modelling'
+train | --config.task.name=formal --config.data.tokenizer={file} | the task 'formal' does not read
 train | --config.data.path=None | data.path is 'None'; give a value; it can't be unset
 train | --config.data.path= | data.path is ''; give a value
 train | --config.checkpoint.init_from= | give a value, or none to unset it
@@ -69,8 +74,10 @@ train | --config.train.seed=4294967296 | train.seed is 4294967296; it must be at
 train | --config.train.steps=2147483648 | train.steps is 2147483648; it must be at most
 train | --config.data.reset_at_document --config.eval.max_tokens=1 | eval.max_tokens is 1
 train | --config.model.dtype=float64 | JAX_ENABLE_X64=1
-train | --config.model.ratio=²:1 --config.model.slstm_positions=() | it must be "a:b"
-train | --config.model.dim=15 | model.dim is 15, not divisible by model.num_heads 2
+train | --config.model.blocks=²*mlstm | of which '²*mlstm' is no block
+train | --config.model.blocks=mlstm++mlp | of which 'mlstm++mlp' is no block
+train | --config.model.blocks=mlstn | names the mixer 'mlstn'; there are mlstm,
+train | --config.model.dim=15 | model.dim is 15, not divisible by model.slstm.num_heads 2
 train | --config={file} | is no Python file
 train | --config={corpus} | is a folder
 train | --config=a:b/my.py | 'a:b/my.py' does not exist
@@ -291,7 +298,7 @@ def test_every_command_has_rows():
 def test_the_right_calls_are_right(places, tmp_path, monkeypatch):
     """What stands in RIGHT is refused by no row's fault but its own: the paths in it exist."""
     monkeypatch.chdir(ROOT)
-    assert dataclasses.asdict(load(str(TINY)))["model"]["num_heads"] == 2
+    assert load(str(TINY)).model.slstm.num_heads == 2
     for given in RIGHT.values():
         for part in given:
             if "{new}" not in part and "/" in (value := part.format(**places).partition("=")[2]):

@@ -8,12 +8,12 @@ import re
 import select
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 
-from xlstm_jax import config_flags, interrupts
-from xlstm_jax.config import Config
+from xlstm_jax import interrupts
 from xlstm_jax.errors import UserError
 from xlstm_jax.paths import check_can_be_written, refuse_address
 
@@ -27,6 +27,7 @@ NOT_POSSIBLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
     errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
+WIDTH = 100  # columns of the help
 MOST = 2**53  # as good as no limit, and still exact as a float
 
 
@@ -81,34 +82,36 @@ def _reader_gone() -> bool:
 
 
 def parse(
-    argv: Sequence[str], usage: str, strings: Mapping[str, str], *, with_config: bool = False
+    argv: Sequence[str],
+    usage: str,
+    strings: Mapping[str, str],
+    without: Callable[[Sequence[str]], Sequence[str]] = list,
+    more_help: str = "",
 ) -> flags.FlagValues:
     """The flags of a command line, argv[0] being the program.
 
     Args:
         usage: printed by --help.
         strings: name -> meaning of the flags with a text as value; all may be left out.
-        with_config: also take --config=FILE[:VARIANT] and --config.section.key=value, which
-            `config_of` reads.
+        without: leaves out the arguments that somebody else reads (`config_flags.without_config`).
+        more_help: printed by --help behind the flags.
 
     Raises:
-        UserError: an unknown flag or config key, a flag without its value, an address where a path
-            belongs, an --output that can't be written to.
+        UserError: an unknown flag, a flag without its value, an address where a path belongs, an
+            --output that can't be written to.
         SystemExit: after --help.
     """
     values = flags.FlagValues()
     for name, meaning in strings.items():
         flags.DEFINE_string(name, None, meaning, flag_values=values)
     if {"--help", "-h", "--helpfull"} & set(argv[1:]):
-        print(usage)
-        for name in strings:
-            print(f"  --{name}: {strings[name]}")
+        print(usage.rstrip(), "", *_described(strings), sep="\n")
+        if more_help:
+            print("", more_help, sep="\n")
         sys.stdout.flush()
         raise SystemExit(0)
-    if with_config:
-        argv = config_flags.take_apart(argv).rest
     try:
-        rest = values(list(argv))[1:]
+        rest = values(list(without(argv)))[1:]
     except flags.Error as error:
         raise UserError(str(error)) from None
     if rest:
@@ -123,13 +126,15 @@ def parse(
     return values
 
 
-def config_of(argv: Sequence[str]) -> Config:
-    """The validated configuration that --config and its overrides name.
-
-    Raises:
-        UserError: there is no --config, or the configuration is not valid.
-    """
-    return config_flags.read(argv)
+def _described(strings: Mapping[str, str]) -> list[str]:
+    """Flags and their meanings, in lines that fit a terminal."""
+    return [
+        line
+        for name, meaning in strings.items()
+        for line in textwrap.wrap(
+            f"  --{name}: {meaning}", WIDTH, subsequent_indent="      ", break_on_hyphens=False
+        )
+    ]
 
 
 def text(values: flags.FlagValues, name: str, example: str) -> str:

@@ -54,6 +54,12 @@ class OptimizerConfig:
     )
     clip_norm: float | None = setting(1.0, "of the global gradient norm", above=0)
 
+    @property
+    def follows_length(self) -> bool:
+        """Whether the learning rate of a step depends on `train.steps`."""
+        decays_to_the_end = self.schedule != "constant" and self.decay_steps is None
+        return decays_to_the_end or self.cooldown_steps > 0
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -268,7 +274,8 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
 def check(config: Config) -> None:
     """Raises `UserError` where values of several keys can't work together."""
     mesh = config.mesh
-    check_model(config.model, Parts(tensor=max(mesh.tensor, 1), sequence=max(mesh.sequence, 1)))
+    # -1, "what is left", may be more than 1: what can't be spread at all refuses it
+    check_model(config.model, Parts(tensor=max(mesh.tensor, 1), sequence=mesh.sequence))
     task_of(config)  # refuses keys that the task does not read
     _check_training(config)
     compute_dtype(config.model.dtype)  # refuses float64 where jax would compute float32

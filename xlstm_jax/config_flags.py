@@ -1,8 +1,10 @@
 """The configuration on a command line: --config=FILE[:VARIANT] and --config.section.key=value."""
 
 import ast
+import itertools
 import pathlib
 import re
+import textwrap
 import traceback
 import types
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ NO_CONFIG = (
     "--config is missing; give a file of configs/, for example --config=configs/quickstart.py"
 )
 FLAG = re.compile(r"--?(no)?config(?:\.([^=]*))?(?:=(.*))?", re.DOTALL)
+WIDTH, COLUMN = 100, 40  # of the help: its lines, and where meanings begin
 TRUTH = {"true": True, "t": True, "1": True, "yes": True}
 TRUTH |= {"false": False, "f": False, "0": False, "no": False}
 
@@ -63,6 +66,11 @@ def take_apart(argv: Sequence[str]) -> Arguments:
             raise UserError(f"{argument} is not understood; write --config.{key}=value")
         overrides[key] = value
     return Arguments(file, overrides, rest)
+
+
+def without_config(argv: Sequence[str]) -> list[str]:
+    """The arguments that do not concern the configuration; errors as of `take_apart`."""
+    return take_apart(argv).rest
 
 
 def read(argv: Sequence[str]) -> config_lib.Config:
@@ -116,6 +124,39 @@ def _value(kind: type, text: str) -> Any:
         value = ast.literal_eval(text)
         return tuple(value) if isinstance(value, list | tuple) else (value,)
     return kind(text)
+
+
+def listing() -> str:
+    """All keys by section with defaults and meanings: the end of `train.py --help`."""
+    head = (
+        "Keys of the configuration, with the defaults that config files start from. "
+        '"none" means "not set". A run may go on with another value of a key that has a "*".'
+    )
+    lines = textwrap.wrap(head, WIDTH)
+    for section, keys in itertools.groupby(config_lib.keys(), lambda key: key.section):
+        lines += ["", (section.__doc__ or section.__name__).partition("\n")[0]]
+        lines += [line for key in keys for line in _described(key)]
+    return "\n".join(lines)
+
+
+def _described(key: settings.Key) -> list[str]:
+    """A key, its default and its meaning in two columns."""
+    default = "none" if key.default is None else key.default
+    if isinstance(default, tuple):
+        default = ",".join(map(str, default))
+    about = f"  {key.name}={default}{' *' if key.may_change else ''}"
+    more = []
+    others = [choice for choice in key.choices or () if choice != key.default]
+    if any(f'"{choice}"' not in key.meaning for choice in others):
+        more.append(f"one of {', '.join(map(str, key.choices))}")
+    if key.default is not None and types.NoneType in settings.allowed_types(key.hint):
+        more.append("may be none")
+    meaning = key.meaning + (f" ({'; '.join(more)})" if more else "")
+    lines = [" " * COLUMN + line for line in textwrap.wrap(meaning, WIDTH - COLUMN)]
+    if len(about) + 1 < COLUMN and lines:
+        lines[0] = about.ljust(COLUMN) + lines[0].lstrip()
+        return lines
+    return [about, *lines]
 
 
 def name(argv: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Sections of a configuration: frozen dataclasses whose fields carry their meaning and their bounds.
+"""Sections of a configuration: frozen dataclasses whose fields carry meaning and bounds.
 
 A room declares its section beside the code that reads it:
 
@@ -129,6 +129,8 @@ class Key(NamedTuple):
     meaning: str
     may_change: bool
     place: bool
+    choices: tuple[Any, ...] | None
+    section: type
 
 
 def keys(section: type, name: str) -> Iterator[Key]:
@@ -143,6 +145,8 @@ def keys(section: type, name: str) -> Iterator[Key]:
                 about["meaning"],
                 about["may_change"],
                 about["place"],
+                about["bounds"].choices,
+                section,
             )
 
 

@@ -119,7 +119,7 @@ def _with_cache(
     one = documents.shape[1] == 1
     cache = after if one else before
     places = jnp.arange(cache.keys.shape[1])
-    stored = jnp.where(places < cache.length[:, None], 0, -1)
+    stored = jnp.where(places[None] < cache.length[:, None], 0, -1)
     cached_keys, cached_values = cache.keys.astype(k.dtype), cache.values.astype(v.dtype)
     if one:
         return cached_keys, cached_values, jnp.minimum(documents, 0), stored

@@ -29,9 +29,12 @@ def visible(
     k_index: Int[Array, " S"],
     q_documents: Int[Array, "B T"] | None,
     k_documents: Int[Array, "B S"] | None,
-) -> Bool[Array, "*B T S"]:
-    """Which keys a query may attend to; indices count keys from the first one on."""
-    causal = k_index <= q_index[:, None]
+) -> Bool[Array, "... T S"]:
+    """`[B T S]`, or `[1 T S]` where rows do not differ: which keys a query may attend to.
+
+    Indices count the keys from the first one on.
+    """
+    causal = (k_index[None] <= q_index[:, None])[None]
     if q_documents is None:
         return causal
     k_documents = k_documents[:, None]

@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.call import Call, visible
+from pallas_kernels.products import product
 
 
 def attention_reference(call: Call) -> Float[Array, "B T H V"]:
@@ -23,34 +24,10 @@ def attention_reference(call: Call) -> Float[Array, "B T H V"]:
     seen = visible(
         jnp.arange(keys - time, keys), jnp.arange(keys), call.q_documents, call.k_documents
     )
-    seen = jnp.expand_dims(seen, (-4, -3)) if seen.ndim == 3 else seen
-    scores = jnp.where(seen, scores, -jnp.inf)
+    scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
     largest = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - jnp.where(largest > -jnp.inf, largest, 0))
     total = jnp.sum(weights, axis=-1)
     y = product("bgrts,bsgv->bgrtv", weights, call.v, low, call.dtype)
     y = y / jnp.where(total > 0, total, 1)[..., None]
     return jnp.moveaxis(y, 3, 1).reshape(batch, time, heads, -1)
-
-
-def product(
-    equation: str,
-    x: Float[Array, "..."],
-    y: Float[Array, "..."],
-    low: jnp.dtype,
-    high: jnp.dtype,
-    *,
-    full: bool = True,
-) -> Float[Array, "..."]:
-    """A product of matrices in the type `low` with sums in the type `high`.
-
-    Not full: float32 operands are what came of narrower ones, and a device may round them to its
-    fast type.
-    """
-    return jnp.einsum(
-        equation,
-        x.astype(low),
-        y.astype(low),
-        precision=lax.Precision.HIGHEST if full else lax.Precision.DEFAULT,
-        preferred_element_type=high,
-    )

@@ -28,7 +28,8 @@ def rotary(
         )
     dtype = state_dtype(x)
     frequencies = theta ** (-jnp.arange(0, key_dim, 2, dtype=dtype) / key_dim)
-    angles = positions.astype(dtype)[..., None, None] * frequencies  # [*B T 1 K/2]
+    positions = jnp.atleast_2d(positions).astype(dtype)
+    angles = positions[..., None, None] * frequencies[None, None, None]  # [B or 1, T, 1, K/2]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(dtype), 2, axis=-1)
     turned = (first * cos - second * sin, second * cos + first * sin)

@@ -72,7 +72,7 @@ def append(
     lasting = ~padding & (documents == documents[:, -1:])
     # Each token that is not stored has an index of its own beyond the cache, which drops it.
     beyond = cache_length + jnp.arange(time, dtype=jnp.int32)
-    index = jnp.where(lasting & (positions < cache_length), positions, beyond)
+    index = jnp.where(lasting & (positions < cache_length), positions, beyond[None])
     rows = jnp.arange(len(k))[:, None]
 
     def write(array: Array, new: Array) -> Array:

@@ -106,7 +106,7 @@ ENTRY %main.1 (x: bf16[8,4]) -> bf16[64,4] {
   %begin = bf16[64,4]{1,0} fusion(%x), kind=kCustom, calls=%fused.start
   %other = f32[8]{0} custom-call(%x), custom_call_target="Sharding"
 }
-"""
+"""  # noqa: E501  (as the compiler writes it)
 
 
 def test_asynchronous_and_fused_collectives_and_kernels_in_loops():

@@ -1,15 +1,28 @@
 """Configuration files, overrides and what is refused."""
 
+import collections
 import dataclasses
+import inspect
 import pathlib
 import re
 
 import jax
 import pytest
 
-from xlstm_jax import config as config_lib
-from xlstm_jax.config import Config, default_config_dict, from_config_dict, from_json, load
+from xlstm_jax import tasks
+from xlstm_jax.config import (
+    NESTED,
+    SECTIONS,
+    default_config_dict,
+    find_key,
+    flat,
+    from_config_dict,
+    from_json,
+    keys,
+    load,
+)
 from xlstm_jax.errors import UserError
+from xlstm_jax.models import ModelConfig, mixers
 from xlstm_jax.parallel.devices import compute_dtype
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -17,17 +30,24 @@ FILES = {
     "quickstart.py": [""],
     "base.py": [""],
     "xlstm_7b.py": [""],
+    "gpt3.py": ["", ":350m-15b"],
+    "formal.py": ["", *(f":parity-{name}" for name in ("xlstm_1_1", "xlstm_0_1", "llama"))],
+    "llama.py": ["", ":2.7b-15b"]
+    + [f":{size}-{n}b" for size in ("125m", "350m", "760m", "1.3b") for n in (15, 300)],
     "xlstm_2.7b.py": ["", ":1_0-15b", ":7_1-15b"],
     **{
         f"xlstm_{size}.py": ["", ":1_0-15b", ":7_1-15b", ":1_0-300b", ":7_1-300b"]
         for size in ("125m", "350m", "760m", "1.3b")
     },
 }
-KEYS = [
-    (section.name, field.name)
-    for section in dataclasses.fields(Config)
-    for field in dataclasses.fields(section.default_factory)
-]
+KEYS = [key.name for key in keys()]
+SECTION_CLASSES = {  # whatever has keys, by the part of their names before the last dot
+    **SECTIONS,
+    "model": ModelConfig,
+    "task": tasks.TaskConfig,
+    **{f"model.{name}": mixers.find(name).section for name in mixers.names()},
+    **{f"task.{name}": tasks.find(name).section for name in tasks.names()},
+}
 
 
 def file(name: str) -> str:
@@ -74,46 +94,85 @@ def test_each_experiment_header_states_tokens_source_loss_and_command():
                 assert word in header, (path.name, word)
 
 
-def test_there_are_fewer_than_100_keys():
-    assert len(KEYS) < 100
+def test_the_keys_are_those_of_the_sections_each_once():
+    assert sorted(KEYS) == sorted(
+        f"{name}.{field.name}"
+        for name, section in SECTION_CLASSES.items()
+        for field in dataclasses.fields(section)
+        if field.metadata
+    )
+    assert len(set(KEYS)) == len(KEYS)
 
 
-@pytest.mark.parametrize(("section", "key"), KEYS, ids=map(".".join, KEYS))
-def test_every_key_is_read_by_somebody(section, key):
-    """Somewhere outside the configuration's own files the key is an attribute of something."""
-    readers = [
-        path
-        for path in [*ROOT.glob("*.py"), *(ROOT / "xlstm_jax").rglob("*.py")]
-        if path.name not in ("config.py", "config_checks.py")
-        and re.search(rf"\.{key}\b", path.read_text())
-    ]
+def test_there_are_fewer_than_100_keys_beside_those_of_the_mixers_and_tasks_which_have_few():
+    numbers = collections.Counter(key.rpartition(".")[0] for key in KEYS)
+    nested = {name for name in numbers if "." in name}
+    assert sum(numbers[name] for name in numbers.keys() - nested) < 100
+    assert nested and all(numbers[name] < 20 for name in nested)
+
+
+def readers(section: str) -> list[pathlib.Path]:
+    """Files of which one has to read a section's keys. A mixer's and a task's own settings are read
+    in its own files: that of its module or task, and those that its section is declared in.
+    """
+    room, _, name = section.partition(".")
+    if not name:
+        files = [*ROOT.glob("*.py"), *(ROOT / "xlstm_jax").rglob("*.py")]
+        return [path for path in files if path.name not in ("config.py", "settings.py")]
+    if room == "model":
+        mixer = mixers.find(name)
+        parts = [mixer.module, *mixer.section.__mro__[:-1]]
+    else:
+        parts = [tasks.find(name).task]
+    return [pathlib.Path(inspect.getsourcefile(part)) for part in parts]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_is_read_by_somebody(key):
+    """The key is an attribute of something in a file that has to do with it."""
+    section, _, name = key.rpartition(".")
+    files = readers(section)
+    if key == "model.blocks":  # read where it is declared: everybody else sees the layout
+        files = [ROOT / "xlstm_jax/models/config.py"]
     if section == "mesh":  # read together, by their names
-        readers = (
-            [ROOT / "xlstm_jax/parallel/mesh.py"]
-            if key in dataclasses.asdict(Config().mesh)
-            else []
-        )
-    # by config_checks' functions
-    derived = {"block", "ratio", "slstm_positions", "up_factor", "qk_factor", "ffn_factor"}
-    assert readers or (section == "model" and key in derived)
+        assert name in dataclasses.asdict(SECTIONS["mesh"]())
+        files, name = [ROOT / "xlstm_jax/parallel/mesh.py"], "asdict"
+    of_settings = "(settings|self)" if "." in section else ""
+    assert any(re.search(rf"{of_settings}\.{name}\b", file.read_text()) for file in files)
 
 
 def test_overrides_reach_every_kind_of_key():
     config = load(
         file("quickstart.py"),
         {
-            "model.slstm_positions": [0, 2],
+            "model.mlstm.forget_gate_bias": [0, 2],
             "optimizer.learning_rate": 1,
-            "model.gate_soft_cap": 15,
+            "model.mlstm.gate_soft_cap": 15,
             "checkpoint.init_from": "x",
         },
     )
-    assert config.model.slstm_positions == (0, 2)
+    assert config.model.mlstm.forget_gate_bias == (0.0, 2.0)
     assert (
         config.optimizer.learning_rate,
-        config.model.gate_soft_cap,
+        config.model.mlstm.gate_soft_cap,
         config.checkpoint.init_from,
     ) == (1.0, 15.0, "x")
+
+
+def test_a_mixers_settings_come_and_go_with_it():
+    """A section of a mixer that the stack lacks must keep its defaults, and is not kept."""
+    values = {
+        "model.blocks": "attention+mlp",
+        "model.attention.num_heads": 2,
+        "model.mlp.bias": True,
+    }
+    config = load(file("quickstart.py"), values)
+    assert (config.model.attention.num_heads, config.model.mlp.bias) == (2, True)
+    assert config.model.values().keys() >= {"attention", "mlp"}
+    assert not {"mlstm", "slstm"} & config.model.values().keys()
+    assert not any(key.startswith("model.mlstm") for key in flat(config))
+    again = load(file("quickstart.py"), {"model.mlstm.num_heads": 4, "model.blocks": "slstm+mlp"})
+    assert again.model.mixer_names == ("slstm", "mlp")  # 4 is the default
 
 
 def test_a_config_dict_is_locked():
@@ -127,29 +186,46 @@ def test_a_config_dict_is_locked():
         ({"model.dims": 3}, "unknown config key model.dims; did you mean model.dim"),
         ({"nothing": 3}, "unknown config key nothing"),
         ({"model.dim": "wide"}, "model.dim .*'wide'"),
-        ({"model.dim": 129}, "model.dim is 129, not divisible by model.num_heads 4"),
+        ({"model.dim": 129}, "model.dim is 129, not divisible by model.slstm.num_heads 4"),
         (
-            {"model.num_blocks": 4, "model.slstm_positions": (4,)},
-            "model.slstm_positions has 4.*below model.num_blocks 4",
+            {"model.num_blocks": 4, "model.blocks": "7*mlstm,slstm+mlp"},
+            "model.num_blocks is 4, no multiple of the 8 blocks of model.blocks",
         ),
-        ({"model.slstm_positions": (1, 1)}, "twice"),
-        ({"model.slstm_positions": (1.5,)}, "type int"),
-        ({"model.ratio": "7:1", "model.slstm_positions": ()}, "no multiple of the 8 blocks"),
-        ({"model.ratio": "7-1", "model.slstm_positions": ()}, 'it must be "a:b"'),
-        ({"model.ratio": "1:1"}, "exclude each other"),
-        ({"model.block": "8b"}, "model.block is '8b'; it must be one of 'paper', '7b'"),
-        ({"model.qk_factor": 1.0}, "model.qk_factor is 1.0, but no block of this model reads it"),
+        ({"model.blocks": "7-mlstm"}, "of which '7-mlstm' is no block; write for example"),
+        ({"model.blocks": "0*mlstm,slstm+mlp"}, "of which '0.mlstm' is no block"),
+        ({"model.blocks": ""}, "of which '' is no block"),
+        (
+            {"model.blocks": "m1stm"},
+            "model.blocks names the mixer 'm1stm'; there are mlstm, mlstm_7b, slstm, attention",
+        ),
+        (
+            {"model.mlstm_7b.qk_factor": 1.0},
+            "model.mlstm_7b.qk_factor is 1.0, but no block of this model reads it",
+        ),
+        (
+            {"model.mlstm.up_facter": 2.0},
+            "unknown config key model.mlstm.up_facter; did you mean model.mlstm.up_factor",
+        ),
+        ({"model.mlstn.up_factor": 2.0}, "unknown config key model.mlstn.up_factor; did you mean"),
+        ({"model.mlstm": 2.0}, "unknown config key model.mlstm; did you mean"),
+        (
+            {"model.mlstm.input_gate": "sigmoid", "model.mlstm.eps": 0.5},
+            "model.mlstm.eps is 0.5, but a sigmoid input gate has no normaliser",
+        ),
+        ({"task.formal.held_out_samples": 3}, "held_out_samples is 3, but task.name is 'language"),
         ({"model.vocab_size": 0}, "model.vocab_size is 0; it must be at least 1"),
-        ({"model.dropout": 1.5}, "model.dropout is 1.5; it must lie between 0 and 1"),
+        ({"model.dropout": 1.5}, "model.dropout is 1.5; it must be below 1"),
         ({"model.dropout": 1.0}, "model.dropout is 1.0; it must be below 1"),
-        ({"model.forget_gate_bias": (3.0,)}, "model.forget_gate_bias is .*two entries"),
+        ({"model.mlstm.forget_gate_bias": (3.0,)}, "mlstm.forget_gate_bias is .*have 2 entries"),
+        ({"model.mlstm.forget_gate_bias": ("a", 3.0)}, "forget_gate_bias is .*of type float"),
+        ({"model.mlstm.num_heads": (1.5,)}, "model.mlstm.num_heads is .*it must be int"),
         (
             {"optimizer.learning_rate": float("inf")},
             "optimizer.learning_rate is inf; it must be a finite number",
         ),
         ({"optimizer.beta2": 1.0}, "optimizer.beta2 is 1.0; it must be below 1"),
-        ({"optimizer.eps": -1.0}, "optimizer.eps is -1.0; it must be at least 0.0"),
-        ({"model.gate_soft_cap": -1.0}, "model.gate_soft_cap is -1.0; it must be above 0"),
+        ({"optimizer.eps": -1.0}, "optimizer.eps is -1.0; it must be at least 0"),
+        ({"model.mlstm.gate_soft_cap": -1.0}, "mlstm.gate_soft_cap is -1.0; it must be above 0"),
         (
             {"data.batch_size": 15, "train.accumulation_steps": 2},
             "data.batch_size is 15, not divisible",
@@ -157,12 +233,12 @@ def test_a_config_dict_is_locked():
         ({"train.steps": 10}, "do not fit into train.steps 10"),
         ({"mesh.data": -1, "mesh.fsdp": -1}, "at most one may be -1"),
         (
-            {"model.mlstm_backend": "chunkwize"},
-            "model.mlstm_backend is 'chunkwize'; it must be one of .*'chunkwise'.*or unset",
+            {"model.mlstm.backend": "chunkwize"},
+            "model.mlstm.backend is 'chunkwize'; it must be one of .*'chunkwise'",
         ),
         (
-            {"model.slstm_backend": "chunkwise"},
-            "model.slstm_backend is 'chunkwise'; it must be one of 'recurrent'",
+            {"model.slstm.backend": "chunkwise"},
+            "model.slstm.backend is 'chunkwise'; it must be one of 'recurrent'",
         ),
         ({"optimizer.schedule": "linear"}, "optimizer.schedule is 'linear'"),
     ],
@@ -193,13 +269,35 @@ def test_a_missing_variant_argument_is_an_error_of_the_user():
         load(file("quickstart.py") + ":big")
 
 
-@pytest.mark.parametrize("key", sorted(config_lib.config_checks.CHOICES))
+CHOICES = [
+    f"{name}.{field.name}"
+    for name, section in SECTION_CLASSES.items()
+    for field in dataclasses.fields(section)
+    if field.metadata and field.metadata["bounds"].choices
+]
+
+
+@pytest.mark.parametrize("key", CHOICES)
 def test_every_choice_is_checked(key):
+    """In a file and in an override, also where the part that has the key is not in use."""
+    message = f"{key} is 'none of them'; it must be one of"
+    with pytest.raises(UserError, match=message):
+        from_config_dict(default_config_dict(), {key: "none of them"})
     values = default_config_dict()
-    section, name = key.split(".")
-    values[section][name] = "none of them"
-    with pytest.raises(UserError, match=f"{key} is 'none of them'; it must be one of"):
+    *sections, name = key.split(".")
+    section = values
+    for part in sections:
+        section = section[part]
+    section[name] = "none of them"
+    with pytest.raises(UserError, match=message):
         from_config_dict(values)
+
+
+def test_the_nearest_names_are_offered_for_a_key_that_does_not_exist():
+    assert find_key("model.mlp.factor").default == 1.3
+    assert NESTED.keys() == {"model", "task"}
+    with pytest.raises(UserError, match="unknown config key optimizer.lerning_rate; did you mean"):
+        find_key("optimizer.lerning_rate")
 
 
 def test_float64_needs_64_bits_and_nothing_computes_less_in_silence():

@@ -56,11 +56,13 @@ def test_a_file_is_executed_once_and_checked_with_its_overrides(tmp_path):
     """A file whose values contradict each other will do where the overrides mend it."""
     file = tmp_path / "odd.py"
     count = f"open({str(tmp_path / 'times')!r}, 'a').write('x')\n"
-    heads = "    config.model.num_heads = 3\n    return config"
+    heads = "    config.model.mlstm.num_heads = 3\n    return config"
     file.write_text(count + BASE.format(dim=256).replace("    return config", heads))
-    assert load(str(file), {"model.dim": 192}).model.num_heads == 3
+    assert load(str(file), {"model.dim": 192}).model.mlstm.num_heads == 3
     assert (tmp_path / "times").read_text() == "x"
-    with pytest.raises(UserError, match="model.dim is 256, not divisible by model.num_heads 3"):
+    with pytest.raises(
+        UserError, match="model.dim 256 .* is not divisible by model.mlstm.num_heads 3"
+    ):
         load(str(file))
 
 

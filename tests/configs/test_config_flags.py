@@ -1,28 +1,39 @@
 """Every key can be set and unset on the command line."""
 
-import dataclasses
 import math
 import pathlib
 import types
 
 import pytest
 
-from xlstm_jax import command_line, config_checks, config_flags
-from xlstm_jax.config import Config, from_json, types_of
+from xlstm_jax import command_line, config_flags
+from xlstm_jax.config import Config, find_key, flat, from_json, keys
 from xlstm_jax.errors import UserError
+from xlstm_jax.settings import allowed_types
 
 FILE = f"--config={pathlib.Path(__file__).parents[2] / 'configs/quickstart.py'}"
-KEYS = [
-    f"{section.name}.{field.name}"
-    for section in dataclasses.fields(Config)
-    for field in dataclasses.fields(section.default_factory)
-]
+
+
+def types_of(key: str) -> tuple[type, ...]:
+    return allowed_types(find_key(key).hint)
+
+
+KEYS = [key.name for key in keys()]
 OPTIONAL = [key for key in KEYS if types.NoneType in types_of(key)]
+BOUNDS = [key for key in OPTIONAL if float in types_of(key)]
 
 
 def value(config: Config, key: str):
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name)
+    return flat(config)[key]
+
+
+def stack_with(key: str) -> list[str]:
+    """The arguments that put the mixer of a key such as "model.mlp.factor" into the stack."""
+    _, *mixer, _ = key.split(".")
+    if not mixer:
+        return []
+    hidden = ["--config.model.mlp.hidden=64"] if key == "model.mlp.factor" else []
+    return [f"--config.model.blocks={mixer[0]}", *hidden]
 
 
 def read(*arguments: str) -> Config:
@@ -32,8 +43,11 @@ def read(*arguments: str) -> Config:
 @pytest.mark.parametrize("word", ["none", "None"])
 def test_the_word_none_unsets_every_optional_key(word):
     assert len(OPTIONAL) > 15
-    config = read(*(f"--config.{key}={word}" for key in OPTIONAL))
-    assert {key: value(config, key) for key in OPTIONAL} == dict.fromkeys(OPTIONAL)
+    general = [key for key in OPTIONAL if key.count(".") == 1]
+    config = read(*(f"--config.{key}={word}" for key in general))
+    assert {key: value(config, key) for key in general} == dict.fromkeys(general)
+    for key in set(OPTIONAL) - set(general):  # each needs its mixer
+        assert value(read(*stack_with(key), f"--config.{key}={word}"), key) is None
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if str in types_of(key)])
@@ -45,10 +59,9 @@ def test_no_text_key_becomes_the_text_none(key):
             config_flags.parse(key, "None")
 
 
-@pytest.mark.parametrize("key", config_checks.UNBOUNDED_AT_INFINITY)
+@pytest.mark.parametrize("key", BOUNDS)
 def test_an_infinite_bound_is_none(key):
-    arguments = ["--config.model.slstm_positions=(1,)", f"--config.{key}=inf"]
-    config = read(*arguments)
+    config = read(*stack_with(key), f"--config.{key}=inf")
     assert value(config, key) is None
     assert from_json(config.to_json()) == config
 
@@ -72,10 +85,11 @@ def test_what_is_no_bound_must_be_finite(text):
         (["--config.log.tensorboard=false"], "log.tensorboard", False),
         (["--noconfig.log.tensorboard"], "log.tensorboard", False),
         (["--config.model.tie_embeddings"], "model.tie_embeddings", True),
-        (["--config.model.slstm_positions=0,2"], "model.slstm_positions", (0, 2)),
-        (["--config.model.slstm_positions=(0,)"], "model.slstm_positions", (0,)),
-        (["--config.model.slstm_positions=0"], "model.slstm_positions", (0,)),
-        (["--config.model.forget_gate_bias=[1,2]"], "model.forget_gate_bias", (1, 2)),
+        (["--config.model.mlstm.forget_gate_bias=0,2"], "model.mlstm.forget_gate_bias", (0, 2)),
+        (["--config.model.mlstm.forget_gate_bias=(0,2)"], "model.mlstm.forget_gate_bias", (0, 2)),
+        (["--config.model.mlstm.forget_gate_bias=[1,2]"], "model.mlstm.forget_gate_bias", (1, 2)),
+        (["--config.model.mlstm.num_heads=2"], "model.mlstm.num_heads", 2),
+        (["--config.model.blocks=slstm+mlp", "--config.model.num_blocks=1"], "model.num_blocks", 1),
         (["--config.checkpoint.init_from=x=y"], "checkpoint.init_from", "x=y"),
         (["--config.model.remat=none"], "model.remat", "none"),
     ],
@@ -84,13 +98,18 @@ def test_the_forms_of_an_override(arguments, key, expected):
     assert value(read(*arguments), key) == expected
 
 
+def test_a_single_number_is_a_tuple_of_one():
+    for text in ("0", "(0,)", "[0]"):
+        assert config_flags.parse("model.mlstm.forget_gate_bias", text) == (0,)
+
+
 def test_flags_of_the_command_and_of_the_configuration_may_mix():
     argv = ["train.py", "--workdir", "a", FILE, "--config.model.dim", "64", "--profile=1:2"]
     flags = command_line.parse(
-        argv, "usage", {"workdir": "folder", "profile": "steps"}, with_config=True
+        argv, "usage", {"workdir": "folder", "profile": "steps"}, config_flags.without_config
     )
     assert (flags.workdir, flags.profile) == ("a", "1:2")
-    assert command_line.config_of(argv).model.dim == 64
+    assert config_flags.read(argv).model.dim == 64
 
 
 @pytest.mark.parametrize("given", ["-1", "²", "1.5", "", "9" * 5000, "١"])

@@ -73,14 +73,15 @@ def test_values_and_gradients(options, time, packed):
 
 @pytest.mark.parametrize("size", (1.0, 100.0), ids=("usual", "extreme"))
 @pytest.mark.parametrize("packed", (False, True), ids=("one-document", "packed"))
-@pytest.mark.parametrize("form", ("reference", "blockwise", "pallas_tpu"))
+@pytest.mark.parametrize("form", ("reference", "blockwise", "blockwise-bfloat16", "pallas_tpu"))
 def test_types_and_extreme_scores(form, packed, size):
     """Scores of tens of thousands; float32 and bfloat16 inputs, each with its tolerance.
 
     The judge gets the inputs as they are rounded. The TPU's kernel runs in Pallas's interpreter.
     """
     time = 140
-    dtype = "bfloat16" if form == "pallas_tpu" else "float32"
+    dtype = "float32" if form in ("reference", "blockwise") else "bfloat16"
+    form = form.removesuffix("-bfloat16")
     x, weights = inputs(time, size=size, key_dim=16), weights_of(time)
     x = {name: np.asarray(jnp.asarray(a, dtype), np.float64) for name, a in x.items()}
     documents = cases.random_documents(time, seed=1) if packed else None

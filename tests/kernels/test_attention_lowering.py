@@ -114,4 +114,4 @@ def test_the_tpus_compiler_takes_the_kernel(key_dim):
     loss, arguments = case("bfloat16", True, False, key_dim)
     program = aot_tpu.lowered(jax.grad(loss, argnums=(0, 1, 2)), arguments, "v5e")
     assert splash_kernels(program.as_text()) == ["dkv", "dq", "fwd"]
-    assert program.compile().memory_analysis().temp_size_in_bytes > 0
+    assert "tpu_custom_call" in program.compile().as_text()

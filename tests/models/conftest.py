@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 
 from xlstm_jax.models import ModelConfig, build_model
+from xlstm_jax.models.backbone import growing_mixers
 
 # Every block kind; the convolution absent and present; both input gates. Runs of one and of two
 # equal blocks.
@@ -114,7 +115,9 @@ class Jitted:
 
     def __init__(self, config: ModelConfig):
         model = build_model(config)
-        self.init_state = model.init_state
+        self.init_state = functools.partial(model.init_state, cache_length=32)
+        # what to begin with in order to go on: nothing, but for memories that grow
+        self.beginning = self.init_state if growing_mixers(config) else lambda batch_size: None
         self.apply = jax.jit(model.apply, static_argnames="train")
 
 

@@ -11,8 +11,8 @@ TOKENS = jax.random.randint(jax.random.key(2), (2, 19), 0, 23)
 
 def test_prefill_and_steps_equal_one_forward(config, random_variables, jitted):
     model, variables = jitted(config), random_variables(config)
-    logits, last_state = model.apply(variables, TOKENS)
-    parts, state = [], None
+    logits, last_state = model.apply(variables, TOKENS, model.beginning(2))
+    parts, state = [], model.beginning(2)
     for start, end in [(0, 11), *((t, t + 1) for t in range(11, 19))]:
         part, state = model.apply(variables, TOKENS[:, start:end], state)
         parts.append(part)
@@ -22,9 +22,9 @@ def test_prefill_and_steps_equal_one_forward(config, random_variables, jitted):
 
 def test_empty_state_is_no_state(config, random_variables, jitted):
     model, variables = jitted(config), random_variables(config)
-    without, state = model.apply(variables, TOKENS)
+    without, _ = model.apply(variables, TOKENS)
     empty = model.init_state(len(TOKENS))
-    given, _ = model.apply(variables, TOKENS, empty)
+    given, state = model.apply(variables, TOKENS, empty)
     assert_allclose(given, without, rtol=1e-5, atol=1e-5)
     assert jax.tree.structure(state) == jax.tree.structure(empty)
     for ours, theirs in zip(jax.tree.leaves(empty), jax.tree.leaves(state), strict=True):
@@ -45,7 +45,9 @@ def test_cut_anywhere_with_documents_and_padding(config, random_variables, jitte
     ids = random_layout(seed, *TOKENS.shape)
     whole, _ = model.apply(variables, TOKENS, segments=ids)
     cut = 5 + 4 * seed
-    first, state = model.apply(variables, TOKENS[:, :cut], segments=ids[:, :cut])
+    first, state = model.apply(
+        variables, TOKENS[:, :cut], model.beginning(2), segments=ids[:, :cut]
+    )
     second, _ = model.apply(variables, TOKENS[:, cut:], state, segments=ids[:, cut:])
     token = ids >= 0
     assert_allclose(
@@ -56,7 +58,8 @@ def test_cut_anywhere_with_documents_and_padding(config, random_variables, jitte
 @pytest.mark.slow
 def test_a_call_of_padding_only_changes_no_state(config, random_variables, jitted):
     model, variables = jitted(config), random_variables(config)
-    _, state = model.apply(variables, TOKENS[:, :7], segments=jnp.full((2, 7), 3))
+    three = jnp.full((2, 7), 3)
+    _, state = model.apply(variables, TOKENS[:, :7], model.beginning(2), segments=three)
     _, after = model.apply(variables, TOKENS[:, 7:12], state, segments=jnp.full((2, 5), -1))
     jax.tree.map(np.testing.assert_array_equal, after, state)
 
@@ -74,7 +77,7 @@ def test_left_padded_prompt_gives_what_the_unpadded_gives(config, random_variabl
 @pytest.mark.slow
 def test_states_are_not_changed_in_place(config, random_variables, jitted):
     model, variables = jitted(config), random_variables(config)
-    _, state = model.apply(variables, TOKENS[:, :7])
+    _, state = model.apply(variables, TOKENS[:, :7], model.beginning(2))
     before = jax.tree.map(np.array, state)
     model.apply(variables, TOKENS[:, 7:], state)
     jax.tree.map(np.testing.assert_array_equal, state, before)

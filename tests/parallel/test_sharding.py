@@ -13,8 +13,16 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from xlstm_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, load
-from xlstm_jax.config_checks import check
+from xlstm_jax.config import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    check,
+    load,
+    task_of,
+)
 from xlstm_jax.data.loader import Batch
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import build_model
@@ -25,24 +33,32 @@ from xlstm_jax.parallel import (
     make_mesh,
     parameter_shardings,
 )
+from xlstm_jax.runs.params import language_model_params, shardings_of
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
-from xlstm_jax.training.state import (
-    abstract_params,
-    abstract_state,
-    init_params,
-    init_state,
-    shardings_of,
-)
-from xlstm_jax.training.step import loss_sum, make_train_step
+from xlstm_jax.training.state import abstract_state, init_params, init_state
+from xlstm_jax.training.step import make_train_step
 
 ROOT = pathlib.Path(__file__).parents[2]
 # no parameter has a dimension of 40, 20 or 10: a collective that carries tokens shows
 ROWS, TIME = 8, 40
 MODELS = {
-    "mlstm": ModelConfig(dim=32, num_blocks=1, num_heads=4, vocab_size=48),
-    "slstm": ModelConfig(dim=32, num_blocks=2, num_heads=4, vocab_size=48, slstm_positions=(1,)),
+    "mlstm": ModelConfig(dim=32, num_blocks=1, vocab_size=48),
+    "slstm": ModelConfig(dim=32, num_blocks=2, vocab_size=48, blocks="mlstm,slstm+mlp"),
     "7b": ModelConfig(
-        dim=32, num_blocks=1, num_heads=4, vocab_size=48, block="7b", gate_soft_cap=15.0
+        dim=32,
+        num_blocks=1,
+        vocab_size=48,
+        blocks="mlstm_7b+mlp",
+        norm="rms",
+        mixers={
+            "mlstm_7b": {
+                "num_heads": 4,
+                "input_gate_bias": 0.0,
+                "input_gate_bias_std": 0.1,
+                "norm_eps": 1e-5,
+            },
+            "mlp": {"activation": "silu", "whole_first": True},
+        },
     ),
 }
 CASES = [
@@ -75,7 +91,8 @@ def make_batch(rows=ROWS):
 @functools.cache
 def params_of(name):
     """Initial parameters with noise, so that nothing is 0 or 1."""
-    leaves, structure = jax.tree.flatten(init_params(build_model(MODELS[name]), seed=0))
+    task = task_of(Config(model=MODELS[name]))
+    leaves, structure = jax.tree.flatten(init_params(task, task.model(), seed=0))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [
         leaf + 0.1 * jax.random.normal(key, leaf.shape)
@@ -85,8 +102,10 @@ def params_of(name):
 
 
 def loss_and_gradients(name):
+    task = task_of(Config(model=MODELS[name], data=DataConfig(reset_at_document=True)))
+
     def loss(params, batch):
-        return loss_sum(build_model(MODELS[name]), params, batch, reset_at_document=True) / ROWS
+        return task.sums(task.model(), {"params": params}, batch)["loss"][0] / ROWS
 
     return jax.value_and_grad(loss)
 
@@ -155,74 +174,93 @@ def test_a_mesh_changes_neither_loss_nor_gradients_and_moves_no_tokens(name, sha
 
 GOLDEN = {
     "mlstm": """
-        backbone/blocks_0/conv/bias                 - tensor
-        backbone/blocks_0/conv/kernel               - - tensor
-        backbone/blocks_0/down_projection/kernel    - tensor fsdp
-        backbone/blocks_0/forget_gate/bias          - -
-        backbone/blocks_0/forget_gate/kernel        - - -
-        backbone/blocks_0/head_norm/scale           - tensor
-        backbone/blocks_0/input_gate/bias           - -
-        backbone/blocks_0/input_gate/kernel         - - -
-        backbone/blocks_0/key/kernel                - tensor - -
-        backbone/blocks_0/norm/scale                - fsdp
-        backbone/blocks_0/query/kernel              - tensor - -
-        backbone/blocks_0/skip                      - tensor
-        backbone/blocks_0/up_projection/kernel      - fsdp tensor
-        backbone/blocks_0/value/kernel              - tensor - -
-        backbone/final_norm/scale                   fsdp
-        embedding/embedding                         tensor fsdp
-        lm_head/kernel                              fsdp tensor
+        backbone/block_0/mlstm/conv/bias               tensor
+        backbone/block_0/mlstm/conv/kernel             - tensor
+        backbone/block_0/mlstm/down_projection/kernel  tensor fsdp
+        backbone/block_0/mlstm/forget_gate/bias        -
+        backbone/block_0/mlstm/forget_gate/kernel      - -
+        backbone/block_0/mlstm/head_norm/scale         tensor
+        backbone/block_0/mlstm/input_gate/bias         -
+        backbone/block_0/mlstm/input_gate/kernel       - -
+        backbone/block_0/mlstm/key/kernel              tensor - -
+        backbone/block_0/mlstm/query/kernel            tensor - -
+        backbone/block_0/mlstm/skip                    tensor
+        backbone/block_0/mlstm/up_projection/kernel    fsdp tensor
+        backbone/block_0/mlstm/value/kernel            tensor - -
+        backbone/block_0/mlstm_norm/scale              fsdp
+        backbone/final_norm/scale                      fsdp
+        embedding/embedding                            tensor fsdp
+        lm_head/kernel                                 fsdp tensor
     """,
     "slstm": """
-        backbone/blocks_1/bias                      - - tensor fsdp
-        backbone/blocks_1/conv/bias                 - tensor
-        backbone/blocks_1/conv/kernel               - - tensor
-        backbone/blocks_1/ffn/down_projection/kernel - tensor fsdp
-        backbone/blocks_1/ffn/up_projection/kernel  - fsdp tensor
-        backbone/blocks_1/ffn_norm/scale            - fsdp
-        backbone/blocks_1/gates/kernel              - - tensor fsdp -
-        backbone/blocks_1/head_norm/scale           - tensor
-        backbone/blocks_1/norm/scale                - fsdp
-        backbone/blocks_1/recurrent_kernel          - - tensor fsdp -
+        backbone/block_1/mlp/down_projection/kernel    tensor fsdp
+        backbone/block_1/mlp/up_projection/kernel      fsdp tensor
+        backbone/block_1/mlp_norm/scale                fsdp
+        backbone/block_1/slstm/bias                    - tensor fsdp
+        backbone/block_1/slstm/conv/bias               tensor
+        backbone/block_1/slstm/conv/kernel             - tensor
+        backbone/block_1/slstm/gates/kernel            - tensor fsdp -
+        backbone/block_1/slstm/head_norm/scale         tensor
+        backbone/block_1/slstm/recurrent_kernel        - tensor fsdp -
+        backbone/block_1/slstm_norm/scale              fsdp
     """,
     "7b": """
-        backbone/blocks_0/ffn/down_projection/kernel - tensor fsdp
-        backbone/blocks_0/ffn/up_projection/kernel  - fsdp tensor
-        backbone/blocks_0/ffn_norm/scale            - fsdp
-        backbone/blocks_0/forget_gate/bias          - -
-        backbone/blocks_0/forget_gate/kernel        - - -
-        backbone/blocks_0/head_norm/scale           - tensor
-        backbone/blocks_0/input_gate/bias           - -
-        backbone/blocks_0/input_gate/kernel         - - -
-        backbone/blocks_0/key/kernel                - fsdp tensor
-        backbone/blocks_0/norm/scale                - fsdp
-        backbone/blocks_0/out_projection/kernel     - tensor fsdp
-        backbone/blocks_0/output_gate/kernel        - fsdp tensor
-        backbone/blocks_0/query/kernel              - fsdp tensor
-        backbone/blocks_0/value/kernel              - fsdp tensor
+        backbone/block_0/mlp/down_projection/kernel    tensor fsdp
+        backbone/block_0/mlp/up_projection/kernel      fsdp tensor
+        backbone/block_0/mlp_norm/scale                fsdp
+        backbone/block_0/mlstm_7b/forget_gate/bias     -
+        backbone/block_0/mlstm_7b/forget_gate/kernel   - -
+        backbone/block_0/mlstm_7b/head_norm/scale      tensor
+        backbone/block_0/mlstm_7b/input_gate/bias      -
+        backbone/block_0/mlstm_7b/input_gate/kernel    - -
+        backbone/block_0/mlstm_7b/key/kernel           fsdp tensor
+        backbone/block_0/mlstm_7b/out_projection/kernel tensor fsdp
+        backbone/block_0/mlstm_7b/output_gate/kernel   fsdp tensor
+        backbone/block_0/mlstm_7b/query/kernel         fsdp tensor
+        backbone/block_0/mlstm_7b/value/kernel         fsdp tensor
+        backbone/block_0/mlstm_7b_norm/scale           fsdp
     """,
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_parameter_lies_where_the_table_says(name):
-    abstract = language_model_params(build_model(MODELS[name]), mesh_of((2, 2, 2, 1)))
-    found = {
+def places_of(model):
+    """The mesh axes of every parameter, by its path."""
+    abstract = language_model_params(model, mesh_of((2, 2, 2, 1)))
+    return {
         "/".join(key.key for key in path): " ".join(str(axis or "-") for axis in leaf.sharding.spec)
         for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
     }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_lies_where_the_table_says(name):
+    found = places_of(build_model(MODELS[name]))
     golden = dict(line.split(maxsplit=1) for line in GOLDEN[name].strip().splitlines())
     if name == "slstm":  # its mLSTM block is the one above
-        found = {path: axes for path, axes in found.items() if "blocks_1" in path}
+        found = {path: axes for path, axes in found.items() if "block_1" in path}
     elif name == "7b":
-        found = {path: axes for path, axes in found.items() if "blocks_0" in path}
+        found = {path: axes for path, axes in found.items() if "block_0" in path}
     assert found == golden
+
+
+def test_parameters_of_stacked_blocks_lie_as_those_of_one_block():
+    """Their leading axis, over the blocks, is whole on every device."""
+    model = dataclasses.replace(MODELS["slstm"], num_blocks=6)
+    stacked = places_of(build_model(model, stacked=True))
+    single = places_of(build_model(MODELS["slstm"]))
+    assert stacked == {
+        path.replace("backbone/", "backbone/blocks_0_to_5/") if "block_" in path else path: (
+            f"- {axes}" if "block_" in path else axes
+        )
+        for path, axes in single.items()
+    }
 
 
 def training(model=MODELS["mlstm"], **mesh):
     config = Config(model=model, mesh=MeshConfig(**mesh), optimizer=OptimizerConfig(warmup_steps=2))
     schedule = make_schedule(config.optimizer, config.train.steps)
-    return config, build_model(config.model), make_optimizer(config.optimizer, schedule), schedule
+    task, optimizer = task_of(config), make_optimizer(config.optimizer, schedule)
+    return config, task, task.model(stacked=True), optimizer, schedule
 
 
 @pytest.mark.slow
@@ -230,15 +268,15 @@ def test_the_state_is_made_spread_and_never_whole():
     """Every device makes its own part of parameters and moments; the values are those that one
     device makes.
     """
-    config, model, optimizer, _ = training(
+    config, task, model, optimizer, _ = training(
         dataclasses.replace(MODELS["mlstm"], dim=256), data=1, fsdp=8
     )
     mesh = make_mesh(config.mesh)
-    abstract = abstract_state(model, optimizer, config.train, mesh)
+    abstract = abstract_state(task, model, optimizer, config.train, mesh)
     with jax.set_mesh(mesh):
         compiled = (
             jax.jit(
-                lambda: init_state(model, optimizer, config.train),
+                lambda: init_state(task, model, optimizer, config.train),
                 out_shardings=shardings_of(abstract),
             )
             .lower()
@@ -258,17 +296,17 @@ def test_the_state_is_made_spread_and_never_whole():
     jax.tree.map(
         np.testing.assert_array_equal,
         state.params,
-        jax.jit(lambda: init_params(model, config.train.seed))(),
+        jax.jit(lambda: init_params(task, model, config.train.seed))(),
     )
 
 
 @pytest.mark.parametrize("name", ["xlstm_125m", "xlstm_1.3b", "xlstm_7b"])
 def test_the_papers_models_are_spread(name):
     """By default both kinds of blocks; over eight devices along fsdp, and over fsdp and tensor."""
-    model = build_model(load(str(ROOT / f"configs/{name}.py")).model)
+    model = build_model(load(str(ROOT / f"configs/{name}.py")).model, stacked=True)
     for shape in ((1, 8, 1, 1), (1, 4, 2, 1)):
         mesh = mesh_of(shape)
-        check_spread(abstract_params(model, mesh), mesh)
+        check_spread(language_model_params(model, mesh), mesh)
 
 
 def test_parameters_that_are_not_spread_are_refused():
@@ -278,22 +316,25 @@ def test_parameters_that_are_not_spread_are_refused():
         UserError, match=r"holds 100% of the parameters.*should leave it 12%.*up_projection"
     ):
         check_spread(
-            abstract_params(model, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())),
+            language_model_params(
+                model, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+            ),
             mesh,
         )
 
 
 @pytest.mark.slow
 def test_a_run_compiles_its_step_once_and_keeps_the_shardings():
-    config, model, optimizer, schedule = training(data=1, fsdp=2, tensor=2, sequence=2)
+    config, task, model, optimizer, schedule = training(data=1, fsdp=2, tensor=2, sequence=2)
     mesh = make_mesh(config.mesh)
-    abstract = abstract_state(model, optimizer, config.train, mesh)
+    abstract = abstract_state(task, model, optimizer, config.train, mesh)
     batch = jax.device_put(make_batch(), batch_sharding(mesh, ROWS, TIME))
     with jax.set_mesh(mesh):
         state = jax.jit(
-            lambda: init_state(model, optimizer, config.train), out_shardings=shardings_of(abstract)
+            lambda: init_state(task, model, optimizer, config.train),
+            out_shardings=shardings_of(abstract),
         )()
-        step = make_train_step(model, optimizer, schedule, config)
+        step = make_train_step(task, model, optimizer, schedule, config.train)
         losses = []
         for _ in range(3):
             state, metrics = step(state, batch)
@@ -316,7 +357,7 @@ def test_a_dimension_that_the_mesh_does_not_divide_stays_whole():
     [
         ("slstm", {"sequence": 4}, "mesh.sequence is 4.*sLSTM blocks.*next token's gates"),
         ("slstm", {"sequence": -1, "data": 1}, "mesh.sequence is -1.*sLSTM"),
-        ("mlstm", {"tensor": 8}, "mesh.tensor is 8.*model.num_heads 4"),
+        ("mlstm", {"tensor": 8}, "mesh.tensor is 8.*model.mlstm.num_heads 4"),
         ("mlstm", {"sequence": 3}, "mesh.sequence is 3.*data.context_length"),
     ],
 )
@@ -338,12 +379,14 @@ def test_rows_that_can_not_be_dealt_out_are_refused_with_their_number():
     assert batch_sharding(mesh, 16).spec[0] == ("data", "fsdp")
     with pytest.raises(
         UserError,
-        match="^12 rows .data.batch_size 12, train.accumulation_steps 1. can't be dealt out to 8 devices",
+        match="^12 rows .data.batch_size 12, train.accumulation_steps 1. can't be dealt out to 8 "
+        "devices",
     ):
         batch_sharding(mesh, 12)
     with pytest.raises(
         UserError,
-        match="^4 rows .data.batch_size 16, train.accumulation_steps 4. can't be dealt out to 8 devices",
+        match="^4 rows .data.batch_size 16, train.accumulation_steps 4. can't be dealt out to 8 "
+        "devices",
     ):
         batch_sharding(mesh, 16, accumulation_steps=4)
     assert [filled_rows(mesh, rows) for rows in (1, 8, 9)] == [8, 8, 16]

@@ -14,8 +14,8 @@ MODELS = {
         LlamaForCausalLM,
         {
             "vocab_size": 29,
-            "hidden_size": 32,
-            "intermediate_size": 40,
+            "hidden_size": 16,
+            "intermediate_size": 24,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
@@ -27,7 +27,7 @@ MODELS = {
     "gpt2": (
         GPT2Config,
         GPT2LMHeadModel,
-        {"vocab_size": 29, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48},
+        {"vocab_size": 29, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 48},
     ),
 }
 

@@ -19,7 +19,8 @@ pytest.importorskip("libtpu", reason="the TPU compiler is in the extra dev")
 SMALL = {
     "model.num_blocks": 1,
     "model.dim": 256,
-    "model.num_heads": 2,
+    "model.blocks": "mlstm",
+    "model.mlstm.num_heads": 2,
     "model.vocab_size": 512,
     "model.remat": "block",
     "data.context_length": 256,
@@ -27,16 +28,14 @@ SMALL = {
 }
 
 
-def config(**overrides):
-    return load(
-        "configs/xlstm_125m.py:1_0-15b",
-        SMALL | {key.replace("__", "."): value for key, value in overrides.items()},
-    )
+def config(overrides=None):
+    return load("configs/xlstm_125m.py:1_0-15b", SMALL | (overrides or {}))
 
 
 @pytest.mark.slow
 def test_a_step_for_a_small_slice_says_what_it_takes():
-    report = compile_step(config(model__num_blocks=2, model__slstm_positions=(1,)), "v5e:2x2")
+    both = {"model.num_blocks": 2, "model.blocks": "mlstm,slstm+mlp", "model.slstm.num_heads": 2}
+    report = compile_step(config(both), "v5e:2x2")
     assert report.fits and report.devices == 4
     assert 0 < report.arguments < report.peak < report.memory
     assert report.kernels["pallas_tpu"] >= 4  # both cells, forward and back

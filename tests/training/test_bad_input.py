@@ -24,11 +24,11 @@ MISTAKES = {
     ),
     "heads": (
         ["--config.model.dim=15"],
-        "config key model.dim is 15, not divisible by model.num_heads 2",
+        "config key model.dim is 15, not divisible by model.slstm.num_heads 2",
     ),
-    "position": (
-        ["--config.model.slstm_positions=(2,)"],
-        "model.slstm_positions has 2; positions count from 0",
+    "blocks": (
+        ["--config.model.blocks=2*mlstm,slstm+mlp"],
+        "model.num_blocks is 2, no multiple of the 3 blocks of model.blocks",
     ),
     "missing data": (["--config.data.path=/no/such"], "data path '/no/such' does not exist"),
     "vocabulary": (

@@ -5,26 +5,29 @@ device is needed here.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import pytest
 
-from xlstm_jax.config import Config, ModelConfig
-from xlstm_jax.data.loader import Batch
+from xlstm_jax.config import Config, ModelConfig, task_of
 from xlstm_jax.errors import UserError
-from xlstm_jax.models import build_model
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.state import init_state
 from xlstm_jax.training.step import make_train_step
 
-MODEL = ModelConfig(
-    vocab_size=64,
-    dim=128,
-    num_blocks=2,
-    num_heads=1,
-    slstm_positions=(1,),
-    up_factor=1.0,
-    dtype="bfloat16",
-)
+MLSTM, SLSTM = {"mlstm": {"num_heads": 1, "up_factor": 1.0}}, {"slstm": {"num_heads": 1}}
+
+
+def model_of(blocks: str, num_blocks: int, mixers: dict) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=64,
+        dim=128,
+        num_blocks=num_blocks,
+        blocks=blocks,
+        mixers=mixers,
+        dtype="bfloat16",
+    )
+
+
+MODEL = model_of("mlstm,slstm+mlp", 2, MLSTM | SLSTM)
 
 
 def lowered_step(device_kind: str, platform: str, model: ModelConfig = MODEL) -> str:
@@ -34,13 +37,13 @@ def lowered_step(device_kind: str, platform: str, model: ModelConfig = MODEL) ->
     config = dataclasses.replace(Config(), model=model)
     device = jax.sharding.AbstractDevice(device_kind, None, platform)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
-        network = build_model(model)
+        task = task_of(config)
+        network = task.model(stacked=True)
         schedule = make_schedule(config.optimizer, config.train.steps)
         optimizer = make_optimizer(config.optimizer, schedule)
-        state = jax.eval_shape(lambda: init_state(network, optimizer, config.train))
-        ids = jax.ShapeDtypeStruct((2, 256), jnp.int32)
-        batch = Batch(tokens=ids, targets=ids, segment_ids=ids)
-        step = make_train_step(network, optimizer, schedule, config)
+        state = jax.eval_shape(lambda: init_state(task, network, optimizer, config.train))
+        batch = task.shapes(2, 256)
+        step = make_train_step(task, network, optimizer, schedule, config.train)
         return (
             step.trace(state, batch)
             .lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
@@ -54,8 +57,8 @@ TARGETS = {
     "pallas_gpu": "@mosaic_gpu",
     "pallas_triton": "@__gpu$xla.gpu.triton",
 }
-MLSTM_ONLY = dataclasses.replace(MODEL, num_blocks=1, slstm_positions=())
-SLSTM_ONLY = dataclasses.replace(MODEL, num_blocks=1, slstm_positions=(0,))
+MLSTM_ONLY = model_of("mlstm", 1, MLSTM)
+SLSTM_ONLY = model_of("slstm+mlp", 1, SLSTM)
 # "pallas_gpu" needs jax 0.11; before that an H100 runs what an A100 does.
 HOPPER = "pallas_gpu" if jax.__version_info__ >= (0, 11) else "pallas_triton"
 
@@ -96,11 +99,12 @@ def test_the_slstm_of_a_step_for_an_h100_is_a_kernel():
     assert set(found) == {"pallas_gpu"}
 
 
-@pytest.mark.parametrize("key", ["mlstm_backend", "slstm_backend"])
-def test_a_backend_for_another_device_is_the_users_mistake(key):
-    model = dataclasses.replace(MODEL, **{key: "pallas_tpu"})
+@pytest.mark.parametrize("mixer", ["mlstm", "slstm"])
+def test_a_backend_for_another_device_is_the_users_mistake(mixer):
+    of_mixer = dataclasses.replace(MODEL.mixers[mixer], backend="pallas_tpu")
+    model = dataclasses.replace(MODEL, mixers=MODEL.mixers.copy({mixer: of_mixer}))
     with pytest.raises(
         UserError,
-        match=f"config key model.{key} is 'pallas_tpu', which can't be used here: .*it needs a TPU",
+        match=f"config key model.{mixer}.backend is 'pallas_tpu', which can't be used here: .*it needs a TPU",
     ):
         lowered_step("cpu", "cpu", model)

@@ -12,7 +12,8 @@ import pytest
 
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.run import evaluate_run
-from xlstm_jax.training import loop
+from xlstm_jax.models import build_model
+from xlstm_jax.training import loop, report, starting
 from xlstm_jax.runs.checkpoints import read_params
 from xlstm_jax.training.metrics import read_records
 from xlstm_jax.runs.folder import find_run
@@ -78,14 +79,14 @@ def test_it_ends_with_the_held_out_line_a_sample_and_the_figure(finished):
         lines[number],
     )
     assert lines[number + 1] == "sample:"
-    figure, *commands = lines[-4:]
+    figure, *commands, longer = lines[-5:]
     assert figure == str(workdir / "loss.png")
     assert [line.partition("python")[2] or line for line in commands] == [
         "next:",
         f" eval.py --workdir={workdir}",
         f" -m xlstm_jax.generation --checkpoint={workdir} --prompt='def '",
     ]
-    sample = printed.split("sample:\n")[1].rsplit("\n", 5)[0]
+    sample = printed.split("sample:\n")[1].rsplit("\n", 6)[0]
     assert (workdir / "samples.txt").read_text() == f"step 6\n{sample}\n"
 
 
@@ -135,14 +136,14 @@ class Stop(Exception):
 
 
 def stop_at(monkeypatch, step):
-    original, read_so_far = loop.read_metrics, itertools.count(1)
+    original, read_so_far = report.read_metrics, itertools.count(1)
 
     def read(metrics):
         if next(read_so_far) == step:
             raise Stop
         return original(metrics)
 
-    monkeypatch.setattr(loop, "read_metrics", read)
+    monkeypatch.setattr(report, "read_metrics", read)
 
 
 ALL_ON = {"train.accumulation_steps": 2, "model.dropout": 0.1, "data.reset_at_document": True}
@@ -215,7 +216,7 @@ def test_a_steps_metrics_are_read_after_the_next_step_was_dispatched(tiny, tmp_p
     events, make_train_step, read_metrics, read = (
         [],
         loop.make_train_step,
-        loop.read_metrics,
+        report.read_metrics,
         itertools.count(1),
     )
 
@@ -234,7 +235,7 @@ def test_a_steps_metrics_are_read_after_the_next_step_was_dispatched(tiny, tmp_p
         return read_metrics(metrics)
 
     monkeypatch.setattr(loop, "make_train_step", recording_make)
-    monkeypatch.setattr(loop, "read_metrics", recording_read)
+    monkeypatch.setattr(report, "read_metrics", recording_read)
     loop.train(tiny(), tmp_path)
     for step in range(1, 6):
         assert events.index(("read", step)) > events.index(("dispatched", step + 1))
@@ -266,13 +267,13 @@ def test_a_step_whose_loss_is_no_number_is_shown_with_its_samples_and_the_run_go
 
 @pytest.mark.slow
 def test_a_run_without_a_good_step_ends_and_names_the_samples(tiny, tmp_path, monkeypatch):
-    init_state = loop.init_state
+    init_state = starting.init_state
 
     def broken(*args):
         state = init_state(*args)
         return state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
 
-    monkeypatch.setattr(loop, "init_state", broken)
+    monkeypatch.setattr(starting, "init_state", broken)
     with pytest.raises(
         UserError,
         match=r"step 3: 3 steps in a row were skipped \(train\.max_skipped 3\), the loss is nan; "
@@ -287,8 +288,8 @@ def test_a_run_starts_from_the_parameters_of_another(tiny, finished, tmp_path, c
     config = tiny({"checkpoint.init_from": str(workdir), "train.steps": 2})
     loop.train(config, tmp_path)
     assert f"parameters of step 6 of {workdir}" in capsys.readouterr().out
-    abstract = abstract_params(
-        loop.build_model(config.model), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = language_model_params(
+        build_model(config.model), jax.sharding.SingleDeviceSharding(jax.devices()[0])
     )
     (old, given), (new, kept) = read_params(workdir, abstract), read_params(tmp_path, abstract)
     assert (old, new) == (6, 2)

@@ -67,9 +67,9 @@ def test_an_exponential_decay_to_nothing_is_refused():
         )
 
 
-@pytest.mark.parametrize("block", ["paper", "7b"])
-def test_weight_decay_reaches_kernels_and_nothing_else(block):
-    config = ModelConfig(dim=64, num_blocks=2, num_heads=2, slstm_positions=(1,), block=block)
+@pytest.mark.parametrize("first", ["mlstm", "mlstm_7b+mlp", "attention+mlp"])
+def test_weight_decay_reaches_kernels_and_nothing_else(first):
+    config = ModelConfig(dim=64, num_blocks=2, blocks=f"{first},slstm+mlp")
     mask = decay_mask(language_model_params(build_model(config)))
     named = {
         "/".join(entry.key for entry in path): on

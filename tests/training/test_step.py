@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xlstm_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from xlstm_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig, task_of
 from xlstm_jax.data.loader import Batch
 from xlstm_jax.models import build_model
 from xlstm_jax.tasks.cross_entropy import cross_entropy_sum
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.state import init_state
-from xlstm_jax.training.step import make_train_step, mean_loss_and_gradient, split_batch
+from xlstm_jax.training.step import make_train_step, split_batch, totals_and_gradient
 
 
 class StandIn(nn.Module):
@@ -32,10 +32,10 @@ class StandIn(nn.Module):
     def __call__(self, tokens):
         return self.logits(self.hidden(tokens)[0], self.head_kernel())
 
-    def hidden(self, tokens, state=None, *, segment_ids=None, train=False):
+    def hidden(self, tokens, state=None, *, segments=None, train=False):
         x = self.embedding(tokens)
-        if segment_ids is not None:
-            x = x + segment_ids[..., None]
+        if segments is not None:
+            x = x + segments[..., None]
         return jnp.tanh(self.dropout(x, deterministic=not train)), state
 
     def head_kernel(self):
@@ -65,11 +65,11 @@ def config(**train) -> Config:
 
 
 def stepper(config, model=None):
-    model = model or StandIn()
+    task, model = task_of(config), model or StandIn()
     schedule = make_schedule(config.optimizer, config.train.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    return make_train_step(model, optimizer, schedule, config), init_state(
-        model, optimizer, config.train
+    return make_train_step(task, model, optimizer, schedule, config.train), init_state(
+        task, model, optimizer, config.train
     )
 
 
@@ -130,20 +130,89 @@ def test_a_mean_of_micro_batch_means_would_have_been_noticed():
     """The ragged batch is a real test: weighting its parts equally gives another loss."""
     batch, (_, state) = ragged_batch(), stepper(config())
 
-    def loss(params, part, key):
-        return cross_entropy_sum(
-            StandIn().apply({"params": params}, part.tokens), part.targets, part.mask
-        ), {}
+    def mean_loss(part):
+        totals, _ = totals_and_gradient(graded, state.params, part, jax.random.key(0), 1)
+        loss, tokens = totals["loss"]
+        return float(loss) / max(float(tokens), 1)
 
-    whole = mean_loss_and_gradient(loss, state.params, batch, jax.random.key(0), 1)[0][0]
     parts = split_batch(batch, 6)  # the first row counts no token at all
-    means = [
-        mean_loss_and_gradient(
-            loss, state.params, jax.tree.map(lambda x, i=i: x[i], parts), jax.random.key(0), 1
-        )[0][0]
-        for i in range(6)
-    ]
-    assert abs(float(whole) - float(np.mean(means))) > 0.1
+    means = [mean_loss(jax.tree.map(lambda x, i=i: x[i], parts)) for i in range(6)]
+    assert abs(mean_loss(batch) - float(np.mean(means))) > 0.1
+
+
+def graded(params, part, key):
+    """Sums with three different weights, of the stand-in model."""
+    logits, mask = StandIn().apply({"params": params}, part.tokens), part.mask
+    right = jnp.argmax(logits, -1) == part.targets
+    counts = jnp.sum(mask, dtype=jnp.float32)
+    rows = jnp.any(mask, axis=1)
+    return {
+        "loss": (cross_entropy_sum(logits, part.targets, mask), counts),
+        "accuracy": (jnp.sum(right & mask, dtype=jnp.float32), counts),
+        "sequence_accuracy": (
+            jnp.sum(jnp.all(right | ~mask, axis=1) & rows, dtype=jnp.float32),
+            jnp.sum(rows, dtype=jnp.float32),
+        ),
+    }
+
+
+def half_right_batch(params) -> Batch:
+    """Ragged rows; every second row, and every other token, has the model's own answer."""
+    batch = ragged_batch()
+    answers = np.asarray(jnp.argmax(StandIn().apply({"params": params}, batch.tokens), -1))
+    own = (np.arange(6)[:, None] % 2 == 0) | (np.arange(5)[None] % 2 == 0)
+    targets = np.where(own, answers, (answers + 1) % 11).astype(np.int32)
+    return batch._replace(targets=np.where(batch.mask, targets, -1))
+
+
+def test_sums_are_those_of_the_counted_tokens():
+    """Against NumPy: rows 0 to 5 count 0 to 5 tokens; rows 2 and 4, and row 1's only token, are
+    all right; row 3 has two of three right, row 5 three of five.
+    """
+    _, state = stepper(config())
+    batch = half_right_batch(state.params)
+    totals, _ = totals_and_gradient(graded, state.params, batch, jax.random.key(0), 1)
+    assert [float(x) for x in totals["accuracy"]] == [1 + 2 + 2 + 4 + 3, 15]
+    assert [float(x) for x in totals["sequence_accuracy"]] == [3, 5]
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_accumulation_gives_the_sums_the_accuracies_and_the_gradient_of_one_batch(parts):
+    """However unevenly what counts falls on the parts: with 6 one of them has nothing."""
+    _, state = stepper(config())
+    batch = half_right_batch(state.params)
+    whole, gradient = totals_and_gradient(graded, state.params, batch, jax.random.key(0), 1)
+    split, split_gradient = jax.jit(
+        lambda: totals_and_gradient(graded, state.params, batch, jax.random.key(0), parts)
+    )()
+    assert split.keys() == whole.keys()
+    for name in ("accuracy", "sequence_accuracy"):
+        assert [float(x) for x in split[name]] == [float(x) for x in whole[name]]
+    np.testing.assert_allclose(split["loss"], whole["loss"], rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        split_gradient,
+        gradient,
+    )
+
+
+@pytest.mark.parametrize("parts", [1, 2, 6])
+def test_weights_may_be_fractions_whose_sum_is_below_one(parts):
+    """The gradient is that of the loss's sum over its weight, whatever the weight's size."""
+    x = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
+    importance = np.float32([0.01, 0.0, 0.2, 0.05, 0.0, 0.1])
+
+    def sums(w, part, key):
+        x, importance = part
+        return {"loss": (jnp.sum(importance * jnp.sum((x - w) ** 2, axis=1)), importance.sum())}
+
+    def mean(w):
+        return jnp.sum(importance * jnp.sum((x - w) ** 2, axis=1)) / importance.sum()
+
+    w = jnp.arange(4.0)
+    totals, gradient = totals_and_gradient(sums, w, (x, importance), jax.random.key(0), parts)
+    np.testing.assert_allclose(totals["loss"][0] / totals["loss"][1], mean(w), rtol=1e-6)
+    np.testing.assert_allclose(gradient, jax.grad(mean)(w), rtol=1e-5)
 
 
 def test_a_batch_without_counted_tokens_has_loss_zero_and_finite_gradients():
@@ -216,7 +285,13 @@ def test_the_gates_of_each_kind_of_block_are_among_the_metrics():
     0.
     """
     model = build_model(
-        ModelConfig(vocab_size=11, dim=16, num_blocks=2, num_heads=2, slstm_positions=(1,))
+        ModelConfig(
+            vocab_size=11,
+            dim=16,
+            num_blocks=2,
+            blocks="mlstm,slstm+mlp",
+            mixers={"mlstm": {"num_heads": 2}, "slstm": {"num_heads": 2}},
+        )
     )
     for parts in (1, 2):
         step, state = stepper(config(accumulation_steps=parts), model)

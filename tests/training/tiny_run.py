@@ -9,8 +9,9 @@ def get_config():
     config = default_config_dict()
     config.model.dim = 16
     config.model.num_blocks = 2
-    config.model.num_heads = 2
-    config.model.slstm_positions = (1,)
+    config.model.blocks = "mlstm,slstm+mlp"
+    config.model.mlstm.num_heads = 2
+    config.model.slstm.num_heads = 2
     config.data.context_length = 16
     config.data.batch_size = 4
     config.optimizer.learning_rate = 1e-2

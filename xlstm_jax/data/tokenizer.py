@@ -272,8 +272,8 @@ def _end_of_text_of(values: dict[str, Any], path: str) -> str:
             return token
     raise UserError(
         f"data.tokenizer {path!r} has no token {END_OF_TEXT!r}, which separates documents, nor "
-        f"another one known for that ({', '.join(ENDS_OF_TEXT[1:])}); choose one with `{python()} -m "
-        f"xlstm_jax.data.prepare --end-of-text=TOKEN`; {_some(values)}"
+        f"another one known for that ({', '.join(ENDS_OF_TEXT[1:])}); choose one with "
+        f"`{python()} -m xlstm_jax.data.prepare --end-of-text=TOKEN`; {_some(values)}"
     )
 
 

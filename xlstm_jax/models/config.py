@@ -26,7 +26,7 @@ class ModelConfig:
 
     blocks: str = setting(
         mixers.DEFAULT_BLOCKS,
-        'the stack: "7*mlstm,slstm+mlp" repeats until num_blocks; "+" joins the branches of a block',
+        'the stack: "7*mlstm,slstm+mlp" repeats until num_blocks; "+" joins branches of a block',
     )
     num_blocks: int = setting(4, "blocks of the stack", at_least=1)
     dim: int = setting(256, "D, channels of the residual stream", at_least=1)

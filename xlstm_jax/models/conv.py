@@ -44,7 +44,8 @@ class CausalConv(nn.Module):
         tokens, channels = ("batch", "time", "inner"), ("batch", None, "inner")
         y, new_window = on_own_part(
             _conv_of_part, x, kernel, bias, window.astype(x.dtype), segment_ids, previous_segment,
-            axes=(tokens, ("taps", "inner"), ("inner",), channels, ("batch", "time"), ("batch",)), out_axes=(tokens, channels),
+            axes=(tokens, ("taps", "inner"), ("inner",), channels, ("batch", "time"), ("batch",)),
+            out_axes=(tokens, channels),
         )  # fmt: skip
         return y, new_window.astype(window.dtype)
 

@@ -70,7 +70,7 @@ class LanguageModel(nn.Module):
         return self.backbone(x, state, segments=found, train=train)
 
     def _rows(self, embedding: nn.Embed, index: Int[Array, "B T"], axis: str) -> Activations:
-        """Rows of a table in the compute dtype; beyond its end they are NaN, which nobody can miss."""
+        """Rows of a table in the compute dtype; NaN for an index beyond its end."""
         table = embedding.embedding.astype(compute_dtype(self.config.dtype))
         rows = jnp.take(gathered(table, axis, "embed"), index, axis=0, mode="fill")
         return constrain(rows, "batch", "time", "channels")

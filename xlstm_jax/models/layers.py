@@ -121,7 +121,7 @@ class BlockDiagonalProjection(nn.Module):
 
 
 def normalize(x: Float[Array, "... D"], eps: float, *, center: bool) -> Float[Array, "... D"]:
-    """x over its root mean square (after subtracting the mean if `center`), in float32 or better."""
+    """x over its root mean square, after subtracting the mean if `center`; float32 or better."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if center:
         x = x - jnp.mean(x, axis=-1, keepdims=True)

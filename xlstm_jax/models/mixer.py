@@ -56,7 +56,7 @@ ONE_DOCUMENT = Segments()
 
 class Parts(NamedTuple):
     """Over how many devices a mesh spreads heads and channels (`tensor`) and the time
-    (`sequence`).
+    (`sequence`; -1: as many as are left).
     """
 
     tensor: int = 1

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from pallas_kernels import MLSTMState
 from pallas_kernels.mlstm.api import BACKENDS
-from xlstm_jax.errors import backend_of
+from xlstm_jax.errors import UserError, backend_of
 from xlstm_jax.models.cpu_forms import gate_preactivations
 from xlstm_jax.models.initializers import Initializer, head_linspace, shifted_normal, zeros
 from xlstm_jax.models.layers import record_gates, soft_cap, split_heads
@@ -40,7 +40,7 @@ class MLSTMCellConfig:
     norm_eps: float = setting(1e-5, "added to the variance in the norm of each head", at_least=0)
     backend: str | None = setting(
         None,
-        "one of pallas_kernels' names; unset takes the best that serves the device",
+        "unset takes the best that serves the device",
         choices=tuple(BACKENDS),
         may_change=True,
     )
@@ -66,6 +66,16 @@ class Gate(nn.Module):
         return (
             self.param("kernel", kernel_init, (size, self.num_heads)),
             self.param("bias", bias_init, (self.num_heads,)),
+        )
+
+
+def check_cell(settings: MLSTMCellConfig, name: str) -> None:
+    """Refuses what the cell of the mixer `name` would ignore."""
+    default = MLSTMCellConfig.eps
+    if settings.input_gate == "sigmoid" and settings.eps != default:
+        raise UserError(
+            f"config key model.{name}.eps is {settings.eps!r}, but a sigmoid input gate has no "
+            f"normaliser to add it to; leave it at {default!r}"
         )
 
 
@@ -102,7 +112,7 @@ def matrix_memory(
     segments: Segments,
     name: str,
 ) -> tuple[HeadActivations, MLSTMState]:
-    """`mlstm` of neighbouring channels as heads, as the settings of the mixer `name` describe it."""
+    """`mlstm` with neighbouring channels as heads; `settings` are those of the mixer `name`."""
     heads = (split_heads(x, settings.num_heads) for x in (q, k, v))
     i, f = (soft_cap(gate, settings.gate_soft_cap) for gate in gates)
     with backend_of(f"model.{name}.backend", settings.backend):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,7 +107,8 @@ def find_run(root: str | pathlib.Path) -> RunFolder:
 
 def open_run(root: str | pathlib.Path, config: Config) -> RunFolder:
     """The folder of a new run, or of one that is to go on: with the same configuration, but for the
-    keys that are marked `may_change` and `PLACES`.
+    keys that are marked `may_change`, `PLACES`, and `train.steps` where the learning rate does not
+    depend on it.
 
     Nothing is written yet; config.json stays that of the run's start, each checkpoint has its own.
 
@@ -259,6 +261,8 @@ def _check_same(folder: RunFolder, config: Config) -> None:
     free = {*PLACES, *(key.name for key in keys() if key.may_change)}
     if has_checkpoint(folder):  # from which the run goes on, whatever its first parameters were
         free.add("checkpoint.init_from")
+    if not config.optimizer.follows_length:  # no step would have been another one
+        free.add("train.steps")
     differing = [
         f"{key} is {there.get(key)!r} there and {given.get(key)!r} here"
         for key in sorted(there.keys() | given.keys())
@@ -270,11 +274,23 @@ def _check_same(folder: RunFolder, config: Config) -> None:
         shown = "; ".join(differing[:10]) + (
             f"; and {len(differing) - 10} more" if len(differing) > 10 else ""
         )
-        raise UserError(
+        message = (
             f"folder {str(folder.root)!r} belongs to a run with another configuration: {shown}. "
-            f"Give another --workdir, or the "
-            "same configuration to resume that run"
+            "Give another --workdir, or the same configuration to resume that run"
         )
+        if config.optimizer.follows_length and there["train.steps"] != given["train.steps"]:
+            message += (
+                "; its learning rate follows train.steps, so that it can't be made longer: to "
+                f"train on, begin another run with {longer(folder, config)}"
+            )
+        raise UserError(message)
+
+
+def longer(folder: RunFolder, config: Config) -> str:
+    """What to give in order to train further than `train.steps`."""
+    if config.optimizer.follows_length:
+        return f"--config.checkpoint.init_from={shlex.quote(str(folder.root))}"
+    return f"--config.train.steps={2 * config.train.steps}"
 
 
 def write_data_record(folder: RunFolder, record: Mapping[str, Any]) -> None:

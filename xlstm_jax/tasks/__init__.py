@@ -129,7 +129,7 @@ def default_values() -> dict[str, Any]:
 
 def task_keys() -> list[settings.Key]:
     """Every key of the section, those of all tasks too."""
-    found = list(settings.keys(TaskConfig, "task"))
+    found = [key._replace(choices=names()) for key in settings.keys(TaskConfig, "task")]
     for name in names():
         found += settings.keys(find(name).section, f"task.{name}")
     return found

@@ -76,6 +76,7 @@ class Formal(Task):
     """Answers questions about sequences."""
 
     settings: FormalConfig
+    loss_unit = "nats per answer"
 
     @property
     def language(self) -> Language:

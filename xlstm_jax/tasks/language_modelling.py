@@ -54,6 +54,8 @@ class LanguageModelling(Task):
     Whether documents reset states is decided here, once: `data.reset_at_document`.
     """
 
+    loss_unit = "nats per token"
+
     @functools.cached_property
     def source(self) -> TokenSource:
         """The text to train on."""

@@ -51,7 +51,10 @@ class Task(abc.ABC):
     Attributes:
         settings: the task's own section.
         model_config, data, evaluation: the sections `model`, `data` and `eval`.
+        loss_unit: of the loss, for its figure; None where it has no name.
     """
+
+    loss_unit: str | None = None
 
     def __init__(
         self, settings: Any, model: ModelConfig, data: DataConfig, evaluation: EvalConfig
@@ -65,7 +68,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def shapes(self, rows: int, time: int | None = None) -> Batch:
-        """A batch as `jax.ShapeDtypeStruct`s; of training samples' length where no time is given."""
+        """A batch as `jax.ShapeDtypeStruct`s; the time is that of training unless it is given."""
 
     @abc.abstractmethod
     def init(self, model: nn.Module, key: jax.Array) -> Any:
@@ -117,7 +120,7 @@ class Task(abc.ABC):
         """Of a task whose model writes text; None where it does not."""
         return None
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  (a task may have nothing to check)
         """Opens what is needed and raises `UserError` for what is missing or can't be used."""
 
     def description(self) -> list[str]:

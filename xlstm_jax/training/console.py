@@ -7,8 +7,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from xlstm_jax.config import Config
 from xlstm_jax.installation import python
 from xlstm_jax.parallel import is_first_process
+from xlstm_jax.runs.folder import RunFolder, longer
 from xlstm_jax.training.outlets import Trouble
 
 WIDTH = 100  # columns that a line of a step takes at most
@@ -119,11 +121,15 @@ def duration(seconds: float | None) -> str:
     return f"{whole}s"
 
 
-def next_commands(workdir: str | os.PathLike) -> list[str]:
+def next_commands(
+    folder: RunFolder, workdir: str | os.PathLike, config: Config, writes_text: bool
+) -> list[str]:
     """What a person may type after a run, as lines that a shell takes."""
-    folder = shlex.quote(str(workdir))
-    return [
-        "next:",
-        f"  {python()} eval.py --workdir={folder}",
-        f"  {python()} -m xlstm_jax.generation --checkpoint={folder} --prompt='def '",
-    ]
+    place, lines = shlex.quote(str(workdir)), ["next:"]
+    if writes_text:
+        lines += [
+            f"  {python()} eval.py --workdir={place}",
+            f"  {python()} -m xlstm_jax.generation --checkpoint={place} --prompt='def '",
+        ]
+    again = "another --workdir and" if config.optimizer.follows_length else "the same --workdir and"
+    return [*lines, f"  # to train longer: {again} {longer(folder, config)}"]

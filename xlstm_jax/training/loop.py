@@ -44,7 +44,8 @@ from xlstm_jax.runs.folder import (
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
 from xlstm_jax.tasks.task import Task
 from xlstm_jax.training.console import next_commands, say, step_name
-from xlstm_jax.training.metrics import MetricsWriter, draw_loss, read_records
+from xlstm_jax.training.figure import draw_loss
+from xlstm_jax.training.metrics import MetricsWriter, read_records
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.outlets import Trouble, replace_file
 from xlstm_jax.training.preemption import Preemption
@@ -105,6 +106,7 @@ def train(
         Watchdog(config.train.watchdog_seconds, ends=config.train.watchdog_ends) as watchdog,
         Profile(folder.profile, profile) as profiler,
     ):
+        check_length_of_run(steps, checkpoints.latest_step())
         preemption.saved(checkpoints.latest_step())
         keeper = Keeper(task, model, optimizer, config, checkpoints, mesh)
         with wall_time.spent_on("checkpoint"), doing("preparing the model's parameters", say):
@@ -172,7 +174,7 @@ def train(
                     if name != FIRST or step < steps:
                         say(f"{step_name(step, steps)}  {shown(name)}: {task.line(found)}")
                 if evaluation_due:
-                    _draw_loss(folder, drawing)
+                    _draw_loss(folder, task, drawing)
                 if preempted or checkpoints.due(step):
                     with wall_time.spent_on("checkpoint"):
                         loss = None if summary is None else summary["loss"]
@@ -197,8 +199,8 @@ def train(
                 f"the disk of {str(folder.checkpoints)!r} and give the same command again, it goes "
                 f"on from step {checkpoints.latest_step() or 0}"
             )
-    _draw_loss(folder, drawing)
-    say(folder.loss_figure, *next_commands(workdir))
+    _draw_loss(folder, task, drawing)
+    say(folder.loss_figure, *next_commands(folder, workdir, config, task.tokenizer is not None))
     return summary
 
 
@@ -208,6 +210,15 @@ FIRST = "validation"  # the held-out set by which checkpoints are judged
 def shown(name: str) -> str:
     """A held-out set as a person reads it."""
     return "held-out" if name == FIRST else name.removeprefix(f"{FIRST}/")
+
+
+def check_length_of_run(steps: int, done: int | None) -> None:
+    """Raises `UserError` where a run has more steps behind it than it is to have."""
+    if done is not None and done > steps:
+        raise UserError(
+            f"config key train.steps is {steps}, but the run has done {done} steps already; give "
+            "at least as many"
+        )
 
 
 def check_finite(step: int, loss: float) -> None:
@@ -220,10 +231,10 @@ def check_finite(step: int, loss: float) -> None:
         )
 
 
-def _draw_loss(folder: RunFolder, trouble: Trouble) -> None:
+def _draw_loss(folder: RunFolder, task: Task, trouble: Trouble) -> None:
     if is_first_process():
         with trouble.caught():
-            draw_loss(folder)
+            draw_loss(folder, task.loss_unit)
 
 
 def write_sample(

@@ -1,14 +1,12 @@
-"""What is kept of a run's numbers: metrics.jsonl, TensorBoard, Weights & Biases and loss.png."""
+"""What is kept of a run's numbers: metrics.jsonl, TensorBoard and Weights & Biases."""
 
 import collections
-import io
 import json
 import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.figure import Figure
 from tensorboardX import summary
 
 from xlstm_jax.parallel import is_first_process
@@ -156,28 +154,3 @@ def _record_of(line: bytes) -> dict[str, Any] | None:
         and isinstance(record.get("split"), str)
     )
     return record if is_event else None
-
-
-def draw_loss(folder: RunFolder) -> None:
-    """Writes loss.png from metrics.jsonl: training and held-out loss against step."""
-    records = read_records(folder.metrics)
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for split, style in (
-        ("train", {"linewidth": 0.8, "label": "training"}),
-        ("validation", {"marker": "o", "label": "held out"}),
-    ):
-        points = [
-            (record["step"], record["loss"])
-            for record in records
-            if record["split"] == split and isinstance(record.get("loss"), int | float)
-        ]
-        if points:
-            axes.plot(*zip(*points, strict=True), **style)
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
-    replace_file(folder.loss_figure, image.getvalue())

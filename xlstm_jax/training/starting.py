@@ -44,6 +44,9 @@ class Keeper:
         self._stacked = abstract_state(task, model, optimizer, config.train, mesh)
         # how the same state lies with blocks by number
         self._by_number = abstract_state(task, task.model(), optimizer, config.train, mesh)
+        # made once: another jit of the same function would be traced and compiled with every save
+        self._to_numbers = _converter(self._stack, self._stack.by_number, self._by_number)
+        self._to_stacked = _converter(self._stack, self._stack.stack, self._stacked)
 
     def start(self) -> tuple[TrainState, int]:
         """The newest checkpoint's state and step; else, at step 0, the parameters of
@@ -62,9 +65,8 @@ class Keeper:
                     f"{restored.position}, now {expected}; give another --workdir"
                 )
             say(f"resumed from step {restored.step}")
-            return self._to_device_form(TrainState(params=restored.params, **restored.optimizer)), (
-                restored.step
-            )
+            state = TrainState(params=restored.params, **restored.optimizer)
+            return self._to_stacked(state), restored.step
         shardings = shardings_of(self._stacked)
         if (source := self._config.checkpoint.init_from) is not None:
             step, params = read_params(source, wanted.params)
@@ -84,19 +86,18 @@ class Keeper:
 
     def save(self, state: TrainState, step: int, loss: float | None, *, force: bool) -> None:
         """Starts saving a state; see `Checkpoints.save`."""
-        state = self._converted(state, self._stack.by_number, self._by_number)
+        state = self._to_numbers(state)
         position = self._task.position(step)
         self._checkpoints.save(state.params, _rest(state), step, position, loss, force=force)
 
-    def _to_device_form(self, state: TrainState) -> TrainState:
-        return self._converted(state, self._stack.stack, self._stacked)
 
-    def _converted(
-        self, state: TrainState, convert: Callable[[Any], Any], wanted: TrainState
-    ) -> TrainState:
-        if not self._stack.is_stacked:  # both forms are the same: nothing is copied
-            return state
-        return jax.jit(convert, out_shardings=shardings_of(wanted))(state)
+def _converter(
+    stack: Stack, convert: Callable[[Any], Any], wanted: TrainState
+) -> Callable[[TrainState], TrainState]:
+    """`convert` on the devices. Where both forms are the same nothing is copied."""
+    if not stack.is_stacked:
+        return lambda state: state
+    return jax.jit(convert, out_shardings=shardings_of(wanted))
 
 
 def _rest(state: TrainState) -> dict[str, Any]:

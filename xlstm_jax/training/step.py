@@ -42,7 +42,7 @@ def totals_and_gradient(
     def mean_loss(params, part, part_key):
         found = sums(params, part, part_key)
         total, weight = found["loss"]
-        return total / _at_least_one(weight), found
+        return total / _divisor(weight), found
 
     gradient = jax.grad(mean_loss, has_aux=True)
     if parts == 1:
@@ -51,7 +51,7 @@ def totals_and_gradient(
 
     def add_part(carry, inputs):
         part_gradient, found = gradient(params, *inputs)
-        weight = _at_least_one(found["loss"][1])
+        weight = _divisor(found["loss"][1])
         weighted = jax.tree.map(lambda g: g * weight.astype(g.dtype), part_gradient)
         return jax.tree.map(jnp.add, carry, (weighted, found)), None
 
@@ -59,13 +59,15 @@ def totals_and_gradient(
     shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], inputs))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     (gradients, found), _ = jax.lax.scan(add_part, zeros, inputs)
-    weight = _at_least_one(found["loss"][1])
+    weight = _divisor(found["loss"][1])
     return found, jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
 
 
-def _at_least_one(weight: Float[Array, ""]) -> Float[Array, ""]:
-    """A batch in which nothing counts has the loss 0."""
-    return jnp.maximum(weight, 1)
+def _divisor(weight: Float[Array, ""]) -> Float[Array, ""]:
+    """A batch in which nothing counts has the loss 0. Weights may be fractions: their sum may be
+    below 1.
+    """
+    return jnp.where(weight > 0, weight, 1)
 
 
 def make_train_step(
@@ -92,7 +94,7 @@ def make_train_step(
         totals, gradient = totals_and_gradient(
             sums, state.params, batch, key, config.accumulation_steps
         )
-        means = {name: total / _at_least_one(weight) for name, (total, weight) in totals.items()}
+        means = {name: total / _divisor(weight) for name, (total, weight) in totals.items()}
         loss, grad_norm = means["loss"], optax.tree.norm(gradient)
         accepted = accepts(state.guard, loss, grad_norm, config.spike_deviations)
 

@@ -91,8 +91,8 @@ def read_runs(
 
 
 def published_runs() -> dict[str, list[Run]]:
-    """The losses of arXiv 2510.02228 by family ("xLSTM", "Transformer"): DCLM, context 8,192, models
-    of 162M to 6.9B parameters, as its repository prints them.
+    """The losses of arXiv 2510.02228 by family ("xLSTM", "Transformer"): DCLM, context 8,192,
+    models of 162M to 6.9B parameters, as its repository prints them.
 
     Parameters are rounded to three digits, tokens too.
     """

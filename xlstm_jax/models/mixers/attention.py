@@ -35,7 +35,7 @@ class AttentionConfig:
     bias: bool = setting(False, "all projections have a bias")
     backend: str | None = setting(
         None,
-        "one of pallas_kernels' names; unset takes the best that serves the device",
+        "unset takes the best that serves the device",
         choices=tuple(BACKENDS),
         may_change=True,
     )

@@ -29,6 +29,7 @@ from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments
 from xlstm_jax.models.mlstm_cell import (
     MLSTMCellConfig,
     cell_flops,
+    check_cell,
     empty_memory,
     gates_of,
     matrix_memory,
@@ -109,7 +110,8 @@ def empty_state(
     """No memory and zeros before the first token."""
     inner, width = settings.inner_dim(dim), settings.conv_width
     window = jnp.zeros((batch_size, width - 1, inner), dtype) if width else None
-    return MLSTMBlockState(empty_memory(batch_size, settings.num_heads, inner, inner, dtype), window)
+    cell = empty_memory(batch_size, settings.num_heads, inner, inner, dtype)
+    return MLSTMBlockState(cell, window)
 
 
 def flops(settings: MLSTMConfig, dim: int, context_length: int) -> float:
@@ -124,6 +126,7 @@ def flops(settings: MLSTMConfig, dim: int, context_length: int) -> float:
 
 def check(settings: MLSTMConfig, dim: int, parts: Parts) -> None:
     """The inner dimension must fall into heads, and these into the mesh's parts."""
+    check_cell(settings, NAME)
     inner = settings.inner_dim(dim)
     if inner % settings.num_heads or inner % settings.qkv_block_size:
         raise UserError(

@@ -18,6 +18,7 @@ from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments
 from xlstm_jax.models.mlstm_cell import (
     MLSTMCellConfig,
     cell_flops,
+    check_cell,
     empty_memory,
     gates_of,
     matrix_memory,
@@ -85,6 +86,7 @@ def flops(settings: MLSTM7BConfig, dim: int, context_length: int) -> float:
 
 def check(settings: MLSTM7BConfig, dim: int, parts: Parts) -> None:
     """Both dimensions must fall into heads, and these into the mesh's parts."""
+    check_cell(settings, NAME)
     keys, heads = settings.qk_dim(dim), settings.num_heads
     if keys % heads or dim % heads:
         raise UserError(

@@ -54,7 +54,7 @@ class SLSTMConfig:
     norm_eps: float = setting(1e-5, "added to the variance in the norm of each head", at_least=0)
     backend: str | None = setting(
         None,
-        "one of pallas_kernels' names; unset takes the best that serves the device",
+        "unset takes the best that serves the device",
         choices=tuple(BACKENDS),
         may_change=True,
     )
@@ -123,9 +123,7 @@ class SLSTM(nn.Module):
         )
         recurrent_init, bias_init = (
             nn.with_logical_partitioning(
-                zeros
-                if settings.recurrent_init == "zeros"
-                else uniform(self.dim**-0.5),
+                zeros if settings.recurrent_init == "zeros" else uniform(self.dim**-0.5),
                 KERNEL_AXES,
             ),
             nn.with_logical_partitioning(

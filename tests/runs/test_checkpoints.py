@@ -14,7 +14,8 @@ from xlstm_jax.config import CheckpointConfig, Config, TrainConfig
 from xlstm_jax.errors import UserError
 from xlstm_jax.runs.checkpoints import Checkpoints, read_params, shape_differences, write_params
 from xlstm_jax.runs.folder import find_run
-from xlstm_jax.training.state import TrainState, start_from, with_sharding
+from xlstm_jax.runs.params import with_sharding
+from xlstm_jax.training.state import TrainState, start_from
 
 OPTIMIZER = optax.adam(0.1)
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -27,6 +28,21 @@ def make_state(value=0.0) -> TrainState:
 
 def abstract(tree):
     return with_sharding(tree, HERE)
+
+
+def save(checkpoints, state, step, position, loss):
+    checkpoints.save(state.params, rest(state), step, position, loss)
+
+
+def restore(checkpoints, like):
+    """The state, the position in the data and the step."""
+    found = checkpoints.restore(abstract(like.params), abstract(rest(like)))
+    return TrainState(params=found.params, **found.optimizer), found.position, found.step
+
+
+def rest(state):
+    """What else the training keeps."""
+    return {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
 
 
 def equal(a, b):
@@ -46,7 +62,7 @@ def save_steps(folder, losses, **keys):
     with Checkpoints(folder, run_config(len(losses), **{"every": 1, **keys})) as checkpoints:
         for step, loss in enumerate(losses, 1):
             if checkpoints.due(step):
-                checkpoints.save(make_state(step), step, {"next_sample": 4 * step}, loss)
+                save(checkpoints, make_state(step), step, {"next_sample": 4 * step}, loss)
 
 
 def kept(folder):
@@ -62,10 +78,10 @@ def test_a_state_comes_back_exactly_with_its_place_in_the_data(folder):
     state = make_state(3.0)
     with Checkpoints(folder, run_config(3)) as checkpoints:
         assert checkpoints.latest_step() is None
-        checkpoints.save(state, 3, {"next_sample": 12}, 1.5)
+        save(checkpoints, state, 3, {"next_sample": 12}, 1.5)
     with Checkpoints(folder, run_config(3)) as checkpoints:
         assert checkpoints.latest_step() == 3
-        restored, position, _ = checkpoints.restore(abstract(state))
+        restored, position, _ = restore(checkpoints, state)
     assert equal(restored, state) and position == {"next_sample": 12}
     assert jax.tree.structure(restored) == jax.tree.structure(state)
 
@@ -75,11 +91,11 @@ def test_training_may_go_on_while_files_are_written(folder):
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     state = make_state(3.0)
     with Checkpoints(folder, run_config(3)) as checkpoints:
-        checkpoints.save(state, 3, {}, None)
+        save(checkpoints, state, 3, {}, None)
         for _ in range(20):
             state = overwrite(state)
     with Checkpoints(folder, run_config(3)) as checkpoints:
-        assert equal(checkpoints.restore(abstract(state))[0], make_state(3.0))
+        assert equal(restore(checkpoints, state)[0], make_state(3.0))
 
 
 def test_every_nth_step_and_the_last_are_due(folder):
@@ -95,8 +111,8 @@ def test_the_latest_and_the_best_are_kept(folder):
 def test_a_resumed_run_remembers_which_was_the_best(folder):
     save_steps(folder, [3.0, 1.0, 2.0], keep_latest=1)
     with Checkpoints(folder, run_config(5, keep_latest=1, every=1)) as checkpoints:
-        checkpoints.save(make_state(4), 4, {}, 1.5)
-        checkpoints.save(make_state(5), 5, {}, 6.0)
+        save(checkpoints, make_state(4), 4, {}, 1.5)
+        save(checkpoints, make_state(5), 5, {}, 6.0)
     assert kept(folder) == [2, 5]
 
 
@@ -140,9 +156,9 @@ def test_a_damaged_newest_checkpoint_is_reported_set_aside_and_the_one_before_is
     save_steps(folder, [2.0, 1.0])
     damage_checkpoint(folder.checkpoints / "2", damage)
     with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
-        restored, position, step = checkpoints.restore(abstract(make_state()))
+        restored, position, step = restore(checkpoints, make_state())
         assert step == 1 and position == {"next_sample": 4} and equal(restored, make_state(1))
-        checkpoints.save(make_state(2), 2, {}, None)
+        save(checkpoints, make_state(2), 2, {}, None)
     assert "checkpoint of step 2 is passed over" in capsys.readouterr().err
     assert kept(folder) == [1, 2] and [
         path.name for path in folder.damaged_checkpoints.iterdir()
@@ -153,10 +169,10 @@ def test_a_half_written_checkpoint_is_none(folder):
     save_steps(folder, [2.0, 1.0])
     (folder.checkpoints / "2").rename(folder.checkpoints / "2.orbax-checkpoint-tmp")
     with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
-        assert checkpoints.restore(abstract(make_state()))[2] == 1
-        checkpoints.save(make_state(2), 2, {}, None)
+        assert restore(checkpoints, make_state())[2] == 1
+        save(checkpoints, make_state(2), 2, {}, None)
     with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
-        assert equal(checkpoints.restore(abstract(make_state()))[0], make_state(2))
+        assert equal(restore(checkpoints, make_state())[0], make_state(2))
 
 
 @pytest.mark.parametrize("file", ["metrics/metrics", "_CHECKPOINT_METADATA", "run/metadata"])
@@ -166,10 +182,9 @@ def test_what_a_power_loss_left_empty_in_an_unfinished_checkpoint_stops_nothing(
     (folder.checkpoints / "2").rename(unfinished)
     (unfinished / file).write_bytes(b"")
     with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
-        assert checkpoints.restore(abstract(make_state()))[2] == 1
-        checkpoints.save(make_state(2), 2, {}, None)
-    with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
-        assert checkpoints.restore(abstract(make_state()))[2] == 2
+        assert restore(checkpoints, make_state())[2] == 1
+        save(checkpoints, make_state(3), 3, {}, None)  # waits until Orbax has removed the remains
+    assert kept(folder) == [1, 3]
 
 
 def test_what_has_no_steps_name_is_left_alone(folder):
@@ -177,7 +192,7 @@ def test_what_has_no_steps_name_is_left_alone(folder):
     (folder.checkpoints / "mine").mkdir()
     (folder.checkpoints / "notes.txt").write_text("mine")
     with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
-        assert checkpoints.restore(abstract(make_state()))[2] == 1
+        assert restore(checkpoints, make_state())[2] == 1
     assert (folder.checkpoints / "mine").is_dir() and (folder.checkpoints / "notes.txt").is_file()
 
 
@@ -196,7 +211,7 @@ def test_where_no_checkpoint_can_be_read_the_run_does_not_start_anew_by_itself(f
             UserError,
             match=r"no checkpoint of .* can be read any more; they are in damaged_checkpoints",
         ):
-            checkpoints.restore(abstract(make_state()))
+            restore(checkpoints, make_state())
     assert len(list(folder.damaged_checkpoints.iterdir())) == 2
 
 
@@ -223,16 +238,16 @@ def test_a_full_disk_is_reported_training_goes_on_and_the_old_checkpoints_surviv
     large = [make_state(step)._replace(params={"kernel": step * draw}) for step in range(4)]
     large = [state._replace(opt_state=OPTIMIZER.init(state.params)) for state in large]
     with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
-        checkpoints.save(large[1], 1, {}, None)
+        save(checkpoints, large[1], 1, {}, None)
         checkpoints.finish()
         full_disk(True)
-        checkpoints.save(large[2], 2, {}, None)
+        save(checkpoints, large[2], 2, {}, None)
         checkpoints.finish()
         full_disk(False)
         assert "step 2: the disk is full, so this step is NOT saved" in capsys.readouterr().err
         assert kept(folder) == [1]
-        assert equal(checkpoints.restore(abstract(large[0]))[0], large[1])
-        checkpoints.save(large[3], 3, {}, None)
+        assert equal(restore(checkpoints, large[0])[0], large[1])
+        save(checkpoints, large[3], 3, {}, None)
     assert kept(folder) == [1, 3]
 
 
@@ -244,7 +259,7 @@ def test_any_other_error_of_an_asynchronous_save_is_raised(folder, monkeypatch):
 
     with pytest.raises(RuntimeError, match="the network is gone"), checkpoints:
         monkeypatch.setattr(checkpoints._manager, "wait_until_finished", broken)
-        checkpoints.save(make_state(1), 1, {}, None)
+        save(checkpoints, make_state(1), 1, {}, None)
 
 
 def test_every_nth_checkpoint_is_kept_for_good(folder):
@@ -297,5 +312,5 @@ def test_a_folder_without_checkpoints_is_named(tmp_path):
 def test_another_format_version_is_named(folder, monkeypatch):
     save_steps(folder, [1.0])
     monkeypatch.setattr("xlstm_jax.runs.checkpoints.FORMAT_VERSION", 99)
-    with pytest.raises(UserError, match="has the format version 2, this program reads 99"):
+    with pytest.raises(UserError, match="has the format version 3, this program reads 99"):
         read_params(folder.root, abstract(make_state().params))

@@ -55,9 +55,9 @@ def config(**data) -> Config:
     return Config(data=DataConfig(**data))
 
 
-def data_record(of: Config) -> str:
+def data_record(of: Config) -> dict:
     splits = {name: open_split(of.data, name, 400) for name in ("train", "validation")}
-    return record(splits["train"], {"validation": splits["validation"]}, of.data)
+    return json.loads(record(splits["train"], {"validation": splits["validation"]}, of.data))
 
 
 def test_relative_paths_become_absolute(here):
@@ -126,9 +126,9 @@ def test_the_same_data_may_lie_elsewhere_others_are_refused(here):
 
 
 def test_other_held_out_data_are_refused(here):
-    folder, told = open_run("run", Config()), json.loads(data_record(config(path="text.txt")))
+    folder, told = open_run("run", Config()), data_record(config(path="text.txt"))
     folder.root.mkdir()
-    write_data_record(folder, json.dumps(told))
+    write_data_record(folder, told)
     more = told | {"more": told["validation"]}
     less = {"train": told["train"]}
     other = told | {"validation": told["validation"] | {"fingerprint": 1}}
@@ -138,7 +138,7 @@ def test_other_held_out_data_are_refused(here):
         (other, "'validation' differs"),
     ):
         with pytest.raises(UserError, match=message):
-            check_data(folder, json.dumps(now))
+            check_data(folder, now)
 
 
 def test_init_from_must_be_right_when_it_is_read_and_not_later(here):

@@ -82,7 +82,12 @@ def test_extreme_logits_stay_finite():
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_language_models_own_head_in_parts(tied):
     config = ModelConfig(
-        vocab_size=50, dim=16, num_blocks=1, num_heads=2, tie_embeddings=tied, logit_soft_cap=30.0
+        vocab_size=50,
+        dim=16,
+        num_blocks=1,
+        tie_embeddings=tied,
+        logit_soft_cap=30.0,
+        mixers={"mlstm": {"num_heads": 2}},
     )
     model = build_model(config)
     tokens = jax.random.randint(jax.random.key(0), (2, 9), 0, 50)
