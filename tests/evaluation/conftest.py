@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from xlstm_jax.config import Config, DataConfig, EvalConfig, ModelConfig
-from xlstm_jax.models import build_model
+from xlstm_jax.config import Config
+from xlstm_jax.data.config import DataConfig
+from xlstm_jax.models import ModelConfig, build_model
 from xlstm_jax.runs.checkpoints import write_params
 from xlstm_jax.runs.params import language_model_params
+from xlstm_jax.tasks.config import EvalConfig
 
 CONFIG = ModelConfig(vocab_size=320, dim=16, num_blocks=1, mixers={"mlstm": {"num_heads": 2}})
 
@@ -20,7 +22,7 @@ def random_model():
     model = build_model(CONFIG)
     rng = np.random.default_rng(0)
     return model, jax.tree.map(
-        lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_params(model)
+        lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), language_model_params(model)
     )
 
 

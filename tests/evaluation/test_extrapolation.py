@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.conftest import logits_of, random_model
-from xlstm_jax.data.config import DataConfig, MeshConfig
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.loader import open_split
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation import extrapolation
@@ -20,6 +20,7 @@ from xlstm_jax.evaluation.extrapolation import (
 )
 from xlstm_jax.evaluation.figures import extrapolation_figure
 from xlstm_jax.parallel import make_mesh
+from xlstm_jax.parallel.mesh import MeshConfig
 
 CONTEXTS = (8, 24)
 

@@ -10,7 +10,6 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation import progress
 from xlstm_jax.evaluation.opened import Evaluation
 from xlstm_jax.evaluation.options import Options
-from xlstm_jax.evaluation.perplexity import scored_context
 from xlstm_jax.interop.convert import export_checkpoint, import_checkpoint
 from xlstm_jax.interop.folders import write_record
 
@@ -28,14 +27,14 @@ def test_a_runs_windows_travel_with_its_parameters(run_folder, tmp_path):
     import_checkpoint(str(tmp_path / "theirs"), str(tmp_path / "imported"))
     for name in ("run", "theirs", "imported"):
         evaluation = Evaluation(str(tmp_path / name), None, Options())
-        assert scored_context(evaluation.config) == 8, name
+        assert evaluation.task.window == 8, name
         assert evaluation.trained_at == 16, name
 
 
 def test_of_other_checkpoints_the_trained_length_is_not_claimed(run_folder):
     evaluation = Evaluation(str(run_folder), None, Options(contexts=(32, 64), context_length=4))
     assert evaluation.trained_at is None and evaluation.contexts == (32, 64)
-    assert scored_context(evaluation.config) == 4
+    assert evaluation.task.window == 4
 
 
 def test_a_step_of_what_has_one_only_is_refused(tmp_path):

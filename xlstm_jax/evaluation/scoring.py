@@ -62,18 +62,27 @@ class Scorer:
         for start in range(0, len(longest_first), self.batch_size):
             contexts = longest_first[start : start + self.batch_size]
             filled = contexts + [contexts[-1][-1:]] * (self.batch_size - len(contexts))
-            session = sessions.read(self.model, self.params, filled, place=self._place)
             wanted = [
                 (row, number)
                 for row, context in enumerate(contexts)
                 for number in by_context[context]
             ]
             wanted.sort(key=lambda entry: -len(pairs[entry[1]][1]))
+            # Room for the longest of both, each filled up as it will be: few lengths of caches too.
+            longest = (len(contexts[0]), len(pairs[wanted[0][1]][1]))
+            room = sum(map(sessions.padded, longest))
+            session = sessions.read(
+                self.model, self.params, filled, cache_length=room, place=self._place
+            )
+            most = sessions.room_of(self.model.config, None) - longest[0]
+            sessions.check_room(
+                self.model.config, session.position[:1], session.room[:1], longest[1:]
+            )
             for first in range(0, len(wanted), self.batch_size):
                 part = wanted[first : first + self.batch_size]
                 rows = [row for row, _ in part] + [0] * (self.batch_size - len(part))
                 results = self._continuations(
-                    session, rows, [pairs[number][1] for _, number in part]
+                    session, rows, [pairs[number][1] for _, number in part], most
                 )
                 scores.update(
                     {number: result for (_, number), result in zip(part, results, strict=True)}
@@ -82,13 +91,15 @@ class Scorer:
         return [scores[number] for number in range(len(pairs))]
 
     def _continuations(
-        self, session: Session, rows: list[int], continuations: list[Sequence[int]]
+        self, session: Session, rows: list[int], continuations: list[Sequence[int]], most: int
     ) -> list[Score]:
-        """Piece by piece, right-padded: what stands behind a continuation can't reach it."""
+        """Piece by piece, right-padded to at most `most` tokens: what stands behind a continuation
+        can't reach it.
+        """
         if rows != list(range(len(session.position))):
             session = sessions.take(session, rows)
         length = max(1, *map(len, continuations))
-        length = sessions.padded(length)
+        length = max(length, min(sessions.padded(length), most))
         tokens = np.zeros((len(rows), length), np.int32)
         mask = np.zeros((len(rows), length), bool)
         for row, continuation in enumerate(continuations):
