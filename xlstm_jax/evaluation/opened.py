@@ -75,16 +75,17 @@ class Evaluation:
             UserError: the model's task has no text, the model has learned too few positions, or the
                 split does not exist, has no token that counts, or is shorter than a window.
         """
-        if not self.task.writes_text:
+        if not task_of(self.opened.config).writes_text:
             self._check_own_data(suites)
             return
         self._check_positions(suites)
         if not set(suites) & set(OF_SPLITS):
             return
+        source = self.source  # opened here, whatever the suites need of it
         if self.config.data.reset_at_document:
-            check_scored(self.source, self.config.eval.max_tokens)
+            check_scored(source, self.config.eval.max_tokens)
         if "extrapolation" in suites:
-            shared_targets(self.source, self.contexts, self.config.eval.max_tokens)
+            shared_targets(source, self.contexts, self.config.eval.max_tokens)
 
     def _check_own_data(self, suites: Sequence[str]) -> None:
         """A model without text is evaluated on what its task holds out."""

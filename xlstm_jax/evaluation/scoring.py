@@ -51,7 +51,13 @@ class Scorer:
     ) -> list[Score]:
         """In the order of `pairs`. Contexts and continuations are batched by length and padded to
         few lengths: few programs. `on_scored` is called with the number of pairs of each batch.
+
+        Raises:
+            UserError: a pair has more tokens than the model has learned positions.
         """
+        config = self.model.config
+        most = max((len(context) + len(rest) for context, rest in pairs), default=0)
+        sessions.check_room(config, [0], [sessions.room_of(config, None)], [most])
         by_context: dict[tuple[int, ...], list[int]] = {}
         for number, (context, _) in enumerate(pairs):
             by_context.setdefault(tuple(int(token) for token in context), []).append(number)
@@ -74,15 +80,11 @@ class Scorer:
             session = sessions.read(
                 self.model, self.params, filled, cache_length=room, place=self._place
             )
-            most = sessions.room_of(self.model.config, None) - longest[0]
-            sessions.check_room(
-                self.model.config, session.position[:1], session.room[:1], longest[1:]
-            )
             for first in range(0, len(wanted), self.batch_size):
                 part = wanted[first : first + self.batch_size]
                 rows = [row for row, _ in part] + [0] * (self.batch_size - len(part))
                 results = self._continuations(
-                    session, rows, [pairs[number][1] for _, number in part], most
+                    session, rows, [pairs[number][1] for _, number in part]
                 )
                 scores.update(
                     {number: result for (_, number), result in zip(part, results, strict=True)}
@@ -91,15 +93,12 @@ class Scorer:
         return [scores[number] for number in range(len(pairs))]
 
     def _continuations(
-        self, session: Session, rows: list[int], continuations: list[Sequence[int]], most: int
+        self, session: Session, rows: list[int], continuations: list[Sequence[int]]
     ) -> list[Score]:
-        """Piece by piece, right-padded to at most `most` tokens: what stands behind a continuation
-        can't reach it.
-        """
+        """Piece by piece, right-padded: what stands behind a continuation can't reach it."""
         if rows != list(range(len(session.position))):
             session = sessions.take(session, rows)
-        length = max(1, *map(len, continuations))
-        length = max(length, min(sessions.padded(length), most))
+        length = sessions.padded(max(1, *map(len, continuations)))
         tokens = np.zeros((len(rows), length), np.int32)
         mask = np.zeros((len(rows), length), bool)
         for row, continuation in enumerate(continuations):
@@ -129,7 +128,11 @@ def score_piece(
     """(state and logits after the piece, summed log-probability and all-greedy over the masked
     tokens), `logits` foretelling the first.
     """
-    hidden, state = model.apply({"params": params}, tokens, state, method="hidden")
+    # There may be no position left for what stands behind a continuation.
+    segments = None if model.config.max_positions is None else jnp.where(mask, 0, -1)
+    hidden, state = model.apply(
+        {"params": params}, tokens, state, segments=segments, method="hidden"
+    )
     first_log, first_greedy = _of_logits(logits[:, None], tokens[:, :1])
     if tokens.shape[1] > 1:
         rest_log, rest_greedy = token_scores(model, params, hidden[:, :-1], tokens[:, 1:])

@@ -17,7 +17,6 @@ from xlstm_jax.interop import folders, mapping, tensor_files
 from xlstm_jax.interop.folders import TOKENIZER
 from xlstm_jax.interop.format import Wish
 from xlstm_jax.interop.formats import FORMATS, format_of
-from xlstm_jax.interop.opening import check_writes_text
 from xlstm_jax.models import build_model
 from xlstm_jax.runs.checkpoints import read_params, write_params
 from xlstm_jax.runs.folder import find_run
@@ -100,7 +99,7 @@ def export_checkpoint(
     """
     folder = find_run(source)
     config = folder.read_config()
-    check_writes_text(config, source)
+    folders.check_writes_text(config, source)
     format = format_of(config.model) if format is None else format
     for name, value, known in (
         ("format", format, FORMATS),

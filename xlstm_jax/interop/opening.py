@@ -11,9 +11,8 @@ import jax
 from xlstm_jax.config import Config, task_of
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
-from xlstm_jax.installation import python
 from xlstm_jax.interop.convert import import_params
-from xlstm_jax.interop.folders import config_of, is_run, open_source
+from xlstm_jax.interop.folders import check_writes_text, config_of, is_run, open_source
 from xlstm_jax.models import build_model
 from xlstm_jax.runs.checkpoints import read_params
 from xlstm_jax.runs.folder import find_run
@@ -35,16 +34,6 @@ class Opened(NamedTuple):
     tokenizer: Tokenizer | None
     step: int
     folder: pathlib.Path
-
-
-def check_writes_text(config: Config, name: str) -> None:
-    """Raises `UserError` where a run's model has nothing to do with text."""
-    if not task_of(config).writes_text:
-        raise UserError(
-            f"the run {name!r} was trained for the task {config.task.name!r}, whose model has no "
-            f"text and no tokenizer; `{python()} eval.py --workdir={name}` evaluates it on the "
-            "task's own data"
-        )
 
 
 def open_checkpoint(
