@@ -84,8 +84,8 @@ class StepReport:
             f"collectives per device and step: {moved or 'none'}",
             f"kernels per device and step: {called or 'none, all of it runs as XLA code'}",
             *(
-                f"  those of {name} are made when the program is loaded on a GPU: they are not "
-                "checked here, and what memory they need besides is not counted above"
+                f"  {name}'s are made by the GPU that loads the program: not checked here, and the "
+                "memory\n  that they work in is not counted above"
                 for name in sorted(MADE_WHEN_LOADED & self.kernels.keys())
             ),
             work,
