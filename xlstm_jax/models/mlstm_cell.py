@@ -13,7 +13,7 @@ from xlstm_jax.models.cpu_forms import gate_preactivations
 from xlstm_jax.models.initializers import Initializer, head_linspace, shifted_normal, zeros
 from xlstm_jax.models.layers import record_gates, soft_cap, split_heads
 from xlstm_jax.models.mixer import Segments
-from xlstm_jax.parallel import mlstm
+from xlstm_jax.parallel.kernels import mlstm
 from xlstm_jax.settings import setting
 from xlstm_jax.typing import Array, Float, HeadActivations
 
@@ -98,7 +98,7 @@ def gates_of(
     cuts = [sum(x.shape[-1] for x in inputs[:number]) for number in range(1, len(inputs))]
     gates = gate_preactivations(list(inputs), jnp.split(kernel, cuts), bias)
     i, f = jnp.split(gates, 2, axis=-1)
-    record_gates(module, "mlstm", i, f)
+    record_gates(module, i, f)
     return i, f
 
 

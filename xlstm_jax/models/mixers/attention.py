@@ -16,7 +16,7 @@ from xlstm_jax.errors import UserError, backend_of
 from xlstm_jax.models.initializers import small_init, wang_init
 from xlstm_jax.models.layers import Projection, split_heads
 from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments
-from xlstm_jax.parallel import attention
+from xlstm_jax.parallel.kernels import attention
 from xlstm_jax.settings import setting
 from xlstm_jax.typing import Activations
 
