@@ -1,4 +1,4 @@
-"""The layers that blocks are made of: projections, norms, the gated feed-forward layer.
+"""The layers that mixers are made of: projections, norms, soft caps, heads.
 
 Parameters are float32 and carry the names of their logical axes; products run in the dtype of their
 input.

@@ -24,7 +24,7 @@ CHUNK_LENGTH = 64  # at which FLOPs are counted
 class MLSTMCellConfig:
     """Settings of the matrix memory and its gates."""
 
-    num_heads: int = setting(4, "H", at_least=1)
+    num_heads: int = setting(4, "H, number of heads", at_least=1)
     input_gate: str = setting(
         "exponential",
         'or "sigmoid": mLSTMsig of TFLA, without a normaliser',
@@ -45,7 +45,7 @@ class MLSTMCellConfig:
         may_change=True,
     )
     chunk_size: int | None = setting(
-        None, "L; unset leaves it to the backend", at_least=1, may_change=True
+        None, "L, chunk length; unset leaves it to the backend", at_least=1, may_change=True
     )
 
 

@@ -1,4 +1,4 @@
-"""What a task is: samples, a model with its own input and head, a loss, and what is told of it.
+"""What a task is: samples, a model with its own input and head, a loss and other means.
 
 The trainer and the evaluator know nothing else of what is learned. They ask for batches, compute
 `sums` of them, add these over micro-batches, devices and batches, and divide once.
@@ -102,7 +102,8 @@ class Task(abc.ABC):
 
     def line(self, summary: Mapping[str, float]) -> str:
         """The summary in one line."""
-        return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in summary.items())
+        loss_first = sorted(summary, key=lambda name: name != "loss")
+        return ", ".join(f"{name.replace('_', ' ')} {summary[name]:.4g}" for name in loss_first)
 
     def batches(self, start: int, rows: Sequence[int]) -> Iterator[Batch]:
         """These rows of the batches from step `start` on, read ahead."""

@@ -25,7 +25,7 @@ from xlstm_jax.typing import Activations
 class AttentionConfig:
     """Settings of attention."""
 
-    num_heads: int = setting(4, "H, of the queries", at_least=1)
+    num_heads: int = setting(4, "H, number of heads of the queries", at_least=1)
     num_groups: int | None = setting(
         None, "G, heads of keys and values; unset: as many as queries", at_least=1
     )

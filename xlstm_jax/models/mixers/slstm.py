@@ -40,7 +40,7 @@ KERNEL_AXES = ("gates", "heads", "head_dim", "head_dim_out")
 class SLSTMConfig:
     """Settings of the sLSTM."""
 
-    num_heads: int = setting(4, "H; a head's units see one another", at_least=1)
+    num_heads: int = setting(4, "H, number of heads; the memory mixes within a head", at_least=1)
     conv_width: int = setting(
         4, "taps of the causal convolution; 0 leaves it out, and its SiLU", at_least=0
     )
