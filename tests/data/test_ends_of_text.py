@@ -9,8 +9,8 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from tests.data.conftest import make_text, write_documents
-from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data import prepare, shards
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.documents import Piece
 from xlstm_jax.data.encoding import encode_pieces
 from xlstm_jax.data.loader import open_split

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data import loader, shards
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.loader import (
     Batch,
     document_positions,

@@ -12,8 +12,8 @@ import zstandard
 
 from tests.data.conftest import jsonl, write_documents
 from tests.data.test_documents import read
-from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data import corpus, documents, prepare, shards
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.loader import open_split
 from xlstm_jax.data.prepare import install_tokenizer, prepare_split
 from xlstm_jax.data.sources import open_source

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import write_documents
-from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data import plan, prepare, shards
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.loader import eval_batches, open_split
 from xlstm_jax.data.prepare import install_tokenizer, prepare_split
 from xlstm_jax.data.sources import Layout

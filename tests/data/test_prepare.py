@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import make_text, write_documents
-from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data import documents, encoding, jobs, prepare, shards
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.loader import open_split
 from xlstm_jax.data.prepare import install_tokenizer, prepare_split
 from xlstm_jax.data.sources import Layout

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data import shards
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.loader import eval_batches, open_split
 from xlstm_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from xlstm_jax.errors import UserError

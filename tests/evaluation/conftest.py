@@ -9,7 +9,6 @@ import pytest
 from xlstm_jax.config import Config, DataConfig, EvalConfig, ModelConfig
 from xlstm_jax.models import build_model
 from xlstm_jax.runs.checkpoints import write_params
-from xlstm_jax.runs.params import language_model_params
 
 CONFIG = ModelConfig(vocab_size=320, dim=16, num_blocks=1, mixers={"mlstm": {"num_heads": 2}})
 

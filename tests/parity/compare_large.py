@@ -21,7 +21,19 @@ import torch
 from tests.parity.originals import large, large_model, ours, round_trip, tensors_of
 from xlstm_jax.config import ModelConfig
 
-BASE = ModelConfig(norm="rms", vocab_size=37, dim=128, num_blocks=2, logit_soft_cap=30.0, norm_eps=1e-6, blocks="mlstm_7b+mlp", mixers={"mlp": {"activation": "silu", "whole_first": True, "factor": 2.667}, "mlstm_7b": {"num_heads": 4}})
+BASE = ModelConfig(
+    norm="rms",
+    vocab_size=37,
+    dim=128,
+    num_blocks=2,
+    logit_soft_cap=30.0,
+    norm_eps=1e-6,
+    blocks="mlstm_7b+mlp",
+    mixers={
+        "mlp": {"activation": "silu", "whole_first": True, "factor": 2.667},
+        "mlstm_7b": {"num_heads": 4},
+    },
+)
 CONFIGS = [
     BASE,
     dataclasses.replace(BASE, dim=256, num_blocks=3, num_heads=2, vocab_size=101),

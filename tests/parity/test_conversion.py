@@ -26,7 +26,19 @@ from xlstm_jax.models import build_model
 from xlstm_jax.runs.checkpoints import write_params
 from xlstm_jax.training.state import init_params
 
-RUN = ModelConfig(norm="rms", vocab_size=257, dim=128, num_blocks=2, logit_soft_cap=30.0, norm_eps=1e-6, blocks="mlstm_7b+mlp", mixers={"mlp": {"activation": "silu", "whole_first": True, "factor": 2.667}, "mlstm_7b": {"num_heads": 2}})
+RUN = ModelConfig(
+    norm="rms",
+    vocab_size=257,
+    dim=128,
+    num_blocks=2,
+    logit_soft_cap=30.0,
+    norm_eps=1e-6,
+    blocks="mlstm_7b+mlp",
+    mixers={
+        "mlp": {"activation": "silu", "whole_first": True, "factor": 2.667},
+        "mlstm_7b": {"num_heads": 2},
+    },
+)
 ODD = {
     "hidden_size": 90,
     "num_heads": 3,
@@ -146,7 +158,13 @@ def test_an_exported_folder_loads_and_generates_the_same_tokens(tmp_path, run, w
 
 @pytest.mark.parametrize("dim", [48, 60, 148])
 def test_a_paper_model_here_and_back(tmp_path, dim):
-    config = ModelConfig(vocab_size=257, dim=dim, num_blocks=3, blocks="mlstm,slstm+mlp,mlstm", mixers={"slstm": {"num_heads": 2}, "mlstm": {"num_heads": 2}})
+    config = ModelConfig(
+        vocab_size=257,
+        dim=dim,
+        num_blocks=3,
+        blocks="mlstm,slstm+mlp,mlstm",
+        mixers={"slstm": {"num_heads": 2}, "mlstm": {"num_heads": 2}},
+    )
     fields = paper.export_config(config, context_length=128)
     theirs = paper_model(seed=0, **fields)
     (tmp_path / "theirs").mkdir()
@@ -252,7 +270,14 @@ def test_a_tied_run_loads_in_xlstm_large(tmp_path, tied_run):
 @pytest.mark.parametrize("saving", ["the recipe", "save_model"])
 def test_a_tied_paper_model_here_and_back(tmp_path, saving):
     """docs/generation.md has the recipe; `save_model` keeps one of the two names."""
-    config = ModelConfig(vocab_size=257, dim=48, num_blocks=2, tie_embeddings=True, blocks="mlstm,slstm+mlp", mixers={"slstm": {"num_heads": 2}, "mlstm": {"num_heads": 2}})
+    config = ModelConfig(
+        vocab_size=257,
+        dim=48,
+        num_blocks=2,
+        tie_embeddings=True,
+        blocks="mlstm,slstm+mlp",
+        mixers={"slstm": {"num_heads": 2}, "mlstm": {"num_heads": 2}},
+    )
     theirs = paper_model(seed=0, **paper.export_config(config, context_length=128))
     (tmp_path / "theirs").mkdir()
     if saving == "save_model":

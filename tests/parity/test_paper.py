@@ -14,13 +14,37 @@ from xlstm_jax.interop import mapping
 CONFIGS = {
     "mlstm": ModelConfig(vocab_size=37, dim=64, num_blocks=2),
     "slstm": ModelConfig(vocab_size=37, dim=64, num_blocks=2, blocks="2*slstm+mlp"),
-    "mixed": ModelConfig(vocab_size=101, dim=96, num_blocks=5, blocks="mlstm,slstm+mlp,2*mlstm,slstm+mlp", mixers={"slstm": {"num_heads": 2}, "mlstm": {"num_heads": 2}}),
-    "one head": ModelConfig(vocab_size=23, dim=40, num_blocks=2, blocks="slstm+mlp,mlstm", mixers={"slstm": {"num_heads": 1}, "mlstm": {"num_heads": 1}}),
+    "mixed": ModelConfig(
+        vocab_size=101,
+        dim=96,
+        num_blocks=5,
+        blocks="mlstm,slstm+mlp,2*mlstm,slstm+mlp",
+        mixers={"slstm": {"num_heads": 2}, "mlstm": {"num_heads": 2}},
+    ),
+    "one head": ModelConfig(
+        vocab_size=23,
+        dim=40,
+        num_blocks=2,
+        blocks="slstm+mlp,mlstm",
+        mixers={"slstm": {"num_heads": 1}, "mlstm": {"num_heads": 1}},
+    ),
     # 1.3 x 148 is 192.4: 256
     "odd": ModelConfig(vocab_size=29, dim=148, num_blocks=2, blocks="slstm+mlp,mlstm"),
     "wide": ModelConfig(vocab_size=320, dim=256, num_blocks=4, blocks="mlstm,slstm+mlp,2*mlstm"),
-    "other factors": ModelConfig(vocab_size=50, dim=48, num_blocks=3, blocks="2*mlstm,slstm+mlp", mixers={"mlp": {"factor": 2.0}, "slstm": {"num_heads": 2, "conv_width": 3}, "mlstm": {"num_heads": 2, "up_factor": 1.5, "conv_width": 3}}),
-    "tied": ModelConfig(vocab_size=50, dim=32, num_blocks=2, tie_embeddings=True, mixers={"mlstm": {"num_heads": 2}}),
+    "other factors": ModelConfig(
+        vocab_size=50,
+        dim=48,
+        num_blocks=3,
+        blocks="2*mlstm,slstm+mlp",
+        mixers={
+            "mlp": {"factor": 2.0},
+            "slstm": {"num_heads": 2, "conv_width": 3},
+            "mlstm": {"num_heads": 2, "up_factor": 1.5, "conv_width": 3},
+        },
+    ),
+    "tied": ModelConfig(
+        vocab_size=50, dim=32, num_blocks=2, tie_embeddings=True, mixers={"mlstm": {"num_heads": 2}}
+    ),
 }
 
 

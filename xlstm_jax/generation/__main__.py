@@ -29,6 +29,8 @@ from xlstm_jax.generation.session import Session
 from xlstm_jax.generation.text import printable
 from xlstm_jax.generation.weights import cast_weights
 from xlstm_jax.interop.opening import open_checkpoint
+from xlstm_jax.models import ModelConfig
+from xlstm_jax.models.backbone import growing_mixers
 
 FLAGS = {
     "checkpoint": "folder of a run, of an imported or a Hugging Face model, or a name on the hub "
@@ -66,7 +68,7 @@ class Wish:
     max_new_tokens: int
     rules: Sampling
     seed: int
-    cache_length: int
+    cache_length: int | None
     samples: int
     stop: tuple[str, ...]
     session: pathlib.Path | None
@@ -83,7 +85,9 @@ def main(argv: Sequence[str]) -> int:
         opened = open_checkpoint(wish.checkpoint, wish.step)
         params = cast_weights(opened.params, opened.config.model)
         model, origin = opened.model, f"step {opened.step} of {opened.folder}"
-        generator = Generator(model, params, opened.tokenizer, wish.cache_length)
+        _check_cache_length(wish, opened.config.model, stored)
+        cache_length = wish.cache_length or CACHE_LENGTH
+        generator = Generator(model, params, opened.tokenizer, cache_length)
         session = None
         if stored is not None:
             session = session_files.restored(stored, wish.session, model, params)
@@ -102,12 +106,30 @@ def main(argv: Sequence[str]) -> int:
     return command_line.run(command)
 
 
+def _check_cache_length(wish: Wish, model: ModelConfig, stored: Any) -> None:
+    """Refuses a --cache-length that would be ignored."""
+    if wish.cache_length is None:
+        return
+    if not growing_mixers(model):
+        raise UserError(
+            f"--cache-length is {wish.cache_length:,}, but the memory of this model does not grow "
+            f"with the text (model.blocks is {model.blocks!r}); leave it out"
+        )
+    if stored is not None:
+        raise UserError(
+            f"--cache-length is {wish.cache_length:,}, but the session {str(wish.session)!r} was "
+            "begun with its own; leave it out, or give another --session"
+        )
+
+
 def _continue(generator: Generator, session: Session | None, wish: Wish, save: Any) -> None:
     """One prompt, one text or several."""
     start = time.perf_counter()
     before = 0 if session is None else int(session.position[0])
     shown = _held(generator, session) + wish.prompt if wish.prompt else ""
-    session = jax.block_until_ready(generator.read([wish.prompt], session))
+    tokens = generator.tokens_of([wish.prompt], session)
+    generator.check_room(session, [len(tokens[0]) + wish.max_new_tokens])
+    session = jax.block_until_ready(generator.read_tokens(tokens, session))
     read_tokens, read_seconds = int(session.position[0]) - before, time.perf_counter() - start
     if wish.samples > 1:
         session = sessions.take(session, [0] * wish.samples)
@@ -137,7 +159,9 @@ def _converse(generator: Generator, session: Session | None, wish: Wish, save: A
     print("a line to go on with; an empty one ends", file=sys.stderr)
     for turn, line in enumerate(_turns(wish)):
         shown = _held(generator, session) + line
-        session = generator.read([line], session)
+        tokens = generator.tokens_of([line], session)
+        generator.check_room(session, [len(tokens[0]) + wish.max_new_tokens])
+        session = generator.read_tokens(tokens, session)
         _show(shown)
         written, seconds = _write(generator, session, wish, (wish.seed + turn) % SEEDS)
         session = written.session
@@ -225,7 +249,7 @@ def _wish(values: flags.FlagValues) -> Wish:
             repetition_penalty=_decimal(values, "repetition_penalty", 1.0),
         ),
         seed=_whole(values, "seed", 0, 0, SEEDS - 1),
-        cache_length=_whole(values, "cache_length", CACHE_LENGTH, 1, 2**24),
+        cache_length=_whole(values, "cache_length", None, 1, 2**24),
         samples=_whole(values, "samples", 1, 1, 2**20),
         stop=(stop,) if stop else (),
         session=_session_file(values["session"].value),

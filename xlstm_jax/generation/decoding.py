@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from xlstm_jax.generation.sampling import Sampling, choose
-from xlstm_jax.generation.session import Session, empty_session, extended, read_piece
+from xlstm_jax.generation.session import (
+    Session,
+    check_room,
+    empty_session,
+    extended,
+    read_piece,
+    room_of,
+)
 from xlstm_jax.typing import Array, Bool, Int
 
 NOTHING = -1  # in the place of a token: the row had ended
@@ -102,9 +109,13 @@ def generate(
     Args:
         prompt: at least one token.
         temperature, num_choices: as in `Sampling`; at temperature 0 the key is not used.
+
+    Raises:
+        UserError: the model has not learned so many positions.
     """
-    params, limits = variables["params"], (len(prompt), prompt.shape[1] + num_tokens)
-    session = read_piece(model, params, empty_session(model, *limits), prompt, None)
+    params, length = variables["params"], prompt.shape[1] + num_tokens
+    check_room(model.config, [0], [room_of(model.config, length)], [length])
+    session = read_piece(model, params, empty_session(model, len(prompt), length), prompt, None)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(prompt)))
     sampling = Sampling(temperature=temperature, num_choices=num_choices)
     ended = jnp.zeros(len(prompt), bool)

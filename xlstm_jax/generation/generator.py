@@ -17,25 +17,15 @@ from xlstm_jax.generation.decoding import NOTHING, decode, row_keys
 from xlstm_jax.generation.sampling import UNCHANGED, Sampling
 from xlstm_jax.generation.session import TAIL, Session, Tail
 from xlstm_jax.generation.text import CONTEXT, TextStream, continuing
-from xlstm_jax.models import ModelConfig
-from xlstm_jax.models.backbone import growing_mixers
 
 BLOCK = 16  # tokens that the device writes before the host looks at them
 # Where a call ends with more tokens than these held back, as they begin a very long stop string,
 # they are given out as text, and the next call does not find that stop string.
 MOST_UNSHOWN = TAIL - CONTEXT
 SEEDS = 2**32
-CACHE_LENGTH = 4096
+CACHE_LENGTH = 4096  # tokens; the keys and values of one text in a model of 1.3B: 1.5 GiB
 
 OnText = Callable[[int, str], None]
-
-
-def limit_of(config: ModelConfig, cache_length: int) -> int | None:
-    """How many tokens of a text a model can hold; None where there is no limit."""
-    limits = [config.max_positions] if config.max_positions is not None else []
-    if growing_mixers(config):
-        limits.append(cache_length)
-    return min(limits, default=None)
 
 
 class Written(NamedTuple):
@@ -78,40 +68,53 @@ class Generator:
         holds any number.
         """
         self.model, self.params, self.tokenizer = model, params, tokenizer
-        self._limit = limit_of(model.config, cache_length)
+        self.cache_length = cache_length
         self._continuing = continuing(tokenizer)
 
     def read(self, texts: Sequence[str], session: Session | None = None) -> Session:
         """The session after the texts: new documents, each begun by an end-of-text token, or the
         given session's rows continued.
+
+        Raises:
+            UserError: a text outgrows what the model can hold.
         """
+        return self.read_tokens(self.tokens_of(texts, session), session)
+
+    def tokens_of(self, texts: Sequence[str], session: Session | None = None) -> list[list[int]]:
+        """The tokens that `read` reads."""
         end = self.tokenizer.end_of_text
         if session is None:
-            return self.read_tokens(
-                [[end, *self.tokenizer.encode(text).tolist()] for text in texts]
-            )
+            return [[end, *self.tokenizer.encode(text).tolist()] for text in texts]
         prompts = []
         for text, (context, unshown) in zip(texts, self._last_tokens(session.tail), strict=True):
             begins_document = not (context or unshown)
             tokenizer = self.tokenizer if begins_document else self._continuing
             prompts.append(tokenizer.encode(text).tolist())
-        return self.read_tokens(prompts, session)
+        return prompts
 
     def read_tokens(
-        self, prompts: Sequence[Sequence[int]], session: Session | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        session: Session | None = None,
+        *,
+        cache_length: int | None = None,
     ) -> Session:
-        """The same for tokens, with nothing put before them."""
-        self._check_room(session, max(map(len, prompts), default=0))
-        return sessions.read(self.model, self.params, prompts, session, cache_length=self._limit)
+        """The same for tokens, with nothing put before them; `cache_length` of new documents is the
+        generator's where none is given.
+        """
+        cache_length = cache_length or self.cache_length
+        return sessions.read(self.model, self.params, prompts, session, cache_length=cache_length)
 
-    def _check_room(self, session: Session | None, more: int) -> None:
-        """Raises `UserError` where a text would outgrow what the model can hold."""
-        read = 0 if session is None else int(np.max(np.asarray(session.position)))
-        if self._limit is not None and read + more > self._limit:
-            raise UserError(
-                f"the text has {read:,} tokens and {more:,} more are to follow, but this model "
-                f"holds {self._limit:,}; give a larger cache_length (--cache-length), or less text"
-            )
+    def check_room(self, session: Session | None, more: Sequence[int]) -> None:
+        """Raises `UserError` where rows with so many more tokens would outgrow what the model can
+        hold.
+        """
+        config = self.model.config
+        if session is None:
+            room = sessions.room_of(config, self.cache_length)
+            sessions.check_room(config, [0] * len(more), [room] * len(more), more)
+        else:
+            sessions.check_room(config, session.position, session.room, more)
 
     def write(
         self,
@@ -136,7 +139,7 @@ class Generator:
             on_text: called with (row, text) as text becomes final, in pieces of whole characters.
         """
         rows = len(session.position)
-        self._check_room(session, max_new_tokens)
+        self.check_room(session, [max_new_tokens] * rows)
         seeds = range(rows) if seeds is None else seeds
         if len(seeds) != rows:
             raise UserError(f"{len(seeds)} seeds are given for {rows} texts; give one for each")

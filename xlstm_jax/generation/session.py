@@ -1,5 +1,5 @@
 """Where a batch of texts stands: everything that going on needs, of a size that does not depend on
-the length.
+the length; of a model with attention, of the size that its longest text needs.
 
 A session is an immutable pytree. Reading more makes a new one; the old one stays usable, so that
 going back costs nothing.
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from xlstm_jax.errors import UserError
-from xlstm_jax.models import BackboneState
+from xlstm_jax.models import BackboneState, ModelConfig
+from xlstm_jax.models.backbone import growing_mixers
 from xlstm_jax.typing import Array, Bool, Float, Int
 
 PIECE = 2048  # tokens of a prompt that are read at once: longer ones take no more memory
@@ -45,6 +46,7 @@ class Session(NamedTuple):
         position: number of tokens read.
         seen: ids read, for the repetition penalty.
         tail: the last tokens, for the text that follows them.
+        room: number of tokens that can be read in all; UNLIMITED where nothing bounds it.
     """
 
     state: BackboneState
@@ -52,13 +54,29 @@ class Session(NamedTuple):
     position: Int[Array, " B"]
     seen: Bool[Array, "B E"]
     tail: Tail
+    room: Int[Array, " B"]
+
+
+UNLIMITED = 2**31 - 1  # of int32
+
+
+def room_of(config: ModelConfig, cache_length: int | None) -> int:
+    """How many tokens of a text a model can hold: as many as it has learned positions, and as many
+    as `cache_length` where a memory grows with the text.
+    """
+    limits = [UNLIMITED if config.max_positions is None else config.max_positions]
+    if cache_length is not None and growing_mixers(config):
+        limits.append(cache_length)
+    return min(limits)
 
 
 def empty_session(model: nn.Module, batch_size: int, cache_length: int | None = None) -> Session:
-    """Before the first token; `cache_length` is the room of a memory that grows with the text."""
-    vocabulary = model.config.vocab_size
+    """Before the first token; `cache_length` is the room of a memory that grows with the text, by
+    default as many tokens as the model has learned positions.
+    """
+    vocabulary, room = model.config.vocab_size, room_of(model.config, cache_length)
     return Session(
-        model.init_state(batch_size, cache_length=cache_length),
+        model.init_state(batch_size, cache_length=None if room == UNLIMITED else room),
         jnp.zeros((batch_size, vocabulary), jnp.float32),
         jnp.zeros(batch_size, jnp.int32),
         jnp.zeros((batch_size, vocabulary), bool),
@@ -67,6 +85,39 @@ def empty_session(model: nn.Module, batch_size: int, cache_length: int | None = 
             jnp.zeros(batch_size, jnp.int32),
             jnp.zeros(batch_size, jnp.int32),
         ),
+        jnp.full(batch_size, room, jnp.int32),
+    )
+
+
+def check_room(
+    config: ModelConfig,
+    position: Int[np.ndarray | Array, " B"],
+    room: Int[np.ndarray | Array, " B"],
+    more: Sequence[int],
+) -> None:
+    """Refuses what would outgrow a session, before it is read or written.
+
+    Args:
+        position, room: of the session.
+        more: number of further tokens of each row.
+
+    Raises:
+        UserError: the model can't hold so many.
+    """
+    position, room, more = (np.asarray(column, np.int64) for column in (position, room, more))
+    row = np.argmax(position + more - room)
+    read, further, room = (int(column[row]) for column in (position, more, room))
+    if read + further <= room:
+        return
+    what = f"the text has {read:,} tokens and {further:,} more are to follow, but"
+    if room == config.max_positions:
+        raise UserError(
+            f"{what} this model has learned {room:,} positions (model.max_positions) and can read "
+            "no more; give less text, or ask for fewer tokens (--max-new-tokens)"
+        )
+    raise UserError(
+        f"{what} its attention has room for {room:,}; begin it with a larger --cache-length "
+        "(cache_length), give less text, or ask for fewer tokens"
     )
 
 
@@ -87,6 +138,9 @@ def read(
     left; padding changes no state, so that a row gets what it would get alone. Padding goes to the
     next of a few lengths, and to `at_least`: fewer programs. `place` puts an array with a row per
     text onto the devices; default: the parameters' device.
+
+    Raises:
+        UserError: a prompt is empty, or the model can't hold so many tokens.
     """
     if session is None:
         if not all(len(prompt) for prompt in prompts):
@@ -94,6 +148,8 @@ def read(
                 "a prompt is empty; it needs at least one token, an end-of-text token for example"
             )
         session = empty_session(model, len(prompts), cache_length)
+    lengths = [len(prompt) for prompt in prompts]
+    check_room(model.config, session.position, session.room, lengths)
     length = padded(max(at_least, *map(len, prompts)))
     tokens = np.zeros((len(prompts), length), np.int32)
     for row, prompt in enumerate(prompts):
@@ -144,6 +200,7 @@ def read_piece(
         session.position + count,
         session.seen.at[rows, tokens].max(is_token),
         extended(session.tail, tokens, count, tokens.shape[1] - count),
+        session.room,
     )
 
 

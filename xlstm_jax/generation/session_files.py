@@ -103,8 +103,8 @@ def restored(
                 f"give the checkpoint and the --step that it was made with, or another --session"
             )
     rows = len(arrays["logits"]) if arrays["logits"].ndim else 0
-    caches = [leaf.shape[1] for name, leaf in arrays.items() if name.endswith("/keys")]
-    wanted = jax.eval_shape(lambda: empty_session(model, rows, max(caches, default=None)))
+    room = int(np.max(arrays["room"], initial=1)) if "room" in arrays else 1
+    wanted = jax.eval_shape(lambda: empty_session(model, rows, room))
     for name, leaf in _named(wanted):
         found = arrays.get(name)
         if not rows or found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype):

@@ -16,6 +16,7 @@ from xlstm_jax.analysis.parameters import count_parameters
 from xlstm_jax.config import Config, flat, task_of
 from xlstm_jax.errors import UserError
 from xlstm_jax.generation import generate
+from xlstm_jax.generation.session import room_of
 from xlstm_jax.models.stack import Stack
 from xlstm_jax.parallel import (
     batch_sharding,
@@ -245,12 +246,13 @@ def write_sample(
     tokenizer = task.tokenizer
     stack = Stack(config.model.layout, stacked=True)
     prompt = np.full((1, 1), tokenizer.end_of_text, np.int32)
+    room = room_of(config.model, None) - 1  # learned positions, one of them for the prompt
     with doing("writing a sample", say):
         tokens = generate(
             task.model(),
             {"params": stack.by_number(params)},
             prompt,
-            config.eval.sample_tokens,
+            min(config.eval.sample_tokens, room),
             jax.random.key(config.train.seed),
             num_choices=tokenizer.vocab_size,
         )
