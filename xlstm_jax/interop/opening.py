@@ -45,19 +45,14 @@ def open_checkpoint(
         sharding: of every parameter; default: all on the first device.
 
     Raises:
-        UserError: there is no such checkpoint, no tokenizer, or the model is none of text.
+        UserError: there is no such checkpoint, or no tokenizer.
     """
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     if is_run(name):
         folder = find_run(name).root
         config = find_run(name).read_config()
-        task = task_of(config)
-        if not task.writes_text:
-            raise UserError(
-                f"{name!r} is a run of the task {config.task.name!r}, whose model is none of text; "
-                f"its results are in {str(find_run(name).metrics)!r}"
-            )
         tokenizer = load_tokenizer(config.data.tokenizer)
+        task = task_of(config)
         model = task.model()
         wanted = abstract_params(lambda: task.init(model, jax.random.key(0)), sharding)
         step, params = read_params(name, wanted, step)

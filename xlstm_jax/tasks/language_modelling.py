@@ -55,7 +55,6 @@ class LanguageModelling(Task):
     """
 
     loss_unit = "nats per token"
-    writes_text = True
 
     @functools.cached_property
     def source(self) -> TokenSource:

@@ -52,12 +52,9 @@ class Task(abc.ABC):
         settings: the task's own section.
         model_config, data, evaluation: the sections `model`, `data` and `eval`.
         loss_unit: of the loss, for its figure; None where it has no name.
-        writes_text: the model is one of text, so that generation and the suites of eval.py, which
-            are about text, make sense of it.
     """
 
     loss_unit: str | None = None
-    writes_text: bool = False
 
     def __init__(
         self, settings: Any, model: ModelConfig, data: DataConfig, evaluation: EvalConfig
@@ -121,7 +118,7 @@ class Task(abc.ABC):
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """That of the text; None where the task has none."""
+        """Of a task whose model writes text; None where it does not."""
         return None
 
     def check(self) -> None:  # noqa: B027  (a task may have nothing to check)

@@ -191,7 +191,7 @@ def train(
             if summary is None:  # the run was finished already
                 summary = summary_of(FIRST)
             say(f"{shown(FIRST)} {task.closing_line(summary)}")
-            if config.eval.sample_tokens and task.writes_text:
+            if config.eval.sample_tokens and task.tokenizer is not None:
                 write_sample(task, state.params, config, folder, writer)
         if checkpoints.latest_step() != steps:
             raise UserError(
@@ -200,7 +200,7 @@ def train(
                 f"on from step {checkpoints.latest_step() or 0}"
             )
     _draw_loss(folder, task, drawing)
-    say(folder.loss_figure, *next_commands(folder, workdir, config, task.writes_text))
+    say(folder.loss_figure, *next_commands(folder, workdir, config, task.tokenizer is not None))
     return summary
 
 
