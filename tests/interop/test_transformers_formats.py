@@ -1,5 +1,6 @@
-"""What the formats llama and gpt2 share: frozen logits, both ways to the bit, several files, smaller
-types, and which format a model goes out in. `make parity` compares with the living originals.
+"""What the formats llama and gpt2 share: frozen logits, both ways to the bit, several files,
+smaller types, and which format a model goes out in. `make parity` compares with the living
+originals.
 """
 
 import json
