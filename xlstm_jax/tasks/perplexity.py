@@ -44,12 +44,12 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """Per token."""
+        """exp of the loss."""
         return math.exp(min(self.loss, 700.0))  # a float64 ends at exp(709)
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Comparable between tokenizers."""
+        """The loss over the bytes of the text, which compares between tokenizers."""
         return self.nats / math.log(2) / self.text_bytes if self.text_bytes else None
 
     def line(self, gzip_bits_per_byte: float | None = None) -> str:
@@ -62,7 +62,7 @@ class Perplexity:
         return f"loss {self.loss:.3f} nats, {self.bits_per_byte:.3f} bits per byte{gzip_part}"
 
     def values(self) -> dict[str, float | int | None]:
-        """For metrics.jsonl."""
+        """The numbers for metrics.jsonl."""
         return {
             "loss": self.loss,
             "perplexity": self.perplexity,
