@@ -50,7 +50,7 @@ class Curve:
         return math.exp(min(700.0, self.nats.sum() / self.tokens.sum()))
 
     def values(self) -> dict[str, Any]:
-        """For JSON; positions are those of the longest context's windows."""
+        """The numbers for JSON; positions are those of the longest context's windows."""
         return {
             "context": self.context,
             "perplexity": self.perplexity,

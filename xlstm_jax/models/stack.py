@@ -38,7 +38,9 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its parameters and states: "block_3", or "blocks_4_to_9" where they are stacked."""
+        """The name of its parameters and states: "block_3", or "blocks_4_to_9" where they are
+        stacked.
+        """
         if self.repeats == 1:
             return block_name(self.start)
         return f"blocks_{self.start}_to_{self.start + self.repeats * len(self.pattern) - 1}"

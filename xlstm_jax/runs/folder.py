@@ -242,7 +242,7 @@ def absolute(config: Config) -> Config:
 
 
 def _absolute(paths: str) -> str:
-    """Of a path, or of each part of a mixture."""
+    """The absolute form of a path, or of each path of a mixture."""
     parts = [
         (name if name in NO_PLACES else str(pathlib.Path(name).absolute()), weight)
         for name, weight in parse_mixture(paths)

@@ -53,8 +53,8 @@ class Perplexity:
         return self.nats / math.log(2) / self.text_bytes if self.text_bytes else None
 
     def line(self, gzip_bits_per_byte: float | None = None) -> str:
-        """For the terminal: "loss 1.301 nats, 1.877 bits per byte (gzip -9: 2.08)"; the perplexity
-        where bytes are unknown.
+        """The line for the terminal: "loss 1.301 nats, 1.877 bits per byte (gzip -9: 2.08)"; the
+        perplexity where bytes are unknown.
         """
         if self.bits_per_byte is None:
             return f"loss {self.loss:.3f} nats, perplexity {self.perplexity:.2f}"

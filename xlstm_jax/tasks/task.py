@@ -118,7 +118,7 @@ class Task(abc.ABC):
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """Of a task whose model writes text; None where it does not."""
+        """The tokenizer of a task whose model writes text; None where it does not."""
         return None
 
     def check(self) -> None:  # noqa: B027  (a task may have nothing to check)

@@ -61,7 +61,7 @@ class StepReport:
     unread: str | None = None
 
     def lines(self) -> list[str]:
-        """For the terminal."""
+        """The report for the terminal."""
         verdict = "fits" if self.fits else "DOES NOT FIT"
         head = f"{self.topology}: {self.devices} devices of {_gigabytes(self.memory)}, {verdict}"
         work = (
