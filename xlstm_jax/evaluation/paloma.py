@@ -18,6 +18,7 @@ from xlstm_jax.evaluation import progress
 from xlstm_jax.evaluation.scoring import Pair, Scorer
 
 DOCUMENTS_AT_ONCE = 256
+WINDOW = 2048  # tokens, as in the paper
 
 
 @dataclasses.dataclass
@@ -80,7 +81,7 @@ def evaluate_paloma(
     scorer: Scorer,
     tokenizer: Tokenizer,
     folder: str,
-    window: int = 2048,
+    window: int = WINDOW,
     split: str = "val",
     max_documents: int | None = None,
     on_file: Callable[[int], object] = lambda size: None,

@@ -52,9 +52,12 @@ class Task(abc.ABC):
         settings: the task's own section.
         model_config, data, evaluation: the sections `model`, `data` and `eval`.
         loss_unit: of the loss, for its figure; None where it has no name.
+        writes_text: its model goes on with text of `data.tokenizer`: it can generate, and be
+            evaluated on any text.
     """
 
     loss_unit: str | None = None
+    writes_text: bool = False
 
     def __init__(
         self, settings: Any, model: ModelConfig, data: DataConfig, evaluation: EvalConfig

@@ -125,11 +125,9 @@ def next_commands(
     folder: RunFolder, workdir: str | os.PathLike, config: Config, writes_text: bool
 ) -> list[str]:
     """What a person may type after a run, as lines that a shell takes."""
-    place, lines = shlex.quote(str(workdir)), ["next:"]
+    place = shlex.quote(str(workdir))
+    lines = ["next:", f"  {python()} eval.py --workdir={place}"]
     if writes_text:
-        lines += [
-            f"  {python()} eval.py --workdir={place}",
-            f"  {python()} -m xlstm_jax.generation --checkpoint={place} --prompt='def '",
-        ]
+        lines.append(f"  {python()} -m xlstm_jax.generation --checkpoint={place} --prompt='def '")
     again = "another --workdir and" if config.optimizer.follows_length else "the same --workdir and"
     return [*lines, f"  # to train longer: {again} {longer(folder, config)}"]
