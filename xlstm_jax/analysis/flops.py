@@ -37,7 +37,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def training_flops_per_token(config: ModelConfig, context_length: int) -> float:
-    """Forward and backward, of a token in a sample of so many."""
+    """Of the forward and the backward pass, for one token of a sample of `context_length`."""
     forward = 2 * config.dim * config.vocab_size
     for name in (name for block in config.layout for name in block):
         mixer, section = config.of(name)

@@ -40,9 +40,9 @@ def collective_bytes(text: str) -> dict[str, int]:
     """Bytes of the results of all collectives of one run on one device, by kind; those that do not
     occur are left out.
 
-    Where the TPU compiler hides one behind other work it appears as a chain of instructions, each
-    with the whole result, some of them within loops that have nothing to do with it: a chain counts
-    once, as often as the least of them.
+    The TPU compiler may run a collective while other work is done. It then appears as a chain of
+    instructions, each with the whole result, some of them inside the loops of that other work. A
+    chain counts once, as often as the instruction of it that runs least often.
     """
     total: dict[str, int] = collections.defaultdict(int)
     chains: dict[tuple[str, ...], int] = {}
@@ -80,7 +80,9 @@ def array_bytes(dtype: str, shape: str) -> int:
 
 
 def _result_bytes(result: str, *, started: bool) -> int:
-    """Of an asynchronous collective, whose result holds its operands too, the second half."""
+    """Bytes of an instruction's result. That of a collective which is `started` and finished apart
+    holds its operands first: the second half counts.
+    """
     sizes = [array_bytes(*array) for array in _ARRAY.findall(result) if array != ("u32", "")]
     return sum(sizes[len(sizes) // 2 :] if started else sizes)
 

@@ -30,9 +30,9 @@ class Curve:
 
     Attributes:
         context: tokens that are read before the states are dropped.
-        nats, tokens: float64 and int64 [W, S]: sums over stretch s of window w of the longest
-            context, for every context in the same places. Two curves can so be compared token by
-            token, whatever their contexts.
+        nats, tokens: float64 and int64 [W, S], sums over W windows in S stretches each. Windows are
+            those of the longest context for all curves, so that an entry of two curves is over the
+            same tokens, whatever their contexts.
         longest: tokens of those windows.
     """
 
@@ -50,7 +50,7 @@ class Curve:
         return math.exp(min(700.0, self.nats.sum() / self.tokens.sum()))
 
     def values(self) -> dict[str, Any]:
-        """For JSON; positions are those of the longest context's windows."""
+        """The numbers for JSON; positions are those of the longest context's windows."""
         return {
             "context": self.context,
             "perplexity": self.perplexity,

@@ -1,4 +1,4 @@
-"""The layers that blocks are made of: projections, norms, the gated feed-forward layer.
+"""The layers that mixers are made of: projections, norms, soft caps, heads.
 
 Parameters are float32 and carry the names of their logical axes; products run in the dtype of their
 input.
@@ -200,17 +200,16 @@ class HeadNorm(nn.Module):
         return scale_channels(y, scale).astype(h.dtype)
 
 
-def record_gates(
-    module: nn.Module, kind: str, i: Float[Array, "..."], f: Float[Array, "..."]
-) -> None:
-    """Notes a block's mean gates in the collection "statistics", for callers that make it mutable;
+def record_gates(module: nn.Module, i: Float[Array, "..."], f: Float[Array, "..."]) -> None:
+    """Notes a mixer's mean gates in the collection "statistics", for callers that make it mutable;
     else nothing is computed.
 
     The pre-activation of the input gate, how much it spreads, and the share that the forget gate
-    keeps.
+    keeps, under the name of the mixer's class: "mlstm_forget_gate".
     """
     if module.is_initializing():  # every collection is mutable then
         return
+    kind = type(module).__name__.lower()
     for name, value in (
         ("input_gate", jnp.mean(i)),
         ("input_gate_std", jnp.std(i)),

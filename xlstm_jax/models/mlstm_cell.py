@@ -14,7 +14,7 @@ from xlstm_jax.models.cpu_forms import gate_preactivations
 from xlstm_jax.models.initializers import Initializer, head_linspace, shifted_normal, zeros
 from xlstm_jax.models.layers import Mapped, record_gates, soft_cap, split_heads
 from xlstm_jax.models.mixer import Segments
-from xlstm_jax.parallel import mlstm
+from xlstm_jax.parallel.kernels import mlstm
 from xlstm_jax.settings import setting
 from xlstm_jax.typing import Array, Float, HeadActivations
 
@@ -25,7 +25,7 @@ CHUNK_LENGTH = 64  # at which FLOPs are counted
 class MLSTMCellConfig:
     """Settings of the matrix memory and its gates."""
 
-    num_heads: int = setting(4, "H", at_least=1)
+    num_heads: int = setting(4, "H, number of heads", at_least=1)
     input_gate: str = setting(
         "exponential",
         'or "sigmoid": mLSTMsig of TFLA, without a normaliser',
@@ -46,7 +46,7 @@ class MLSTMCellConfig:
         may_change=True,
     )
     chunk_size: int | None = setting(
-        None, "L; unset leaves it to the backend", at_least=1, may_change=True
+        None, "L, chunk length; unset leaves it to the backend", at_least=1, may_change=True
     )
 
 
@@ -106,7 +106,7 @@ def gates_of(
     xs, kernels = zip(*products.values(), strict=True)
     gates = gate_preactivations(list(xs), list(kernels), bias)
     i, f = jnp.split(gates, 2, axis=-1)
-    record_gates(module, "mlstm", i, f)
+    record_gates(module, i, f)
     return i, f
 
 

@@ -1,4 +1,4 @@
-"""What a task is: samples, a model with its own input and head, a loss, and what is told of it.
+"""What a task is: samples, a model with its own input and head, a loss and other means.
 
 The trainer and the evaluator know nothing else of what is learned. They ask for batches, compute
 `sums` of them, add these over micro-batches, devices and batches, and divide once.
@@ -121,7 +121,7 @@ class Task(abc.ABC):
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """Of a task whose model writes text; None where it does not."""
+        """The tokenizer of a task whose model writes text; None where it does not."""
         return None
 
     def check(self) -> None:  # noqa: B027  (a task may have nothing to check)

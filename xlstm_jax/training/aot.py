@@ -61,7 +61,7 @@ class StepReport:
     unread: str | None = None
 
     def lines(self) -> list[str]:
-        """For the terminal."""
+        """The report for the terminal."""
         verdict = "fits" if self.fits else "DOES NOT FIT"
         head = f"{self.topology}: {self.devices} devices of {_gigabytes(self.memory)}, {verdict}"
         work = (
@@ -170,7 +170,7 @@ def _text_of(compiled: jax.stages.Compiled) -> tuple[str | None, str | None]:
 
 @contextlib.contextmanager
 def _stderr_dropped() -> Iterator[None]:
-    """What is written on file descriptor 2, by C++ too, is seen by nobody; errors are raised."""
+    """Drops what is written on stderr inside it, by C++ code too; exceptions are raised."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -220,10 +220,10 @@ def _gigabytes(size: float | None) -> str:
 
 def report_on(config: Config, topology: str, folder: str, name: str) -> None:
     """What `train.py --aot` does: compiles, prints and writes the report."""
-    try:  # before the minutes
+    try:  # before minutes of compiling
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir {folder!r} can't be made: {error.strerror}") from None
     report = compile_step(config, topology)
-    print(*report.lines(), sep="\n", flush=True)  # minutes of work, whatever the disk says
+    print(*report.lines(), sep="\n", flush=True)  # first: writing it may fail
     print(write_report(report, folder, name), flush=True)

@@ -69,8 +69,8 @@ def console_line(
     seconds_left: float | None,
     devices: int = 1,
 ) -> str:
-    """One line for a step, of at most `WIDTH` columns; what is not known is left out, and so is,
-    where there is too little room, what metrics.jsonl has beside it.
+    """One line for a step, of at most `WIDTH` columns. Values that are not known are left out, and
+    where the line is too long, parts of it as `LEFT_OUT` says.
     """
     rate, mfu, skipped = (values.get(name) for name in ("tokens_per_second", "mfu", "skipped"))
     speed = None if rate is None else f"{rate:,.0f} tokens/s"

@@ -32,7 +32,7 @@ class MLPConfig:
     """Settings of the feed-forward layer; the defaults are those behind the paper's sLSTM."""
 
     activation: str = setting("gelu", "of the gate, or of the only branch", choices=(*ACTIVATIONS,))
-    gated: bool = setting(True, "times a second projection")
+    gated: bool = setting(True, "the activation is multiplied by a second projection")
     factor: float | None = setting(1.3, "hidden dimension / D; or give hidden", above=0)
     hidden: int | None = setting(None, "F, hidden dimension", at_least=1)
     round_to: int = setting(
