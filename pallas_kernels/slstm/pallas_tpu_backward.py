@@ -132,7 +132,7 @@ def _kernel(
     flat = h_before[...].reshape(tokens * rows, width).astype(R_ref.dtype)
     for gate in range(4):
         mixed = dot(flat, R_ref[0, gate]).reshape(tokens, rows, width)
-        raw_ref[gate] = mixed + x_ref[0, :, gate].astype(jnp.float32) + bias_ref[0, gate]
+        raw_ref[gate] = mixed + x_ref[0, :, gate].astype(jnp.float32) + bias_ref[0, gate][None]
 
     def forward(t: Array, before: tuple[Rows, ...]) -> tuple[Rows, ...]:
         c, n, m = before if flags_ref is None else reset(before, flags_ref[t])
