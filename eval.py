@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from xlstm_jax import command_line
+from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.command import FLAGS, options_of
 from xlstm_jax.evaluation.run import evaluate_suites
 
@@ -20,6 +21,8 @@ def main(argv: Sequence[str]) -> int:
     def command() -> None:
         flags = command_line.parse(argv, __doc__, FLAGS)
         checkpoint = flags["checkpoint"].value or command_line.text(flags, "workdir", "runs/NAME")
+        if flags["checkpoint"].value and flags["workdir"].value:
+            raise UserError("--workdir and --checkpoint are both given; give one of them")
         suites = (flags["suite"].value or "perplexity").split(",")
         evaluate_suites(
             checkpoint,

@@ -1,28 +1,34 @@
 """Trains a model, or goes on with a run.
 
-    python train.py --config=configs/NAME.py[:variant] --workdir=DIR [--config.section.key=value
-    ...] [--profile=10:12] python train.py --config=configs/NAME.py[:variant] --aot=v5p:4x4x4
-    [--workdir=DIR] [--config.section.key=value ...]
+    python train.py --config=configs/NAME.py[:VARIANT] --workdir=DIR
+                    [--config.SECTION.KEY=VALUE ...] [--profile=10:12]
+    python train.py --config=configs/NAME.py[:VARIANT] --aot=v5p:4x4x4
+                    [--workdir=DIR] [--config.SECTION.KEY=VALUE ...]
 
-The same command resumes a run that was stopped. xlstm_jax/config.py lists all keys. The exit status
-is 2 for a mistake in the call or the data, and 75 after SIGTERM, when the run is saved and the same
-command goes on with it. With --aot nothing is trained: the step is compiled for devices that are
-not there, and its memory, collectives and kernels are reported.
+The same command goes on with a run that was stopped. xlstm_jax/config.py lists all keys; the value
+"none" unsets an optional one. The exit status is 0 at the end, 2 for a mistake in the call or the
+data, 75 after SIGTERM and 130 after Ctrl-C. Both save the step that is being done, and the same
+command goes on with it; a second Ctrl-C ends at once.
+
+With --aot nothing is trained: the training step is compiled for devices that are not there, and its
+memory, collectives and kernels are reported.
 """
 
 import sys
 from collections.abc import Sequence
 
-from xlstm_jax import command_line
+from xlstm_jax import command_line, config_flags
+from xlstm_jax.interrupts import Preempted
 from xlstm_jax.parallel.topology import EXAMPLES
 from xlstm_jax.training.aot import report_on
+from xlstm_jax.training.console import end_of_output
 from xlstm_jax.training.loop import train
-from xlstm_jax.training.preemption import EXIT_PREEMPTED, Preempted
 
 FLAGS = {
     "workdir": "folder of the run; made if it does not exist",
     "profile": "first and last step of a trace for TensorBoard, like 10:12",
-    "aot": f"devices to compile for instead of training: {EXAMPLES}; the report is also written to the workdir, by default runs/aot",
+    "aot": f"devices to compile for instead of training: {EXAMPLES}; the report is also written "
+    "to the workdir, by default runs/aot",
 }
 
 
@@ -31,21 +37,21 @@ def main(argv: Sequence[str]) -> int:
 
     def command() -> None:
         flags = command_line.parse(argv, __doc__, FLAGS, with_config=True)
-        config = command_line.config_of(flags)
+        config = command_line.config_of(argv)
         if (topology := flags.aot) is not None:
-            report_on(config, topology, flags.workdir or "runs/aot", command_line.config_name(argv))
+            report_on(config, topology, flags.workdir or "runs/aot", config_flags.name(argv))
             return
-        train(
-            config,
-            command_line.text(flags, "workdir", "runs/NAME"),
-            command_line.span(flags, "profile"),
-        )
+        workdir = command_line.text(flags, "workdir", "runs/NAME")
+        try:
+            train(config, workdir, command_line.span(flags, "profile"))
+        finally:
+            end_of_output()
 
     try:
         return command_line.run(command)
     except Preempted as saved:
         print(saved, file=sys.stderr, flush=True)
-        return EXIT_PREEMPTED
+        return saved.status
 
 
 if __name__ == "__main__":

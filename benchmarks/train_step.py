@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from xlstm_jax import command_line
+from xlstm_jax import command_line, config_flags
 from xlstm_jax.analysis.flops import peak_flops, training_flops_per_token
 from xlstm_jax.config import Config, load
 from xlstm_jax.data.loader import Batch
@@ -206,8 +206,8 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_num_cpu_devices", 8)
         name, result = "scaling", weak_scaling()
     else:
-        config = command_line.config_of(flags)
-        name = command_line.config_name(argv)
+        config = command_line.config_of(argv)
+        name = config_flags.name(argv)
         steps, mesh = command_line.number(flags, "steps") or 20, make_mesh(config.mesh)
         with jax.set_mesh(mesh):
             result = {"differences_from_xla": check(config, mesh), **step_time(config, mesh, steps)}

@@ -28,7 +28,7 @@ def slimpajama(
         variant: "KIND-TOKENS": "1_0" (xLSTM[1:0]) or "7_1" (sLSTM blocks at `slstm_positions`), and
             a key of `peaks`.
         peaks: peak learning rate of the "15b" and the "300b" run, where there is one.
-        batch_size: of the 300B run, whose 314.6B tokens it shares among the steps; the 15B runs
+        batch_size: of the 300B run, which has as many steps as 314.6B tokens give; the 15B runs
             have 256.
 
     Raises:
@@ -43,7 +43,7 @@ def slimpajama(
     kind, tokens = variant.split("-")
 
     config = get_config()
-    # GPT-2's 50,257, padded: only so do the parameter counts fit the printed ones
+    # GPT-2 has 50,257 ids. With rows up to a multiple of 64 the parameter counts are the paper's.
     config.model.vocab_size = 50304
     config.model.dim = dim
     config.model.num_blocks = num_blocks
@@ -59,10 +59,11 @@ def slimpajama(
 
     config.optimizer.learning_rate = peaks[tokens]
     if tokens == "15b":
-        # one epoch of 14.77B tokens, ours being the first of the prepared folder, ...
+        # One epoch of 14.77B tokens, here the first ones of the prepared folder. The paper's
+        # schedule is of 30k steps; the run ends before it does.
         config.train.steps = 28_170
         config.data.max_tokens = 28_170 * 256 * 2048
-        config.optimizer.decay_steps = 30_000  # ... of a schedule of 30k steps
+        config.optimizer.decay_steps = 30_000
     else:
         config.train.steps = 600_000 * 256 // batch_size
 

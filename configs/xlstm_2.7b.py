@@ -1,9 +1,10 @@
 """xLSTM 2.7B on SlimPajama: xLSTM[1:0] and xLSTM[7:1] of arXiv 2405.04517, table 7 and appendix B.
 
-    variant   parameters  length of the run, learning rate                     expected held-out
-    loss, nats per GPT-2 token 1_0-15b    2,788.4M  14.77B tokens,  28,170 steps x 256 x 2048, peak
-    0.0008  not in the paper's tables 7_1-15b    2,783.3M  14.77B tokens,  28,170 steps x 256 x
-    2048, peak 0.0008  not in the paper's tables
+    variant   parameters  tokens  steps x batch x length  peak rate  expected loss (perplexity)
+    1_0-15b     2,788.4M  14.77B     28,170 x 256 x 2048     0.0008  not in the paper
+    7_1-15b     2,783.3M  14.77B     28,170 x 256 x 2048     0.0008  not in the paper
+
+The loss is of the held-out tokens, in nats per GPT-2 token, as printed in the paper.
 
 64 blocks, sLSTM at [3, 5, 7, 9, 54, 56, 58, 60]: ours, none are published. The default variant is
 7_1-15b.
@@ -11,7 +12,7 @@
     python train.py --config=configs/xlstm_2.7b.py:7_1-15b --workdir=DIR
 """
 
-from configs import base
+from . import base
 
 
 def get_config(variant: str = "7_1-15b"):

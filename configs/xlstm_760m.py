@@ -1,18 +1,19 @@
 """xLSTM 760M on SlimPajama: xLSTM[1:0] and xLSTM[7:1] of arXiv 2405.04517, table 7 and appendix B.
 
-    variant   parameters  length of the run, learning rate                     expected held-out
-    loss, nats per GPT-2 token 1_0-15b      840.4M  14.77B tokens,  28,170 steps x 256 x 2048, peak
-    0.0009  not in the paper's tables 7_1-15b      839.7M  14.77B tokens,  28,170 steps x 256 x
-    2048, peak 0.0009  not in the paper's tables 1_0-300b     840.4M  314.6B tokens, 600,000 steps x
-    256 x 2048, peak 0.000625  2.288 (perplexity 9.86, paper, table 3) 7_1-300b     839.7M  314.6B
-    tokens, 600,000 steps x 256 x 2048, peak 0.000625  2.294 (perplexity 9.91, paper, table 3)
+    variant   parameters  tokens  steps x batch x length  peak rate  expected loss (perplexity)
+    1_0-15b       840.4M  14.77B     28,170 x 256 x 2048     0.0009  not in the paper
+    7_1-15b       839.7M  14.77B     28,170 x 256 x 2048     0.0009  not in the paper
+    1_0-300b      840.4M  314.6B    600,000 x 256 x 2048   0.000625  2.288 (9.86, table 3)
+    7_1-300b      839.7M  314.6B    600,000 x 256 x 2048   0.000625  2.294 (9.91, table 3)
+
+The loss is of the held-out tokens, in nats per GPT-2 token, as printed in the paper.
 
 48 blocks, sLSTM at [3, 5, 7, 40, 42, 44]. The default variant is 7_1-300b.
 
     python train.py --config=configs/xlstm_760m.py:7_1-300b --workdir=DIR
 """
 
-from configs import base
+from . import base
 
 
 def get_config(variant: str = "7_1-300b"):

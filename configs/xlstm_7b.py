@@ -1,22 +1,22 @@
 """xLSTM 7B (arXiv 2503.13427): 6,865,424,896 parameters, 32 blocks of 4096, 8 heads, context 8192.
 
-Tokens: 550,000 steps x 512 x 8192 = 2.3T, of DCLM (500k steps) and a mixture (50k steps); here one
-data set throughout. Expected held-out loss: the paper prints none for this run on a public split;
-not measured by us.
+Tokens: 550,000 steps x 512 x 8192 = 2.3T; in the paper DCLM for 500k steps, then a mixture for 50k,
+here one data set throughout. Expected held-out loss: the paper prints none on a public split, and
+we have not measured it.
 
-Where the paper and the released code disagree or are silent, this file takes (references: paper,
-sections 3 and appendix B)
-* peak learning rate 5e-4 (paper; the released long-run configuration has 4e-4) and beta1 0.9 (the
-  released code's; printed is 0.99, with which nothing of theirs is configured),
-* batch 512 from the first step on (theirs: 128 and 256 for 2,000 steps each),
-* warm-up 3,000, exponential decay that reaches a tenth at step 500,000 and goes on at that rate,
-  linear cool-down over the last 7,000,
-* states reset at document borders, exactly (theirs: a forget-gate pre-activation of -25).
+The paper (section 3 and appendix B) and the released code differ in places. This file takes
+* a peak learning rate of 5e-4, as the paper (the released long-run configuration: 4e-4),
+* beta1 0.9, as the released code (the paper prints 0.99, which none of its configurations has),
+* batches of 512 from the first step on (released code: 128, then 256, for 2,000 steps each),
+* 3,000 steps of warm-up, an exponential decay that reaches a tenth of the peak at step 500,000 and
+  goes on at that rate, and a linear cool-down over the last 7,000 steps,
+* an exact reset of all states at document borders (released code: a forget gate's pre-activation
+  of -25).
 
     python train.py --config=configs/xlstm_7b.py --workdir=DIR
 """
 
-from configs import base
+from . import base
 
 
 def get_config():

@@ -134,8 +134,20 @@ def _mesh(mesh: Mesh | AbstractMesh | None) -> Mesh | AbstractMesh | None:
     return None if mesh.empty else mesh
 
 
+def _own_axes(mesh: Mesh | AbstractMesh) -> dict[str, int]:
+    """The axes that arrays can be spread over, with their sizes: not those that a shard_map around
+    this call has made manual.
+    """
+    manual = jax.sharding.AxisType.Manual
+    return {
+        name: size
+        for (name, size), kind in zip(mesh.shape.items(), mesh.axis_types, strict=True)
+        if kind != manual
+    }
+
+
 def _is_one_device(mesh: Mesh | AbstractMesh | None) -> bool:
-    return mesh is None or mesh.size == 1
+    return mesh is None or math.prod(_own_axes(mesh).values()) == 1
 
 
 def _usable(mesh: Mesh | AbstractMesh | None, axis: Axis, size: int) -> Axis:
@@ -149,6 +161,8 @@ def _usable(mesh: Mesh | AbstractMesh | None, axis: Axis, size: int) -> Axis:
             f"pallas_kernels.sharded: the mesh has the axes {', '.join(mesh.shape)}, not "
             f"{', '.join(missing)}."
         )
+    if any(name not in _own_axes(mesh) for name in names):
+        return None
     devices = math.prod(mesh.shape[name] for name in names)
     return axis if devices > 1 and size % devices == 0 else None
 
@@ -163,7 +177,8 @@ def on_parts(
     gradient of an array is summed over every axis that its spec does not name, axes of one device
     too, at the price of a copy: these are named here.
     """
-    single = tuple(name for name, size in mesh.shape.items() if size == 1)
+    own = _own_axes(mesh)
+    single = tuple(name for name, size in own.items() if size == 1)
 
     def name_all(spec: P) -> P:
         first, *rest = spec or (None,)
@@ -177,5 +192,10 @@ def on_parts(
         name_all, (in_specs, out_specs), is_leaf=lambda x: isinstance(x, P)
     )
     return jax.shard_map(
-        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        function,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names=set(own),
+        check_vma=False,
     )

@@ -8,11 +8,8 @@ can be overridden on the command line.
 
 import dataclasses
 import difflib
-import importlib.util
-import inspect
+import functools
 import json
-import pathlib
-import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -21,7 +18,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from xlstm_jax import config_checks
+from xlstm_jax import config_checks, config_files
 from xlstm_jax.errors import UserError
 
 
@@ -61,7 +58,8 @@ class ModelConfig:
     cell_eps: float = 1e-6  # mLSTM: added to the stabilised normaliser
     tie_embeddings: bool = False  # the vocabulary projection is the transposed embedding
     dropout: float = 0.0  # on each residual branch, in training only
-    dtype: str = "auto"  # compute dtype; "auto" is bfloat16, on the CPU float32. Parameters are always float32
+    # of the computation; "auto" is bfloat16, on the CPU float32. Parameters are always float32
+    dtype: str = "auto"
     # recompute in the backward pass: "block" all but each block's input, "dots" all but its
     # projections too
     remat: str = "none"
@@ -150,6 +148,8 @@ class TrainConfig:
     watchdog_ends: bool = False  # and end the process
     # with several processes: when one that is silent counts as dead, and all others are ended
     heartbeat_seconds: int = 100
+    # after SIGTERM or Ctrl-C: when the process ends, also if it could not save until then
+    grace_seconds: int = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,23 +199,17 @@ class Config:
 
     def to_json(self) -> str:
         """The resolved configuration as JSON, the text of a run's `config.json`."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
 
 
 def from_json(text: str) -> Config:
     """The `Config` that `Config.to_json` wrote; raises `UserError` where a key is unknown or of the
     wrong type.
     """
-    values = default_config_dict()
-    _override(
-        values,
-        {
-            f"{section}.{key}": value
-            for section, keys in json.loads(text).items()
-            for key, value in keys.items()
-        },
-    )
-    return from_config_dict(values)
+    sections = json.loads(text)
+    if not isinstance(sections, dict):
+        raise UserError(f"a configuration is an object of sections, not {type(sections).__name__}")
+    return _from_sections(sections)
 
 
 def default_config_dict() -> ml_collections.ConfigDict:
@@ -230,27 +224,40 @@ def default_config_dict() -> ml_collections.ConfigDict:
     ).lock()
 
 
-def from_config_dict(values: ml_collections.ConfigDict) -> Config:
-    """The validated, immutable form of a ConfigDict.
+def from_config_dict(
+    values: ml_collections.ConfigDict, overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """The validated, immutable form of a ConfigDict with overrides such as {"model.dim": 256}.
+
+    What is checked is the result: a file whose values contradict each other will do where the
+    overrides mend it. An override of None unsets an optional key.
 
     Raises:
         UserError: a key is unknown or missing, a value has the wrong type, or values contradict
             each other.
     """
+    sections = {name: section for name, section in values.items()}
+    for key, value in (overrides or {}).items():
+        check_key(key)
+        section, _, name = key.partition(".")
+        sections[section] = {**sections.get(section, {}), name: value}
+    return _from_sections(sections)
+
+
+def _from_sections(given: Mapping[str, Any]) -> Config:
     sections = {}
     for section in dataclasses.fields(Config):
-        given = dict(values.get(section.name, {}).items())
-        fields = {field.name: field for field in dataclasses.fields(section.default_factory)}
-        for key in given.keys() - fields.keys():
+        values = given.get(section.name, {})
+        if not isinstance(values, Mapping | ml_collections.ConfigDict):
+            raise UserError(f"config section {section.name} is {values!r}; it must have keys")
+        values = dict(values.items())
+        fields = {field.name for field in dataclasses.fields(section.default_factory)}
+        for key in values.keys() - fields:
             raise UserError(_unknown(f"{section.name}.{key}"))
-        hints = typing.get_type_hints(section.default_factory)
         sections[section.name] = section.default_factory(
-            **{
-                key: _checked(f"{section.name}.{key}", value, hints[key])
-                for key, value in given.items()
-            }
+            **{key: _checked(f"{section.name}.{key}", value) for key, value in values.items()}
         )
-    for key in values.keys() - sections.keys():
+    for key in given.keys() - sections.keys():
         raise UserError(_unknown(key))
     config = Config(**sections)
     config_checks.check(config)
@@ -259,55 +266,34 @@ def from_config_dict(values: ml_collections.ConfigDict) -> Config:
 
 def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
     """The configuration of a file such as "configs/xlstm_1.3b.py:7_1-15b", with overrides such as
-    {"model.dim": 256}.
+    {"model.dim": 256, "optimizer.clip_norm": None}.
 
     Raises:
         UserError: no such file or variant, an unknown key, a wrong type or an impossible
             combination.
     """
-    file, _, variant = str(path).partition(":")
-    file = pathlib.Path(file)
-    if not file.is_file():
-        raise UserError(
-            f"config file {str(file)!r} does not exist; configs/ has one per experiment, e.g. "
-            f"configs/quickstart.py"
-        )
-    spec = importlib.util.spec_from_file_location(f"_config_{file.stem.replace('.', '_')}", file)
-    module = importlib.util.module_from_spec(spec)
-    root = str(file.resolve().parent.parent)  # config files share `configs.base`
-    sys.path.insert(0, root)
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(root)
-    if variant and not inspect.signature(module.get_config).parameters:
-        raise UserError(
-            f"config file {str(file)!r} takes no variant, but {variant!r} is given; leave it out"
-        )
-    values = module.get_config(variant) if variant else module.get_config()
-    _override(values, overrides or {})
-    return from_config_dict(values)
+    return from_config_dict(config_files.read(str(path)), overrides)
 
 
 def check_key(key: str) -> None:
     """Raises `UserError`, with the nearest names, where "section.name" is no configuration key."""
-    section, _, name = key.partition(".")
-    values = default_config_dict()
-    if section not in values or name not in values[section]:
+    if key not in _hints():
         raise UserError(_unknown(key))
 
 
-def _override(values: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> None:
-    """Set dotted keys in place; sequences become tuples."""
-    for key, value in overrides.items():
-        check_key(key)
-        section, _, name = key.partition(".")
-        try:
-            values[section][name] = tuple(value) if isinstance(value, list) else value
-        except TypeError as error:
-            raise UserError(
-                f"config key {key} has the value {value!r} of the wrong type: {error}"
-            ) from None
+def types_of(key: str) -> tuple[type, ...]:
+    """The types that a key's value may have; NoneType is among them where it can be unset."""
+    return _allowed_types(_hints()[key])
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """The declared type of every key "section.name"."""
+    return {
+        f"{section.name}.{name}": hint
+        for section in dataclasses.fields(Config)
+        for name, hint in typing.get_type_hints(section.default_factory).items()
+    }
 
 
 def _section_dict(section: type) -> dict[str, Any]:
@@ -327,12 +313,16 @@ def _allowed_types(hint: Any) -> tuple[type, ...]:
     return tuple(typing.get_origin(member) or member for member in members)
 
 
-def _checked(key: str, value: Any, hint: Any) -> Any:
+def _checked(key: str, value: Any) -> Any:
+    """The value as the key's type has it: 1 becomes 1.0, a list a tuple, an infinite bound None."""
+    hint = _hints()[key]
     allowed = _allowed_types(hint)
     if float in allowed and type(value) is int:
         value = float(value)
     if isinstance(value, list):
         value = tuple(value)
+    if key in config_checks.UNBOUNDED_AT_INFINITY and value == float("inf"):
+        value = None
     if type(value) not in allowed:
         wanted = " or ".join(
             "unset" if kind is types.NoneType else kind.__name__ for kind in allowed
@@ -352,11 +342,6 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
 
 
 def _unknown(key: str) -> str:
-    known = [
-        f"{section.name}.{field.name}"
-        for section in dataclasses.fields(Config)
-        for field in dataclasses.fields(section.default_factory)
-    ]
-    close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(key, _hints(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "xlstm_jax/config.py lists all keys"
     return f"unknown config key {key}; {hint}"

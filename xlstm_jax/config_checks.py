@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.paths import refuse_address
 
 if typing.TYPE_CHECKING:
     from xlstm_jax.config import Config, ModelConfig
@@ -37,6 +39,7 @@ AT_LEAST = {
     "data.batch_size": 1,
     "data.max_tokens": 1,
     "data.holdout_every": 2,
+    "data.seed": 0,
     "data.workers": 0,
     "optimizer.learning_rate": 0.0,
     "optimizer.warmup_steps": 0,
@@ -44,11 +47,13 @@ AT_LEAST = {
     "optimizer.eps": 0.0,
     "optimizer.weight_decay": 0.0,
     "train.steps": 1,
+    "train.seed": 0,
     "train.accumulation_steps": 1,
     "train.spike_window": 2,
     "train.max_skipped": 1,
     "train.watchdog_seconds": 1,
     "train.heartbeat_seconds": 1,
+    "train.grace_seconds": 1,
     "checkpoint.every": 1,
     "checkpoint.keep_latest": 1,
     "checkpoint.keep_best": 0,
@@ -61,6 +66,13 @@ AT_LEAST = {
     "eval.sample_tokens": 0,
 }
 
+AT_MOST = {
+    # a seed has 32 bits: 4294967296 would draw what 0 draws
+    "data.seed": 2**32 - 1,
+    "train.seed": 2**32 - 1,
+    "train.steps": 2**31 - 1,  # counted in int32 on the device
+}
+
 ABOVE_ZERO = (
     "model.up_factor",
     "model.qk_factor",
@@ -70,6 +82,24 @@ ABOVE_ZERO = (
     "model.recurrent_gradient_clip",
     "optimizer.clip_norm",
     "optimizer.decay_steps",
+    "train.spike_deviations",
+)
+
+# Keys that hold a path, or several with commas between, each perhaps with "name=" before it.
+PATHS = (
+    "data.path",
+    "data.validation_path",
+    "data.validation_sets",
+    "data.tokenizer",
+    "checkpoint.init_from",
+)
+
+# Bounds. No bound and an infinite one are the same, so that "inf" unsets these.
+UNBOUNDED_AT_INFINITY = (
+    "model.gate_soft_cap",
+    "model.logit_soft_cap",
+    "model.recurrent_gradient_clip",
+    "optimizer.clip_norm",
     "train.spike_deviations",
 )
 
@@ -101,8 +131,8 @@ USED_BY = {
 
 def parse_ratio(ratio: str) -> tuple[int, int]:
     """The numbers of "a:b"; raises `UserError` for anything else."""
-    a, colon, b = ratio.partition(":")
-    if not (colon and a.isdigit() and b.isdigit() and int(a) + int(b) > 0):
+    a, _, b = ratio.partition(":")
+    if not re.fullmatch("[0-9]{1,9}:[0-9]{1,9}", ratio) or int(a) + int(b) == 0:
         raise UserError(
             f'config key model.ratio is {ratio!r}; it must be "a:b" like "7:1", a mLSTM blocks to '
             f"b sLSTM blocks"
@@ -132,6 +162,9 @@ def _check_single_values(config: Config) -> None:
                 raise UserError(
                     f"config key {section.name}.{key} is {value!r}; it must be a finite number"
                 )
+    for key in PATHS:
+        for path in (_value(config, key) or "").split(","):
+            refuse_address(f"config key {key}", path.rpartition("=")[2])
     for key, choices in CHOICES.items():
         if (value := _value(config, key)) not in choices:
             raise UserError(
@@ -140,6 +173,9 @@ def _check_single_values(config: Config) -> None:
     for key, least in AT_LEAST.items():
         if (value := _value(config, key)) is not None and not value >= least:
             raise UserError(f"config key {key} is {value!r}; it must be at least {least}")
+    for key, most in AT_MOST.items():
+        if (value := _value(config, key)) > most:
+            raise UserError(f"config key {key} is {value!r}; it must be at most {most}")
     for key in ABOVE_ZERO:
         if (value := _value(config, key)) is not None and not value > 0:
             raise UserError(f"config key {key} is {value!r}; it must be above 0")
@@ -149,11 +185,21 @@ def _check_single_values(config: Config) -> None:
     for key in BELOW_ONE:
         if not (value := _value(config, key)) < 1:
             raise UserError(f"config key {key} is {value!r}; it must be below 1")
+    _check_float64(config.model)
     if len(bias := config.model.forget_gate_bias) != 2:
         raise UserError(
             f"config key model.forget_gate_bias is {bias!r}; it must have two entries, for the "
             f"first and the last head"
         )
+
+
+def _check_float64(model: ModelConfig) -> None:
+    if model.dtype != "float64":
+        return
+    # imports jax, which reading a config need not
+    from xlstm_jax.parallel.devices import compute_dtype
+
+    compute_dtype(model.dtype)
 
 
 def _check_backends(model: ModelConfig) -> None:
@@ -289,6 +335,11 @@ def _check_training(config: Config) -> None:
             f"optimizer.warmup_steps {optimizer.warmup_steps} and optimizer.cooldown_steps "
             f"{optimizer.cooldown_steps} do not fit "
             f"into train.steps {steps}; shorten them or train longer"
+        )
+    if config.data.reset_at_document and config.eval.max_tokens == 1:
+        raise UserError(
+            "config key eval.max_tokens is 1, but with data.reset_at_document the first token of a "
+            "document is not scored, so that none is left; use at least 2"
         )
 
 

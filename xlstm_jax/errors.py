@@ -7,7 +7,7 @@ from collections.abc import Iterator
 class UserError(ValueError):
     """Something the user gave is wrong: the message names the thing, its value and the remedy.
 
-    `train.py` and `eval.py` print it as one line, without a traceback.
+    All commands print it as one line, without a traceback, and end with status 2.
     """
 
 

@@ -38,6 +38,7 @@ srun --kill-on-bad-exit=1 --label bash -c '
 case $status in
   0) echo "training is finished" ;;
   2) echo "a mistake in the call or in the data, see above; not started again" ;;
+  130) echo "interrupted; not started again" ;;
   75) echo "preempted and saved; queued again"; scontrol requeue "$SLURM_JOB_ID" ;;
   *)
     # A machine failed. Three tries, so that a run that always dies at the same place doesn't go on for ever.

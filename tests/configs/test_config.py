@@ -4,11 +4,13 @@ import dataclasses
 import pathlib
 import re
 
+import jax
 import pytest
 
 from xlstm_jax import config as config_lib
 from xlstm_jax.config import Config, default_config_dict, from_config_dict, from_json, load
 from xlstm_jax.errors import UserError
+from xlstm_jax.parallel.devices import compute_dtype
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = {
@@ -198,3 +200,13 @@ def test_every_choice_is_checked(key):
     values[section][name] = "none of them"
     with pytest.raises(UserError, match=f"{key} is 'none of them'; it must be one of"):
         from_config_dict(values)
+
+
+def test_float64_needs_64_bits_and_nothing_computes_less_in_silence():
+    with pytest.raises(UserError, match="JAX_ENABLE_X64=1"):
+        load(file("quickstart.py"), {"model.dtype": "float64"})
+    with pytest.raises(UserError, match="JAX_ENABLE_X64=1"):
+        compute_dtype("float64")
+    with jax.enable_x64(True):
+        assert load(file("quickstart.py"), {"model.dtype": "float64"}).model.dtype == "float64"
+        assert compute_dtype("float64") == "float64"

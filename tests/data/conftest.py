@@ -8,9 +8,10 @@ import random
 import pytest
 import tokenizers
 
-WORDS = "the cell keeps what gate lets in and it's forgetting 1997 42 größer naïve 東京都 中文 😀 don't x=3; \t \n\n  ...".split(
-    " "
-)
+WORDS = (
+    "the cell keeps what gate lets in and it's forgetting 1997 42 größer naïve 東京都 中文 😀 "
+    "don't x=3; \t \n\n  ..."
+).split(" ")
 
 
 def make_text(seed: int, words: int) -> str:

@@ -68,6 +68,25 @@ def test_the_last_line_needs_no_end_and_blank_lines_are_nothing(tmp_path):
     assert read(tmp_path / "a.jsonl") == (["a", "b"], [])
 
 
+SEPARATORS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\r", "\r\n", "\n", "\x00"]
+
+
+@pytest.mark.parametrize("separator", SEPARATORS, ids=ascii)
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_line_separators_inside_a_text_end_no_record(tmp_path, separator, ascii_only):
+    texts = [f"a{separator}b", f"{separator}c{separator}"]
+    lines = [json.dumps({"text": text}, ensure_ascii=ascii_only) for text in texts]
+    (tmp_path / "a.jsonl").write_bytes("\r\n".join(lines).encode())
+    assert read(tmp_path / "a.jsonl") == (texts, [])
+    (tmp_path / "a.txt").write_bytes("".join(texts).encode())
+    assert read(tmp_path / "a.txt") == (["".join(texts)], [])
+
+
+def test_halves_of_a_pair_that_belong_together_are_one_letter(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "\\ud83d\\ude00"}\n{"text": "\\ude00\\ud83d"}\n')
+    assert read(tmp_path / "a.jsonl") == (["\U0001f600"], [(2, "utf-8")])
+
+
 DAMAGED = {
     b'{"text": "a"': "json",
     b'{"text": "a"}{': "json",

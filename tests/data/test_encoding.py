@@ -1,4 +1,4 @@
-"""However long a document is and wherever its pieces end, its tokens are those of the whole text."""
+"""However long a document is and wherever its pieces end, its tokens are those of the whole."""
 
 import numpy as np
 import pytest
@@ -71,9 +71,9 @@ def test_a_batch_is_cut_at_the_first_documents_end_that_has_enough_tokens():
         [Piece("abc", True), Piece("de", False), Piece("f", True), Piece("g", False)], tokenizer
     )
     for wanted, kept, documents in [(1, 4, 1), (4, 4, 1), (5, 8, 2), (8, 8, 2)]:
-        part = tokens.up_to_document_end(wanted, 256)
+        part = tokens.up_to_document_end(wanted)
         assert (len(part.ids), part.documents, part.bytes) == (kept, documents, kept - documents)
-    assert tokens.up_to_document_end(9, 256) is None
+    assert tokens.up_to_document_end(9) is None
 
 
 def test_end_of_text_in_a_text_is_text(tokenizer):

@@ -47,7 +47,7 @@ def slimpajama(tmp_path):
 def address(slimpajama, monkeypatch, tmp_path):
     with serve(slimpajama) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
-        # between two attempts
+        # The pauses between two attempts are cut short.
         monkeypatch.setattr(
             time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01))
         )
@@ -298,7 +298,7 @@ def test_files_without_splits_are_for_training_or_dealt_out():
     assert [file.name for file in select(source, "train", "*", 3)] == ["a.jsonl", "b.jsonl"]
     with pytest.raises(UserError, match="no file names a split; give --holdout-every=N"):
         select(source, "validation", "*", None)
-    with pytest.raises(UserError, match="its files name train; give one of these"):
+    with pytest.raises(UserError, match="its files name train; give --holdout-every=N"):
         select(named("x", "train/a.jsonl", "train/b.jsonl"), "validation", "*", None)
 
 

@@ -165,6 +165,38 @@ def test_reader_processes_work_without_a_main_module_and_without_parsed_flags():
     assert done.stdout == f"{expected}\n", done.stderr
 
 
+@pytest.mark.parametrize(("batch_size", "context_length"), [(1, 1), (1, 7), (3, 1)])
+def test_the_smallest_batches_and_windows(config, batch_size, context_length):
+    """Every token is an input once in an epoch, and its target is the next one."""
+    source = open_split(config, "validation", 320)
+    config = dataclasses.replace(config, batch_size=batch_size, context_length=context_length)
+    windows = (len(source.tokens) - 1) // context_length
+    batches = take(train_batches(source, config), windows // batch_size)
+    rows = np.concatenate([batch.tokens for batch in batches])
+    after = np.concatenate([batch.targets for batch in batches])
+    pairs = np.lib.stride_tricks.sliding_window_view(source.tokens, 2)
+    pairs = pairs[: windows * context_length]
+    if windows % batch_size == 0:
+        found = np.stack([rows.ravel(), after.ravel()], 1)
+        np.testing.assert_array_equal(
+            found[np.lexsort(found.T)], pairs[np.lexsort(pairs.T.astype(np.int32))]
+        )
+    scored = np.concatenate(
+        [batch.targets[batch.mask] for batch in eval_batches(source, batch_size, context_length)]
+    )
+    np.testing.assert_array_equal(scored, source.tokens[1:])
+
+
+def test_a_stream_of_just_one_sample(tmp_path):
+    """Four letters, an end of text before and one behind them: one window of five."""
+    (tmp_path / "a.txt").write_text("abcd")
+    held = str(tmp_path / "a.txt")
+    config = DataConfig(path=held, validation_path=held, context_length=5, batch_size=1)
+    batches = take(train_batches(open_split(config, "train", 320), config), 3)
+    for batch in batches:
+        assert bytes(batch.targets[0][:4].tolist()) == b"abcd" and batch.targets[0][4] == 256
+
+
 class Counted:
     """A stream that counts what is read of it."""
 

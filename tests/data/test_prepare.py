@@ -10,7 +10,7 @@ import pytest
 
 from tests.data.conftest import make_text, write_documents
 from xlstm_jax.config import DataConfig
-from xlstm_jax.data import prepare, shards
+from xlstm_jax.data import documents, encoding, jobs, prepare, shards
 from xlstm_jax.data.loader import open_split
 from xlstm_jax.data.prepare import install_tokenizer, prepare_split
 from xlstm_jax.data.sources import Layout
@@ -147,8 +147,11 @@ def test_damage_is_counted_and_named_and_the_rest_is_kept(tmp_path, capsys):
         json.loads(line) for line in (tmp_path / "train/report.jsonl").read_text().splitlines()
     ]
     assert [(entry["file"], entry["line"], entry["kind"]) for entry in report] == [
-        ("a.jsonl", 2, "empty"), ("a.jsonl", 4, "json"), ("b.jsonl.zst", 1, "compression"), ("c.txt", 1, "utf-8"),
-    ]  # fmt: skip
+        ("a.jsonl", 2, "empty"),
+        ("a.jsonl", 4, "json"),
+        ("b.jsonl.zst", 1, "compression"),
+        ("c.txt", 1, "utf-8"),
+    ]
     assert (
         "4 damaged records left out (1 compression, 1 empty, 1 json, 1 utf-8), named in"
         in capsys.readouterr().out
@@ -186,6 +189,38 @@ def test_a_source_without_any_document_is_refused(tmp_path):
             install_tokenizer("byte", tmp_path / "o"),
             tmp_path / "o",
         )
+
+
+def test_three_thousand_tiny_files_are_one_shard_in_natural_order(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(3000):
+        (tmp_path / f"in/{number}.txt").write_text(str(number))
+    tokenizer = install_tokenizer("byte", tmp_path / "o")
+    manifest = prepare_split(str(tmp_path / "in"), "train", tokenizer, tmp_path / "o")
+    tokens = shards.open_shards(str(tmp_path / "o"), manifest)[:]
+    assert tokenizer.decode(tokens).split() == [str(number) for number in range(3000)]
+    assert (manifest.documents, len(manifest.inputs), len(manifest.shards)) == (3000, 3000, 1)
+
+
+def test_progress_goes_on_inside_a_file(tmp_path, monkeypatch):
+    """Of one large file too the time that is left can be told."""
+    monkeypatch.setattr(documents, "BLOCK", 1000)
+    monkeypatch.setattr(documents, "COMPRESSED_BLOCK", 100)
+    monkeypatch.setattr(documents, "ROWS", 5)
+    monkeypatch.setattr(encoding, "BATCH", 1000)
+    for suffix in (*SUFFIXES, ".txt"):
+        texts = [make_text(seed, 200) for seed in range(100)]
+        path = write_documents(tmp_path / f"in/a{suffix}", texts)
+        told = []
+        output = tmp_path / f"out{suffix}"
+        output.mkdir()
+        settings = jobs.Settings(str(path), path.parent, output, "byte", "text", False, False, True)
+        file = jobs.InputFile(path.name, path.stat().st_size)
+        tokenizer = install_tokenizer("byte", output)
+        jobs.run_job(
+            0, (file,), None, settings, tokenizer, lambda _, size, told=told: told.append(size)
+        )
+        assert sum(told) == file.size and len([size for size in told if size]) > 10, suffix
 
 
 def test_a_file_that_changes_on_the_way_is_noticed(corpus, tmp_path, monkeypatch):
@@ -247,7 +282,7 @@ def test_a_mistake_is_one_line(mistake, corpus, tmp_path, capsys):
 def test_two_preparations_of_one_folder_do_not_meet(corpus, tmp_path):
     (tmp_path / "train").mkdir()
     with (
-        prepare._locked(tmp_path / "train"),
+        prepare.locked(tmp_path / "train"),
         pytest.raises(UserError, match="is being prepared by another process"),
     ):
         prepare_split(str(corpus[0]), "train", install_tokenizer("byte", tmp_path), tmp_path)
@@ -257,7 +292,7 @@ MEASURE = """
 import re, sys
 from xlstm_jax.data.prepare import main
 status = main(["prepare", *sys.argv[1:]])
-# Not ru_maxrss: it begins with what the process had that started this one, a test worker of some gigabytes.
+# Not ru_maxrss: that begins with the memory of the process which started this one.
 print(status, int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) // 1024)
 """
 

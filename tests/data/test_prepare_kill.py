@@ -30,9 +30,16 @@ sys.exit(prepare.main(["prepare", *sys.argv[1:]]))
 
 def command(source, output, workers):
     return [
-        sys.executable, "-c", COMMAND, f"--source={source}", "--tokenizer=byte", f"--output={output}", "--split=train",
-        f"--workers={workers}", "--max-tokens=60000",
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        COMMAND,
+        f"--source={source}",
+        "--tokenizer=byte",
+        f"--output={output}",
+        "--split=train",
+        f"--workers={workers}",
+        "--max-tokens=60000",
+    ]
 
 
 def contents(folder):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
@@ -47,17 +48,48 @@ def test_a_prepared_split_is_not_overwritten(folder):
         shards.write_shards(folder, "train", ByteTokenizer(), ["other"])
 
 
-def test_damage_is_found(folder):
-    manifest = shards.read_manifest(str(folder), "train")
-    assert shards.verify(str(folder), manifest) == []
-    path = folder / "train" / manifest.shards[1].file
+def alter(folder, shard):
+    """Changes two bytes in a shard's middle; returns its name."""
+    path = folder / "train" / shards.read_manifest(str(folder), "train").shards[shard].file
     content = bytearray(path.read_bytes())
-    content[0] ^= 1
+    middle = len(content) // 2
+    content[middle] ^= 1
+    content[middle + 1] ^= 1
     path.write_bytes(content)
-    assert shards.verify(str(folder), manifest) == [manifest.shards[1].file]
-    path.write_bytes(content[:-2])
-    with pytest.raises(UserError, match=f"{manifest.shards[1].file}.*bytes"):
+    return path.name
+
+
+@pytest.mark.parametrize("shard", [0, 1, 2])
+def test_an_altered_shard_is_found_when_the_split_is_opened(folder, shard):
+    name = alter(folder, shard)
+    assert shards.verify(str(folder), shards.read_manifest(str(folder), "train")) == [name]
+    with pytest.raises(UserError, match=f"{name} is damaged: its content is not what was prepared"):
         open_split(DataConfig(path=str(folder)), "train", 320)
+
+
+@pytest.mark.parametrize("shard", [0, 1, 2])
+def test_of_a_large_split_the_shards_written_last_are_hashed(folder, shard, monkeypatch):
+    manifest = shards.read_manifest(str(folder), "train")
+    sizes = [2 * entry.tokens for entry in manifest.shards]
+    time.sleep(0.02)  # file systems keep times to some milliseconds
+    name = alter(folder, shard)
+    hashed = []
+    monkeypatch.setattr(shards, "_hash", lambda path: hashed.append(path.name))
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        shards.open_shards(str(folder), manifest, hashed=sizes[shard])
+    assert hashed == [name]
+    shards.open_shards(str(folder), manifest, hashed=0)
+
+
+def test_a_shard_of_another_size_is_found_however_large_the_split(folder):
+    manifest = shards.read_manifest(str(folder), "train")
+    path = folder / "train" / manifest.shards[1].file
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(UserError, match=f"{path.name}.*bytes"):
+        shards.open_shards(str(folder), manifest, hashed=0)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path.name} is missing"):
+        shards.open_shards(str(folder), manifest, hashed=0)
 
 
 @pytest.mark.parametrize(

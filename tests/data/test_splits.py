@@ -116,11 +116,6 @@ def test_a_path_may_hold_a_comma(tmp_path):
     assert parse_mixture(str(tmp_path / "a,b")) == [(str(tmp_path / "a,b"), 1.0)]
 
 
-def test_a_mixture_has_no_held_out_part_of_its_own(config):
-    with pytest.raises(UserError, match="data.validation_path"):
-        open_split(dataclasses.replace(config, validation_path=None), "validation", 320)
-
-
 def test_parts_with_different_tokenizers_are_refused(config, folders):
     path = folders / "b/train" / shards.MANIFEST
     path.write_text(

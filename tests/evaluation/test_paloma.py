@@ -10,7 +10,13 @@ import pytest
 from tests.evaluation.conftest import logits_of, random_model
 from xlstm_jax.data.tokenizer import ByteTokenizer
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation.paloma import by_source, evaluate_paloma, rolling_windows
+from xlstm_jax.evaluation.paloma import (
+    _texts,
+    by_source,
+    check_paloma,
+    evaluate_paloma,
+    rolling_windows,
+)
 from xlstm_jax.evaluation.scoring import Scorer
 
 TEXTS = {
@@ -74,10 +80,30 @@ def test_sums_per_file_and_source_weigh_tokens_alike(folder):
     assert ptb.documents == 1
 
 
+def test_what_json_allows_is_read(tmp_path):
+    """Empty lines and empty texts; texts that can't be UTF-8 are named."""
+    path = tmp_path / "source" / "val" / "file.jsonl.gz"
+    path.parent.mkdir(parents=True)
+    lines = [
+        json.dumps({"text": "one"}),
+        "",
+        json.dumps({"text": ""}),
+        '{"text": "two"}',
+    ]
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write("\n".join(lines))
+    assert list(_texts(path, None)) == ["one", "two"]
+    assert list(_texts(path, 1)) == ["one"]
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write('{"text": "one"}\n{"text": "\\ud800"}\n')
+    with pytest.raises(UserError, match="line 2: .*half a surrogate pair"):
+        list(_texts(path, None))
+
+
 def test_what_is_no_paloma_is_refused(folder, tmp_path):
     scorer = Scorer(*random_model(), batch_size=4)
     with pytest.raises(UserError, match="has no files"):
         evaluate_paloma(scorer, ByteTokenizer(), str(tmp_path / "ptb"))
     (folder / "ptb" / "val" / "all.jsonl.gz").write_bytes(b"no gzip")
     with pytest.raises(UserError, match="all.jsonl.gz can't be read"):
-        evaluate_paloma(scorer, ByteTokenizer(), str(folder))
+        check_paloma(str(folder))  # of all files, before the first one is scored

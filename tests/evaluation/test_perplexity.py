@@ -1,5 +1,7 @@
 """Perplexity and bits per byte: every token once, sums that do not lose digits."""
 
+import dataclasses
+import gzip
 import math
 
 import flax.linen as nn
@@ -10,14 +12,18 @@ import pytest
 
 from xlstm_jax.config import Config, DataConfig, EvalConfig, MeshConfig
 from xlstm_jax.data.loader import TokenSource, open_split
+from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.perplexity import (
     Perplexity,
+    check_scored,
     evaluate,
+    gzip_bits_per_byte,
     make_eval_step,
     perplexity_of,
     scored_bytes,
 )
 from xlstm_jax.parallel import make_mesh
+from xlstm_jax.training.loop import train
 
 
 class Uniform(nn.Module):
@@ -43,12 +49,13 @@ def source(tmp_path_factory) -> TokenSource:
     return open_split(config, "validation", 320)
 
 
-def score(source, **keys) -> Perplexity:
-    config = Config(eval=EvalConfig(batch_size=2, **keys))
+def score(source, reset=False, **keys) -> Perplexity:
+    data = DataConfig(reset_at_document=reset)
+    config = Config(data=data, eval=EvalConfig(batch_size=2, **keys))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         return perplexity_of(
-            make_eval_step(Uniform(), False),
+            make_eval_step(Uniform(), reset),
             {"unused": jnp.zeros(())},
             source,
             config=config,
@@ -72,6 +79,69 @@ def test_fewer_tokens_count_their_own_bytes(source):
     # the first text has 11 bytes, the twelfth token is its end
     assert scored_bytes(source, 12) == 11
     assert scored_bytes(source, None) == scored_bytes(source, 35) == source.bytes == 32
+
+
+def test_gzip_stands_beside_the_loss_over_the_same_text(source):
+    text = b"na\xc3\xafve textanother documentthird"
+    whole = 8 * len(gzip.compress(text, 9)) / 32
+    assert gzip_bits_per_byte(source, None) == gzip_bits_per_byte(source, 35) == whole
+    # ten targets are ten bytes, the twelfth is the end of the first text of eleven
+    for max_tokens, size in ((10, 10), (12, 11)):
+        expected = 8 * len(gzip.compress(text[:size], 9)) / size
+        assert gzip_bits_per_byte(source, max_tokens) == expected
+
+
+def test_with_resets_first_tokens_count_neither_as_nats_nor_as_bytes(source):
+    result = score(source, reset=True, context_length=7)
+    assert result.tokens == 32 + 3 - 3  # of each of three texts the first token
+    assert result.text_bytes == 32 - 3
+    assert result.bits_per_byte == pytest.approx(32 * math.log2(257) / 29, rel=1e-6)
+    limited = score(source, reset=True, context_length=7, max_tokens=14)
+    # targets: 11 bytes, the end, and the first two bytes of the next text; less two first ones
+    assert (limited.tokens, limited.text_bytes) == (12, 11 + 2 - 2)
+
+
+def test_half_a_character_is_as_many_bytes_as_it_has(tmp_path):
+    (tmp_path / "text.txt").write_text("€uro")  # three bytes for its sign
+    source = open_split(DataConfig(validation_path=str(tmp_path)), "validation", 320)
+    assert [scored_bytes(source, count) for count in (1, 2, 3, 4)] == [1, 2, 3, 4]
+    assert scored_bytes(source, None, reset_at_document=True) == 5
+
+
+def test_the_windows_are_told(source):
+    assert score(source, context_length=7).context_length == 7
+    assert score(source).context_length == DataConfig().context_length
+
+
+def test_a_notebook_shows_what_people_read():
+    result = Perplexity(nats=1301.0, tokens=1000, text_bytes=1000, context_length=64)
+    assert repr(result) == (
+        "Perplexity(loss 1.301 nats, 1.877 bits per byte, perplexity 3.673; 1,000 tokens in "
+        "windows of 64)"
+    )
+    assert repr(Perplexity(9.0, 10)) == ("Perplexity(loss 0.900 nats, perplexity 2.46; 10 tokens)")
+
+
+@pytest.mark.parametrize("texts", [["naïve text"], ["a", "b", "c"]])
+def test_what_has_no_token_that_counts_is_refused_at_the_start(tmp_path, texts):
+    """One token and resets: it is the first of its document."""
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text)
+    source = open_split(DataConfig(validation_path=str(tmp_path)), "validation", 320)
+    config = Config(data=DataConfig(reset_at_document=True), eval=EvalConfig(max_tokens=1))
+    with pytest.raises(UserError, match="no token to score.*raise eval.max_tokens"):
+        check_scored(source, config)
+    check_scored(source, dataclasses.replace(config, data=DataConfig()))
+    check_scored(source, dataclasses.replace(config, eval=EvalConfig(max_tokens=2)))
+
+
+def test_training_refuses_it_too(tmp_path):
+    (tmp_path / "text.txt").write_text("a text that is longer than a sample")
+    text = str(tmp_path / "text.txt")
+    data = DataConfig(path=text, validation_path=text, context_length=8, reset_at_document=True)
+    with pytest.raises(UserError, match="no token to score"):
+        train(Config(data=data, eval=EvalConfig(max_tokens=1)), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_sums_over_batches_are_float64():
@@ -121,5 +191,5 @@ def test_the_line_has_exactly_its_form():
 
 
 def test_nothing_to_score_is_refused():
-    with pytest.raises(ValueError, match="at least one token"):
+    with pytest.raises(UserError, match="no token to score"):
         evaluate(None, None, [])

@@ -1,4 +1,6 @@
-"""The short form for arrays: greedy is the argmax of the parallel form, the key decides the rest."""
+"""The short form for arrays: greedy is the argmax of the parallel form, the key decides the
+rest.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -47,6 +47,9 @@ def test_seeds_belong_to_rows_and_not_to_places(texts):
     assert first.tokens == second.tokens[::-1]
     with pytest.raises(UserError, match="seeds"):
         texts.write(start, 5, seeds=[1])
+    for seed in (-1, 2**32):
+        with pytest.raises(UserError, match=f"seed {seed} can't be used"):
+            texts.write(start, 5, seeds=[1, seed])
 
 
 @pytest.mark.slow

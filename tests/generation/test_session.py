@@ -1,16 +1,20 @@
-"""Sessions are exact: padding, cutting, forking, stopping and storing change nothing."""
+"""Sessions are exact: padding, cutting, forking and stopping change nothing."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.generation.conftest import VOCABULARY, build
+from tests.generation.conftest import VOCABULARY
 from xlstm_jax.errors import UserError
 from xlstm_jax.generation import session as sessions
 from xlstm_jax.generation.decoding import NOTHING, decode, row_keys
 from xlstm_jax.generation.sampling import GREEDY, Sampling
 from xlstm_jax.generation.session import read, take
+from xlstm_jax.models import build_model
+from xlstm_jax.training.state import init_params
 
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(0, VOCABULARY, length).tolist() for length in (5, 1, 12)]
@@ -42,6 +46,7 @@ def assert_same(first, second, atol=2e-5):
     np.testing.assert_allclose(first.logits, second.logits, atol=atol)
     np.testing.assert_array_equal(first.position, second.position)
     np.testing.assert_array_equal(first.seen, second.seen)
+    np.testing.assert_array_equal(first.tail.tokens, second.tail.tokens)
     for one, other in zip(meaning(first), meaning(second), strict=True):
         scale = max(1.0, float(np.abs(one).max()))
         np.testing.assert_allclose(one, other, atol=atol * scale)
@@ -164,30 +169,39 @@ def test_a_stop_token_ends_its_row_and_freezes_its_state(model_and_params):
     )
 
 
-def test_merging_takes_rows_from_two_sessions(paper_model):
+@pytest.mark.slow
+def test_every_row_may_have_its_own_number_of_tokens(paper_model):
+    """Each gets what it would get with that number alone."""
     model, params = paper_model
-    first, second = read(model, params, PROMPTS), read(model, params, [[1], [2], [3]])
-    merged = sessions.merge([True, False, True], first, second)
-    for row, source in enumerate((first, second, first)):
-        assert_same(take(merged, [row]), take(source, [row]), atol=0)
+    start = read(model, params, PROMPTS)
+    never = (VOCABULARY,)  # rows may end; none does
+    limited = write(model, params, start, stop_tokens=never, num_tokens=jnp.array([2, 0, 5]))
+    for row, count in enumerate((2, 0, 5)):
+        alone = write(model, params, start, stop_tokens=never, num_tokens=count)
+        np.testing.assert_array_equal(limited[1][row], alone[1][row])
+        assert_same(take(limited[0], [row]), take(alone[0], [row]), atol=0)
+    assert not limited[2].any()
 
 
-def test_a_stored_session_goes_on_as_if_nothing_had_happened(model_and_params, tmp_path):
-    model, params = model_and_params
+def test_states_may_leave_the_device_and_come_back(paper_model):
+    """As NumPy arrays, stored wherever one likes."""
+    model, params = paper_model
     session = read(model, params, PROMPTS)
-    sessions.save(session, tmp_path / "session.npz", model)
-    restored = sessions.load(tmp_path / "session.npz", model)
-    jax.tree.map(np.testing.assert_array_equal, restored, session)
+    detached = jax.tree.map(np.array, session)
+    _, tokens, _ = write(model, params, session)
+    np.testing.assert_array_equal(write(model, params, detached)[1], tokens)
 
 
-def test_a_session_of_another_model_or_a_broken_file_is_refused(paper_model, tmp_path):
-    model, params = paper_model
-    sessions.save(read(model, params, PROMPTS[:1]), tmp_path / "session.npz", model)
-    with pytest.raises(UserError, match="of another model"):
-        sessions.load(tmp_path / "session.npz", build("7b")[0])
-    (tmp_path / "broken.npz").write_bytes(b"no archive")
-    with pytest.raises(UserError, match="can't be read"):
-        sessions.load(tmp_path / "broken.npz", model)
+@pytest.mark.slow
+def test_a_convolution_of_one_tap_goes_on_too(paper_model):
+    """Its window is empty."""
+    config = dataclasses.replace(paper_model[0].config, conv_width=1)
+    model = build_model(config)
+    params = jax.jit(lambda: init_params(model, seed=3))()
+    session, tokens, _ = write(model, params, read(model, params, PROMPTS[2:]))
+    text = np.array([PROMPTS[2] + tokens[0].tolist()])
+    expected, _ = jax.jit(model.apply)({"params": params}, text)
+    np.testing.assert_allclose(session.logits[0], expected[0, -1], atol=1e-4)
 
 
 def test_an_empty_prompt_is_refused(paper_model):

@@ -65,7 +65,9 @@ def write(model, params, start, count=20):
 
 
 def test_blocks_apart_write_the_same(deep):
-    """Tokens, and every state in its place; from an empty session on and from one that was written."""
+    """Tokens, and every state in its place; from a session that was read and from one that was
+    written.
+    """
     model, params = deep
     step_model, step_params = for_steps(model, params)
     assert step_model.apart and len(step_model.init_state(2).blocks) == 7 > len(

@@ -12,7 +12,7 @@ import tokenizers
 
 from tests.interop.test_interop import FIXTURES, read, shapes_of
 from xlstm_jax.config import Config, ModelConfig
-from xlstm_jax.data.tokenizer import ByteTokenizer, load_tokenizer
+from xlstm_jax.data.tokenizer import END_OF_TEXT, ByteTokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop import __main__ as command
 from xlstm_jax.interop import folders, large, paper, tensor_files
@@ -41,7 +41,14 @@ def original_folder(
         else paper.export_full_config(config, 80)
     )
     (path / "config.json").write_text(json.dumps(fields))
+    write_tiny_tokenizer(path / "tokenizer.json")
     return {tensor.name: tensor.make() for tensor in listed}
+
+
+def write_tiny_tokenizer(path: pathlib.Path) -> None:
+    """Of fewer ids than any model has."""
+    words = tokenizers.models.WordLevel({END_OF_TEXT: 0, "a": 1, "?": 2}, unk_token="?")
+    tokenizers.Tokenizer(words).save(str(path))
 
 
 @pytest.mark.parametrize(
@@ -136,6 +143,8 @@ def test_a_smaller_type_is_written_where_it_is_asked_for(tmp_path):
         (["export", "--source={run}", "--output=x", "--format=huggingface"], "block = 'paper'"),
         (["export", "--source={run}", "--output=x", "--weight_mode=fused"], "does not have"),
         (["import", "--source={run}", "--output=x"], "a run of this project"),
+        (["import", "--source={run}", "--output=/proc/no/x"], "'/proc/no/x' can't be written"),
+        (["export", "--source={run}", "--output={run}/config.json/x"], "can't be written"),
     ],
 )
 def test_what_can_not_be_done_is_one_line(tmp_path, capsys, arguments, message):

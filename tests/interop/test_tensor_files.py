@@ -74,6 +74,8 @@ def entry(shape, begin, end, dtype="F32"):
         ({"a": {"dtype": "F32"}}, b""),
         (b"[1, 2]", b""),
         (b"{no json", b""),
+        (b'{"a":' * 100_000, b""),  # deeper than Python recurses
+        (b'{"a": ' + b"9" * 5000 + b"}", b""),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, header, content):

@@ -1,4 +1,6 @@
-"""Exported folders in transformers, theirs here: same tensors to the bit, same logits, same tokens."""
+"""Exported folders in transformers and PyPI xlstm, theirs here: same tensors to the bit, same
+logits, same tokens.
+"""
 
 import dataclasses
 import json
@@ -17,7 +19,7 @@ from xlstm_jax.config import Config, ModelConfig
 from xlstm_jax.data.tokenizer import ByteTokenizer
 from xlstm_jax.generation import GREEDY, Generator
 from xlstm_jax.generation.decoding import generate
-from xlstm_jax.interop import paper
+from xlstm_jax.interop import folders, large, paper
 from xlstm_jax.interop.convert import export_checkpoint, import_checkpoint
 from xlstm_jax.interop.opening import open_checkpoint
 from xlstm_jax.models import build_model
@@ -88,6 +90,7 @@ def theirs_folder(path, fields: dict, weight_mode: str, shard: str) -> xLSTMForC
     model = xLSTMForCausalLM(xLSTMConfig(**fields, weight_mode=weight_mode)).eval()
     randomize(model, seed=1)
     model.save_pretrained(path, max_shard_size=shard)
+    folders.write_tokenizer(path, None)
     return model
 
 
@@ -155,7 +158,7 @@ def test_an_exported_folder_loads_and_generates_the_same_tokens(tmp_path, run, w
 
 @pytest.mark.parametrize("dim", [48, 60, 148])
 def test_a_paper_model_here_and_back(tmp_path, dim):
-    config = ModelConfig(vocab_size=37, dim=dim, num_blocks=3, num_heads=2, slstm_positions=(1,))
+    config = ModelConfig(vocab_size=257, dim=dim, num_blocks=3, num_heads=2, slstm_positions=(1,))
     fields = paper.export_config(config, context_length=128)
     theirs = paper_model(seed=0, **fields)
     (tmp_path / "theirs").mkdir()
@@ -163,6 +166,7 @@ def test_a_paper_model_here_and_back(tmp_path, dim):
     (tmp_path / "theirs" / "config.json").write_text(
         json.dumps(dataclasses.asdict(theirs.config), default=str)
     )
+    folders.write_tokenizer(tmp_path / "theirs", None)
     import_checkpoint(str(tmp_path / "theirs"), str(tmp_path / "ours"))
     opened = open_checkpoint(str(tmp_path / "ours"))
     assert opened.config.model == config
@@ -196,3 +200,101 @@ def test_an_xlstm_large_folder_loads_in_its_own_package(tmp_path, run):
     opened = open_checkpoint(run)
     logits, _ = jax.jit(opened.model.apply)({"params": opened.params}, tokens)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+
+
+def logits_of(opened, tokens) -> np.ndarray:
+    return np.asarray(jax.jit(opened.model.apply)({"params": opened.params}, tokens)[0])
+
+
+@pytest.fixture(scope="module")
+def tied_run(tmp_path_factory, run) -> str:
+    """The same with tied embeddings."""
+    params = open_checkpoint(run).params
+    config = dataclasses.replace(RUN, tie_embeddings=True)
+    folder = tmp_path_factory.mktemp("tied") / "run"
+    rest = {name: leaf for name, leaf in params.items() if name != "lm_head"}
+    write_params(folder, Config(model=config), rest)
+    return str(folder)
+
+
+TOKENS = np.random.default_rng(0).integers(0, 257, (1, 70))
+
+
+def test_a_tied_run_loads_in_transformers_with_its_head(tmp_path, tied_run):
+    export_checkpoint(tied_run, str(tmp_path / "theirs"))
+    theirs, loading = xLSTMForCausalLM.from_pretrained(
+        tmp_path / "theirs", output_loading_info=True
+    )
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(TOKENS), use_cache=False).logits.numpy()
+    np.testing.assert_allclose(logits_of(open_checkpoint(tied_run), TOKENS), expected, atol=1e-4)
+    # and what they save of it is opened, whatever they tie
+    theirs.save_pretrained(tmp_path / "again")
+    folders.write_tokenizer(tmp_path / "again", None)
+    opened = open_checkpoint(str(tmp_path / "again"))
+    np.testing.assert_allclose(logits_of(opened, TOKENS), expected, atol=1e-4)
+
+
+def test_a_transformers_folder_that_says_tied_is_what_their_model_computes(tmp_path):
+    fields = {**SIZES[1], "tie_word_embeddings": True}
+    theirs = theirs_folder(tmp_path / "theirs", fields, "single", "5GB")
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(TOKENS), use_cache=False).logits.numpy()
+    opened = open_checkpoint(str(tmp_path / "theirs"))
+    np.testing.assert_allclose(logits_of(opened, TOKENS), expected, rtol=0, atol=1e-4)
+
+
+def test_a_tied_run_loads_in_xlstm_large(tmp_path, tied_run):
+    from xlstm.xlstm_large.from_pretrained import load_from_pretrained
+
+    export_checkpoint(tied_run, str(tmp_path / "theirs"), format="xlstm-large")
+    theirs = load_from_pretrained(
+        tmp_path / "theirs",
+        chunkwise_kernel_name="chunkwise--native_autograd",
+        sequence_kernel_name="native_sequence__native",
+        step_kernel_name="native",
+    )
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(TOKENS))
+    expected = (expected[0] if isinstance(expected, tuple) else expected).float().numpy()
+    np.testing.assert_allclose(logits_of(open_checkpoint(tied_run), TOKENS), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("saving", ["the recipe", "save_model"])
+def test_a_tied_paper_model_here_and_back(tmp_path, saving):
+    """docs/generation.md has the recipe; `save_model` keeps one of the two names."""
+    config = ModelConfig(
+        vocab_size=257, dim=48, num_blocks=2, num_heads=2, slstm_positions=(1,), tie_embeddings=True
+    )
+    theirs = paper_model(seed=0, **paper.export_config(config, context_length=128))
+    (tmp_path / "theirs").mkdir()
+    if saving == "save_model":
+        safetensors.torch.save_model(theirs, str(tmp_path / "theirs" / "model.safetensors"))
+    else:
+        tensors = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+        safetensors.torch.save_file(tensors, tmp_path / "theirs" / "model.safetensors")
+    (tmp_path / "theirs" / "config.json").write_text(
+        json.dumps(dataclasses.asdict(theirs.config), default=str)
+    )
+    folders.write_tokenizer(tmp_path / "theirs", None)
+    import_checkpoint(str(tmp_path / "theirs"), str(tmp_path / "ours"))
+    opened = open_checkpoint(str(tmp_path / "ours"))
+    assert opened.config.model == config
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(TOKENS)).numpy()
+    np.testing.assert_allclose(logits_of(opened, TOKENS), expected, rtol=0, atol=1e-4)
+
+    export_checkpoint(str(tmp_path / "ours"), str(tmp_path / "back"))
+    back = safetensors.torch.load_file(tmp_path / "back" / "model.safetensors")
+    for name, tensor in theirs.state_dict().items():
+        assert back[name].numpy().tobytes() == tensor.numpy().tobytes(), name
+    paper_model(seed=1, **paper.export_config(config, 128)).load_state_dict(back, strict=True)
+
+
+def test_absent_fields_are_read_as_transformers_reads_them():
+    fields = {"vocab_size": 1000, "num_heads": 4}
+    theirs = xLSTMConfig(**fields).to_dict()
+    assert large.import_config(fields) == large.import_config(theirs)
+    public = {"embedding_dim": 4096, "num_blocks": 32}
+    assert large.import_config(public) == large.import_config(xLSTMConfig(**public).to_dict())

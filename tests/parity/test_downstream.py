@@ -18,7 +18,13 @@ from transformers import AutoTokenizer, xLSTMForCausalLM
 from tests.parity.test_conversion import RUN
 from xlstm_jax.config import Config
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation.downstream import evaluate_tasks, generate_until
+from xlstm_jax.evaluation.downstream import (
+    check_tasks,
+    evaluate_tasks,
+    find_tasks,
+    generate_until,
+    generation_rules,
+)
 from xlstm_jax.evaluation.paloma import by_source, evaluate_paloma
 from xlstm_jax.evaluation.scoring import Scorer
 from xlstm_jax.generation import Generator
@@ -44,16 +50,51 @@ DOCUMENTS = [
     },
 ]
 TASKS = {
-    "local_word": "output_type: loglikelihood\ndoc_to_text: '{{text}}'\ndoc_to_target: '{{word}}'\ntarget_delimiter: ''\n"
-    "metric_list:\n- metric: perplexity\n  aggregation: perplexity\n  higher_is_better: false\n"
-    "- metric: acc\n  aggregation: mean\n  higher_is_better: true\n",
-    "local_choice": "output_type: multiple_choice\ndoc_to_text: '{{text}}'\ndoc_to_choice: '{{choices}}'\ndoc_to_target: gold\n"
-    "target_delimiter: ''\nmetric_list:\n- metric: acc\n- metric: acc_norm\n",
-    "local_rolling": "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
-    "metric_list:\n- metric: word_perplexity\n- metric: byte_perplexity\n- metric: bits_per_byte\n",
-    "local_generate": "output_type: generate_until\ndoc_to_text: '{{text}}'\ndoc_to_target: '{{word}}'\n"
-    "generation_kwargs:\n  until: ['a', 'zz']\n  max_gen_toks: 12\n  do_sample: false\n"
-    "metric_list:\n- metric: exact_match\n  aggregation: mean\n  higher_is_better: true\n",
+    "local_word": """
+output_type: loglikelihood
+doc_to_text: '{{text}}'
+doc_to_target: '{{word}}'
+target_delimiter: ''
+metric_list:
+- metric: perplexity
+  aggregation: perplexity
+  higher_is_better: false
+- metric: acc
+  aggregation: mean
+  higher_is_better: true
+""",
+    "local_choice": """
+output_type: multiple_choice
+doc_to_text: '{{text}}'
+doc_to_choice: '{{choices}}'
+doc_to_target: gold
+target_delimiter: ''
+metric_list:
+- metric: acc
+- metric: acc_norm
+""",
+    "local_rolling": """
+output_type: loglikelihood_rolling
+doc_to_text: ''
+doc_to_target: '{{text}}'
+metric_list:
+- metric: word_perplexity
+- metric: byte_perplexity
+- metric: bits_per_byte
+""",
+    "local_generate": """
+output_type: generate_until
+doc_to_text: '{{text}}'
+doc_to_target: '{{word}}'
+generation_kwargs:
+  until: ['a', 'zz']
+  max_gen_toks: 12
+  do_sample: false
+metric_list:
+- metric: exact_match
+  aggregation: mean
+  higher_is_better: true
+""",
 }
 
 
@@ -63,7 +104,10 @@ def task_folder(tmp_path_factory):
     data = folder / "documents.jsonl"
     data.write_text("".join(json.dumps(document) + "\n" for document in DOCUMENTS))
     for name, body in TASKS.items():
-        head = f"task: {name}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    validation: {data}\nvalidation_split: validation\n"
+        head = (
+            f"task: {name}\ndataset_path: json\nvalidation_split: validation\n"
+            f"dataset_kwargs:\n  data_files:\n    validation: {data}\n"
+        )
         (folder / f"{name}.yaml").write_text(head + body)
     return folder
 
@@ -143,6 +187,74 @@ def test_the_harnesses_own_model_gives_the_same_numbers(tmp_path, task_folder):
     assert generate_until(generator, requests, 2) == theirs.generate_until(
         instances, disable_tqdm=True
     )
+
+
+def rules(**options):
+    return generation_rules({"until": [], **options})
+
+
+def test_generation_options_are_read_as_the_harness_reads_them():
+    """Its `generation_kwargs` in every spelling that its own models take."""
+    defaults = rules()
+    assert defaults.max_new_tokens == 256 and defaults.stop == [] and defaults.max_length is None
+    for spelling in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"):
+        assert rules(**{spelling: 5}).max_new_tokens == 5
+        assert rules(**{spelling: "5"}).max_new_tokens == 5
+    assert rules(max_new_tokens=5, max_gen_toks=7).max_new_tokens == 7
+    assert rules(until="\n").stop == ["\n"] and rules(until=None).stop == []
+    assert rules(until=["", "a"]).stop == ["a"]
+    assert rules(max_length=9).max_length == 9
+    # drawn only where it is asked for
+    assert rules(temperature=0.7, do_sample=False).sampling.temperature == 0
+    assert rules(temperature=0.7).sampling.temperature == 0.7
+    assert rules(do_sample=True).sampling.temperature == 1
+    drawn = rules(do_sample=True, top_k=3, top_p=0.9, min_p=0.1, repetition_penalty=1.2).sampling
+    assert (drawn.top_k, drawn.top_p, drawn.min_p, drawn.repetition_penalty) == (3, 0.9, 0.1, 1.2)
+    assert rules(do_sample=True, top_k=0).sampling.top_k is None
+    assert rules(num_beams=1, length_penalty=1.0) == defaults
+    for name, value in (("num_beams", 10), ("bad_words_ids", [[3]])):
+        with pytest.raises(UserError, match=f"{name}.*not supported"):
+            rules(**{name: value})
+
+
+def test_as_many_tokens_come_as_the_task_asks_for(tmp_path):
+    opened = opened_run(tmp_path / "run", lambda rng, leaf: rng.normal(0, 0.2, leaf.shape))
+    generator = Generator(opened.model, opened.params, opened.tokenizer)
+    counts = []
+    write = generator.write
+
+    def counting(session, count, **options):
+        counts.append((count, list(options["seeds"])))
+        return write(session, count, **options)
+
+    generator.write = counting
+    drawn = {"do_sample": True, "temperature": 1.0, "until": []}
+    requests = [
+        ("same", {"until": [], "max_new_tokens": 5}),
+        ("same", {**drawn, "max_tokens": 6}),
+        ("same", {**drawn, "max_tokens": 6}),
+        ("same", {"until": [], "max_length": 7}),  # the four bytes of the context included
+        ("longer", {"until": [], "max_length": 7}),
+    ]
+    texts = generate_until(generator, requests, 2)
+    assert counts == [(5, [0, 0]), (6, [1, 2]), (3, [3, 3]), (1, [4, 4])]
+    assert texts[1] != texts[2]  # a request that the harness repeats draws anew
+
+
+def test_all_tasks_of_a_folder_are_meant_where_none_is_named(task_folder, tmp_path):
+    assert sorted(find_tasks(None, str(task_folder))[0]) == sorted(TASKS)
+    with pytest.raises(UserError, match="has no tasks"):
+        find_tasks(None, str(tmp_path))
+
+
+def test_data_that_are_missing_are_found_before_anything_is_scored(tmp_path):
+    (tmp_path / "gone.yaml").write_text(
+        "task: gone\ndataset_path: json\nvalidation_split: validation\n"
+        f"dataset_kwargs:\n  data_files:\n    validation: {tmp_path}/gone.jsonl\n"
+        + TASKS["local_choice"]
+    )
+    with pytest.raises(UserError, match="the data of gone can't be had"):
+        check_tasks(None, str(tmp_path))
 
 
 def test_palomas_bytes_are_the_harnesses(tmp_path, task_folder):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from xlstm_jax import progress
 from xlstm_jax.config import Config, load
 from xlstm_jax.training import loop
 
@@ -32,6 +33,12 @@ def compilation_cache(tmp_path_factory):
     """Runs of the same configuration compile once, also without JAX_COMPILATION_CACHE_DIR."""
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """What takes long says so; here that would depend on the machine."""
+    monkeypatch.setattr(progress, "FIRST", 1e6)
 
 
 @pytest.fixture

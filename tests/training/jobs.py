@@ -24,9 +24,14 @@ def environment(devices: int = 1) -> dict[str, str]:
     }
 
 
-def start(command: list[str], processes: int = 1, devices: int = 1) -> list[subprocess.Popen]:
+def start(
+    command: list[str],
+    processes: int = 1,
+    devices: int = 1,
+    own: dict[int, list[str]] | None = None,
+) -> list[subprocess.Popen]:
     """train.py with these arguments, as that many processes that find each other; `devices` for
-    each.
+    each. `own` has further arguments of single processes.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -42,7 +47,7 @@ def start(command: list[str], processes: int = 1, devices: int = 1) -> list[subp
             }
         started.append(
             subprocess.Popen(
-                [sys.executable, *command],
+                [sys.executable, *command, *(own or {}).get(number, [])],
                 cwd=ROOT,
                 env=environment(devices) | place,
                 stdout=subprocess.PIPE,

@@ -94,8 +94,14 @@ def test_a_topology_that_does_not_exist_is_named(name):
 
 
 def test_the_compilers_numbers_are_read():
-    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 30.50G of 15.75G hbm. Exceeded hbm capacity by 14.75G."
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 30.50G of 15.75G hbm. "
+        "Exceeded hbm capacity by 14.75G."
+    )
     assert needed_bytes(message) == 30.5 * 2**30
-    message = "Ran out of memory on HBM, the total memory required for HLO temporaries (540.97G) exceeds available HBM (15.75G)."
+    message = (
+        "Ran out of memory on HBM, the total memory required for HLO temporaries (540.97G) exceeds "
+        "available HBM (15.75G)."
+    )
     assert needed_bytes(message) == 540.97 * 2**30
     assert needed_bytes("INVALID_ARGUMENT: something else") is None

@@ -53,7 +53,7 @@ MISTAKES = {
 
 
 def fails(capsys, main, argv, *parts):
-    """Runs a command; asserts that it ends as described at the top, with all parts in its one line."""
+    """Runs a command; asserts that it ends as told at the top, with all parts in its one line."""
     assert main(argv) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), lines

@@ -115,13 +115,25 @@ def damage_checkpoint(newest, damage):
         (newest / "params/_METADATA").write_text("{")
     elif damage == "run garbled":
         (newest / "run/metadata").write_text("{")
+    elif damage == "run no object":
+        (newest / "run/metadata").write_text("17")
+    elif damage == "loss no number":
+        (newest / "metrics/metrics").write_text('{"loss": "low"}')
+    elif damage == "loss empty":
+        (newest / "metrics/metrics").write_text("")
+    elif damage == "listing":
+        (newest / "_CHECKPOINT_METADATA").write_text("17")
     else:
         (newest / "metrics/metrics").write_text("{")
 
 
 @pytest.mark.parametrize(
-    "damage", ["data cut short", "item missing", "metadata garbled", "run garbled", "loss garbled"]
-)
+    "damage",
+    [
+        "data cut short", "item missing", "metadata garbled", "run garbled", "run no object",
+        "loss garbled", "loss no number", "loss empty", "listing",
+    ],
+)  # fmt: skip
 def test_a_damaged_newest_checkpoint_is_reported_set_aside_and_the_one_before_is_used(
     folder, damage, capsys
 ):
@@ -145,6 +157,34 @@ def test_a_half_written_checkpoint_is_none(folder):
         checkpoints.save(make_state(2), 2, {}, None)
     with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
         assert equal(checkpoints.restore(abstract(make_state()))[0], make_state(2))
+
+
+@pytest.mark.parametrize("file", ["metrics/metrics", "_CHECKPOINT_METADATA", "run/metadata"])
+def test_what_a_power_loss_left_empty_in_an_unfinished_checkpoint_stops_nothing(folder, file):
+    save_steps(folder, [2.0, 1.0])
+    unfinished = folder.checkpoints / "2.orbax-checkpoint-tmp"
+    (folder.checkpoints / "2").rename(unfinished)
+    (unfinished / file).write_bytes(b"")
+    with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
+        assert checkpoints.restore(abstract(make_state()))[2] == 1
+        checkpoints.save(make_state(2), 2, {}, None)
+    with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
+        assert checkpoints.restore(abstract(make_state()))[2] == 2
+
+
+def test_what_has_no_steps_name_is_left_alone(folder):
+    save_steps(folder, [2.0])
+    (folder.checkpoints / "mine").mkdir()
+    (folder.checkpoints / "notes.txt").write_text("mine")
+    with Checkpoints(folder, run_config(9, every=1)) as checkpoints:
+        assert checkpoints.restore(abstract(make_state()))[2] == 1
+    assert (folder.checkpoints / "mine").is_dir() and (folder.checkpoints / "notes.txt").is_file()
+
+
+def test_a_folder_that_can_not_be_made_is_named_as_such(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/run' can't be written to: Not a directory"):
+        Checkpoints(find_run(tmp_path / "file" / "run"), run_config(1))
 
 
 def test_where_no_checkpoint_can_be_read_the_run_does_not_start_anew_by_itself(folder, capsys):

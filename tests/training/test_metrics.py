@@ -6,14 +6,10 @@ import types
 
 import pytest
 
+from tests.training.board import board_events
 from xlstm_jax.errors import UserError
-from xlstm_jax.training.metrics import (
-    MetricsWriter,
-    console_line,
-    draw_loss,
-    duration,
-    read_records,
-)
+from xlstm_jax.training.console import console_line, duration
+from xlstm_jax.training.metrics import MetricsWriter, draw_loss, read_records
 from xlstm_jax.training.run_folder import find_run
 from xlstm_jax.training.timing import Speed, WallTime
 
@@ -54,11 +50,63 @@ def test_the_half_line_of_a_killed_run_is_dropped(folder):
     assert steps(folder) == [1, 2]
 
 
-def test_tensorboard_gets_the_same_events(folder):
+GOOD = '{"step": %d, "split": "train", "loss": 1.0}'
+BROKEN = {
+    "cut in the middle": b'{"step": 2, "spl',
+    "no UTF-8": b"\xff\xfe\x00",
+    "a number": b"17",
+    "a list": b"[]",
+    "no step": b'{"split": "train", "loss": 1.0}',
+    "a step that is text": b'{"step": "2", "split": "train"}',
+    "somebody's note": b"# lowered the rate here",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_line_is_skipped_said_and_kept_and_all_others_stay(folder, broken, capsys):
+    lines = [(GOOD % 1).encode(), BROKEN[broken], (GOOD % 3).encode(), (GOOD % 4).encode()]
+    folder.metrics.write_bytes(b"\n".join(lines) + b"\n")
+    assert steps(folder) == [1, 3, 4]
+    with MetricsWriter(folder, 3, tensorboard=False) as writer:
+        writer.write(4, "train", {"loss": 2.0})
+    assert steps(folder) == [1, 3, 4]
+    assert folder.metrics.read_bytes().splitlines()[:3] == lines[:3]
+    said = f"{folder.metrics}: line 2 can't be read and is skipped; it stays in the file"
+    assert capsys.readouterr().err.splitlines() == [said]
+    draw_loss(folder)
+
+
+def test_a_file_of_which_nothing_is_to_be_dropped_is_not_written_anew(folder):
+    folder.metrics.write_text(GOOD % 1 + "\n\n" + GOOD % 2 + "\n")
+    before = folder.metrics.stat()
+    with MetricsWriter(folder, 2, tensorboard=False):
+        pass
+    after = folder.metrics.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_tensorboard_has_the_curves_the_configuration_and_a_sample_and_no_clutter(folder):
+    folder.config.write_text('{"model": {"dim": 8}}')
     with MetricsWriter(folder, 0, tensorboard=True) as writer:
-        writer.write(1, "train", {"loss": 2.5})
-    [events] = folder.tensorboard.iterdir()
-    assert b"train/loss" in events.read_bytes()
+        writer.write(1, "train", {"loss": 2.5, "started": 1.7e9, "tokens": 64, "mfu": None})
+        writer.write_sample(6, "def f():\n    pass")
+    shown = {
+        value.tag: (event.step, value)
+        for event in board_events(folder.tensorboard)
+        for value in event.summary.value
+    }
+    assert shown.keys() == {"train/loss", "config/text_summary", "sample/text_summary"}
+    assert shown["train/loss"][0] == 1 and shown["train/loss"][1].simple_value == 2.5
+    step, sample = shown["sample/text_summary"]
+    assert step == 6 and sample.tensor.string_val == [b"    def f():\n        pass"]
+    assert b'"dim": 8' in shown["config/text_summary"][1].tensor.string_val[0]
+
+
+def test_tensorboard_does_not_show_what_lies_beyond_the_step_that_a_run_goes_on_from(folder):
+    with MetricsWriter(folder, 3, tensorboard=True):
+        pass
+    sessions = [event for event in board_events(folder.tensorboard) if event.session_log.status]
+    assert [(event.step, event.session_log.status) for event in sessions] == [(4, 1)]
 
 
 def test_speed_leaves_out_compilation_and_pauses():
@@ -94,21 +142,37 @@ def test_durations_are_readable(seconds, text):
     assert duration(seconds) == text
 
 
-def test_the_console_line_says_what_a_person_wants_to_know():
-    values = {
-        "loss": 1.25,
-        "grad_norm": 0.5,
-        "learning_rate": 1e-3,
-        "tokens_per_second": 12345.6,
-        "mfu": None,
-    }
-    values |= {"tokens_per_second_per_device": 3086.4, "skipped": 2}
-    line = console_line(20, 1000, values, 61)
-    assert line == (
-        "step   20/1000  loss 1.2500  grad norm 0.50  lr 1.00e-03  tokens/s 12,346  per device "
-        "3,086  MFU n/a  time left 1m 01s  skipped 2"
+VALUES = {
+    "loss": 1.25,
+    "grad_norm": 0.5,
+    "learning_rate": 1e-3,
+    "tokens_per_second": 12345.6,
+    "mfu": None,
+    "skipped": 0,
+}
+
+
+def test_the_console_line_says_what_a_person_wants_to_know_and_nothing_else():
+    assert console_line(20, 1000, VALUES, 61) == (
+        "step   20/1000  loss 1.2500  grad norm 0.50  lr 1.00e-03  12,346 tokens/s  1m 01s left"
     )
-    assert "MFU 41.3%" in console_line(20, 1000, {**values, "mfu": 0.4132}, 61)
+    assert console_line(1, 1000, {**VALUES, "tokens_per_second": None}, None) == (
+        "step    1/1000  loss 1.2500  grad norm 0.50  lr 1.00e-03"
+    )
+    assert "  MFU 41.3%  " in console_line(20, 1000, {**VALUES, "mfu": 0.4132}, 61)
+    assert console_line(20, 1000, {**VALUES, "skipped": 2}, 61).endswith("  2 skipped")
+
+
+def test_the_rate_of_one_device_is_shown_where_there_are_several():
+    assert "12,346 tokens/s (3,086 per device)" in console_line(20, 1000, VALUES, 61, devices=4)
+
+
+def test_the_console_line_fits_100_columns():
+    many = {**VALUES, "tokens_per_second": 123_456_789.0, "mfu": 0.4132, "skipped": 12345}
+    line = console_line(1_000_000, 2_000_000, many, 86400 * 9, devices=4096)
+    assert len(line) <= 100
+    for part in ("loss 1.2500", "123,456,789 tokens/s", "9d 00h left", "12345 skipped"):
+        assert part in line
 
 
 def test_goodput_is_the_share_of_training_in_the_time_since_the_first_start():
@@ -160,7 +224,7 @@ def test_weights_and_biases_gets_the_events_where_a_project_is_named(folder, mon
 def test_without_wandb_the_way_to_it_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(
-        UserError, match=r"log\.wandb is 'cells'.*pip install 'xlstm-jax-stack\[wandb\]'"
+        UserError, match=r"log\.wandb is 'cells'.*python -m pip install -e .*\[wandb\]'"
     ):
         MetricsWriter(folder, 0, tensorboard=False, wandb="cells")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.training.jobs import finish, start, train_losses
-from xlstm_jax.training.preemption import EXIT_PREEMPTED
+from xlstm_jax.interrupts import EXIT_PREEMPTED
 
 MESH = [
     "--config.data.batch_size=8",
@@ -100,3 +100,91 @@ def test_when_one_process_dies_the_other_ends_within_the_heartbeat_and_one_goes_
     finally:
         kill(alone)
     assert status == EXIT_PREEMPTED and "resumed from step" in output, output
+
+
+@pytest.mark.slow
+def test_processes_with_different_configurations_end_with_a_sentence_each(arguments, tmp_path):
+    """Status 2 in both, so that no scheduler starts them again."""
+    own = {1: ["--config.optimizer.learning_rate=0.02"]}
+    for status, output in finish(start(arguments(tmp_path, *MESH), processes=2, own=own)):
+        assert status == 2 and "Traceback" not in output, output
+        assert (
+            "different configurations: optimizer.learning_rate is 0.01 in process 0 and 0.02 in "
+            "process 1. Start all of them with the same command"
+        ) in output
+    assert not list(tmp_path.iterdir())
+
+
+# Prints one line for each check: "fine", or the message.
+CHECKS = """
+import pathlib, sys
+import jax
+from xlstm_jax.errors import UserError
+from xlstm_jax.parallel import check_same_everywhere, check_shared_folder, everywhere
+from xlstm_jax.parallel import start_processes
+start_processes(60)
+shared, number = pathlib.Path(sys.argv[1]), jax.process_index()
+def fail_in_second():
+    if number == 1:
+        raise UserError("a file is missing")
+for check in (
+    lambda: check_same_everywhere({"model.dim": 16, "data.path": "a"}, "configurations"),
+    lambda: check_same_everywhere({"model.dim": 16 + number, "data.path": "a" * number}, "data"),
+    lambda: check_shared_folder(shared / "run", "--workdir", seconds=5),
+    lambda: check_shared_folder(shared / f"run {number}", "--workdir", seconds=0.5),
+    lambda: check_shared_folder(pathlib.Path("/proc/nope"), "--workdir"),
+    lambda: everywhere(fail_in_second),
+):
+    try:
+        check()
+        print("fine", flush=True)
+    except UserError as error:
+        print(error, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_agree_on_what_they_were_given_and_on_one_folder(tmp_path):
+    for number, (status, output) in enumerate(
+        finish(start(["-c", CHECKS, str(tmp_path)], processes=2))
+    ):
+        assert status == 0, output
+        same, differs, shared, apart, unwritable, mistake = output.splitlines()[-6:]
+        assert same == "fine"
+        assert "different data: data.path is '' in process 0 and 'a' in process 1" in differs
+        assert "model.dim is 16 in process 0 and 17 in process 1" in differs
+        assert shared == "fine"
+        assert "do not share one --workdir: process 0 writes to" in apart and "run 1'" in apart
+        assert "--workdir '/proc/nope' can't be written to" in unwritable
+        assert mistake == (
+            "a file is missing" if number else "process 1 of the job: a file is missing"
+        )
+    assert not list((tmp_path / "run").iterdir())
+
+
+# Both processes hang; the signal goes to one of them.
+HANGING = """
+import signal, sys, time
+import jax
+from xlstm_jax import command_line
+from xlstm_jax.interrupts import Preempted
+from xlstm_jax.parallel import start_processes
+from xlstm_jax.training.preemption import Preemption
+def command():
+    start_processes(60)
+    with Preemption(1.0) as preemption:
+        preemption.saved(7)
+        preemption.reached(8)
+        if jax.process_index() == 1:
+            signal.raise_signal(signal.SIGTERM)
+        time.sleep(120)
+if __name__ == "__main__":
+    sys.exit(command_line.run(command))
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_ends_all_within_a_bound_though_they_hang(tmp_path):
+    for status, output in finish(start(["-c", HANGING], processes=2), timeout=100):
+        assert "SIGTERM; the same command goes on from step 7" in output, output
+        assert status == EXIT_PREEMPTED

@@ -2,10 +2,13 @@
 
 import pathlib
 import platform
+import re
 import sysconfig
 from typing import NamedTuple
 
+from xlstm_jax.data.sources import files_below
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import python
 
 STDLIB = "stdlib"
 NOT_STDLIB = {
@@ -17,8 +20,8 @@ NOT_STDLIB = {
     "encodings",
     "__pycache__",
 }
-# Suffixes that are never text: not even opened. Everything else in a folder is tried, and left out
-# if it is not UTF-8.
+# Suffixes of files that are no text: they are not opened. Every other file in a folder is read, and
+# left out if it is not UTF-8.
 BINARY = {
     ".bin",
     ".bz2",
@@ -52,18 +55,32 @@ class Document(NamedTuple):
     text: str
 
 
+class Corpus(NamedTuple):
+    """The non-empty documents below a path, and the names of the files that are no text."""
+
+    documents: list[Document]
+    left_out: list[str]
+
+
 def read_corpus(path: str) -> list[Document]:
+    """The documents of `open_corpus`."""
+    return open_corpus(path).documents
+
+
+def open_corpus(path: str) -> Corpus:
     """The non-empty documents of "stdlib", of a file or of a folder, sorted by path.
 
     "stdlib" is the Python source of the standard library on this machine, without tests, installed
-    packages and `encodings/`.
+    packages and `encodings/`. In a folder links are followed, hidden names are passed over.
 
     Raises:
-        UserError: nothing there, no text in it, or a single file that is not UTF-8 text.
+        UserError: nothing there, no text in it, a file that can't be read, a single file that is
+            not UTF-8 text, or a folder with prepared tokens somewhere below.
     """
     if not path:
         raise UserError(f"config key data.path is empty; give {STDLIB!r}, a text file, or a folder")
     root = pathlib.Path(sysconfig.get_path("stdlib") if path == STDLIB else path)
+    left_out: list[str] = []
     if root.is_file():
         document = _read(root, root.name)
         if document is None:
@@ -73,20 +90,19 @@ def read_corpus(path: str) -> list[Document]:
             )
         documents = [document]
     elif root.is_dir():
-        files = sorted(
-            _stdlib_files(root) if path == STDLIB else _text_files(root),
-            key=lambda file: file.as_posix(),
-        )
-        documents = [
-            document
-            for file in files
-            if (document := _read(file, file.relative_to(root).as_posix())) is not None
-        ]
+        documents = []
+        for name in _stdlib_files(root) if path == STDLIB else _text_files(path, root):
+            binary = pathlib.PurePath(name).suffix.lower() in BINARY
+            document = None if binary else _read(root / name, name)
+            if document is None:
+                left_out.append(name)
+            else:
+                documents.append(document)
     else:
         source, tokenizer = SOURCES.get(root.name, ("SOURCE", "TOKENIZER"))
         raise UserError(
-            f"data path {path!r} does not exist; prepare token shards there with `python -m "
-            f"xlstm_jax.data.prepare "
+            f"data path {path!r} does not exist; prepare token shards there with "
+            f"`{python()} -m xlstm_jax.data.prepare "
             f"--source={source} --tokenizer={tokenizer} --output={path}`, or point data.path to "
             f"text"
         )
@@ -95,7 +111,7 @@ def read_corpus(path: str) -> list[Document]:
         raise UserError(
             f"data path {path!r} is empty: no text in it; give a text file, or a folder with text"
         )
-    return documents
+    return Corpus(documents, left_out)
 
 
 def split_corpus(documents: list[Document], split: str, holdout_every: int) -> list[Document]:
@@ -124,31 +140,42 @@ def describe(path: str, documents: list[Document], num_bytes: int) -> str:
     return f"{path}{python}: {len(documents):,} files, {num_bytes:,} bytes"
 
 
-def _stdlib_files(root: pathlib.Path) -> list[pathlib.Path]:
-    return [
-        file
-        for file in root.rglob("*.py")
-        if not NOT_STDLIB.intersection(file.relative_to(root).parts)
-    ]
+def describe_rest(path: str, left_out: list[str]) -> str | None:
+    """One line about the files that are no text; None where there are none."""
+    if not left_out:
+        return None
+    files = "1 file" if len(left_out) == 1 else f"{len(left_out):,} files"
+    some = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+    return f"left out of {path}: {files} that are no UTF-8 text ({some})"
 
 
-def _text_files(root: pathlib.Path) -> list[pathlib.Path]:
-    """All files but hidden ones and those of binary suffixes."""
-    return [
-        file
-        for file in root.rglob("*")
-        if file.is_file()
-        and file.suffix.lower() not in BINARY
-        and not any(part.startswith(".") for part in file.relative_to(root).parts)
-    ]
+def _stdlib_files(root: pathlib.Path) -> list[str]:
+    """Relative to the folder, sorted."""
+    names = [file.relative_to(root) for file in root.rglob("*.py")]
+    return sorted(name.as_posix() for name in names if not NOT_STDLIB.intersection(name.parts))
+
+
+def _text_files(path: str, root: pathlib.Path) -> list[str]:
+    """All files but hidden ones, relative to the folder, sorted."""
+    names = sorted(files_below(root))
+    for name in names:
+        if re.search(r"(^|/)tokens-\d+\.bin$", name):
+            raise UserError(
+                f"data path {path!r} is no folder of text: {name!r} in it is a shard of prepared "
+                f"tokens; give the folder that was prepared, or one that has text alone"
+            )
+    return names
 
 
 def _read(file: pathlib.Path, name: str) -> Document | None:
-    """None where the file is not UTF-8 text."""
-    content = file.read_bytes()
+    """None where the file is not UTF-8 text. A byte-order mark before it is no part of it."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{str(file)!r} can't be read: {error.strerror}") from None
     if b"\0" in content:
         return None
     try:
-        return Document(name, content.decode())
+        return Document(name, content.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return None

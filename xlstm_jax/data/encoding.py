@@ -10,14 +10,16 @@ import numpy as np
 from xlstm_jax.data.documents import Piece
 from xlstm_jax.data.tokenizer import Tokenizer
 
-# characters tokenized at a time; the `tokenizers` library takes about 150 bytes for each token of
-# them
+# Characters that are tokenized at a time. The `tokenizers` library needs about 150 bytes of memory
+# for each of their tokens.
 BATCH = 1 << 20
-LONGEST = 1 << 20  # characters of a part
-SEARCH = 1 << 16  # how far before the end of a part a place to cut is looked for
-WINDOW = 256  # characters on either side on which a cut is tried
-TRIES = 32
-WORD_ENDS = re.compile(r"(?<=\S)(?=\s)")  # no token of a byte-level BPE crosses these
+# A document of more characters than this is tokenized in parts. A place for the cut is looked for
+# in the last SEARCH characters of a part, and tried on WINDOW characters on either side of it.
+LONGEST = 1 << 20
+SEARCH = 1 << 16
+WINDOW = 256
+TRIES = 32  # places that are tried at most, the last ones first
+WORD_ENDS = re.compile(r"(?<=\S)(?=\s)")  # a token of a byte-level BPE never crosses them
 KIND_CHANGES = re.compile(r"(?<=[^\W\d_])(?=[\W\d_])|(?<=\d)(?=\D)")
 
 
@@ -27,10 +29,11 @@ class Tokens:
     Attributes:
         ids: documents, each that ends here with an end-of-text token.
         parts: the text.
+        lengths: how many ids each part has.
     """
 
-    def __init__(self, ids: np.ndarray, parts: list[Piece]):
-        self.ids, self.parts = ids, parts
+    def __init__(self, ids: np.ndarray, parts: list[Piece], lengths: np.ndarray):
+        self.ids, self.parts, self.lengths = ids, parts, lengths
 
     @property
     def documents(self) -> int:
@@ -45,16 +48,15 @@ class Tokens:
             for part in self.parts
         )
 
-    def up_to_document_end(self, tokens: int, end_of_text: int) -> "Tokens | None":
+    def up_to_document_end(self, tokens: int) -> "Tokens | None":
         """What there is up to the first document's end at which there are at least so many tokens;
         None if there is none.
         """
-        ends = np.flatnonzero(self.ids == end_of_text)
-        documents = int(np.searchsorted(ends, tokens - 1)) + 1
-        if documents > len(ends):
-            return None
-        last_parts = [k for k, part in enumerate(self.parts, 1) if part.last]
-        return Tokens(self.ids[: ends[documents - 1] + 1], self.parts[: last_parts[documents - 1]])
+        stops = np.cumsum(self.lengths)
+        for count, (part, stop) in enumerate(zip(self.parts, stops, strict=True), 1):
+            if part.last and stop >= tokens:
+                return Tokens(self.ids[:stop], self.parts[:count], self.lengths[:count])
+        return None
 
 
 def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Tokens]:
@@ -71,9 +73,10 @@ def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Tok
 
 
 def _encode(batch: list[Piece], tokenizer: Tokenizer) -> Tokens:
-    return Tokens(
-        tokenizer.encode_batch([part.text for part in batch], [part.last for part in batch]), batch
+    ids, lengths = tokenizer.encode_texts(
+        [part.text for part in batch], [part.last for part in batch]
     )
+    return Tokens(ids, batch, lengths)
 
 
 def _parts(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Piece]:

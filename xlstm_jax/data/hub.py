@@ -11,16 +11,21 @@ import hashlib
 import http.client
 import os
 import pathlib
+import re
 import time
 import urllib.error
 import urllib.request
 
+from xlstm_jax.data.writing import DISK_FULL
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import install
 
-CHUNK = 1 << 16  # bytes
-PATIENCE = 60.0  # seconds without a byte
-ATTEMPTS = 6  # in a row that bring no byte; the pauses between them double from 1 s
-WRONG = 2  # whole files that are not what the hub says
+CHUNK = 1 << 16  # bytes that are read from a connection at a time
+PATIENCE = 60.0  # seconds after which a connection that brings no byte is given up
+# After so many attempts in a row that brought no byte a download is given up. The pauses between
+# them are 1, 2, 4, ... seconds.
+ATTEMPTS = 6
+WRONG = 2  # how often a whole file is fetched that then is not what the hub says
 TOKENIZER = "tokenizer.json"
 
 
@@ -72,14 +77,14 @@ def download(
     )
     for _ in range(WRONG):
         with open(partial, "ab") as output:
-            # a worker whose parent was killed may still be writing
+            # A worker of a preparation that was killed a moment ago may still write to this file.
             fcntl.flock(output, fcntl.LOCK_EX)
             problem = _fetch(url, output, size)
         if problem is None and (problem := _difference(partial, size, sha256)) is None:
             partial.replace(path)
             return path
         if partial.stat().st_size < size:
-            break  # what there is can be right: a later attempt goes on
+            break  # the file is not complete, but what there is of it is kept for later
         partial.unlink()
     raise UserError(
         f"{file!r} of {name!r} can't be downloaded from {_endpoint()}: {problem}; the same command "
@@ -88,14 +93,22 @@ def download(
 
 
 def download_tokenizer(name: str, folder: pathlib.Path) -> pathlib.Path:
-    """The tokenizer.json of a model on the hub.
+    """The tokenizer.json of a model "name" or "owner/name" on the hub.
 
     Raises:
-        UserError: it can't be had.
+        UserError: it can't be had, or `name` is the path of a file that is not there.
     """
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) or name.endswith(".json"):
+        raise UserError(
+            f"--tokenizer {name!r} does not exist; give 'byte', the path of a tokenizer.json, or "
+            f"the name of a model on the hub, e.g. gpt2"
+        )
+    library = _library()
     try:
+        # This question is asked once, while a download that finds no server asks for 24 s.
+        library.HfApi(endpoint=_endpoint()).model_info(name, revision="main", timeout=PATIENCE)
         return pathlib.Path(
-            _library().hf_hub_download(name, TOKENIZER, local_dir=folder, endpoint=_endpoint())
+            library.hf_hub_download(name, TOKENIZER, local_dir=folder, endpoint=_endpoint())
         )
     except Exception as error:
         raise UserError(
@@ -118,9 +131,11 @@ def _fetch(url: str, output, size: int) -> str | None:
             _append(url, output, have)
         except urllib.error.HTTPError as error:
             problem = f"{error.code} {error.reason}"
-            if error.code in (401, 403, 404):  # no attempt mends these
+            if error.code in (401, 403, 404):  # another attempt would get the same answer
                 return problem
         except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise  # this machine's disk is full; another attempt would not help
             problem = _first_line(error)
         else:
             problem = "the connection broke"
@@ -131,11 +146,11 @@ def _fetch(url: str, output, size: int) -> str | None:
 def _append(url: str, output, have: int) -> None:
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     for key, value in _library().utils.build_hf_headers().items():
-        # the token is for the hub, not for where it sends us
+        # Not sent on where the hub redirects us: the user's token is for the hub alone.
         request.add_unredirected_header(key, value)
     with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         if have and response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            output.truncate(0)  # the server begins anew
+            output.truncate(0)  # the server can't send a part, and begins with the first byte
         while chunk := response.read1(CHUNK):
             output.write(chunk)
             output.flush()
@@ -161,9 +176,7 @@ def _library():
         import huggingface_hub
         import huggingface_hub.hf_api
     except ImportError:
-        raise UserError(
-            "sources on the hub need the extra `hf`: pip install 'xlstm-jax-stack[hf]'"
-        ) from None
+        raise UserError(f"sources on the hub need the extra `hf`: {install('hf')}") from None
     return huggingface_hub
 
 

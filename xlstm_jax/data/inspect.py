@@ -6,27 +6,36 @@ they are. The exit status is 1 where something is damaged.
 
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tqdm
 
 from xlstm_jax import command_line
 from xlstm_jax.data import shards
-from xlstm_jax.data.prepare import TOKENIZER
+from xlstm_jax.data.kept_tokenizer import TOKENIZER
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import python
+from xlstm_jax.paths import refuse_address
 
-USAGE = "Shows what a prepared folder holds: python -m xlstm_jax.data.inspect DIR [--documents=3] [--verify=no]"
+USAGE = """Shows what a prepared folder holds:
+    python -m xlstm_jax.data.inspect DIR [--documents=3] [--verify=no]"""
 FLAGS = {
     "split": "one of the splits; default: all",
     "documents": "how many documents of each split are shown; default: 3",
     "verify": "no: read no more than the first shard of each split",
 }
-READ = 1 << 22  # tokens at a time
-SHOWN = 400  # characters at each end of a document
+READ = 1 << 22  # tokens that are read at a time
+SHOWN = 400  # characters that are shown of each end of a long document
 BAR = 50  # characters of the histogram's longest bar
 DAMAGED = 1
+# Control characters of a text as escapes: a terminal would obey them. Line feeds and tabs stay.
+CONTROLS = {
+    code: repr(chr(code))[1:-1]
+    for code in (*range(32), *range(127, 160))
+    if chr(code) not in "\n\t"
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv if argv is None else argv)
     found_damage = []
     status = command_line.run(lambda: found_damage.append(_command(argv)))
-    return status or (DAMAGED if found_damage[0] else 0)
+    return status or (DAMAGED if any(found_damage) else 0)
 
 
 def _command(argv: list[str]) -> bool:
@@ -42,9 +51,10 @@ def _command(argv: list[str]) -> bool:
     flags = command_line.parse(argv, USAGE, FLAGS)
     if folder is None:
         raise UserError(
-            "the folder is missing; give it first, e.g. python -m xlstm_jax.data.inspect "
-            "data/slimpajama-gpt2"
+            f"the folder is missing; give it first, e.g. {python()} -m xlstm_jax.data.inspect "
+            f"data/slimpajama-gpt2"
         )
+    refuse_address("the folder", folder)
     if not shards.is_prepared(folder):
         raise UserError(
             f"{folder!r} holds no prepared data: neither train/ nor validation/ has a manifest"
@@ -53,7 +63,9 @@ def _command(argv: list[str]) -> bool:
         raise UserError(f"--verify is {flags['verify'].value!r}; it must be 'yes' or 'no'")
     shown = command_line.number(flags, "documents")
     splits = [flags["split"].value] if flags["split"].value else [
-        split for split in ("train", "validation") if (pathlib.Path(folder) / split / shards.MANIFEST).exists()
+        split
+        for split in shards.SPLITS
+        if (pathlib.Path(folder) / split / shards.MANIFEST).exists()
     ]  # fmt: skip
     problems = [
         inspect(folder, split, 3 if shown is None else shown, flags["verify"].value != "no")
@@ -69,91 +81,107 @@ def inspect(folder: str, split: str, shown: int, verify: bool) -> list[str]:
         UserError: the manifest is missing or damaged, or a shard has another size.
     """
     manifest = shards.read_manifest(folder, split)
-    tokens = shards.open_shards(folder, manifest)
+    tokens = shards.open_shards(folder, manifest, hashed=0)  # `verify` does it, shard by shard
     tokenizer, problems = _tokenizer(folder, manifest)
-    print(describe(folder, manifest))
+    _print(describe(folder, manifest))
     for number, (start, stop) in enumerate(
         _first_documents(tokens, manifest.end_of_text, shown), 1
     ):
-        print(
-            f"\ndocument {number}, {stop - start:,} "
-            f"tokens:\n{_shortened(tokens[start:stop], tokenizer)}"
-        )
+        _print(f"\ndocument {number}, {stop - start:,} tokens:")
+        _print(_shortened(tokens[start:stop], tokenizer))
 
     if verify:
-        with tqdm.tqdm(
-            total=len(manifest.shards), unit="shard", desc=f"{split}: sha256", file=sys.stderr
-        ) as bar:
+        with _bar(len(manifest.shards), "shard", f"{split}: sha256") as bar:
             problems += [
                 f"{name}: its content is not what was prepared"
                 for name in shards.verify(folder, manifest, bar.update)
             ]
-    lengths = document_lengths(
-        tokens, manifest, len(tokens) if verify else min(len(tokens), manifest.shards[0].tokens + 1)
-    )
+    first = min(len(tokens), manifest.shards[0].tokens + 1)
+    stop = len(tokens) if verify else first
+    with _bar(stop, "token", f"{split}: documents") as bar:
+        lengths = document_lengths(tokens, manifest, stop, bar.update)
     if verify and len(lengths) != manifest.documents:
         problems.append(
             f"{len(lengths):,} documents were found, the manifest says {manifest.documents:,}"
         )
-    print(f"\ntokens per document, end of text included{'' if verify else ', in the first shard'}:")
-    print(histogram(lengths))
+    where = "" if verify else ", in the first shard"
+    _print(f"\ntokens per document, end of text included{where}:")
+    _print(histogram(lengths))
     if verify:
-        print(
-            "\n".join(f"DAMAGED: {problem}" for problem in problems)
-            or f"{split}: every shard is as it was prepared"
-        )
-    print(flush=True)
+        damage = "\n".join(f"DAMAGED: {problem}" for problem in problems)
+        _print(damage or f"{split}: every shard is as it was prepared")
+    _print("")
     return problems
+
+
+def _bar(total: int, unit: str, what: str) -> tqdm.tqdm:
+    """Progress and time left, of what takes more than a second."""
+    return tqdm.tqdm(
+        total=total,
+        unit=unit,
+        unit_scale=unit == "token",
+        desc=what,
+        file=sys.stderr,
+        delay=1.0,
+        leave=False,
+    )
+
+
+def _print(text: str) -> None:
+    """Prints at once, and what the terminal's encoding lacks as an escape."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def describe(folder: str, manifest: shards.Manifest) -> str:
     """A manifest in words."""
-    size = manifest.tokens * np.dtype(manifest.dtype).itemsize
-    ids, end, tokenizer_hash = (
-        manifest.vocab_size,
-        manifest.end_of_text,
-        manifest.tokenizer_hash[:12],
-    )
-    request, damaged = (
-        manifest.request,
-        ", ".join(f"{count:,} {kind}" for kind, count in manifest.damaged.items()),
-    )
+    size = _size(manifest.tokens * np.dtype(manifest.dtype).itemsize)
+    name = manifest.end_of_text_token
+    end = f"{manifest.end_of_text} ({name})" if name else manifest.end_of_text
+    damaged = ", ".join(f"{count:,} {kind}" for kind, count in manifest.damaged.items())
     lines = [
-        (
-            f"{folder}, {manifest.split}: {manifest.tokens:,} tokens, {size / 1e9:,.2f} GB, "
-            f"{len(manifest.shards):,} shards"
-        ),
-        (
-            f"  documents   {manifest.documents:,}, on average "
-            f"{manifest.tokens / manifest.documents:,.0f} tokens"
-        ),
+        f"{folder}, {manifest.split}: {manifest.tokens:,} tokens, {size}, "
+        f"{len(manifest.shards):,} shards",
+        f"  documents   {manifest.documents:,}, on average "
+        f"{manifest.tokens / max(manifest.documents, 1):,.0f} tokens",
         f"  text        {manifest.bytes:,} bytes, {manifest.bytes / manifest.tokens:.3f} per token",
-        (
-            f"  tokenizer   {manifest.tokenizer!r}, {ids:,} ids, {end} ends a text; sha256 "
-            f"{tokenizer_hash}..."
-        ),
+        f"  tokenizer   {manifest.tokenizer!r}, {manifest.vocab_size:,} ids, {end} ends a text; "
+        f"sha256 {manifest.tokenizer_hash[:12]}...",
         f"  source      {manifest.source}, {len(manifest.inputs):,} files",
         f"  left out    {damaged or 'nothing'}",
     ]
     if manifest.inputs:
         first, last = manifest.inputs[0].file, manifest.inputs[-1].file
         lines.append(f"  order       {first} ... {last}")
-    if request.get("max_tokens"):
-        lines.append(
-            f"  limit       ended with the document that reached {request['max_tokens']:,} tokens"
-        )
+    if limit := manifest.request.get("max_tokens"):
+        lines.append(f"  limit       ended with the document that reached {limit:,} tokens")
     return "\n".join(lines)
 
 
+def _size(num_bytes: int) -> str:
+    """Three digits and a unit that has them: 38 bytes, 1.73 kB, 629 GB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000 or unit == "GB":
+            break
+        num_bytes /= 1000
+    return f"{num_bytes:,.3g} {unit}" if num_bytes < 1000 else f"{num_bytes:,.0f} {unit}"
+
+
 def document_lengths(
-    tokens: shards.ShardedTokens, manifest: shards.Manifest, stop: int
+    tokens: shards.ShardedTokens,
+    manifest: shards.Manifest,
+    stop: int,
+    progress: Callable[[int], object] = lambda tokens: None,
 ) -> np.ndarray:
-    """Tokens of each document among the first `stop` tokens, its end-of-text token included."""
+    """Tokens of each document among the first `stop` tokens, its end-of-text token included.
+
+    `progress` is told how many tokens were read since the last call.
+    """
     ends = [np.zeros(1, np.int64)]
     for start in range(0, stop, READ):
-        ends.append(
-            np.flatnonzero(tokens[start : min(start + READ, stop)] == manifest.end_of_text) + start
-        )
+        part = tokens[start : min(start + READ, stop)]
+        ends.append(np.flatnonzero(part == manifest.end_of_text) + start)
+        progress(len(part))
     return np.diff(np.concatenate(ends)[1:])
 
 
@@ -202,11 +230,10 @@ def _shortened(ids: np.ndarray, tokenizer: Tokenizer | None) -> str:
     if tokenizer is None:
         return str(ids)
     text = tokenizer.decode(ids)
-    return (
-        text
-        if len(text) <= 2 * SHOWN
-        else f"{text[:SHOWN]}\n[... {len(text) - 2 * SHOWN:,} characters ...]\n{text[-SHOWN:]}"
-    )
+    if len(text) > 2 * SHOWN:
+        more = len(text) - 2 * SHOWN
+        text = f"{text[:SHOWN]}\n[... {more:,} characters ...]\n{text[-SHOWN:]}"
+    return text.translate(CONTROLS)
 
 
 if __name__ == "__main__":

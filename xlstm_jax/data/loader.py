@@ -23,12 +23,23 @@ from xlstm_jax.data.splits import TokenSource, open_named_split, open_split, ope
 from xlstm_jax.errors import UserError
 
 __all__ = [
-    "Batch", "TokenSource", "document_positions", "eval_batches", "make_batch", "open_named_split", "open_split",
-    "open_validation_sets", "position", "record", "train_batches",
-]  # fmt: skip
+    "Batch",
+    "TokenSource",
+    "check_samples",
+    "document_positions",
+    "eval_batches",
+    "make_batch",
+    "open_named_split",
+    "open_split",
+    "open_validation_sets",
+    "position",
+    "record",
+    "train_batches",
+]
 
-READ_AHEAD = 8  # batches, by a thread; with worker processes by each of them
-EPOCHS = 1 << 20  # as good as without end; grain's infinite datasets overflow in len()
+READ_AHEAD = 8  # batches that a reader thread, or each worker process, prepares in advance
+# More epochs than anybody trains. An endless dataset of grain would fail in len().
+EPOCHS = 1 << 20
 
 
 class Batch(NamedTuple):
@@ -61,6 +72,7 @@ def train_batches(
             f"config key data.batch_size is {config.batch_size}, which {parts} hosts can't share; "
             f"use a multiple"
         )
+    check_samples(source, config)
     weights, sources = zip(*source.parts, strict=True) if source.parts else ((1.0,), (source,))
     samples = [_samples(part_source, config, number) for number, part_source in enumerate(sources)]
     dataset = samples[0] if len(samples) == 1 else grain.MapDataset.mix(samples, weights)
@@ -74,7 +86,7 @@ def train_batches(
         grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
     )
     if config.workers:
-        # in a notebook or a test; grain's worker processes read absl's flags
+        # Grain's worker processes read absl's flags, which nobody has parsed in a notebook.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
@@ -163,27 +175,27 @@ def record(source: TokenSource, held_out: dict[str, TokenSource], config: DataCo
         "context_length": config.context_length,
         "batch_size": config.batch_size,
     }
-    sets = {
-        name: {**held.record, "tokens": len(held.tokens) - 1} for name, held in held_out.items()
+    read = {"train": source, **held_out}
+    records = {
+        name: {**part.record, "tokens": len(part.tokens) - 1, "fingerprint": part.fingerprint}
+        for name, part in read.items()
     }
-    return (
-        json.dumps(
-            {"train": {**order, **source.record, "tokens": len(source.tokens) - 1}, **sets},
-            indent=1,
-        )
-        + "\n"
-    )
+    return json.dumps({**records, "train": {**order, **records["train"]}}, indent=1) + "\n"
+
+
+def check_samples(source: TokenSource, config: DataConfig) -> None:
+    """Raises `UserError` where a stream, or a part of a mixture, is shorter than one sample."""
+    for stream in [part for _, part in source.parts] or [source]:
+        if len(stream.tokens) <= config.context_length:
+            raise UserError(
+                f"data path {config.path!r} has {len(stream.tokens)} tokens, less than one sample "
+                f"of data.context_length {config.context_length} + 1; give more text or shorten it"
+            )
 
 
 def _samples(source: TokenSource, config: DataConfig, number: int) -> grain.MapDataset:
     """The shuffled windows of a stream, the `number`-th of a mixture, epoch after epoch."""
     windows = _Windows(source.tokens, config.context_length)
-    if not len(windows):
-        raise UserError(
-            f"data path {config.path!r} has {len(source.tokens)} tokens, less than one sample of "
-            f"data.context_length "
-            f"{config.context_length} + 1; give more text or shorten it"
-        )
     return grain.MapDataset.source(windows).seed(config.seed + number).shuffle().repeat(EPOCHS)
 
 

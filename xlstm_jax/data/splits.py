@@ -7,20 +7,18 @@ import gzip
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from xlstm_jax.config import DataConfig
 from xlstm_jax.data import corpus, shards
+from xlstm_jax.data.streams import SYNTHETIC_DOCUMENT, JoinedTokens, SyntheticTokens, woven
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 
 SYNTHETIC = "synthetic"
-SYNTHETIC_BASE = 1 << 22  # random tokens, which repeat
 SYNTHETIC_TOKENS = {"train": 1 << 36, "validation": 1 << 16}
-SYNTHETIC_DOCUMENT = 1024  # tokens of a document, on average
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +50,14 @@ class TokenSource:
         """Id of the token between documents."""
         return self.tokenizer.end_of_text
 
-    def gzip_bits_per_byte(self) -> float | None:
-        """Size of the documents after `gzip -9`, bits per byte; None where the text is not at hand."""
-        return None if self.text is None else 8 * len(gzip.compress(self.text, 9)) / len(self.text)
+    def gzip_bits_per_byte(self, first_bytes: int | None = None) -> float | None:
+        """Size of the documents, or of their first bytes, after `gzip -9`, bits per byte; None
+        where the text is not at hand.
+        """
+        if self.text is None:
+            return None
+        text = self.text[:first_bytes]
+        return 8 * len(gzip.compress(text, 9)) / len(text)
 
 
 def open_split(config: DataConfig, split: str, vocab_size: int) -> TokenSource:
@@ -69,27 +72,24 @@ def open_split(config: DataConfig, split: str, vocab_size: int) -> TokenSource:
     """
     held_out = split == "validation" and config.validation_path
     mixture = parse_mixture(config.validation_path if held_out else config.path)
-    if split == "validation" and len(mixture) > 1:
-        raise UserError(
-            f"data.path is the mixture {config.path!r}, of which nothing is held out; give "
-            f"data.validation_path one held-out set, "
-            "and data.validation_sets more of them"
-        )
-    parts = tuple((weight, _open(config, path, split, vocab_size)) for path, weight in mixture)
-    if len(parts) > 1:
-        if config.max_tokens is not None:
+    if len(mixture) == 1:
+        source = _open(config, mixture[0][0], split, vocab_size)
+        limited = config.max_tokens is not None and split == "train"
+        return _limited(source, config.max_tokens) if limited else source
+    if split == "validation":
+        try:
+            return _mixed(_parts(config, mixture, split, vocab_size), weave=True)
+        except UserError as error:
             raise UserError(
-                f"config key data.max_tokens is {config.max_tokens:,}, which can't limit the "
-                f"mixture {config.path!r}; leave it unset, and "
-                "prepare the parts with --max-tokens"
-            )
-        return _mixed(parts)
-    [(_, source)] = parts
-    return (
-        source
-        if config.max_tokens is None or split != "train"
-        else _limited(source, config.max_tokens)
-    )
+                f"of the mixture {config.path!r} the parts' own held-out texts are taken, which "
+                f"can't be had: {error}. Or give data.validation_path a held-out set"
+            ) from None
+    if config.max_tokens is not None:
+        raise UserError(
+            f"config key data.max_tokens is {config.max_tokens:,}, which can't limit the mixture "
+            f"{config.path!r}; leave it unset, and prepare the parts with --max-tokens"
+        )
+    return _mixed(_parts(config, mixture, split, vocab_size), weave=False)
 
 
 def open_named_split(config: DataConfig, name: str, vocab_size: int) -> TokenSource:
@@ -131,8 +131,7 @@ def validation_sets(config: DataConfig) -> dict[str, str]:
         if not (name and path) or name in (*sets, "train", "validation"):
             raise UserError(
                 f"config key data.validation_sets is {config.validation_sets!r}; it must be "
-                f'"name=path,name=path", each name once, and '
-                "neither train nor validation"
+                f'"name=path,name=path", each name once, and neither train nor validation'
             )
         sets[name] = path
     return sets
@@ -158,64 +157,18 @@ def parse_mixture(path: str) -> list[tuple[str, float]]:
     return [(name, float(weight)) for name, _, weight in parts]
 
 
+def _parts(
+    config: DataConfig, mixture: list[tuple[str, float]], split: str, vocab_size: int
+) -> tuple[tuple[float, TokenSource], ...]:
+    return tuple((weight, _open(config, path, split, vocab_size)) for path, weight in mixture)
+
+
 def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
         return False
     return True
-
-
-class JoinedTokens:
-    """Several streams one after the other, or the beginning of one: `stop` tokens of it."""
-
-    def __init__(self, streams: Sequence[Any], stop: int | None = None):
-        self._streams = list(streams)
-        self._starts = np.cumsum([0, *map(len, self._streams)]).tolist()
-        self._length = self._starts[-1] if stop is None else min(stop, self._starts[-1])
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, span: slice) -> np.ndarray:
-        start, stop, _ = span.indices(self._length)
-        parts = [
-            stream[max(start - first, 0) : stop - first]
-            for stream, first in zip(self._streams, self._starts, strict=False)
-            if first < stop and first + len(stream) > start
-        ]
-        return (
-            parts[0]
-            if len(parts) == 1
-            else np.concatenate(parts)
-            if parts
-            else np.zeros(0, np.int32)
-        )
-
-
-class SyntheticTokens:
-    """Random tokens, the same on every machine, from a block that repeats."""
-
-    def __init__(self, length: int, vocab_size: int, end_of_text: int):
-        draw = np.random.Generator(np.random.PCG64(0))  # whose stream is fixed
-        self._base = draw.integers(0, vocab_size, SYNTHETIC_BASE).astype(
-            shards.dtype_of(vocab_size)
-        )
-        self._base[draw.integers(0, SYNTHETIC_BASE, SYNTHETIC_BASE // SYNTHETIC_DOCUMENT)] = (
-            end_of_text
-        )
-        self._base[0] = end_of_text
-        self._length = length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, span: slice) -> np.ndarray:
-        start, stop, _ = span.indices(self._length)
-        offset = start % SYNTHETIC_BASE
-        if offset + stop - start <= SYNTHETIC_BASE:
-            return self._base[offset : offset + stop - start]
-        return np.take(self._base, np.arange(start, stop), mode="wrap")
 
 
 def _open(config: DataConfig, path: str, split: str, vocab_size: int) -> TokenSource:
@@ -228,8 +181,7 @@ def _open(config: DataConfig, path: str, split: str, vocab_size: int) -> TokenSo
     if source.tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"tokenizer {source.tokenizer.name!r} has {source.tokenizer.vocab_size} ids, but "
-            f"model.vocab_size is {vocab_size}; "
-            "enlarge model.vocab_size to at least that"
+            f"model.vocab_size is {vocab_size}; enlarge model.vocab_size to at least that"
         )
     return source
 
@@ -251,7 +203,7 @@ def _synthetic(config: DataConfig, split: str) -> TokenSource:
 
 def _text(config: DataConfig, path: str, split: str) -> TokenSource:
     """Text, tokenized in memory."""
-    documents = corpus.read_corpus(path)
+    documents, left_out = corpus.open_corpus(path)
     tokenizer = load_tokenizer(config.tokenizer)
     if not config.validation_path:
         documents = corpus.split_corpus(documents, split, config.holdout_every)
@@ -265,6 +217,7 @@ def _text(config: DataConfig, path: str, split: str) -> TokenSource:
     text = b"".join(document.text.encode() for document in documents)
     tokens = np.concatenate([end, ids]).astype(shards.dtype_of(tokenizer.vocab_size))
     description = f"{split}: {corpus.describe(path, documents, len(text))}, {len(tokens):,} tokens"
+    lines = (description, *(line for line in [corpus.describe_rest(path, left_out)] if line))
     content_hash = hashlib.sha256(tokens.tobytes()).hexdigest()
     record = {
         "path": path,
@@ -279,7 +232,7 @@ def _text(config: DataConfig, path: str, split: str) -> TokenSource:
         len(documents),
         len(text),
         text,
-        (description,),
+        lines,
         int(content_hash[:13], 16),
         record,
     )
@@ -292,13 +245,21 @@ def _prepared(config: DataConfig, path: str, split: str) -> TokenSource:
     if tokenizer.hash != manifest.tokenizer_hash:
         raise UserError(
             f"data.tokenizer {config.tokenizer!r} is not the one that {path!r} was prepared with "
-            f"({manifest.tokenizer!r}, "
-            f"sha256 {manifest.tokenizer_hash[:12]}); point data.tokenizer to that file"
+            f"({manifest.tokenizer!r}, sha256 {manifest.tokenizer_hash[:12]}); point "
+            f"data.tokenizer to that file, which lies in the folder as tokenizer.json"
+        )
+    if tokenizer.end_of_text != manifest.end_of_text:
+        raise UserError(
+            f"{path!r} was prepared with {manifest.end_of_text} as the token that ends a text, but "
+            f"data.tokenizer {config.tokenizer!r} has {tokenizer.end_of_text}; prepare it again"
         )
     tokens = shards.open_shards(path, manifest)
-    description = f"{split}: {path}: {manifest.documents:,} documents, {manifest.tokens:,} tokens of {manifest.tokenizer!r}"
+    description = (
+        f"{split}: {path}: {manifest.documents:,} documents, {manifest.tokens:,} tokens of "
+        f"{manifest.tokenizer!r}"
+    )
     record = {"path": path, **dataclasses.asdict(manifest)}
-    del record["inputs"]  # as long as the data set has files; the folder keeps them
+    del record["inputs"]  # may be a hundred thousand files; the manifest keeps them
     return TokenSource(
         tokens,
         tokenizer,
@@ -311,14 +272,18 @@ def _prepared(config: DataConfig, path: str, split: str) -> TokenSource:
     )
 
 
-def _mixed(parts: tuple[tuple[float, TokenSource], ...]) -> TokenSource:
+def _mixed(parts: tuple[tuple[float, TokenSource], ...], *, weave: bool) -> TokenSource:
+    """Several sources as one: one after the other for training, which reads each part by itself;
+    woven for evaluation, which reads the stream.
+    """
     sources = [source for _, source in parts]
     if len({source.tokenizer.hash for source in sources}) > 1:
         raise UserError("the parts of the mixture have different tokenizers; prepare them with one")
     total = sum(weight for weight, _ in parts)
+    streams, weights = [source.tokens for source in sources], [weight for weight, _ in parts]
     content = json.dumps([(weight, source.fingerprint) for weight, source in parts])
     return TokenSource(
-        tokens=JoinedTokens([source.tokens for source in sources]),
+        tokens=woven(streams, weights, sources[0].end_of_text) if weave else JoinedTokens(streams),
         tokenizer=sources[0].tokenizer,
         documents=sum(source.documents for source in sources),
         bytes=sum(source.bytes for source in sources),

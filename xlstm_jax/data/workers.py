@@ -19,7 +19,9 @@ from xlstm_jax.data.sources import InputFile
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 
-TOKENS, BYTES, STOP = range(3)  # the numbers that all processes share
+# The places of the three numbers that all processes share: tokens written, bytes read, and whether
+# to stop.
+TOKENS, BYTES, STOP = range(3)
 
 
 class Workers:
@@ -31,7 +33,7 @@ class Workers:
     """
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer, count: int):
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a core for each worker
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each worker has one core
         context = multiprocessing.get_context("spawn")
         self._counters = context.Array("q", 3)
         if count == 1:
@@ -104,7 +106,7 @@ class Workers:
             bar.close()
 
 
-_worker: dict[str, Any] = {}  # what the jobs of a process share
+_worker: dict[str, Any] = {}  # settings, tokenizer and counters of this process
 
 
 class _Stopped(Exception):
@@ -112,7 +114,7 @@ class _Stopped(Exception):
 
 
 def _start_worker(settings: Settings, counters: Any, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent tells what Ctrl-C means
     _worker.update(
         settings=settings, tokenizer=load_tokenizer(settings.tokenizer), counters=counters
     )

@@ -1,26 +1,53 @@
 """The flags of eval.py."""
 
+import re
+
 from absl import flags
 
 from xlstm_jax import command_line
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation.suites import Options
+from xlstm_jax.evaluation.options import Options
 
 FLAGS = {
     "workdir": "folder of a training run or of an imported model",
     "checkpoint": "instead of it: a Hugging Face folder, or a name on the hub (NX-AI/xLSTM-7b)",
-    "suite": "some of perplexity (the default), extrapolation, generation, paloma, downstream, separated by commas",
+    "suite": (
+        "some of perplexity (the default), extrapolation, generation, paloma, downstream, "
+        "separated by commas"
+    ),
     "step": "of the checkpoint; the newest one by default",
     "output": "folder of the results; RUN/eval/<step> by default",
-    "split": "perplexity, extrapolation: validation (the default), train, or the name of one of the run's data.validation_sets",
-    "data": "perplexity, extrapolation: text or token shards instead of the run's own data",
-    "max_tokens": "perplexity, extrapolation: score the first tokens only; eval.max_tokens of the run by default",
-    "batch_size": "rows at once; eval.batch_size of the run by default",
-    "contexts": "extrapolation: context lengths; 2048,4096,8192,16384,32768,65536 by default",
+    "split": (
+        "perplexity, extrapolation: validation (the default), train, or the name of one of the "
+        "run's data.validation_sets"
+    ),
+    "data": (
+        "perplexity, extrapolation: instead of the run's own data, text (all of it is scored) or "
+        "token shards (--split, or the only one)"
+    ),
+    "max_tokens": (
+        "perplexity, extrapolation: score the first tokens only; by default eval.max_tokens of "
+        "the run, and all of --data"
+    ),
+    "context_length": (
+        "perplexity: tokens of the windows; eval.context_length of the run by default, or "
+        "data.context_length"
+    ),
+    "batch_size": (
+        "perplexity, extrapolation, paloma, downstream: rows at once; eval.batch_size of the run "
+        "by default"
+    ),
+    "contexts": (
+        "extrapolation: context lengths; by default that of training and 2, 4, 8, 16, 32 times as "
+        "many, as far as there are tokens"
+    ),
     "lengths": "generation: numbers of tokens; 64,128,256,512,1024,2048 by default",
     "batches": "generation: batch sizes; 1,2,4,8,16,32,64,128 by default",
     "paloma": "paloma: folder of the data set, SOURCE/val/*.jsonl.gz",
-    "tasks": "downstream: names of the harness's tasks; by default 'paper', the paper's six",
+    "tasks": (
+        "downstream: names of the harness's tasks; by default 'paper', the paper's six, or all of "
+        "--task_folder"
+    ),
     "task_folder": "downstream: folder with task files of your own",
     "limit": "downstream, paloma: the first so many documents of each task or file",
 }
@@ -33,19 +60,18 @@ def options_of(values: flags.FlagValues) -> Options:
         UserError: a value is not what it must be.
     """
     given = {name: values[name].value for name in ("split", "data", "task_folder", "paloma")}
-    given |= {
-        name: command_line.number(values, name) for name in ("max_tokens", "batch_size", "limit")
-    }
+    counts = ("max_tokens", "context_length", "batch_size", "limit")
+    given |= {name: command_line.number(values, name) for name in counts}
     given |= {
         name: _counts(name, values[name].value) for name in ("contexts", "lengths", "batches")
     }
     given["tasks"] = tuple(values["tasks"].value.split(",")) if values["tasks"].value else None
-    return Options(**{name: value for name, value in given.items() if value is not None})
+    return Options(**given)
 
 
 def _counts(name: str, text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
-    if not all(part.isdigit() and int(part) for part in text.split(",")):
+    if not all(re.fullmatch("[1-9][0-9]{0,17}", part) for part in text.split(",")):
         raise UserError(f"--{name} is {text!r}; it must be whole numbers separated by commas")
     return tuple(int(part) for part in text.split(","))

@@ -7,14 +7,14 @@ follows an end-of-text token.
 """
 
 import dataclasses
-import gzip
-import json
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from xlstm_jax.data.documents import KINDS, Damage, read_documents
 from xlstm_jax.data.tokenizer import Tokenizer
 from xlstm_jax.errors import UserError
+from xlstm_jax.evaluation import progress
 from xlstm_jax.evaluation.scoring import Pair, Scorer
 
 DOCUMENTS_AT_ONCE = 256
@@ -51,6 +51,31 @@ class Domain:
         }
 
 
+def files_of(folder: str, split: str = "val") -> list[pathlib.Path]:
+    """The data set's files, sorted; raises `UserError` where there are none."""
+    files = sorted(pathlib.Path(folder).glob(f"*/{split}/*.jsonl.gz"))
+    if not files:
+        raise UserError(
+            f"folder {folder!r} has no files SOURCE/{split}/*.jsonl.gz; download allenai/paloma "
+            f"(its licence has to be accepted on the hub)"
+        )
+    return files
+
+
+def check_paloma(folder: str, max_documents: int | None = None) -> None:
+    """Reads all files through, so that hours of scoring do not end at a damaged one.
+
+    Raises:
+        UserError: no such files, or a line that is no document.
+    """
+    files = files_of(folder)
+    with progress.bar(len(files), "paloma: looking through", "files") as bar:
+        for file in files:
+            for _ in _texts(file, max_documents):
+                pass
+            bar.update(1)
+
+
 def evaluate_paloma(
     scorer: Scorer,
     tokenizer: Tokenizer,
@@ -58,25 +83,22 @@ def evaluate_paloma(
     window: int = 2048,
     split: str = "val",
     max_documents: int | None = None,
+    on_file: Callable[[int], object] = lambda size: None,
 ) -> list[Domain]:
-    """Every file of every source below `folder`; `max_documents` of each file.
+    """Every file of every source below `folder`; `max_documents` of each file. `on_file` is called
+    with the bytes on disk of each file when it is scored.
 
     Raises:
         UserError: no such files, or a line that is no document.
     """
-    files = sorted(pathlib.Path(folder).glob(f"*/{split}/*.jsonl.gz"))
-    if not files:
-        raise UserError(
-            f"folder {folder!r} has no files SOURCE/{split}/*.jsonl.gz; download allenai/paloma "
-            f"(its licence has to be accepted on the hub)"
-        )
     domains = []
-    for file in files:
+    for file in files_of(folder, split):
         domain = Domain(file.parent.parent.name, file.name.removesuffix(".jsonl.gz"))
         for texts in _batches(_texts(file, max_documents)):
             _add(domain, scorer, tokenizer, texts, window)
         if domain.tokens:
             domains.append(domain)
+        on_file(file.stat().st_size)
     if not domains:
         raise UserError(f"the files below {folder!r} hold no text")
     return domains
@@ -136,15 +158,23 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _texts(file: pathlib.Path, max_documents: int | None) -> Iterator[str]:
-    try:
-        with gzip.open(file, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines):
-                if number == max_documents:
-                    return
-                if text := json.loads(line)["text"]:
-                    yield text
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} can't be read as gzipped JSON lines with a text each: {type(error).__name__}: "
-            f"{error}"
-        ) from None
+    """The texts of a file; of the first `max_documents` lines where that is given."""
+    parts: list[str] = []
+    documents = 0
+
+    def on_damage(damage: Damage) -> None:
+        nonlocal documents
+        if damage.kind != "empty":  # nothing to score
+            raise UserError(
+                f"{file} can't be read as gzipped JSON lines with a text each: line {damage.line}: "
+                f"{KINDS[damage.kind]} {damage.detail}".rstrip()
+            )
+        documents += 1
+
+    for piece in read_documents(file, "text", False, on_damage):
+        if max_documents is not None and documents >= max_documents:
+            return
+        parts.append(piece.text)
+        if piece.last:
+            yield "".join(parts)
+            parts, documents = [], documents + 1

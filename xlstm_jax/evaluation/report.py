@@ -3,6 +3,7 @@ suite.
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,12 +11,18 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from xlstm_jax.config import ModelConfig
+from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation import paper_values
-from xlstm_jax.evaluation.extrapolation import Curve
-from xlstm_jax.evaluation.speed import Timing
 
 JSON, MARKDOWN = "results.json", "results.md"
-PAPER_NOTE = "Rows of the paper: 300B tokens of SlimPajama, GPT-2 tokenizer; perplexities of other tokenizers or texts do not compare."
+PAPER_NOTE = (
+    "Rows of the paper: 300B tokens of SlimPajama, GPT-2 tokenizer; perplexities of other texts "
+    "do not compare."
+)
+OTHER_TOKENIZER_NOTE = (
+    "The paper's perplexities are per token of the GPT-2 tokenizer. This model has another "
+    "tokenizer, so that they do not stand beside its own; bits per byte compare."
+)
 
 
 class Report(NamedTuple):
@@ -35,6 +42,10 @@ class Report(NamedTuple):
     notes: Sequence[str] = ()
     figures: dict[str, Figure] = {}
 
+    def __repr__(self) -> str:
+        """What a notebook shows: the table."""
+        return self.markdown()
+
     def markdown(self) -> str:
         """A heading and the table."""
         lines = [self.header, ["---"] * len(self.header), *self.rows]
@@ -42,21 +53,80 @@ class Report(NamedTuple):
         return "\n\n".join([f"## {self.suite}", table, *self.notes])
 
 
+def check_folder(folder: pathlib.Path) -> None:
+    """Refuses a folder of results that could not be written, before hours of work.
+
+    Raises:
+        UserError: it is a file or lies below one, may not be written to, or holds a results.json
+            that can't be read.
+    """
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    what = f"the results' folder {str(folder)!r} can't be used (--output names another)"
+    if not there.is_dir():
+        raise UserError(f"{what}: {str(there)!r} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{what}: {str(there)!r} may not be written to")
+    _read(folder)
+
+
+def check_subject(folder: pathlib.Path, about: dict[str, Any]) -> None:
+    """Refuses a folder whose results are of another checkpoint: numbers of two models would stand
+    under one title.
+
+    Raises:
+        UserError: it holds such results.
+    """
+    for name, suite in _read(folder)["suites"].items():
+        theirs = suite.get("about", {})
+        different = [key for key in ("checkpoint", "step") if theirs.get(key) != about[key]]
+        if different:
+            raise UserError(
+                f"--output {str(folder)!r} holds results of another checkpoint: {name} of step "
+                f"{theirs.get('step')} of {theirs.get('checkpoint')!r}; give another folder"
+            )
+
+
 def write(folder: pathlib.Path, about: dict[str, Any], reports: Sequence[Report]) -> None:
-    """Adds reports to a folder; suites that are there already and not among them stay."""
+    """Adds reports to a folder; suites that are there already and not among them stay.
+
+    A suite's earlier numbers, if they were others, move to "earlier" in results.json. Every file is
+    written beside and renamed, so that a full disk or a killed process leaves the old one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / JSON
-    suites = json.loads(path.read_text())["suites"] if path.is_file() else {}
+    results = _read(folder)
+    suites = results["suites"]
     for report in reports:
-        suites[report.suite] = {**report.values, "markdown": report.markdown(), "about": about}
+        entry = {**report.values, "markdown": report.markdown(), "about": about}
+        entry = json.loads(json.dumps(entry))  # as it will be read again
+        if (before := suites.get(report.suite, entry)) != entry:
+            results["earlier"].append({"suite": report.suite, **before})
+        suites[report.suite] = entry
         for name, figure in report.figures.items():
-            figure.savefig(folder / name, dpi=150)
-    _replace(path, json.dumps({"suites": suites}, indent=1) + "\n")
+            unfinished = folder / f"{name}.tmp"
+            figure.savefig(unfinished, dpi=150, format="png")
+            unfinished.replace(folder / name)
+    _replace(folder / JSON, json.dumps(results, indent=1) + "\n")
     title = f"# {about['model']}, step {about['step']}"
-    _replace(
-        folder / MARKDOWN,
-        "\n\n".join([title, *(suite["markdown"] for suite in suites.values())]) + "\n",
-    )
+    parts = [title, *(suite["markdown"] for suite in suites.values())]
+    _replace(folder / MARKDOWN, "\n\n".join(parts) + "\n")
+
+
+def _read(folder: pathlib.Path) -> dict[str, Any]:
+    """A folder's results.json; without suites where there is none."""
+    path = folder / JSON
+    if not path.is_file():
+        return {"suites": {}, "earlier": []}
+    try:
+        results = json.loads(path.read_text())
+        assert isinstance(results["suites"], dict)
+    except (OSError, ValueError, TypeError, KeyError, AssertionError):
+        raise UserError(
+            f"{str(path)!r} is no file of results, or is damaged; move it away, or give another "
+            f"folder with --output"
+        ) from None
+    return {"earlier": [], **results}
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
@@ -73,58 +143,3 @@ def paper_size(config: ModelConfig) -> str:
 def paper_rows(size: str, values: dict[str, dict[str, Any]]) -> list[tuple[str, Any]]:
     """(label, value) of every model that the paper has of a size."""
     return [(f"paper: {model} {size}", value) for model, value in values[size].items()]
-
-
-def extrapolation_figure(curves: Sequence[Curve], trained_at: int) -> Figure:
-    """Left: perplexity against context, with the paper's values at 16,384; right: against the
-    position in the longest window.
-    """
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(
-        [curve.context for curve in curves],
-        [curve.perplexity for curve in curves],
-        marker="o",
-        label="this model",
-    )
-    for (model, value), marker in zip(paper_values.EXTRAPOLATION.items(), "sv^<>", strict=True):
-        left.plot([16384], [value], marker, fillstyle="none", label=f"paper: {model} 1.3B")
-    left.set(xlabel="context (tokens)", ylabel="perplexity", title="all positions of a window")
-    left.set_xscale("log", base=2)
-    left.set_yscale("log")
-    longest = curves[-1].by_position()
-    right.plot(*zip(*longest, strict=True), linewidth=0.9)
-    right.set(
-        xlabel="position in the window",
-        ylabel="perplexity",
-        title=f"windows of {curves[-1].context:,} tokens",
-    )
-    right.set_xscale("log", base=2)
-    for axes in (left, right):
-        axes.axvline(trained_at, linestyle=":", color="gray", label=f"trained at {trained_at:,}")
-        axes.grid(alpha=0.3)
-    left.legend(fontsize=7)
-    return figure
-
-
-def speed_figure(lengths: Sequence[Timing], batches: Sequence[Timing]) -> Figure:
-    """The two panels of the paper's figure 9."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(
-        [timing.tokens for timing in lengths], [timing.seconds for timing in lengths], marker="o"
-    )
-    left.set(xlabel="generated tokens", ylabel="seconds", title="batch 1, prompt of 16 tokens")
-    good = [timing for timing in batches if timing.seconds is not None]
-    right.plot(
-        [timing.batch for timing in good], [timing.tokens_per_second for timing in good], marker="o"
-    )
-    for timing in batches:
-        if timing.seconds is None:
-            right.axvline(timing.batch, linestyle="--", color="red")
-            right.annotate("out of memory", (timing.batch, 0), rotation=90, color="red")
-    right.set(xlabel="batch", ylabel="tokens/s", title="throughput")
-    right.set_xscale("log", base=2)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    return figure

@@ -1,14 +1,18 @@
 """Evaluation of a finished or running run, or of another project's checkpoint."""
 
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import jax
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.evaluation import options as options_lib
 from xlstm_jax.evaluation import report
+from xlstm_jax.evaluation.opened import Evaluation
+from xlstm_jax.evaluation.options import Options
 from xlstm_jax.evaluation.perplexity import Perplexity
-from xlstm_jax.evaluation.suites import SUITES, Evaluation, Options
+from xlstm_jax.evaluation.suites import SUITES
 
 
 def evaluate_suites(
@@ -21,24 +25,51 @@ def evaluate_suites(
     """Runs suites and writes their results to `output`, by default RUN/eval/<step>/; each as soon
     as it is there.
 
+    What can be wrong with an option of any suite is found before the first one runs.
+
     Raises:
-        UserError: no such suite or checkpoint, or something that a suite needs is missing.
+        UserError: no such suite or checkpoint, something that a suite needs is missing, an option
+            would be ignored, or results could not be written.
     """
-    if unknown := [name for name in suites if name not in SUITES]:
-        raise UserError(f"--suite has {unknown[0]!r}; it must be some of {','.join(SUITES)}")
+    suites = list(dict.fromkeys(suites))
+    options_lib.check(suites, options, output)
     evaluation = Evaluation(checkpoint, step, options)
-    folder = (
-        pathlib.Path(output)
-        if output
-        else evaluation.opened.folder / "eval" / str(evaluation.opened.step)
-    )
-    results = {}
+    about = evaluation.about
+    if output:
+        folder = pathlib.Path(output)
+        report.check_subject(folder, about)
+    else:
+        folder = evaluation.opened.folder / "eval" / str(evaluation.opened.step)
+        report.check_folder(folder)
+    evaluation.check(suites)
+    results: dict[str, report.Report] = {}
+    unwritten: list[report.Report] = []
     for name in suites:
         with jax.set_mesh(evaluation.mesh):
             results[name] = SUITES[name](evaluation)
-        report.write(folder, evaluation.about, [results[name]])
+        unwritten = _write(folder, about, [*unwritten, results[name]])
+    if unwritten:
+        names = ", ".join(result.suite for result in unwritten)
+        raise UserError(
+            f"the results of {names} could not be written to {str(folder)!r}; they are printed "
+            f"above"
+        )
     print(folder / report.MARKDOWN, flush=True)
     return results
+
+
+def _write(
+    folder: pathlib.Path, about: dict[str, object], results: list[report.Report]
+) -> list[report.Report]:
+    """The results that could not be written, to be tried again after the next suite: a full disk
+    does not cost the suites that are still to run.
+    """
+    try:
+        report.write(folder, about, results)
+    except OSError as error:
+        print(f"{folder} can't be written to: {error}", file=sys.stderr, flush=True)
+        return results
+    return []
 
 
 def evaluate_run(
@@ -50,4 +81,5 @@ def evaluate_run(
     values = evaluate_suites(
         workdir, ["perplexity"], Options(split=split, max_tokens=max_tokens), step
     )["perplexity"].values
-    return Perplexity(values["nats"], values["tokens"], values["text_bytes"])
+    names = ("nats", "tokens", "text_bytes", "context_length")
+    return Perplexity(*(values[name] for name in names))

@@ -1,4 +1,4 @@
-"""Log-probabilities of given continuations: the ground that downstream tasks and PALOMA stand on."""
+"""Log-probabilities of given continuations, for downstream tasks and PALOMA."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -46,9 +46,11 @@ class Scorer:
     ):
         self.model, self.params, self.batch_size, self._place = model, params, batch_size, place
 
-    def score(self, pairs: Sequence[Pair]) -> list[Score]:
+    def score(
+        self, pairs: Sequence[Pair], on_scored: Callable[[int], object] = lambda count: None
+    ) -> list[Score]:
         """In the order of `pairs`. Contexts and continuations are batched by length and padded to
-        few lengths: few programs.
+        few lengths: few programs. `on_scored` is called with the number of pairs of each batch.
         """
         by_context: dict[tuple[int, ...], list[int]] = {}
         for number, (context, _) in enumerate(pairs):
@@ -76,6 +78,7 @@ class Scorer:
                 scores.update(
                     {number: result for (_, number), result in zip(part, results, strict=True)}
                 )
+                on_scored(len(part))
         return [scores[number] for number in range(len(pairs))]
 
     def _continuations(

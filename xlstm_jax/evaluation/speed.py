@@ -4,7 +4,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -40,14 +40,12 @@ class Timing(NamedTuple):
 
 def time_lengths(
     model: nn.Module, params: Any, lengths: Sequence[int] = LENGTHS, repetitions: int = 3
-) -> list[Timing]:
-    """Batch 1, a prompt of 16 tokens, one program for all lengths."""
+) -> Iterator[Timing]:
+    """Batch 1, a prompt of 16 tokens, one program for all lengths; each as soon as it is there."""
     run = _runner(model, params, 1, max(lengths))
     run(1)
-    return [
-        Timing(1, length, _median(lambda length=length: run(length), repetitions))
-        for length in sorted(lengths)
-    ]
+    for length in sorted(set(lengths)):
+        yield Timing(1, length, _median(lambda length=length: run(length), repetitions))
 
 
 def time_batches(
@@ -56,24 +54,23 @@ def time_batches(
     batches: Sequence[int] = BATCHES,
     tokens: int = TOKENS_PER_BATCH,
     repetitions: int = 3,
-) -> list[Timing]:
-    """The same tokens for more and more rows; the first batch that memory does not hold is marked
-    and ends it.
+) -> Iterator[Timing]:
+    """The same tokens for more and more rows, each batch as soon as it is measured; the first one
+    that memory does not hold is marked and ends it.
     """
-    timings: list[Timing] = []
-    for batch in sorted(batches):
+    for batch in sorted(set(batches)):
         try:
             run = _runner(model, params, batch, tokens)
             run(1)
-            timings.append(Timing(batch, tokens, _median(lambda run=run: run(tokens), repetitions)))
+            timing = Timing(batch, tokens, _median(lambda run=run: run(tokens), repetitions))
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(
                 error
             ):
                 raise
-            timings.append(Timing(batch, tokens, None))
-            break
-    return timings
+            yield Timing(batch, tokens, None)
+            return
+        yield timing
 
 
 def _runner(model: nn.Module, params: Any, batch: int, space: int) -> Callable[[int], None]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from xlstm_jax.generation.sampling import Sampling, choose
-from xlstm_jax.generation.session import Session, empty_session, read_piece
+from xlstm_jax.generation.session import Session, empty_session, extended, read_piece
 from xlstm_jax.models.backbone import join_states, split_blocks
 from xlstm_jax.typing import Array, Bool, Int
 
@@ -22,7 +22,7 @@ def decode(
     session: Session,
     keys: Array,
     ended: Bool[Array, " B"],
-    num_tokens: Int[Array, ""],
+    num_tokens: Int[Array, " #B"] | Int[Array, ""],
     *,
     space: int,
     sampling: Sampling,
@@ -36,9 +36,9 @@ def decode(
     Args:
         model, params: fastest as `weights.for_steps` gives them; the session's states are stacked
             in any case.
-        space: length of the result, at least `num_tokens`, which is no part of the compiled
-            program.
         ended: rows that write nothing; without effect where `stop_tokens` is None.
+        num_tokens: one number, or with `stop_tokens` one per row; the compiled program serves any.
+        space: length of the result, at least `num_tokens`.
         stop_tokens: a row ends after one of them. None: no row ends, which spares a step its
             padding.
 
@@ -48,29 +48,32 @@ def decode(
     """
     may_end = stop_tokens is not None
     stops = jnp.asarray(stop_tokens or (NOTHING,))
+    limits = jnp.broadcast_to(jnp.asarray(num_tokens, jnp.int32), ended.shape)
 
     def unfinished(carry: Any) -> Bool[Array, ""]:
         number, _, ended, _ = carry
-        return (number < num_tokens) & ~jnp.all(ended)
+        return (number < jnp.max(limits)) & ~jnp.all(ended)
 
     def step(carry: Any) -> Any:
         number, session, ended, tokens = carry
         step_keys = jax.vmap(jax.random.fold_in)(keys, session.position)
         token = choose(session.logits, session.seen, step_keys, sampling)
-        # A row that has ended goes on as padding, which changes no state.
-        segment_ids = jnp.where(ended, -1, 0)[:, None] if may_end else None
+        # A row that writes nothing more goes on as padding, which changes no state.
+        idle = ended | (number >= limits) if may_end else ended
+        segment_ids = jnp.where(idle, -1, 0)[:, None] if may_end else None
         logits, state = model.apply(
             {"params": params}, token[:, None], session.state, segment_ids=segment_ids
         )
         rows = jnp.arange(len(token))
-        session = Session(
-            state,
-            jnp.where(ended[:, None], session.logits, logits[:, -1].astype(jnp.float32)),
-            session.position + ~ended,
-            session.seen.at[rows, token].max(~ended),
+        session = session._replace(
+            state=state,
+            logits=jnp.where(idle[:, None], session.logits, logits[:, -1].astype(jnp.float32)),
+            position=session.position + ~idle,
+            seen=session.seen.at[rows, token].max(~idle),
         )
-        tokens = tokens.at[:, number].set(jnp.where(ended, NOTHING, token))
-        return number + 1, session, ended | jnp.any(token[:, None] == stops, axis=1), tokens
+        tokens = tokens.at[:, number].set(jnp.where(idle, NOTHING, token))
+        ended |= ~idle & jnp.any(token[:, None] == stops, axis=1)
+        return number + 1, session, ended, tokens
 
     ended = ended if may_end else jnp.zeros_like(ended)
     tokens = jnp.full((len(ended), space), NOTHING, jnp.int32)
@@ -79,7 +82,9 @@ def decode(
     _, session, ended, tokens = jax.lax.while_loop(unfinished, step, (0, session, ended, tokens))
     if model.apart:
         session = _with_blocks(session, join_states(session.state.blocks, model.config))
-    return session, tokens, ended
+    count = jnp.sum(tokens != NOTHING, axis=1, dtype=jnp.int32)
+    tail = extended(session.tail, tokens, count, jnp.zeros_like(count))
+    return session._replace(tail=tail), tokens, ended
 
 
 def _with_blocks(session: Session, blocks: Any) -> Session:

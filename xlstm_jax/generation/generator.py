@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,11 +15,15 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.generation import session as sessions
 from xlstm_jax.generation.decoding import NOTHING, decode, row_keys
 from xlstm_jax.generation.sampling import UNCHANGED, Sampling
-from xlstm_jax.generation.session import Session
-from xlstm_jax.generation.text import TextStream
+from xlstm_jax.generation.session import TAIL, Session, Tail
+from xlstm_jax.generation.text import CONTEXT, TextStream, continuing
 from xlstm_jax.generation.weights import for_steps
 
 BLOCK = 16  # tokens that the device writes before the host looks at them
+# Where a call ends with more tokens than these held back, as they begin a very long stop string,
+# they are given out as text, and the next call does not find that stop string.
+MOST_UNSHOWN = TAIL - CONTEXT
+SEEDS = 2**32
 
 OnText = Callable[[int, str], None]
 
@@ -27,8 +32,10 @@ class Written(NamedTuple):
     """What `Generator.write` wrote, row by row.
 
     Attributes:
-        texts: without stop strings and end-of-text tokens.
-        tokens: all of them, those included.
+        texts: without stop strings and end-of-text tokens. What could not be shown yet at the end,
+            an unfinished character or the beginning of a stop string, begins the text that the
+            session's next `write` returns; `Generator.held` has it where none follows.
+        tokens: all of them, stop tokens and those of stop strings included.
         ended: whether a row ended by itself; else it reached the wanted number of tokens.
         session: after exactly these tokens, so that reading or writing can go on.
     """
@@ -37,6 +44,11 @@ class Written(NamedTuple):
     tokens: list[list[int]]
     ended: list[bool]
     session: Session
+
+    def __repr__(self) -> str:
+        """Without the arrays of the session, which are millions of numbers."""
+        counts = [len(row) for row in self.tokens]
+        return f"Written(texts={self.texts!r}, tokens in each={counts}, ended={self.ended})"
 
 
 class Generator:
@@ -52,15 +64,23 @@ class Generator:
     def __init__(self, model: nn.Module, params: Any, tokenizer: Tokenizer):
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self._for_steps = for_steps(model, params)
+        self._continuing = continuing(tokenizer)
 
     def read(self, texts: Sequence[str], session: Session | None = None) -> Session:
         """The session after the texts: new documents, each begun by an end-of-text token, or the
         given session's rows continued.
         """
-        start = [self.tokenizer.end_of_text] if session is None else []
-        return self.read_tokens(
-            [start + self.tokenizer.encode(text).tolist() for text in texts], session
-        )
+        end = self.tokenizer.end_of_text
+        if session is None:
+            return self.read_tokens(
+                [[end, *self.tokenizer.encode(text).tolist()] for text in texts]
+            )
+        prompts = []
+        for text, (context, unshown) in zip(texts, self._last_tokens(session.tail), strict=True):
+            begins_document = not (context or unshown)
+            tokenizer = self.tokenizer if begins_document else self._continuing
+            prompts.append(tokenizer.encode(text).tolist())
+        return self.read_tokens(prompts, session)
 
     def read_tokens(
         self, prompts: Sequence[Sequence[int]], session: Session | None = None
@@ -81,9 +101,12 @@ class Generator:
     ) -> Written:
         """Up to `max_new_tokens` tokens for every row.
 
+        Writing in several calls gives the same as writing in one: tokens, texts, and where they
+        end.
+
         Args:
-            seeds: one per row, which with the row's position decides all draws; default: 0, 1, 2,
-                ...
+            seeds: one per row, from 0 to 2^32 - 1, which with the row's position decides all
+                draws; default: 0, 1, 2, ...
             stop: a row ends when its text has one of these.
             on_text: called with (row, text) as text becomes final, in pieces of whole characters.
         """
@@ -91,73 +114,125 @@ class Generator:
         seeds = range(rows) if seeds is None else seeds
         if len(seeds) != rows:
             raise UserError(f"{len(seeds)} seeds are given for {rows} texts; give one for each")
+        for seed in seeds:
+            if not 0 <= seed < SEEDS:
+                raise UserError(f"seed {seed} can't be used; give one from 0 to {SEEDS - 1:,}")
         if sampling.num_choices is None:
             sampling = Sampling(**{**vars(sampling), "num_choices": self.tokenizer.vocab_size})
         stop_tokens = (self.tokenizer.end_of_text,) if stop_at_end_of_text else ()
         may_end = stop_at_end_of_text or any(stop)
-        texts = [_Row(TextStream(self.tokenizer, stop), stop_tokens) for _ in range(rows)]
 
         def show(row: int) -> Callable[[str], None]:
             return (lambda text: on_text(row, text)) if on_text else (lambda text: None)
 
-        ended, keys, written = np.zeros(rows, bool), row_keys(seeds), 0
+        texts = [
+            _Row(stream, stop_tokens, show(number))
+            for number, stream in enumerate(self._streams(session.tail, stop))
+        ]
+        ended, keys, written = np.array([row.stopped for row in texts]), row_keys(seeds), 0
         while written < max_new_tokens and not ended.all():
             before, count = session, min(BLOCK, max_new_tokens - written)
-            session, block, ended_by_token = decode(
-                *self._for_steps,
-                session,
-                keys,
-                jnp.asarray(ended),
-                count,
-                space=BLOCK,
-                sampling=sampling,
-                stop_tokens=stop_tokens if may_end else None,
-            )
+
+            def decoded(limits: list[int], before=before, ended=ended) -> tuple[Any, ...]:
+                return decode(
+                    *self._for_steps,
+                    before,
+                    keys,
+                    jnp.asarray(ended),
+                    jnp.asarray(limits, jnp.int32),
+                    space=BLOCK,
+                    sampling=sampling,
+                    stop_tokens=stop_tokens if may_end else None,
+                )
+
+            session, block, ended_by_token = decoded([count] * rows)
             block = [
-                [token for token in row if token != NOTHING]
-                for row in np.asarray(block)[:, :count].tolist()
+                [token for token in row if token != NOTHING] for row in np.asarray(block).tolist()
             ]
-            accepted = [
-                row.add(tokens, show(number))
-                for number, (row, tokens) in enumerate(zip(texts, block, strict=True))
-            ]
-            cut = [kept < len(tokens) for kept, tokens in zip(accepted, block, strict=True)]
-            # a stop string inside the block: that row's accepted tokens are read again, from the
-            # block's beginning
-            if any(cut):
-                again = [
-                    tokens[:kept] if is_cut else []
-                    for tokens, kept, is_cut in zip(block, accepted, cut, strict=True)
-                ]
-                read_again = sessions.read(self.model, self.params, again, before, at_least=BLOCK)
-                session = sessions.merge(cut, read_again, session)
-            ended = np.asarray(ended_by_token) | np.array(
-                [row.stream.ending is not None for row in texts]
-            )
+            accepted = [row.add(tokens) for row, tokens in zip(texts, block, strict=True)]
+            if any(kept < len(tokens) for kept, tokens in zip(accepted, block, strict=True)):
+                # A stop string ended a row inside the block. The same program writes the block
+                # again, up to there: the same tokens, as their keys are the same.
+                session, _, _ = decoded(accepted)
+            ended = np.asarray(ended_by_token) | np.array([row.stopped for row in texts])
             written += count
-        for number, row in enumerate(texts):
-            if rest := row.stream.finish():
-                show(number)(rest)
+        unshown = [row.end(is_ended) for row, is_ended in zip(texts, ended, strict=True)]
+        counts, given = (jnp.asarray(column, jnp.int32) for column in zip(*unshown, strict=True))
         return Written(
             [row.stream.text for row in texts],
             [row.tokens for row in texts],
             ended.tolist(),
-            session,
+            session._replace(tail=session.tail._replace(unshown=counts, given=given)),
         )
+
+    def held(self, session: Session) -> list[str]:
+        """What each row wrote last and no text has had yet: to be shown where nothing follows."""
+        streams = self._streams(session.tail, ())
+        for stream in streams:
+            stream.finish()
+        return [stream.text for stream in streams]
+
+    def _streams(self, tail: Tail, stop: Sequence[str]) -> list[TextStream]:
+        """Each row's text where it goes on."""
+        given = np.asarray(tail.given).tolist()
+        return [
+            TextStream(self.tokenizer, stop, context, unshown, characters)
+            for (context, unshown), characters in zip(self._last_tokens(tail), given, strict=True)
+        ]
+
+    def _last_tokens(self, tail: Tail) -> list[tuple[list[int], list[int]]]:
+        """Of each row the last tokens of its document that were given out as text, and those that
+        were not.
+        """
+        tokens, unshown, _ = jax.device_get(tail)
+        rows = []
+        for row, count in zip(tokens.tolist(), unshown.tolist(), strict=True):
+            border = len(row) - count
+            context = row[max(0, border - CONTEXT) : border]
+            starts = [
+                place + 1
+                for place, token in enumerate(context)
+                if token in (NOTHING, self.tokenizer.end_of_text)
+            ]
+            rows.append((context[max(starts, default=0) :], row[border:]))
+        return rows
 
 
 class _Row:
-    """One text as it grows."""
+    """One text as it grows; what can be shown goes to `on_text`."""
 
-    def __init__(self, stream: TextStream, stop_tokens: tuple[int, ...]):
-        self.stream, self.tokens, self._stop_tokens = stream, [], stop_tokens
+    def __init__(
+        self, stream: TextStream, stop_tokens: tuple[int, ...], on_text: Callable[[str], None]
+    ):
+        self.stream, self.tokens = stream, []
+        self._stop_tokens, self._on_text = stop_tokens, on_text
+        self._show(stream.text)
 
-    def add(self, tokens: Sequence[int], on_text: Callable[[str], None]) -> int:
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return self.stream.ending is not None
+
+    def add(self, tokens: Sequence[int]) -> int:
         """How many of the tokens belong to the text: all, or those up to its end."""
         for number, token in enumerate(tokens, 1):
-            if self.stream.ending is not None:
+            if self.stopped:
                 return number - 1
             self.tokens.append(token)
-            if token not in self._stop_tokens and (text := self.stream.add(token)):
-                on_text(text)
+            if token not in self._stop_tokens:
+                self._show(self.stream.add(token))
         return len(tokens)
+
+    def end(self, ended: bool) -> tuple[int, int]:
+        """Ends this call's part of the text; returns what the session has to know of it: how many
+        of its last tokens are not given out in full, and how many of their characters are.
+        """
+        count, given = self.stream.unshown()
+        if not ended and count <= MOST_UNSHOWN:
+            return count, given
+        self._show(self.stream.finish())
+        return 0, 0
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._on_text(text)

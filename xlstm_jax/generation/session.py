@@ -5,10 +5,7 @@ A session is an immutable pytree. Reading more makes a new one; the old one stay
 going back costs nothing.
 """
 
-import dataclasses
 import functools
-import json
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +19,22 @@ from xlstm_jax.models import BackboneState
 from xlstm_jax.typing import Array, Bool, Float, Int
 
 PIECE = 2048  # tokens of a prompt that are read at once: longer ones take no more memory
+TAIL = 128  # last tokens that a session keeps, for the text that follows them
+
+
+class Tail(NamedTuple):
+    """The last tokens: what decides how the text that follows them is written (`text.TextStream`).
+
+    Attributes:
+        tokens: the last `TAIL` tokens read or written, -1 in the place of those before the first.
+        unshown: so many of them, at the end, were written but not given out as text in full: they
+            are an unfinished character, or may be the beginning of a stop string.
+        given: so many characters of the unshown tokens' text were given out.
+    """
+
+    tokens: Int[Array, "B TAIL"]
+    unshown: Int[Array, " B"]
+    given: Int[Array, " B"]
 
 
 class Session(NamedTuple):
@@ -31,12 +44,14 @@ class Session(NamedTuple):
         logits: float32, of the next token; zeros before the first.
         position: number of tokens read.
         seen: ids read, for the repetition penalty.
+        tail: the last tokens, for the text that follows them.
     """
 
     state: BackboneState
     logits: Float[Array, "B E"]
     position: Int[Array, " B"]
     seen: Bool[Array, "B E"]
+    tail: Tail
 
 
 def empty_session(model: nn.Module, batch_size: int) -> Session:
@@ -47,6 +62,11 @@ def empty_session(model: nn.Module, batch_size: int) -> Session:
         jnp.zeros((batch_size, vocabulary), jnp.float32),
         jnp.zeros(batch_size, jnp.int32),
         jnp.zeros((batch_size, vocabulary), bool),
+        Tail(
+            jnp.full((batch_size, TAIL), -1, jnp.int32),
+            jnp.zeros(batch_size, jnp.int32),
+            jnp.zeros(batch_size, jnp.int32),
+        ),
     )
 
 
@@ -116,12 +136,32 @@ def read_piece(
     is_token = jnp.ones(tokens.shape, bool) if segment_ids is None else segment_ids >= 0
     read_any = is_token[:, -1:]
     rows = jnp.arange(len(tokens))[:, None]
+    count = jnp.sum(is_token, axis=1, dtype=jnp.int32)
     return Session(
         state,
         jnp.where(read_any, logits, session.logits),
-        session.position + jnp.sum(is_token, axis=1, dtype=jnp.int32),
+        session.position + count,
         session.seen.at[rows, tokens].max(is_token),
+        extended(session.tail, tokens, count, tokens.shape[1] - count),
     )
+
+
+def extended(
+    tail: Tail, tokens: Int[Array, "B T"], count: Int[Array, " B"], start: Int[Array, " B"]
+) -> Tail:
+    """The tail after each row's `count` more tokens, which stand in `tokens` from `start` on.
+
+    A row without new tokens stays as it is; in the others nothing is held back any more.
+    """
+    # where each token of the new tail stands in the old tail with the new tokens put behind it
+    place = jnp.arange(TAIL) + count[:, None]
+    new = jnp.clip(place - TAIL + start[:, None], 0, tokens.shape[1] - 1)
+    ids = jnp.where(
+        place < TAIL,
+        jnp.take_along_axis(tail.tokens, jnp.clip(place, 0, TAIL - 1), axis=1),
+        jnp.take_along_axis(tokens.astype(jnp.int32), new, axis=1),
+    )
+    return Tail(ids, jnp.where(count > 0, 0, tail.unshown), jnp.where(count > 0, 0, tail.given))
 
 
 def take(session: Session, rows: Sequence[int]) -> Session:
@@ -129,67 +169,8 @@ def take(session: Session, rows: Sequence[int]) -> Session:
     it in several ways.
     """
     index = jnp.asarray(rows)
-    return _map_rows(lambda axis, leaf: jnp.take(leaf, index, axis=axis), session)
-
-
-def merge(rows: Sequence[bool], these: Session, others: Session) -> Session:
-    """`these` in the given rows, `others` elsewhere."""
-    chosen = jnp.asarray(rows)
-
-    def select(axis: int, this: Array, other: Array) -> Array:
-        return jnp.where(
-            chosen.reshape(*[1] * axis, -1, *[1] * (this.ndim - axis - 1)), this, other
-        )
-
-    return _map_rows(select, these, others)
-
-
-def _map_rows(function: Any, *sessions: Session) -> Session:
-    """function(axis of the batch, leaf of each session) everywhere: the blocks' states are stacked,
-    so that theirs is axis 1.
-    """
-    blocks = jax.tree.map(
-        functools.partial(function, 1), *(session.state.blocks for session in sessions)
-    )
-    rest = [session._replace(state=session.state._replace(blocks=())) for session in sessions]
-    mapped = jax.tree.map(functools.partial(function, 0), *rest)
-    return mapped._replace(state=mapped.state._replace(blocks=blocks))
-
-
-def save(session: Session, path: str | pathlib.Path, model: nn.Module) -> None:
-    """Writes a session as an .npz file (arrays only) that names the model's configuration."""
-    arrays = {name: np.asarray(leaf) for name, leaf in _named(session)}
-    with open(path, "wb") as file:
-        np.savez(file, model=np.array(json.dumps(dataclasses.asdict(model.config))), **arrays)
-
-
-def load(path: str | pathlib.Path, model: nn.Module) -> Session:
-    """A saved session; raises `UserError` where the file is no session of such a model."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"session file {str(path)!r} can't be read: {error}") from None
-    config = json.dumps(dataclasses.asdict(model.config))
-    if "model" not in arrays or "logits" not in arrays or str(arrays["model"]) != config:
-        raise UserError(
-            f"session file {str(path)!r} is of another model; give the checkpoint that it was made "
-            f"with"
-        )
-    wanted = jax.eval_shape(lambda: empty_session(model, len(arrays["logits"])))
-    for name, leaf in _named(wanted):
-        if name not in arrays or arrays[name].shape != leaf.shape:
-            raise UserError(
-                f"session file {str(path)!r} is damaged: {name} is missing or has another shape "
-                f"than {leaf.shape}"
-            )
-    return jax.tree.unflatten(
-        jax.tree.structure(wanted), [jnp.asarray(arrays[name]) for name, _ in _named(wanted)]
-    )
-
-
-def _named(session: Session) -> list[tuple[str, Any]]:
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(session)
-    ]
+    # the blocks' states are stacked, block by block: in them the rows are the second axis
+    blocks = jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=1), session.state.blocks)
+    rest = session._replace(state=session.state._replace(blocks=()))
+    taken = jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0), rest)
+    return taken._replace(state=taken.state._replace(blocks=blocks))

@@ -1,19 +1,23 @@
 """Tokens to text while they come: whole characters only, and nothing that a stop string may take
-back.
+back. Where one call ends and the next one begins changes nothing.
 """
 
+import dataclasses
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import tokenizers
 
-from xlstm_jax.data.tokenizer import Tokenizer
+from xlstm_jax.data.tokenizer import FileTokenizer, Tokenizer
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the bytes of half a character decode to
+CONTEXT = 4  # tokens before a token that are decoded with it
 
 
 class Ending(NamedTuple):
-    """Where a stop string was found: tokens up to the one that completed it, and the stop string."""
+    """Where a stop string was found: how many added tokens it took, and the stop string."""
 
     tokens: int
     stop: str
@@ -25,18 +29,40 @@ class TextStream:
     `add` returns what can be shown: characters whose bytes are all there and that no stop string
     can begin with any more. The stop string itself is never shown. Costs are constant per token:
     only the last few tokens are decoded again.
+
+    A text may be written in several calls. The next call's stream is made with what `unshown` says
+    of this one's last tokens; it gives the text that one stream for all tokens would give.
+
+    Args:
+        context: the tokens before. A tokenizer may write a token differently at the beginning of a
+            text: one that marks words by the space before them leaves out the first one's.
+        unshown, given: the tokens of an earlier call whose text was not given out in full, and how
+            many of their characters were. What of it can be shown now is in `text`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), context: Sequence[int] = ()):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        context: Sequence[int] = (),
+        unshown: Sequence[int] = (),
+        given: int = 0,
+    ):
         self._tokenizer, self._stop = tokenizer, tuple(string for string in stop if string)
-        # A tokenizer may write a token differently at the beginning of a text: the last tokens of
-        # the prompt come before.
-        self._tokens = list(context)[-4:]
+        self._tokens = list(context)[-CONTEXT:]
         self._decoded_from, self._decoded_to = 0, len(self._tokens)
-        self._count = 0
+        self._count = -len(unshown)
         self._held = ""  # decoded, but perhaps the beginning of a stop string
+        self._given_before = given
+        # Pairs (number of tokens, number of characters of their text), one for each call that could
+        # decode all tokens so far. The first pair is the last one whose text was given out in full:
+        # the tokens behind it are those that `unshown` counts.
+        self._characters = 0
+        self._pauses = [(len(self._tokens), 0)]
         self.text = ""
         self.ending: Ending | None = None
+        for token in unshown:
+            self.add(token)
 
     def add(self, token: int) -> str:
         """The text that this token makes final; "" after an ending."""
@@ -46,10 +72,12 @@ class TextStream:
         self._count += 1
         before = self._decode(self._decoded_to)
         now = self._decode(len(self._tokens))
-        # a character has up to 4 bytes
+        # Half a character: its other bytes are waited for. A character has at most 4 bytes, so that
+        # what is unfinished after 8 tokens is no text.
         if now.endswith(UNFINISHED) and len(self._tokens) - self._decoded_to < 8:
             return ""
-        self._decoded_from, self._decoded_to = self._decoded_to, len(self._tokens)
+        self._decoded_to = len(self._tokens)
+        self._decoded_from = max(0, self._decoded_to - CONTEXT)
         return self._release(now[len(before) :])
 
     def finish(self) -> str:
@@ -65,6 +93,14 @@ class TextStream:
             shown += tail
         return shown
 
+    def unshown(self) -> tuple[int, int]:
+        """(tokens at the end whose text was not given out in full, characters of it that were)."""
+        if self.ending is not None:
+            return 0, 0
+        tokens, characters = self._pauses[0]
+        count = len(self._tokens) - tokens
+        return count, self._characters - len(self._held) - characters if count else 0
+
     def _decode(self, end: int) -> str:
         return (
             self._tokenizer.decode(np.asarray(self._tokens[self._decoded_from : end], np.int64))
@@ -73,7 +109,10 @@ class TextStream:
         )
 
     def _release(self, new: str) -> str:
-        self._held += new
+        self._characters += len(new)
+        self._pauses.append((self._decoded_to, self._characters))
+        known, self._given_before = self._given_before, max(0, self._given_before - len(new))
+        self._held += new[known:]
         found = [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
             at, stop = min(found)
@@ -85,6 +124,9 @@ class TextStream:
                 self._held[: len(self._held) - held],
                 self._held[len(self._held) - held :],
             )
+        given = self._characters - len(self._held)
+        while len(self._pauses) > 1 and self._pauses[1][1] <= given:
+            del self._pauses[0]
         self.text += shown
         return shown
 
@@ -99,3 +141,46 @@ def _overlap(text: str, stop: str) -> int:
         ),
         0,
     )
+
+
+def continuing(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer for a text that goes on behind another: many put a space before whatever they
+    are given, which there would be a space that nobody wrote.
+    """
+    if not isinstance(tokenizer, FileTokenizer):
+        return tokenizer
+    fields = json.loads(tokenizer.tokenizer.to_str())
+    for part in ("normalizer", "pre_tokenizer"):
+        fields[part] = _without_first_space(fields[part])
+    changed = tokenizers.Tokenizer.from_str(json.dumps(fields))
+    changed.encode_special_tokens = tokenizer.tokenizer.encode_special_tokens
+    return dataclasses.replace(tokenizer, tokenizer=changed)
+
+
+def _without_first_space(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normalizer or pre-tokenizer, as `tokenizers` stores it, that puts nothing before a text;
+    None where it did nothing else.
+    """
+    match part:
+        case {"type": "Prepend"}:
+            return None
+        case {"type": "Metaspace"}:
+            return {**part, "prepend_scheme": "never"}
+        case {"type": "ByteLevel"}:
+            return {**part, "add_prefix_space": False}
+        case {"type": "Sequence"}:
+            (name,) = part.keys() & {"normalizers", "pretokenizers"}
+            kept = [_without_first_space(member) for member in part[name]]
+            return {**part, name: [member for member in kept if member is not None]}
+    return part
+
+
+# Control characters but for tab and line feed. A terminal obeys them: it clears itself, moves its
+# cursor, changes its title.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_CONTROLS = {code: name for code, name in _CONTROLS.items() if chr(code) not in "\t\n"}
+
+
+def printable(text: str) -> str:
+    r"""The text for a terminal: control characters, which a model may write, as \x1b."""
+    return text.translate(_CONTROLS)

@@ -2,18 +2,21 @@
 themselves.
 """
 
+import hashlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.models import LanguageModel
 from xlstm_jax.models.backbone import split_blocks
 from xlstm_jax.parallel import compute_dtype, has_room, only_device, rows_in_place
 
-# Of these the model only ever uses the cast kernel, so that casting it beforehand changes no bit of
-# any result. Gates, and in the paper's blocks q, k and v (which are multiplied with the gates'
-# kernels first), stay float32.
+# The model casts these kernels to the compute dtype before it uses them, so that casting them once
+# beforehand changes no bit of any result. The gates' kernels stay float32, and so do q, k and v of
+# the paper's blocks, which are multiplied with the gates' kernels first.
 CAST = {"up_projection", "down_projection", "out_projection", "output_gate", "lm_head", "embedding"}
 CAST_7B = CAST | {"query", "key", "value"}
 
@@ -32,6 +35,35 @@ def cast_weights(params: Any, config: ModelConfig) -> Any:
         )
 
     return jax.tree_util.tree_map_with_path(cast, params)
+
+
+SAMPLED = 64  # so many values of each parameter array are read for the fingerprint
+
+
+def fingerprint(params: Any) -> str:
+    """A name for the values of a checkpoint's parameters, the same before and after
+    `cast_weights`.
+
+    It reads 64 values of every array, spread over it, so that it costs nothing for billions of
+    parameters. One training step changes nearly all values of an array, and so the fingerprint.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    content = hashlib.sha256()
+    for (path, leaf), values in zip(leaves, _sampled(params), strict=True):
+        content.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode())
+        content.update(np.asarray(values, np.float32).tobytes())
+    return content.hexdigest()
+
+
+@jax.jit
+def _sampled(params: Any) -> list[jax.Array]:
+    def values(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        places = np.linspace(0, leaf.size - 1, min(SAMPLED, leaf.size)).astype(np.int64)
+        sampled = leaf[np.unravel_index(places, leaf.shape)].astype(jnp.float32)
+        # `cast_weights` may have rounded these already
+        return sampled.astype(jnp.bfloat16) if path[-2].key in CAST_7B else sampled
+
+    return [values(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def for_steps(model: LanguageModel, params: Any) -> tuple[LanguageModel, Any]:

@@ -1,6 +1,6 @@
 """Checkpoints in and out.
 
-    python -m xlstm_jax.interop import --source=HF_DIR --output=DIR
+    python -m xlstm_jax.interop import --source=HF_DIR --output=DIR [--tokenizer=FILE]
     python -m xlstm_jax.interop export --source=RUN --output=DIR [--format=huggingface]
     [--weight_mode=fused] [--dtype=bfloat16]
 
@@ -13,11 +13,15 @@ from collections.abc import Sequence
 
 from xlstm_jax import command_line
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import python
 from xlstm_jax.interop.convert import DTYPES, FORMATS, export_checkpoint, import_checkpoint
 
 FLAGS = {
     "source": "folder of a checkpoint; for an import also a name on the hub",
     "output": "folder to be made",
+}
+IMPORT_FLAGS = {
+    "tokenizer": "a tokenizer.json, or 'byte'; by default the one in the source's folder",
 }
 EXPORT_FLAGS = {
     "format": f"{', '.join(FORMATS)}; by default that of the model's blocks",
@@ -37,22 +41,33 @@ def main(argv: Sequence[str]) -> int:
                 print(__doc__)
                 raise SystemExit(0)
             raise UserError(
-                f"{action!r} is no action; write `python -m xlstm_jax.interop import` or `export` "
+                f"{action!r} is no action; write `{python()} -m xlstm_jax.interop import` or "
+                f"`export` "
                 f"(--help shows examples)"
             )
         flags = command_line.parse(
-            [argv[0], *argv[2:]], __doc__, FLAGS | (EXPORT_FLAGS if action == "export" else {})
+            [argv[0], *argv[2:]],
+            __doc__,
+            FLAGS | (EXPORT_FLAGS if action == "export" else IMPORT_FLAGS),
         )
         source, output = (
             command_line.text(flags, "source", "DIR"),
             command_line.text(flags, "output", "DIR"),
         )
         if action == "import":
-            config = import_checkpoint(source, output).model
-            kinds = ", ".join(sorted(set(config.block_kinds)))
-            print(f"{output}: {config.num_blocks} blocks ({kinds}) of dimension {config.dim}")
+            config = import_checkpoint(source, output, flags["tokenizer"].value)
+            model, window = config.model, config.eval.context_length or config.data.context_length
+            kinds = ", ".join(sorted(set(model.block_kinds)))
+            print(
+                f"{output}: {model.num_blocks} blocks ({kinds}) of dimension {model.dim}, trained "
+                f"on contexts of {config.data.context_length:,} tokens, evaluated on {window:,}"
+            )
             return
-        chosen = {name: flags[name].value for name in ("weight_mode", "dtype") if flags[name].value}
+        chosen = {
+            name: flags[name].value
+            for name in ("weight_mode", "dtype")
+            if flags[name].value is not None
+        }
         format = export_checkpoint(
             source,
             output,

@@ -3,18 +3,19 @@
 import itertools
 import json
 import pathlib
-import tempfile
+import shutil
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
 import yaml
 
-from xlstm_jax.config import Config, DataConfig
+from xlstm_jax.config import Config
 from xlstm_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop import folders, large, mapping, paper, tensor_files
-from xlstm_jax.interop.folders import TOKENIZER, TOKENIZER_FILES
+from xlstm_jax.interop.folders import TOKENIZER
 from xlstm_jax.models import build_model
 from xlstm_jax.training.checkpoints import read_params, write_params
 from xlstm_jax.training.run_folder import find_run
@@ -22,50 +23,51 @@ from xlstm_jax.training.state import abstract_params
 
 FORMATS = ("huggingface", "xlstm-large", "xlstm")
 DTYPES = {"float32": np.float32, "bfloat16": tensor_files.DTYPES["BF16"], "float16": np.float16}
-# in an imported folder: what exporting the same parameters needs to give back every bit
+# File of an imported folder: the tensors that were rounded when they were imported, so that an
+# export gives them back to the bit.
 ORIGINALS = "originals.safetensors"
 BYTES_PER_FILE = 5_000_000_000
 
 
-def import_checkpoint(source: str, output: str) -> Config:
+def import_checkpoint(source: str, output: str, tokenizer: str | None = None) -> Config:
     """Writes another project's checkpoint as a folder of this one: for eval.py, generation and
     `checkpoint.init_from`.
+
+    Args:
+        tokenizer: "byte", or the path of a tokenizer.json; None: the one in the source's folder.
 
     Raises:
         UserError: the source can't be converted, or the output exists.
     """
-    target = pathlib.Path(output).expanduser()
-    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
-        raise UserError(f"--output {output!r} exists and is not empty; give another folder")
-    opened = folders.open_source(source)
-    tokenizer = target / TOKENIZER if (opened.folder / TOKENIZER).is_file() else None
-    data = DataConfig(
-        tokenizer="byte" if tokenizer is None else str(tokenizer), context_length=2048
-    )
-    config = Config(model=opened.config, data=data)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".import-") as scratch:
+    with folders.new_folder(output) as target:
+        opened = folders.open_source(source)
+        config = folders.config_of(opened, tokenizer)
+        file = config.data.tokenizer
         # The checkpoint writer holds a copy of everything until the end. So that it is the only
-        # one, ours lies on disk.
+        # one, ours lies on disk, beside the folder that is to stay.
         numbers = itertools.count()
 
         def on_disk(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-            return np.asarray(
-                np.memmap(pathlib.Path(scratch) / str(next(numbers)), dtype, "w+", shape=shape)
-            )
+            place = target.parent / f"{next(numbers)}.array"
+            return np.asarray(np.memmap(place, dtype, "w+", shape=shape))
 
         write_params(target, config, import_params(opened, on_disk))
-    rounding = mapping.rounding_tensors(opened.table, opened.config)
-    folders.copy_tokenizer(opened.folder, target)
-    if rounding:
+        folders.copy_tokenizer(opened.folder, target)
+        if folders.has_record(opened.folder):
+            folders.write_record(target, config)
+        if file == "byte":
+            (target / TOKENIZER).unlink(missing_ok=True)  # the folder's, which was not to be used
+        elif tokenizer is not None:
+            shutil.copyfile(file, target / TOKENIZER)
         kept = [
             tensor_files.Tensor(
                 name, opened.tensors[name].shape, lambda name=name: opened.tensors[name]
             )
-            for name in rounding
+            for name in mapping.rounding_tensors(opened.table, opened.config)
         ]
-        tensor_files.write_file(target / ORIGINALS, kept, np.float32)
-    return config
+        if kept:
+            tensor_files.write_file(target / ORIGINALS, kept, np.float32)
+    return find_run(output).read_config()
 
 
 def import_params(source: folders.Source, allocate: mapping.Allocate = np.empty) -> dict:
@@ -98,7 +100,9 @@ def export_checkpoint(
     """
     folder = find_run(source)
     config = folder.read_config()
-    format = format or ("huggingface" if config.model.block == "7b" else "xlstm")
+    format = (
+        format if format is not None else ("huggingface" if config.model.block == "7b" else "xlstm")
+    )
     for name, value, known in (
         ("format", format, FORMATS),
         ("dtype", dtype, DTYPES),
@@ -110,64 +114,61 @@ def export_checkpoint(
         raise UserError(
             f"--weight_mode is 'fused', which the format {format!r} does not have; leave it out"
         )
-    fields = _their_fields(config, format, weight_mode, dtype)
     tokenizer_file = _tokenizer_file(folder.root, config)
-    target = pathlib.Path(output).expanduser()
-    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
-        raise UserError(f"--output {output!r} exists and is not empty; give another folder")
-
-    _, params = read_params(
-        source,
-        abstract_params(
-            build_model(config.model), jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        ),
-        step,
-    )
-    kind = paper if format == "xlstm" else large
-    originals = (
-        tensor_files.read_file(folder.root / ORIGINALS)
-        if (folder.root / ORIGINALS).is_file()
-        else None
-    )
-    tensors = mapping.exported_tensors(kind.table(config.model), config.model, params, originals)
-    if weight_mode == "fused":
-        tensors = large.fuse(tensors)
-    if format == "xlstm-large":
-        tensors = (
-            t._replace(name=large.PYPI_EMBEDDING) if t.name == large.EMBEDDING else t
-            for t in tensors
-        )
-        bytes_per_file = 1 << 62  # its reader takes one file
-    target.mkdir(parents=True, exist_ok=True)
-    tensor_files.write_folder(target, tensors, DTYPES[dtype], bytes_per_file)
-    if any((folder.root / name).is_file() for name in TOKENIZER_FILES):
-        folders.copy_tokenizer(folder.root, target)
-    else:
+    fields = _their_fields(config, format, weight_mode, dtype, tokenizer_file)
+    with folders.new_folder(output) as target:
+        on_one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        _, params = read_params(source, abstract_params(build_model(config.model), on_one), step)
+        tensors = _their_tensors(config, params, folder.root / ORIGINALS, format, weight_mode)
+        # the reader of xlstm-large takes one file
+        per_file = 1 << 62 if format == "xlstm-large" else bytes_per_file
+        tensor_files.write_folder(target, tensors, DTYPES[dtype], per_file)
         folders.write_tokenizer(target, tokenizer_file)
-    if format == "xlstm-large":
-        (target / "config.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
-    else:
-        (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+        folders.copy_tokenizer(folder.root, target)  # where it has more than we write
+        folders.write_record(target, config)
+        if format == "xlstm-large":
+            (target / "config.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
+        else:
+            (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     return format
 
 
-def _their_fields(config: Config, format: str, weight_mode: str, dtype: str) -> dict[str, Any]:
+def _their_tensors(
+    config: Config, params: Any, originals: pathlib.Path, format: str, weight_mode: str
+) -> Iterable[tensor_files.Tensor]:
+    table = (paper if format == "xlstm" else large).table(config.model)
+    kept = tensor_files.read_file(originals) if originals.is_file() else None
+    tensors = mapping.exported_tensors(table, config.model, params, kept)
+    if weight_mode == "fused":
+        tensors = large.fuse(tensors)
+    if format == "xlstm-large":
+        names = {large.EMBEDDING: large.PYPI_EMBEDDING}
+        tensors = (tensor._replace(name=names.get(tensor.name, tensor.name)) for tensor in tensors)
+    return tensors
+
+
+def _their_fields(
+    config: Config,
+    format: str,
+    weight_mode: str,
+    dtype: str,
+    tokenizer_file: pathlib.Path | None,
+) -> dict[str, Any]:
     if format == "xlstm":
         return paper.export_full_config(config.model, config.data.context_length)
     if format == "xlstm-large":
         return large.export_pypi_config(config.model)
-    end = ByteTokenizer().end_of_text if config.data.tokenizer == "byte" else None
-    if end is None and pathlib.Path(config.data.tokenizer).is_file():
-        end = load_tokenizer(config.data.tokenizer).end_of_text
-    special = {} if end is None else {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    fields = large.export_config(config.model, weight_mode)
+    tokenizer = load_tokenizer(str(tokenizer_file)) if tokenizer_file else ByteTokenizer()
+    end = tokenizer.end_of_text
     return {
         "architectures": ["xLSTMForCausalLM"],
-        **fields,
+        **large.export_config(config.model, weight_mode),
         "dtype": dtype,
         "mode": "inference",
         "return_last_states": True,
-        **special,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "pad_token_id": end,
     }
 
 

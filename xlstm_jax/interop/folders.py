@@ -1,11 +1,17 @@
-"""Folders of other projects: what kind they are, their configuration, tensors and tokenizer files."""
+"""Folders of other projects: what kind they are, their configuration, tensors and tokenizer
+files.
+"""
 
+import contextlib
 import dataclasses
+import difflib
 import json
+import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,13 +19,19 @@ import tokenizers
 import yaml
 from tokenizers import decoders, models, pre_tokenizers
 
-from xlstm_jax.config import ModelConfig
-from xlstm_jax.data.tokenizer import END_OF_TEXT, ByteTokenizer
+from xlstm_jax import config_checks
+from xlstm_jax.config import Config, DataConfig, EvalConfig, ModelConfig
+from xlstm_jax.data.tokenizer import END_OF_TEXT, ByteTokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import install, python
 from xlstm_jax.interop import large, paper, tensor_files
-from xlstm_jax.interop.mapping import Table
+from xlstm_jax.interop.mapping import Table, settle_tying
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+CONTEXT = 2048  # tokens of a window, where a checkpoint does not say what it was trained with
+# How the model was trained and evaluated, which the other formats have no fields for: an export
+# writes it, so that importing that gives the same results.
+RECORD = "xlstm_jax.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = (
     TOKENIZER,
@@ -31,6 +43,8 @@ TOKENIZER_FILES = (
     "generation_config.json",
     "chat_template.jinja",
 )
+# Of these transformers can make a tokenizer.json.
+OTHER_TOKENIZERS = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +54,7 @@ class Source:
     Attributes:
         kind: "huggingface", "xlstm-large" or "xlstm", the formats of `python -m xlstm_jax.interop`.
         tensors: in the names of `table`, memory-mapped.
+        context_length: that the checkpoint names; None where it names none.
     """
 
     folder: pathlib.Path
@@ -47,6 +62,7 @@ class Source:
     config: ModelConfig
     table: Table
     tensors: Mapping[str, np.ndarray]
+    context_length: int | None = None
 
 
 def open_source(name: str) -> Source:
@@ -55,49 +71,168 @@ def open_source(name: str) -> Source:
     Raises:
         UserError: no such folder, not a checkpoint that can be converted, damaged files.
     """
-    folder = pathlib.Path(name).expanduser()
+    folder = pathlib.Path(os.path.expanduser(name))
     if not folder.is_dir():
-        if not HUB_NAME.fullmatch(name):
+        # "runs/quikstart" could be a name on the hub, but not where there is a folder "runs"
+        if not HUB_NAME.fullmatch(name) or folder.parent.is_dir():
+            there = [path.name for path in folder.parent.glob("*")]
+            close = difflib.get_close_matches(folder.name, there, n=1)
+            meant = f" (did you mean {str(folder.parent / close[0])!r}?)" if close else ""
             raise UserError(
-                f"folder {name!r} does not exist; give a folder, or a model of the Hugging Face "
-                f"hub such as NX-AI/xLSTM-7b"
+                f"folder {name!r} does not exist{meant}; give a folder, or a model of the Hugging "
+                f"Face hub such as NX-AI/xLSTM-7b"
             )
         folder = _download(name)
+    context = None
     if (folder / "config.yaml").is_file():
         theirs = _parse(folder / "config.yaml", yaml.safe_load, yaml.YAMLError)
-        config = large.import_pypi_config(theirs)
-        tensors = tensor_files.read_folder(folder)
+        kind, config = "xlstm-large", large.import_pypi_config(theirs)
         tensors = {
             large.EMBEDDING if name == large.PYPI_EMBEDDING else name: tensor
-            for name, tensor in tensors.items()
+            for name, tensor in tensor_files.read_folder(folder).items()
         }
-        return Source(folder, "xlstm-large", config, large.table(config), tensors)
-    theirs = _parse(folder / "config.json", json.loads, ValueError)
-    if theirs.get("model_type") == "xlstm":
-        config = large.import_config(theirs)
-        tensors = tensor_files.read_folder(folder)
-        if theirs.get("weight_mode") == "fused":
-            tensors = large.split_fused(config, tensors)
-        return Source(folder, "huggingface", config, large.table(config), tensors)
-    if "slstm_at" in theirs:
-        config = paper.import_config(theirs)
-        return Source(
-            folder, "xlstm", config, paper.table(config), tensor_files.read_folder(folder)
-        )
+    else:
+        theirs = _parse(folder / "config.json", json.loads, ValueError)
+        if theirs.get("model_type") == "xlstm":
+            kind, config = "huggingface", large.import_config(theirs)
+            tensors = tensor_files.read_folder(folder)
+            if theirs.get("weight_mode") == "fused":
+                tensors = large.split_fused(config, tensors)
+        elif "slstm_at" in theirs:
+            kind, config = "xlstm", paper.import_config(theirs)
+            tensors = tensor_files.read_folder(folder)
+            if type(theirs.get("context_length")) is int and theirs["context_length"] > 0:
+                context = theirs["context_length"]
+        else:
+            raise _not_known(folder, theirs)
+    table = (paper if kind == "xlstm" else large).table(config)
+    config, tensors = settle_tying(table, config, tensors)
+    return Source(folder, kind, config, table, tensors, context)
+
+
+def _not_known(folder: pathlib.Path, theirs: Mapping[str, Any]) -> UserError:
     what = (
         "a run of this project" if is_run(folder) else f"of model_type {theirs.get('model_type')!r}"
     )
-    raise UserError(
+    return UserError(
         f"{folder / 'config.json'} is {what}; what can be imported: xLSTMForCausalLM of "
-        f"transformers (model_type 'xlstm'), and PyPI "
-        "xlstm's xLSTMLarge (config.yaml) and xLSTMLMModel (docs/generation.md says how to store "
-        "one)"
+        f"transformers (model_type 'xlstm'), and PyPI xlstm's xLSTMLarge (config.yaml) and "
+        f"xLSTMLMModel (docs/generation.md says how to store one)"
     )
+
+
+def config_of(source: Source, tokenizer: str | None = None) -> Config:
+    """The whole configuration of a checkpoint of another project.
+
+    Args:
+        tokenizer: "byte", or the path of a tokenizer.json; None: the one in the folder.
+
+    Raises:
+        UserError: there is no tokenizer, or one with more ids than the model has.
+    """
+    if tokenizer is None:
+        tokenizer = _own_tokenizer(source.folder)
+    ids = load_tokenizer(tokenizer).vocab_size
+    if ids > source.config.vocab_size:
+        raise UserError(
+            f"the tokenizer {tokenizer!r} has {ids} ids, the model of {str(source.folder)!r} "
+            f"{source.config.vocab_size}; give the {TOKENIZER} that the model was trained with"
+        )
+    context, resets, evaluated = _record(source.folder)
+    data = DataConfig(
+        tokenizer=tokenizer,
+        context_length=context or source.context_length or CONTEXT,
+        reset_at_document=resets,
+    )
+    config = Config(source.config, data=data, eval=EvalConfig(context_length=evaluated))
+    config_checks.check(config)
+    return config
+
+
+def _own_tokenizer(folder: pathlib.Path) -> str:
+    if (folder / TOKENIZER).is_file():
+        return str(folder / TOKENIZER)
+    others = [name for name in OTHER_TOKENIZERS if (folder / name).is_file()]
+    hint = (
+        f" (transformers makes one of its {', '.join(others)}: "
+        f"AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER))"
+        if others
+        else ""
+    )
+    raise UserError(
+        f"folder {str(folder)!r} holds no {TOKENIZER}, so it is unknown what the model's ids mean; "
+        f"put the model's {TOKENIZER} there{hint}, or name it to `{python()} -m xlstm_jax.interop "
+        f"import --source={folder} --output=DIR --tokenizer=FILE`; --tokenizer=byte where the "
+        f"ids are bytes"
+    )
+
+
+def write_record(folder: pathlib.Path, config: Config) -> None:
+    """Writes what `config_of` reads back."""
+    data = {
+        "context_length": config.data.context_length,
+        "reset_at_document": config.data.reset_at_document,
+    }
+    record = {"data": data, "eval": {"context_length": config.eval.context_length}}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def has_record(folder: pathlib.Path) -> bool:
+    """Whether a folder says how its model was trained, as runs and what was exported of them do."""
+    return (folder / RECORD).is_file()
+
+
+def _record(folder: pathlib.Path) -> tuple[int | None, bool, int | None]:
+    """(data.context_length, data.reset_at_document, eval.context_length); without a record those
+    that a checkpoint of another project is used with.
+    """
+    if not has_record(folder):
+        return None, False, None
+    record = _parse(folder / RECORD, json.loads, ValueError)
+    try:
+        data = record["data"]
+        found = data["context_length"], data["reset_at_document"], record["eval"]["context_length"]
+    except (KeyError, TypeError, IndexError):
+        found = (None, None, None)
+    context, resets, evaluated = found
+    if type(context) is int and isinstance(resets, bool) and type(evaluated) in (int, type(None)):
+        return context, resets, evaluated
+    raise UserError(f"{folder / RECORD} has other fields than an export writes; remove it")
+
+
+@contextlib.contextmanager
+def new_folder(output: str) -> Iterator[pathlib.Path]:
+    """A folder to be filled, which gets the name `output` when all of it is there: what goes wrong
+    before leaves nothing. Beside it, in the folder around it, there is room for what need not stay.
+
+    Raises:
+        UserError: there is something of that name, or the folder can't be made or filled.
+    """
+    target = pathlib.Path(os.path.expanduser(output)).resolve()
+    scratch = None
+    try:
+        if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
+            raise UserError(f"--output {output!r} exists and is not empty; give another folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-")
+        folder = pathlib.Path(scratch) / target.name
+        folder.mkdir()
+        yield folder
+        folder.rename(target)
+    except OSError as error:
+        if scratch and error.filename and not str(error.filename).startswith(scratch):
+            raise
+        raise UserError(
+            f"--output {output!r} can't be written ({error.strerror or error}); give another folder"
+        ) from None
+    finally:
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def is_run(folder: str | pathlib.Path) -> bool:
     """Whether a folder is a run of this project, or was imported by it."""
-    config = pathlib.Path(folder) / "config.json"
+    config = pathlib.Path(os.path.expanduser(folder)) / "config.json"
     try:
         sections = json.loads(config.read_text())
     except (OSError, ValueError):
@@ -110,13 +245,12 @@ def _download(name: str) -> pathlib.Path:
         import huggingface_hub
     except ImportError:
         raise UserError(
-            f"folder {name!r} does not exist; to load it from the Hugging Face hub: pip install "
-            f"huggingface_hub"
+            f"folder {name!r} does not exist; to load it from the Hugging Face hub: {install('hf')}"
         ) from None
     try:
         return pathlib.Path(
             huggingface_hub.snapshot_download(
-                name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja"]
+                name, allow_patterns=["*.safetensors", "*.json", "*.yaml", "*.txt", "*.jinja"]
             )
         )
     except Exception as error:  # many types, of several libraries
@@ -137,7 +271,7 @@ def _parse(
         )
     try:
         values = parse(path.read_text())
-    except (OSError, UnicodeDecodeError, failure) as error:
+    except (OSError, ValueError, RecursionError, failure) as error:
         raise UserError(f"{path} can't be read: {error}; give the folder of a checkpoint") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no fields; give the folder of a checkpoint")
@@ -156,15 +290,19 @@ def write_tokenizer(target: pathlib.Path, file: pathlib.Path | None) -> None:
     """A tokenizer that `transformers` loads: of a tokenizer.json, or (None) the byte tokenizer in
     that form.
     """
+    end = END_OF_TEXT
     if file is None:
         byte_tokenizer_file().save(str(target / TOKENIZER))
-    elif file.resolve() != (target / TOKENIZER).resolve():
+    else:
         shutil.copyfile(file, target / TOKENIZER)
-    special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
+        ours = load_tokenizer(str(file))
+        end = ours.tokenizer.id_to_token(ours.end_of_text)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        **special,
+        "bos_token": end,
+        "eos_token": end,
+        "unk_token": end,
     }
     (target / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 

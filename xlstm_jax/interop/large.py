@@ -20,6 +20,7 @@ from xlstm_jax.interop.mapping import (
     Fields,
     Table,
     Tensors,
+    checked,
     refuse_unless,
 )
 from xlstm_jax.interop.tensor_files import Tensor
@@ -31,7 +32,25 @@ REQUIRED = {
     "ffn_round_up_to_multiple_of": 64,
     "norm_reduction_force_float32": True,
 }
-
+# What a field has where it is absent: the defaults of transformers' `xLSTMConfig`. The sizes have
+# two names each, of which either will do (`_names_of`).
+DEFAULTS = {
+    "vocab_size": 50304,
+    "num_heads": 8,
+    "qk_dim_factor": 0.5,
+    "ffn_proj_factor": 2.667,
+    "gate_soft_cap": 15.0,
+    "output_logit_soft_cap": 30.0,
+    "norm_eps": 1e-6,
+    "eps": 1e-6,
+    "tie_word_embeddings": False,
+    "weight_mode": "single",
+}
+DEFAULT_SIZES = {"hidden_size": 4096, "num_hidden_layers": 32}
+# The same of PyPI xlstm's `xLSTMLargeConfig`; the sizes and vocab_size it wants to be given.
+PYPI_DEFAULTS = {
+    name: value for name, value in DEFAULTS.items() if name not in ("vocab_size", "num_heads")
+} | {"ffn_proj_factor": 2.6667}
 
 # Tensors of a block that are one tensor in the fused mode, in the order of their rows.
 FUSED = {
@@ -83,33 +102,50 @@ def table(config: ModelConfig) -> Table:
 
 
 def import_config(theirs: Mapping[str, Any]) -> ModelConfig:
-    """Our configuration from the fields of their config.json.
+    """Our configuration from the fields of their config.json; those that are absent have
+    transformers' defaults.
 
     Raises:
-        UserError: a field has a value that this project has no counterpart for, or is missing.
+        UserError: a field has a value that this project has no counterpart for.
     """
+    sizes = {
+        name: value
+        for name, value in DEFAULT_SIZES.items()
+        if all(theirs.get(known) is None for known in _names_of(name))
+    }
+    return _import_config({**DEFAULTS, **theirs, **sizes})
+
+
+def _names_of(size: str) -> tuple[str, str]:
+    """Both names of one size: PyPI xlstm's, which transformers takes too, and transformers'."""
+    return {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"}[size], size
+
+
+def _import_config(theirs: Mapping[str, Any]) -> ModelConfig:
     theirs = Fields(theirs)
     refuse_unless(theirs, REQUIRED, "the model")
-    if (mode := theirs.get("weight_mode", "single")) not in ("single", "fused"):
+    if (mode := theirs["weight_mode"]) not in ("single", "fused"):
         raise UserError(
             f"the checkpoint can't be converted: weight_mode is {mode!r}; it must be 'single' or "
             f"'fused'"
         )
-    return ModelConfig(
-        vocab_size=theirs["vocab_size"],
-        dim=theirs["hidden_size"],
-        num_blocks=theirs["num_hidden_layers"],
-        num_heads=theirs["num_heads"],
-        block="7b",
-        qk_factor=float(theirs["qk_dim_factor"]),
-        ffn_factor=float(theirs["ffn_proj_factor"]),
-        input_gate_bias=-10.0,
-        input_gate_bias_std=0.0,
-        gate_soft_cap=float(theirs["gate_soft_cap"]),
-        logit_soft_cap=float(theirs["output_logit_soft_cap"]),
-        norm_eps=float(theirs["norm_eps"]),
-        cell_eps=float(theirs["eps"]),
-        tie_embeddings=bool(theirs["tie_word_embeddings"]),
+    return checked(
+        ModelConfig(
+            vocab_size=theirs.whole("vocab_size"),
+            dim=theirs.whole(*_names_of("hidden_size")),
+            num_blocks=theirs.whole(*_names_of("num_hidden_layers")),
+            num_heads=theirs.whole("num_heads"),
+            block="7b",
+            qk_factor=theirs.decimal("qk_dim_factor"),
+            ffn_factor=theirs.decimal("ffn_proj_factor"),
+            input_gate_bias=-10.0,
+            input_gate_bias_std=0.0,
+            gate_soft_cap=theirs.decimal("gate_soft_cap"),
+            logit_soft_cap=theirs.decimal("output_logit_soft_cap"),
+            norm_eps=theirs.decimal("norm_eps"),
+            cell_eps=theirs.decimal("eps"),
+            tie_embeddings=theirs.yes("tie_word_embeddings"),
+        )
     )
 
 
@@ -157,20 +193,15 @@ def export_config(config: ModelConfig, weight_mode: str = "single") -> dict[str,
 
 def import_pypi_config(theirs: Mapping[str, Any]) -> ModelConfig:
     """The same from the config.yaml of PyPI `xlstm`'s `xLSTMLarge`, whose tensors are always stored
-    in the single mode.
+    in the single mode and never tied.
     """
-    theirs = Fields(theirs)
-    names = {"hidden_size": theirs["embedding_dim"], "num_hidden_layers": theirs["num_blocks"]}
-    return import_config({**theirs, **names, "tie_word_embeddings": False, "weight_mode": "single"})
+    always = {"tie_word_embeddings": False, "weight_mode": "single"}
+    fields = {name: value for name, value in theirs.items() if name not in DEFAULT_SIZES}
+    return _import_config(PYPI_DEFAULTS | fields | always)
 
 
 def export_pypi_config(config: ModelConfig) -> dict[str, Any]:
-    """The fields of an `xLSTMLargeConfig`."""
-    if config.tie_embeddings:
-        raise UserError(
-            "the checkpoint can't be converted: xLSTMLarge has no tied embeddings; export to the "
-            "Hugging Face format"
-        )
+    """The fields of an `xLSTMLargeConfig`. Tied embeddings become two tensors that are equal."""
     not_theirs = ("model_type", "hidden_size", "num_hidden_layers", "tie_word_embeddings")
     return {name: value for name, value in export_config(config).items() if name not in not_theirs}
 

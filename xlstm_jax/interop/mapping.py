@@ -5,12 +5,15 @@ Import and export both follow from a list of entries; neither is written by itse
 NumPy, so that nothing here needs PyTorch.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm_jax.config import ModelConfig
+from xlstm_jax import config_checks
+from xlstm_jax.config import Config, ModelConfig
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop.tensor_files import Tensor
 from xlstm_jax.models.backbone import block_runs
@@ -68,6 +71,44 @@ class Table(NamedTuple):
     block_prefix: str
 
 
+EMBEDDING, HEAD = "embedding/embedding", "lm_head/kernel"  # names of our parameters
+
+
+def settle_tying(
+    table: Table, config: ModelConfig, tensors: Tensors
+) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """Whether the embedding is the vocabulary projection too, decided by the tensors that are
+    there.
+
+    A configuration may say that the two are tied, and its tensors be untied all the same:
+    transformers 5.23 never ties those of an xLSTM. And tied ones are stored once, under either
+    name (`safetensors.torch.save_model`), or twice.
+
+    Returns:
+        The configuration, tied only where it said so and one of the two is missing or both are
+        equal to the bit; and the tensors, of tied ones the embedding alone.
+    """
+    tensors = dict(tensors)
+    names = {entry.ours: entry.theirs[0] for entry in table.outside}
+    embedding, head = names[EMBEDDING], names[HEAD]
+    if not config.tie_embeddings or head not in tensors:
+        return config, tensors
+    if embedding in tensors and not _same_bits(tensors[embedding], tensors[head]):
+        return dataclasses.replace(config, tie_embeddings=False), tensors
+    tensors.setdefault(embedding, tensors[head])
+    del tensors[head]
+    return config, tensors
+
+
+def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    bits = np.dtype(f"u{one.dtype.itemsize}")
+    return np.array_equal(
+        np.ascontiguousarray(one).view(bits), np.ascontiguousarray(other).view(bits)
+    )
+
+
 def import_params(
     table: Table, config: ModelConfig, tensors: Tensors, shapes: Any, allocate: Allocate = np.empty
 ) -> dict:
@@ -104,7 +145,9 @@ def import_params(
         problems += wrong
         if wrong or problems:
             continue
-        if row == 0:  # one copy in memory: blocks are written into their place in the stack
+        if (
+            row == 0
+        ):  # one array for all blocks of a run, each block written into its row: no second copy
             _set(params, path, allocate(leaf.shape, np.float32))
         target = _get(params, path)
         (target[row] if place else target)[...] = entry.transform.to_ours(
@@ -117,7 +160,11 @@ def import_params(
 def export_params(
     table: Table, config: ModelConfig, params: Any, originals: Tensors | None = None
 ) -> dict[str, np.ndarray]:
-    """Their tensors from our (unboxed) parameter tree: the inverse of `import_params`."""
+    """Their tensors from our (unboxed) parameter tree: the inverse of `import_params`.
+
+    Tied embeddings come out under both names, as their programs expect, and `settle_tying` makes
+    one of them again.
+    """
     return {
         tensor.name: np.ascontiguousarray(tensor.make())
         for tensor in exported_tensors(table, config, params, originals)
@@ -135,7 +182,7 @@ def exported_tensors(
     """
     originals = originals or {}
     position: dict[tuple[str, ...], int] = {}
-    for place, entry, names in _entries(table, config):
+    for place, entry, names in (*_entries(table, config), *_tied_head(table, config)):
         path = (*place, *entry.ours.split("/"))
         leaf = _get(params, path)
         row = position.get(path, 0)
@@ -167,17 +214,66 @@ def rounding_tensors(table: Table, config: ModelConfig) -> list[str]:
 
 
 def _their_shapes(entry: Entry, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    stand_in = np.broadcast_to(np.float32(0), shape)  # of any size without memory
+    stand_in = np.broadcast_to(np.float32(0), shape)  # takes no memory, whatever its shape
     return [part.shape for part in entry.transform.to_theirs(stand_in)]
 
 
 class Fields(dict):
-    """The fields of their configuration; one that is missing is the checkpoint's fault."""
+    """The fields of their configuration; one that is missing, or of another type than it must be,
+    is the checkpoint's fault and named.
+    """
 
     def __missing__(self, name: str) -> Any:
         raise UserError(
             f"the checkpoint can't be converted: its configuration has no field {name!r}"
         )
+
+    def whole(self, *names: str) -> int:
+        """The whole number that one of the fields has: several are names of one thing."""
+        given = {name: self[name] for name in names if self.get(name) is not None}
+        if not given:
+            return self[names[0]] if names[0] not in self else self._refuse(names[0], "a number")
+        for name, value in given.items():
+            if type(value) is not int or value < 0:
+                self._refuse(name, "a whole number")
+        if len(set(given.values())) > 1:
+            both = " and ".join(f"{name} is {value}" for name, value in given.items())
+            raise UserError(f"the checkpoint can't be converted: {both}; they must be equal")
+        return next(iter(given.values()))
+
+    def decimal(self, name: str) -> float:
+        """A finite number; also as text, which is what YAML takes 1e-6 for."""
+        value = self[name]
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        return number if math.isfinite(number) else self._refuse(name, "a number")
+
+    def yes(self, name: str) -> bool:
+        """A truth value."""
+        value = self[name]
+        return value if isinstance(value, bool) else self._refuse(name, "true or false")
+
+    def section(self, name: str) -> "Fields":
+        """Fields inside."""
+        value = self[name]
+        return Fields(value) if isinstance(value, Mapping) else self._refuse(name, "fields")
+
+    def _refuse(self, name: str, wanted: str) -> Any:
+        raise UserError(
+            f"the checkpoint can't be converted: {name} of its configuration is "
+            f"{self.get(name)!r}; it must be {wanted}"
+        )
+
+
+def checked(config: ModelConfig) -> ModelConfig:
+    """The configuration, if a model can be made of it; raises `UserError` where it can't."""
+    try:
+        config_checks.check(Config(model=config))
+    except UserError as error:
+        raise UserError(f"the checkpoint can't be converted: {error}") from None
+    return config
 
 
 def refuse_unless(source: Mapping[str, Any], required: Mapping[str, Any], what: str) -> None:
@@ -200,7 +296,7 @@ def _entries(
     blocks' order.
     """
     for entry in table.outside:
-        if not (config.tie_embeddings and entry.ours == "lm_head/kernel"):
+        if not (config.tie_embeddings and entry.ours == HEAD):
             yield (), entry, list(entry.theirs)
     for run in block_runs(config):
         for index in range(run.repeats * len(run.kinds)):
@@ -214,6 +310,15 @@ def _entries(
                     entry,
                     [prefix + name for name in entry.theirs],
                 )
+
+
+def _tied_head(table: Table, config: ModelConfig) -> Iterator[tuple[tuple[str, ...], Entry, list]]:
+    """The vocabulary projection of a model that has none of its own: the embedding, which in their
+    [out in] is the same array.
+    """
+    for entry in table.outside:
+        if config.tie_embeddings and entry.ours == HEAD:
+            yield (), Entry(EMBEDDING, entry.theirs, SAME), list(entry.theirs)
 
 
 def _refuse(problems: list[str]) -> None:

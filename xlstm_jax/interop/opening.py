@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from xlstm_jax.config import Config, DataConfig
+from xlstm_jax.config import Config
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.interop.convert import import_params
-from xlstm_jax.interop.folders import TOKENIZER, is_run, open_source
+from xlstm_jax.interop.folders import config_of, is_run, open_source
 from xlstm_jax.models import build_model
 from xlstm_jax.training.checkpoints import read_params
 from xlstm_jax.training.run_folder import find_run
@@ -51,32 +51,16 @@ def open_checkpoint(
     if is_run(name):
         folder = find_run(name).root
         config = find_run(name).read_config()
-        tokenizer = _tokenizer(folder, config.data.tokenizer)
+        tokenizer = load_tokenizer(config.data.tokenizer)
         model = build_model(config.model)
         step, params = read_params(name, abstract_params(model, sharding), step)
         return Opened(config, model, params, tokenizer, step, folder)
     source = open_source(name)
-    tokenizer = _tokenizer(source.folder, "byte")
-    if tokenizer.vocab_size > source.config.vocab_size:
+    if step is not None:
         raise UserError(
-            f"the tokenizer of {name!r} has {tokenizer.vocab_size} ids, the model "
-            f"{source.config.vocab_size}; put the model's own "
-            f"{TOKENIZER} into its folder"
+            f"--step is {step}, but {name!r} is no run: it holds one checkpoint; leave --step out"
         )
-    config = Config(
-        model=source.config,
-        data=DataConfig(tokenizer=_tokenizer_name(source.folder, "byte"), context_length=2048),
-    )
+    config = config_of(source)
     params = jax.tree.map(lambda array: jax.device_put(array, sharding), import_params(source))
+    tokenizer = load_tokenizer(config.data.tokenizer)
     return Opened(config, build_model(config.model), params, tokenizer, 0, source.folder)
-
-
-def _tokenizer_name(folder: pathlib.Path, name: str) -> str:
-    """A tokenizer.json in the folder goes before the configuration's path, so that folders can be
-    moved.
-    """
-    return str(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else name
-
-
-def _tokenizer(folder: pathlib.Path, name: str) -> Tokenizer:
-    return load_tokenizer(_tokenizer_name(folder, name))

@@ -21,6 +21,7 @@ from xlstm_jax.interop.mapping import (
     Fields,
     Table,
     Transform,
+    checked,
     refuse_unless,
 )
 
@@ -99,17 +100,19 @@ def import_config(theirs: Mapping[str, Any]) -> ModelConfig:
     theirs = Fields(theirs)
     required = {"bias": False, "add_post_blocks_norm": True, "add_embedding_dropout": False}
     refuse_unless(theirs, required, "the model")
-    positions = tuple(theirs["slstm_at"])
-    mlstm, slstm, ffn = {}, {}, {}
-    if len(positions) < theirs["num_blocks"]:
-        mlstm = Fields(theirs["mlstm_block"]["mlstm"])
+    num_blocks, dropout = theirs.whole("num_blocks"), theirs.decimal("dropout")
+    positions = _positions(theirs, num_blocks)
+    mlstm, slstm, ffn = Fields(), Fields(), Fields()
+    if len(positions) < num_blocks:
+        mlstm = theirs.section("mlstm_block").section("mlstm")
         refuse_unless(
             mlstm,
             {"bias": False, "round_proj_up_to_multiple_of": 64, "round_proj_up_dim_up": True},
             "the mLSTM block",
         )
     if positions:
-        slstm, ffn = (Fields(theirs["slstm_block"][part]) for part in ("slstm", "feedforward"))
+        slstm = theirs.section("slstm_block").section("slstm")
+        ffn = theirs.section("slstm_block").section("feedforward")
         refuse_unless(
             slstm,
             {"function": "slstm", "group_norm_weight": True, "dropout": theirs["dropout"]},
@@ -124,24 +127,45 @@ def import_config(theirs: Mapping[str, Any]) -> ModelConfig:
         refuse_unless(ffn, required, "the feed-forward layer")
     both = [cell for cell in (mlstm, slstm) if cell]
     for field in ("num_heads", "conv1d_kernel_size"):
-        if len({cell[field] for cell in both}) > 1:
+        if len({cell.whole(field) for cell in both}) > 1:
             raise UserError(
                 f"the checkpoint can't be converted: mLSTM and sLSTM blocks differ in {field}; "
                 f"only one value is supported"
             )
-    return ModelConfig(
-        vocab_size=theirs["vocab_size"],
-        dim=theirs["embedding_dim"],
-        num_blocks=theirs["num_blocks"],
-        num_heads=both[0]["num_heads"],
-        slstm_positions=positions,
-        up_factor=float(mlstm.get("proj_factor", ModelConfig.up_factor)),
-        qkv_block_size=mlstm.get("qkv_proj_blocksize", ModelConfig.qkv_block_size),
-        conv_width=both[0]["conv1d_kernel_size"],
-        ffn_factor=float(ffn.get("proj_factor", ModelConfig.ffn_factor)),
-        tie_embeddings=theirs["tie_weights"],
-        dropout=float(theirs["dropout"]),
+    factors = {}
+    if mlstm:
+        factors |= {
+            "up_factor": mlstm.decimal("proj_factor"),
+            "qkv_block_size": mlstm.whole("qkv_proj_blocksize"),
+        }
+    if ffn:
+        factors["ffn_factor"] = ffn.decimal("proj_factor")
+    return checked(
+        ModelConfig(
+            vocab_size=theirs.whole("vocab_size"),
+            dim=theirs.whole("embedding_dim"),
+            num_blocks=num_blocks,
+            num_heads=both[0].whole("num_heads") if both else ModelConfig.num_heads,
+            slstm_positions=positions,
+            conv_width=both[0].whole("conv1d_kernel_size") if both else ModelConfig.conv_width,
+            tie_embeddings=theirs.yes("tie_weights"),
+            dropout=dropout,
+            **factors,
+        )
     )
+
+
+def _positions(theirs: Fields, num_blocks: int) -> tuple[int, ...]:
+    """Where the sLSTM blocks stand."""
+    positions = theirs["slstm_at"]
+    if positions == "all":
+        return tuple(range(num_blocks))
+    if not isinstance(positions, list | tuple) or any(type(at) is not int for at in positions):
+        raise UserError(
+            f"the checkpoint can't be converted: slstm_at of its configuration is {positions!r}; "
+            f"it must be a list of whole numbers, or 'all'"
+        )
+    return tuple(sorted(positions))
 
 
 def export_config(config: ModelConfig, context_length: int) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def _weight_map(path: pathlib.Path) -> dict[str, str]:
     try:
         where = json.loads(path.read_text())["weight_map"]
         files = set(where.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no index of tensors: {type(error).__name__}: {error}") from None
     for file in files:
         if (
@@ -127,7 +127,7 @@ def read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
                 )
                 for name, entry in header.items()
             }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise refuse(f"its header can't be read ({type(error).__name__}: {error})") from None
     content = (
         np.memmap(path, np.uint8, mode="r", offset=8 + length)

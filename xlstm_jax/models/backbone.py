@@ -168,6 +168,8 @@ class Backbone(nn.Module):
         config = self.config
         x = constrain(x.astype(compute_dtype(config.dtype)), *RESIDUAL_STREAM)
         previous_segment = None if state is None else state.segment
+        if segment_ids is not None:
+            segment_ids = segment_ids.astype(jnp.int32)  # as those of states are
         block_states = {}
         for name, blocks, index in (_blocks_apart if self.apart else _runs)(config, train):
             before = None if state is None else state.blocks[name]
@@ -303,6 +305,7 @@ def _pattern(tree: Any, run: BlockRun) -> Sequence[Any]:
 
 def _init_block(config: ModelConfig, kind: str, batch_size: int, dtype) -> Any:
     heads = config.num_heads
+    cell_dtype = jnp.promote_types(compute_dtype(config.dtype), jnp.float32)
 
     def window(dim):
         return (
@@ -314,10 +317,14 @@ def _init_block(config: ModelConfig, kind: str, batch_size: int, dtype) -> Any:
     if kind == "mlstm":
         inner = inner_dim(config)
         return MLSTMBlockState(
-            init_mlstm_state(batch_size, heads, inner // heads, inner // heads), window(inner)
+            init_mlstm_state(batch_size, heads, inner // heads, inner // heads, cell_dtype),
+            window(inner),
         )
     if kind == "slstm":
         return SLSTMBlockState(
-            init_slstm_state(batch_size, heads, config.dim // heads), window(config.dim)
+            init_slstm_state(batch_size, heads, config.dim // heads, cell_dtype),
+            window(config.dim),
         )
-    return init_mlstm_state(batch_size, heads, qk_dim(config) // heads, config.dim // heads)
+    return init_mlstm_state(
+        batch_size, heads, qk_dim(config) // heads, config.dim // heads, cell_dtype
+    )

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pallas_kernels.segments import last_segment
+from xlstm_jax.models.cpu_forms import sum_of_taps
 from xlstm_jax.models.initializers import uniform
-from xlstm_jax.models.layers import sum_over_tokens
 from xlstm_jax.parallel import on_own_part
 from xlstm_jax.typing import Array, Bool, Float, Int, SegmentIds
 
@@ -112,11 +112,11 @@ def causal_conv(
     """
     if segment_ids is None:
         inputs = jnp.concatenate([window, x], axis=1)
-        return _shifted_sum(inputs, kernel, bias, None), inputs[:, x.shape[1] :]
+        return sum_of_taps(inputs, kernel, bias, None), inputs[:, x.shape[1] :]
 
     padding = segment_ids < 0
     inputs, ids, order, has_padding = _without_padding(x, window, segment_ids, previous_segment)
-    y = _shifted_sum(inputs, kernel, bias, ids)
+    y = sum_of_taps(inputs, kernel, bias, ids)
     y = jnp.where(padding[..., None], 0, _permute(y, jnp.argsort(order, axis=1), has_padding))
     return y, _last_window(inputs, ids, jnp.sum(~padding, axis=1), window.shape[1])
 
@@ -167,61 +167,6 @@ def _last_window(
     inputs = jnp.take_along_axis(inputs, last[..., None], axis=1)
     last_ids = jnp.take_along_axis(ids, last, axis=1)
     return jnp.where((last_ids == last_ids[:, -1:])[..., None], inputs, 0)
-
-
-@jax.custom_vjp
-def _shifted_sum(
-    inputs: Float[Array, "B W-1+T I"],
-    kernel: Float[Array, "W I"],
-    bias: Float[Array, " I"],
-    ids: Int[Array, "B W-1+T"] | None,
-) -> Float[Array, "B T I"]:
-    """bias plus every tap times the inputs it meets, those of other documents left out.
-
-    The gradient is by hand so that XLA's CPU backend computes dy once: autodiff makes a kernel of
-    its own for every tap, each of which computes dy again from its sources (64 ms instead of 10 ms
-    of a block's 100 ms at D 256, B 8, T 256).
-    """
-    reach = kernel.shape[0] - 1
-    time = inputs.shape[1] - reach
-    y = bias
-    for tap, weight in enumerate(kernel):
-        x = inputs[:, tap : tap + time]
-        if ids is not None:
-            x = jnp.where(_same_document(ids, tap, reach)[..., None], x, 0)
-        y = y + x * weight
-    return y
-
-
-def _same_document(ids: Int[Array, "B W-1+T"], tap: int, reach: int) -> Bool[Array, "B T"]:
-    """Whether the input that a token meets at a tap belongs to the token's own document."""
-    return ids[:, tap : ids.shape[1] - reach + tap] == ids[:, reach:]
-
-
-def _shifted_sum_backward(
-    kept: tuple[Array, ...], dy: Float[Array, "B T I"]
-) -> tuple[Array, Array, Array, None]:
-    inputs, kernel, bias, ids = kept
-    reach = kernel.shape[0] - 1
-    # every input finds a token, real or not, that meets it at a tap
-    around = jnp.pad(dy, ((0, 0), (reach, reach), (0, 0)))
-    d_inputs, d_kernel = jnp.zeros_like(inputs), []
-    for tap, weight in enumerate(kernel):
-        dy_there = around[:, reach - tap : reach - tap + inputs.shape[1]]
-        if ids is not None:
-            same = jnp.pad(_same_document(ids, tap, reach), ((0, 0), (tap, reach - tap)))
-            dy_there = jnp.where(same[..., None], dy_there, 0)
-        d_inputs = d_inputs + dy_there * weight
-        d_kernel.append(sum_over_tokens(inputs * dy_there))
-    return (
-        d_inputs,
-        jnp.stack(d_kernel).astype(kernel.dtype),
-        sum_over_tokens(around[:, : inputs.shape[1]]).astype(bias.dtype),
-        None,
-    )
-
-
-_shifted_sum.defvjp(lambda *inputs: (_shifted_sum(*inputs), inputs), _shifted_sum_backward)
 
 
 def _permute(

@@ -1,5 +1,7 @@
 """Initial values of the parameters (paper.md of the references 1.4: the authors' released
 initialisation).
+
+All make float32 unless told otherwise; those of JAX make float64 where 64 bits are enabled.
 """
 
 from collections.abc import Callable
@@ -16,12 +18,22 @@ def small_init(dim: int) -> Initializer:
     """N(0, 2/(5 dim)) for embedding, vocabulary projection, up, q, k, v and gate projections; `dim`
     is D, not the fan-in.
     """
-    return jax.nn.initializers.normal((2 / (5 * dim)) ** 0.5)
+    return jax.nn.initializers.normal((2 / (5 * dim)) ** 0.5, jnp.float32)
 
 
 def wang_init(dim: int, num_blocks: int) -> Initializer:
     """N(0, (2 / (num_blocks sqrt(dim)))^2) for the projections that end a residual branch."""
-    return jax.nn.initializers.normal(2 / num_blocks / dim**0.5)
+    return jax.nn.initializers.normal(2 / num_blocks / dim**0.5, jnp.float32)
+
+
+def zeros(key, shape, dtype=jnp.float32) -> Array:
+    """0 everywhere."""
+    return jnp.zeros(shape, dtype)
+
+
+def ones(key, shape, dtype=jnp.float32) -> Array:
+    """1 everywhere."""
+    return jnp.ones(shape, dtype)
 
 
 def uniform(bound: float) -> Initializer:
@@ -59,6 +71,6 @@ def slstm_forget_bias(
     """5 - 12 (j / (V-1))^(0.3 + 1.3 block/(blocks-1)) for unit j of every head: from +5 down to -7,
     later blocks more slowly.
     """
-    depth = block_index / max(num_blocks - 1, 1)
+    depth = jnp.asarray(block_index, jnp.float32) / max(num_blocks - 1, 1)
     unit = jnp.arange(head_dim, dtype=jnp.float32) / max(head_dim - 1, 1)
     return jnp.tile(5.0 - 12.0 * unit ** (0.3 + 1.3 * depth), (num_heads, 1))

@@ -4,7 +4,6 @@ Parameters are float32 and carry the names of their logical axes; products run i
 input.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,23 +11,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from xlstm_jax.models.initializers import Initializer
-from xlstm_jax.parallel import constrain, gathered, num_shards
+from xlstm_jax.models.cpu_forms import (
+    block_diagonal_product,
+    project,
+    project_in_parts,
+    scale_channels,
+)
+from xlstm_jax.models.cpu_forms import silu as silu
+from xlstm_jax.models.initializers import Initializer, ones
+from xlstm_jax.parallel import constrain, gathered
 from xlstm_jax.typing import Activations, Array, Float, HeadActivations
-
-
-def project(x: Float[Array, "... D"], kernel: Float[Array, "D F"]) -> Float[Array, "... F"]:
-    """x @ kernel in the dtype of x.
-
-    The leading axes are flattened first: XLA's CPU backend then sees one plain matrix product, also
-    for the kernel's gradient (one training step's projections at D 256, B 8, T 256: 105 ms instead
-    of 145 ms). Not where the time is spread over devices: rows and time can't be one axis then
-    without all tokens on every device.
-    """
-    if num_shards("time") > 1:
-        return x @ kernel.astype(x.dtype)
-    flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
-    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class Projection(nn.Module):
@@ -52,10 +44,6 @@ class Projection(nn.Module):
 class SplitProjection(nn.Module):
     """A linear map without bias whose kernel's columns stand for several outputs of one size.
 
-    Either the kernel is cut or its product with x, and what is cut is copied: the one with fewer
-    rows. So a step of a few tokens does not copy its weights (162M parameters, a token on 2 CPU
-    cores: 10.6 ms instead of 15.7).
-
     Attributes:
         features: dimension of all outputs together.
         axes, init: as in `Projection`.
@@ -69,10 +57,7 @@ class SplitProjection(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> list[Float[Array, "... _"]]:
-        kernel = _kernel(self, x.shape[-1])
-        if x.size < kernel.shape[0] ** 2:
-            return jnp.split(project(x, kernel), self.parts, axis=-1)
-        return [project(x, part) for part in jnp.split(kernel, self.parts, axis=-1)]
+        return project_in_parts(x, _kernel(self, x.shape[-1]), self.parts)
 
 
 class Kernel(nn.Module):
@@ -124,112 +109,6 @@ class BlockDiagonalProjection(nn.Module):
         return product.reshape(kernel.shape)
 
 
-FEW_CHANNELS = 1024  # at most so many: no product of matrices
-GROUP_CHANNELS = 32  # channels of one product in the kernel's gradient
-
-
-def block_diagonal_product(
-    x: Float[Array, "B T I"], kernel: Float[Array, "N i o"]
-) -> Float[Array, "B T I"]:
-    """Each block of i neighbouring channels times its own [i o] matrix, in the dtype of x.
-
-    Up to 1,024 channels that lie on one device the product is i elementwise multiplications and the
-    kernel's gradient products of 32 channels, of which only the diagonal blocks are kept: many tiny
-    products cost more in rearranging their operands, a dense one in multiplying (the gradient from
-    8,192 tokens of 512 channels, block size 4, on a CPU: 5 ms; in products of 128 channels 6 ms, of
-    all 512 11 ms).
-    """
-    num_blocks, size, _ = kernel.shape
-    kernel = kernel.astype(x.dtype)
-    if num_blocks * size > FEW_CHANNELS or num_shards("time", "inner") > 1:
-        return jnp.einsum(
-            "btni,nio->btno", x.reshape(*x.shape[:-1], num_blocks, size), kernel
-        ).reshape(x.shape)
-    return _multiply_blocks(x, kernel)
-
-
-@jax.custom_vjp
-def _multiply_blocks(
-    x: Float[Array, "B T I"], kernel: Float[Array, "N i o"]
-) -> Float[Array, "B T I"]:
-    blocks = x.reshape(*x.shape[:-1], *kernel.shape[:2])
-    return sum(blocks[..., i, None] * kernel[:, i] for i in range(kernel.shape[1])).reshape(x.shape)
-
-
-def _multiply_blocks_backward(
-    kept: tuple[Array, Array], dy: Float[Array, "B T I"]
-) -> tuple[Array, Array]:
-    x, kernel = kept
-    num_blocks, size, _ = kernel.shape
-    blocks = math.gcd(num_blocks, max(1, GROUP_CHANNELS // size))  # of a group
-    x_groups, dy_groups = (a.reshape(-1, num_blocks // blocks, blocks * size) for a in (x, dy))
-    every_pair = jnp.einsum("tgi,tgo->gio", x_groups, dy_groups).reshape(
-        -1, blocks, size, blocks, size
-    )
-    d_kernel = jnp.einsum("gbibo->gbio", every_pair).reshape(kernel.shape)
-    return _multiply_blocks(dy, jnp.swapaxes(kernel, 1, 2)), d_kernel
-
-
-_multiply_blocks.defvjp(
-    lambda x, kernel: (_multiply_blocks(x, kernel), (x, kernel)), _multiply_blocks_backward
-)
-
-
-def sum_over_tokens(x: Float[Array, "B T D"]) -> Float[Array, " D"]:
-    """Each channel's sum, in float32 or better.
-
-    Written as a product with ones: XLA's CPU backend takes 0.3 ms for 2,048 tokens of 512 channels
-    that way, 1.2 ms for a sum. Where a sequence lies on one device its eighths are added first, in
-    the pass that computes x: the product then reads an eighth of it from memory (a convolution,
-    SiLU and gradients, 8,192 tokens: 5.5 ms instead of 10).
-    """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    if num_shards("time") == 1 and x.shape[1] % 8 == 0:
-        x = jnp.sum(x.reshape(x.shape[0], 8, -1, x.shape[-1]), axis=1)
-    return jnp.einsum(
-        "bt,btd->d", jnp.ones(x.shape[:2], x.dtype), x, precision=jax.lax.Precision.HIGHEST
-    )
-
-
-@jax.custom_vjp
-def scale_channels(x: Float[Array, "B T D"], scale: Float[Array, " D"]) -> Float[Array, "B T D"]:
-    """x * scale, both of one dtype; the gradient of scale is one `sum_over_tokens`."""
-    return x * scale
-
-
-def _scale_channels_backward(
-    kept: tuple[Array, Array], dy: Float[Array, "B T D"]
-) -> tuple[Array, Array]:
-    x, scale = kept
-    return dy * scale, sum_over_tokens(x * dy).astype(scale.dtype)
-
-
-scale_channels.defvjp(lambda x, scale: (x * scale, (x, scale)), _scale_channels_backward)
-
-
-@jax.custom_vjp
-def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x * sigmoid(x), of which the backward pass finds x alone and computes the sigmoid again.
-
-    Kept, it is an array as large as x in every block (4 blocks at D 256, B 8, T 1024 on a CPU:
-    1,543 instead of 1,408 MB of temporaries, and 0.82 instead of 0.75 s a step, because their pages
-    are new in every step).
-    """
-    return jax.nn.silu(x)
-
-
-def _silu_backward(x: Float[Array, "..."], dy: Float[Array, "..."]) -> tuple[Array]:
-    # As a tanh: XLA would recognize the forward pass' sigmoid and keep it. A jax.checkpoint, whose
-    # barrier prevents that too, keeps the TPU's compiler from joining it with its neighbours (8 to
-    # 16 % more bytes in a step of the 125M model).
-    high = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    sigmoid = (1 + jnp.tanh(high / 2)) / 2
-    return ((dy * sigmoid * (1 + high * (1 - sigmoid))).astype(x.dtype),)
-
-
-silu.defvjp(lambda x: (jax.nn.silu(x), x), _silu_backward)
-
-
 def normalize(x: Float[Array, "... D"], eps: float, *, center: bool) -> Float[Array, "... D"]:
     """x over its root mean square (after subtracting the mean if `center`), in float32 or better."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -240,7 +119,7 @@ def normalize(x: Float[Array, "... D"], eps: float, *, center: bool) -> Float[Ar
 
 def _norm_scale(module: nn.Module, dim: int, axis: str) -> Float[Array, " D"]:
     return gathered(
-        module.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (axis,)), (dim,)),
+        module.param("scale", nn.with_logical_partitioning(ones, (axis,)), (dim,)),
         axis,
     )
 

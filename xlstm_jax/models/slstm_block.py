@@ -12,7 +12,7 @@ from xlstm_jax.config import ModelConfig
 from xlstm_jax.config_checks import slstm_ffn_dim
 from xlstm_jax.errors import backend_of
 from xlstm_jax.models.conv import CausalConv
-from xlstm_jax.models.initializers import slstm_forget_bias, small_init, uniform, wang_init
+from xlstm_jax.models.initializers import slstm_forget_bias, small_init, uniform, wang_init, zeros
 from xlstm_jax.models.layers import (
     RESIDUAL_STREAM,
     GatedFeedForward,
@@ -103,9 +103,7 @@ class SLSTMBlock(nn.Module):
         )
         axes = ("gates", "heads", "head_dim", "head_dim_out")
         recurrent_init = (
-            nn.initializers.zeros
-            if config.slstm_recurrent_init == "zeros"
-            else uniform(config.dim**-0.5)
+            zeros if config.slstm_recurrent_init == "zeros" else uniform(config.dim**-0.5)
         )
         recurrent_kernel = self.param(
             "recurrent_kernel",
@@ -153,7 +151,9 @@ def _bias_init(
     return jnp.zeros(shape, dtype).at[FORGET].set(forget)
 
 
-def init_slstm_state(batch_size: int, num_heads: int, head_dim: int) -> SLSTMState:
-    """The empty scalar memory, float32."""
-    zeros = jnp.zeros((batch_size, num_heads, head_dim))
-    return SLSTMState(c=zeros, n=zeros, h=zeros, m=zeros)
+def init_slstm_state(
+    batch_size: int, num_heads: int, head_dim: int, dtype=jnp.float32
+) -> SLSTMState:
+    """The empty scalar memory."""
+    empty = jnp.zeros((batch_size, num_heads, head_dim), dtype)
+    return SLSTMState(c=empty, n=empty, h=empty, m=empty)

@@ -14,20 +14,33 @@ from xlstm_jax.parallel.devices import (
 from xlstm_jax.parallel.functions import mlstm, on_own_part, slstm
 from xlstm_jax.parallel.mesh import (
     batch_sharding,
+    check_length,
     filled_rows,
     make_mesh,
     mesh_in_context,
     replicated,
 )
-from xlstm_jax.parallel.processes import is_first_process, own_part, put_batch, start_processes
+from xlstm_jax.parallel.processes import (
+    check_same_everywhere,
+    check_shared_folder,
+    everywhere,
+    is_first_process,
+    own_part,
+    put_batch,
+    start_processes,
+)
 from xlstm_jax.parallel.shardings import check_spread, parameter_shardings
 
 __all__ = [
     "LOGICAL_AXIS_RULES",
     "batch_sharding",
+    "check_length",
+    "check_same_everywhere",
+    "check_shared_folder",
     "check_spread",
     "compute_dtype",
     "constrain",
+    "everywhere",
     "filled_rows",
     "gathered",
     "has_room",

@@ -2,15 +2,18 @@
 
 Everything here works on the mesh in context (`jax.set_mesh`), so that a program traced without one
 is the program of one device. A mesh axis that does not divide a dimension, or that another
-dimension of the same array has already, is left out of that dimension.
+dimension of the same array has already, is left out of that dimension. So are the axes that a
+`jax.shard_map` around the model has made manual: arrays are then that device's part already, and
+the axes are the caller's.
 """
 
 import math
 
 import jax
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from xlstm_jax.errors import UserError
 from xlstm_jax.typing import Array
 
 # Logical axis -> mesh axes. Layers name the left side only.
@@ -37,17 +40,45 @@ LOGICAL_AXIS_RULES = {
 }
 
 
+def mesh_in_trace() -> AbstractMesh:
+    """The mesh that the program being traced is for (`jax.set_mesh`); empty where there is none.
+
+    Raises:
+        UserError: an axis of it is Explicit.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit in mesh.axis_types:
+        raise UserError(
+            f"the mesh in context has the axes {', '.join(mesh.axis_names)}, some of type Explicit "
+            f"(the default of jax.make_mesh). The layers leave it to the compiler how arrays are "
+            f"spread: make the mesh with axis_types=(jax.sharding.AxisType.Auto,) * "
+            f"{len(mesh.axis_names)}, or with xlstm_jax.parallel.make_mesh"
+        )
+    return mesh
+
+
+def spread_axes(mesh: Mesh | AbstractMesh) -> dict[str, int]:
+    """The axes that the compiler spreads arrays over, with their sizes: those of several devices,
+    manual ones left out.
+    """
+    return {
+        name: size
+        for (name, size), kind in zip(mesh.shape.items(), mesh.axis_types, strict=True)
+        if size > 1 and kind != AxisType.Manual
+    }
+
+
 def mesh_axes(name: str | None) -> tuple[str, ...]:
     """The axes of the mesh in context that a logical axis is spread over, those of one device left
     out.
     """
-    return _mesh_axes(name, jax.sharding.get_abstract_mesh())
+    return _mesh_axes(name, mesh_in_trace())
 
 
 def num_shards(*names: str) -> int:
     """Over how many devices the logical axes are spread, together."""
-    sizes = jax.sharding.get_abstract_mesh().shape
-    return math.prod(sizes[axis] for name in names for axis in mesh_axes(name))
+    mesh = mesh_in_trace()
+    return math.prod(mesh.shape[axis] for name in names for axis in _mesh_axes(name, mesh))
 
 
 def partition_spec(
@@ -66,8 +97,8 @@ def partition_spec(
 
 def constrain(x: Array, *names: str | None) -> Array:
     """x, spread over the mesh in context as its logical axes say; None leaves a dimension whole."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = mesh_in_trace()
+    if not spread_axes(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh))
 
@@ -80,7 +111,7 @@ def gathered(parameter: Array, *names: str | None) -> Array:
     is better left alone: the compiler gathers it for each product, forward and back, where this
     would keep the gathered kernels of all blocks for the way back.
     """
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh = mesh_in_trace()
     return constrain(
         parameter, *(None if "fsdp" in _mesh_axes(name, mesh) else name for name in names)
     )
@@ -88,4 +119,4 @@ def gathered(parameter: Array, *names: str | None) -> Array:
 
 def _mesh_axes(name: str | None, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
     axes = () if name is None else LOGICAL_AXIS_RULES[name]
-    return tuple(axis for axis in axes if mesh.shape.get(axis, 1) > 1)
+    return tuple(axis for axis in axes if axis in spread_axes(mesh))

@@ -1,12 +1,20 @@
 """What the device that a program is lowered for decides."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xlstm_jax.errors import UserError
+from xlstm_jax.parallel.axes import mesh_in_trace, spread_axes
 from xlstm_jax.typing import Array, Float
+
+FLOAT64_NEEDS_X64 = (
+    "config key model.dtype is 'float64', which jax computes in float32 unless it is told "
+    "otherwise; set the environment variable JAX_ENABLE_X64=1, or use 'float32'"
+)
 
 
 def platform() -> str:
@@ -22,16 +30,22 @@ def platform() -> str:
 def compute_dtype(name: str) -> jnp.dtype:
     """The dtype of `model.dtype`; "auto" is bfloat16, on the CPU float32 (whose bfloat16 products
     are slow).
+
+    Raises:
+        UserError: float64 without jax's 64-bit mode.
     """
     if name == "auto":
         name = "float32" if platform() == "cpu" else "bfloat16"
+    if name == "float64" and not jax.config.jax_enable_x64:
+        raise UserError(FLOAT64_NEEDS_X64)
     return jnp.dtype(name)
 
 
 def num_devices() -> int:
-    """How many devices a program is spread over: those of the mesh in context, else one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.size
+    """How many devices the compiler spreads a program over: those of the mesh in context, manual
+    axes left out; else one.
+    """
+    return math.prod(spread_axes(mesh_in_trace()).values())
 
 
 def only_device(tree: Any) -> jax.Device | None:

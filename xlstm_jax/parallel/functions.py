@@ -9,10 +9,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from pallas_kernels import sharded
-from xlstm_jax.parallel.axes import mesh_axes, partition_spec
+from xlstm_jax.parallel.axes import mesh_axes, mesh_in_trace, partition_spec, spread_axes
 
 
 def mlstm(*arrays: Any, **options: Any) -> Any:
@@ -40,8 +38,8 @@ def on_own_part(function: Callable, *arrays: Any, axes: Any, out_axes: Any) -> A
     first array's second axis is the time: sequence_axis names the mesh axes that it is spread over
     (None: it is whole), for what has to be asked of other devices.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = mesh_in_trace()
+    if not spread_axes(mesh):
         return function(*arrays, sequence_axis=None)
     sizes = {
         name: size

@@ -82,13 +82,18 @@ def batch_sharding(
             f"{accumulation_steps}) can't be dealt out to {parts} "
             "devices (mesh.data x mesh.fsdp); use a multiple, or a smaller mesh"
         )
+    check_length(mesh, context_length)
+    axes = ("data", "fsdp"), *(() if context_length is None else ("sequence",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+
+def check_length(mesh: jax.sharding.Mesh, context_length: int | None) -> None:
+    """Raises `UserError` where the axis sequence can't share samples of that many tokens evenly."""
     if context_length is not None and context_length % mesh.shape["sequence"]:
         raise UserError(
             f"samples of {context_length} tokens can't be dealt out to mesh.sequence "
             f"{mesh.shape['sequence']}; use a multiple"
         )
-    axes = ("data", "fsdp"), *(() if context_length is None else ("sequence",))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
 
 
 def filled_rows(mesh: jax.sharding.Mesh, rows: int) -> int:

@@ -2,15 +2,23 @@
 a batch.
 """
 
+import json
 import os
-from collections.abc import Mapping
-from typing import Any
+import pathlib
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from xlstm_jax.errors import UserError
 
+Result = TypeVar("Result")
+SHOWN = 5  # differences in one message
+SECONDS_TO_BE_SEEN = 10.0  # a new file, on another host's side of a network file system
 # Variables that launchers set for each process, and how many processes they speak of.
 COUNTS = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
@@ -65,6 +73,113 @@ def is_first_process() -> bool:
     on the terminal.
     """
     return jax.process_index() == 0
+
+
+def texts_of_all(text: str) -> list[str]:
+    """The text that each process gives, in the order of the processes; all must call it."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(data))).tolist()
+    padded = np.zeros(max(sizes), np.uint8)
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def everywhere(work: Callable[[], Result]) -> Result:
+    """What `work` returns; where it finds a mistake of the user in one process, all processes end
+    with that message instead of waiting for it.
+
+    Raises:
+        UserError: of this process, or else of the first that has one.
+    """
+    result, error = None, None
+    try:
+        result = work()
+    except UserError as found:
+        error = found
+    messages = texts_of_all("" if error is None else str(error))
+    if error is not None:
+        raise error
+    for number, message in enumerate(messages):
+        if message:
+            raise UserError(f"process {number} of the job: {message}")
+    return result
+
+
+def check_same_everywhere(values: Mapping[str, Any], what: str) -> None:
+    """Refuses a job whose processes were given different things; all of them raise the same.
+
+    Args:
+        values: name -> value, of things that JSON can hold.
+        what: names their kind in the message, for example "configurations".
+
+    Raises:
+        UserError: the first processes that differ, with the names and both values.
+    """
+    first, *others = (json.loads(text) for text in texts_of_all(json.dumps(dict(values))))
+    for number, other in enumerate(others, 1):
+        differing = [
+            f"{name} is {first.get(name)!r} in process 0 and {other.get(name)!r} in process "
+            f"{number}"
+            for name in sorted(first.keys() | other.keys())
+            if first.get(name) != other.get(name)
+        ]
+        if differing:
+            more = f"; and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+            raise UserError(
+                f"the processes of this job have different {what}: "
+                f"{'; '.join(differing[:SHOWN])}{more}. Start all of them with the same command"
+            )
+
+
+def check_shared_folder(
+    folder: pathlib.Path, flag: str, seconds: float = SECONDS_TO_BE_SEEN
+) -> None:
+    """Refuses a folder that is not one and the same for all processes; makes it if it isn't there.
+
+    The first process writes a small file of a new name, which the others look for. A path that is
+    equal everywhere would prove nothing: it may lie on each host's own disk.
+
+    Args:
+        flag: names the folder in the message, for example "--workdir".
+        seconds: that the file may take until another host sees it; network file systems are late.
+
+    Raises:
+        UserError: in all processes, naming those that don't see it.
+    """
+    if jax.process_count() == 1:
+        return
+    trace, problem = "", ""
+    if is_first_process():
+        trace = f".seen_by_all_{uuid.uuid4().hex}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / trace).touch()
+        except OSError as error:
+            problem = f"can't be written to: {error.strerror}"
+    # this also tells the others when the file is there
+    trace, problem = json.loads(texts_of_all(json.dumps([trace, problem]))[0])
+    if problem:
+        raise UserError(f"{flag} {str(folder)!r} {problem}; give another folder")
+    until = time.monotonic() + seconds
+    while not (seen := (folder / trace).exists()) and time.monotonic() < until:
+        time.sleep(0.2)
+    answers = [json.loads(text) for text in texts_of_all(json.dumps([seen, str(folder)]))]
+    if is_first_process():
+        (folder / trace).unlink(missing_ok=True)
+    blind = [
+        f"process {number}, whose folder is {path!r}"
+        for number, (seen, path) in enumerate(answers)
+        if not seen
+    ]
+    if blind:
+        raise UserError(
+            f"the processes of this job do not share one {flag}: process 0 writes to "
+            f"{answers[0][1]!r}, which is not the same folder for {', '.join(blind[:SHOWN])}. Give "
+            f"all of them one folder on a file system that all hosts see"
+        )
 
 
 def own_part(

@@ -11,6 +11,7 @@ import jax
 from jax.experimental import topologies
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import install
 
 # Memory of one device in bytes; the manufacturers' data sheets. What a program may use of it is
 # less.
@@ -54,8 +55,8 @@ def _tpu(chip: str, shape: str, slices: int) -> topologies.TopologyDescription:
     # libtpu raises several types, with the shapes that it knows in the text
     except Exception as error:
         raise UserError(
-            f"TPU topology {chip}:{shape} can't be described: {error}. If libtpu is missing: pip "
-            f"install libtpu"
+            f"TPU topology {chip}:{shape} can't be described: {error}. If libtpu is missing: "
+            f"{install('tpu')}"
         ) from error
 
 
@@ -78,5 +79,5 @@ def _gpu(chip: str, shape: str, slices: int) -> topologies.TopologyDescription:
     except Exception as error:  # a jaxlib without CUDA says so in several ways
         raise UserError(
             f"programs for GPUs can't be compiled here: {error}. Needed is an environment with: "
-            f"pip install 'xlstm-jax-stack[cuda13]'"
+            f"{install('cuda13')}"
         ) from error

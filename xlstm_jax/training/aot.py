@@ -2,13 +2,16 @@
 there, and says whether it fits.
 """
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import json
+import os
 import pathlib
 import re
+import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +20,11 @@ from xlstm_jax.analysis.flops import training_flops_per_token
 from xlstm_jax.analysis.hlo import collective_bytes, kernel_calls
 from xlstm_jax.config import Config
 from xlstm_jax.data.loader import Batch
+from xlstm_jax.errors import UserError
 from xlstm_jax.models import build_model
 from xlstm_jax.parallel import batch_sharding, make_mesh
 from xlstm_jax.parallel.topology import HBM_BYTES, absent_devices
+from xlstm_jax.progress import doing
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.state import abstract_state
 from xlstm_jax.training.step import make_train_step
@@ -38,6 +43,7 @@ class StepReport:
             where they can't be read.
         kernels: calls of Pallas kernels in one step on one device, by backend; everything else is
             XLA's. None as above.
+        unread: why they are None.
         flops: the model's, of one step on all devices.
     """
 
@@ -54,26 +60,31 @@ class StepReport:
     needed: float | None = None
     collectives: dict[str, int] | None = None
     kernels: dict[str, int] | None = None
+    unread: str | None = None
 
     def lines(self) -> list[str]:
         """For the terminal."""
-        head = f"{self.topology}: {self.devices} devices of {_gigabytes(self.memory)}, {'fits' if self.fits else 'DOES NOT FIT'}"
-        work = f"model FLOPs per step {self.flops:.3e}, accumulation steps {self.accumulation_steps}, compiled in {self.seconds:.0f} s"
+        verdict = "fits" if self.fits else "DOES NOT FIT"
+        head = f"{self.topology}: {self.devices} devices of {_gigabytes(self.memory)}, {verdict}"
+        work = (
+            f"model FLOPs per step {self.flops:.3e}, accumulation steps {self.accumulation_steps}, "
+            f"compiled in {self.seconds:.0f} s"
+        )
         if not self.fits:
             return [head, f"needed: {_gigabytes(self.needed)} per device", work]
-        moved = _listed(self.collectives, lambda kind, size: f"{kind} {_gigabytes(size)}", "none")
-        called = _listed(
-            self.kernels,
-            lambda name, number: f"{name} x {number}",
-            "none, the cells run as XLA code",
+        memory = (
+            f"memory per device: arguments {_gigabytes(self.arguments)}, temporaries "
+            f"{_gigabytes(self.temporaries)}, peak {_gigabytes(self.peak)}"
         )
+        if self.collectives is None or self.kernels is None:
+            return [head, memory, "collectives and kernels: unknown", f"  {self.unread}", work]
+        moved = _listed(self.collectives, lambda kind, size: f"{kind} {_gigabytes(size)}")
+        called = _listed(self.kernels, lambda name, number: f"{name} x {number}")
         return [
             head,
-            f"memory per device: arguments {_gigabytes(self.arguments)}, temporaries "
-            f"{_gigabytes(self.temporaries)}, peak "
-            f"{_gigabytes(self.peak)}",
-            f"collectives per device and step: {moved}",
-            f"kernels per device and step: {called}",
+            memory,
+            f"collectives per device and step: {moved or 'none'}",
+            f"kernels per device and step: {called or 'none, the cells run as XLA code'}",
             work,
         ]
 
@@ -84,7 +95,8 @@ def compile_step(config: Config, topology: str) -> StepReport:
     Raises:
         UserError: the topology or the configuration's mesh is not possible there.
     """
-    devices = absent_devices(topology)
+    with _stderr_dropped():  # libtpu's complaints that this is no TPU machine, with a C++ trace
+        devices = absent_devices(topology)
     mesh = make_mesh(config.mesh, devices)
     rows, length = config.data.batch_size, config.data.context_length
     tokens = batch_sharding(mesh, rows, length, accumulation_steps=config.train.accumulation_steps)
@@ -105,16 +117,19 @@ def compile_step(config: Config, topology: str) -> StepReport:
         batch = Batch(ids, ids, ids)
         started = time.monotonic()
         try:
-            compiled = (
-                make_train_step(model, optimizer, schedule, config).lower(state, batch).compile()
-            )
+            with doing("tracing the training step", _say):
+                lowered = make_train_step(model, optimizer, schedule, config).lower(state, batch)
+            with doing(f"compiling it for {topology}, which may take many minutes", _say):
+                compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             if (needed := needed_bytes(str(error))) is None:
                 raise
             return StepReport(
                 **known, fits=False, needed=needed, seconds=time.monotonic() - started
             )
-    memory, text = compiled.memory_analysis(), _text_of(compiled)
+    with doing("reading the compiled program", _say):
+        text, unread = _text_of(compiled)
+    memory = compiled.memory_analysis()
     peak = memory.peak_memory_in_bytes or None
     used = peak or memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return StepReport(
@@ -127,17 +142,37 @@ def compile_step(config: Config, topology: str) -> StepReport:
         peak=peak,
         collectives=None if text is None else collective_bytes(text),
         kernels=None if text is None else kernel_calls(text),
+        unread=unread,
     )
 
 
-def _text_of(compiled: jax.stages.Compiled) -> str | None:
-    """The program's HLO; None where jaxlib can't read it (libtpu 0.0.51's asynchronous collectives
-    of large programs with 0.10.2).
+def _text_of(compiled: jax.stages.Compiled) -> tuple[str | None, str | None]:
+    """The program's HLO, or None and why it can't be had.
+
+    jaxlib 0.10.2 can't read the asynchronous collectives of large programs that libtpu 0.0.51 made.
+    It then prints a C++ stack trace beside the error, which is of no use to anybody.
     """
     try:
-        return compiled.as_text()
-    except jax.errors.JaxRuntimeError:
-        return None
+        with _stderr_dropped():
+            return compiled.as_text(), None
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        jaxlib = importlib.metadata.version("jaxlib")
+        return None, f"jaxlib {jaxlib} can't read what was compiled, a newer one may: {reason}"
+
+
+@contextlib.contextmanager
+def _stderr_dropped() -> Iterator[None]:
+    """What is written on file descriptor 2, by C++ too, is seen by nobody; errors are raised."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def needed_bytes(message: str) -> float | None:
@@ -164,10 +199,12 @@ def write_report(report: StepReport, folder: str | pathlib.Path, name: str) -> p
     return file
 
 
-def _listed(counts: dict[str, int] | None, words: Callable[[str, int], str], nothing: str) -> str:
-    if counts is None:
-        return "unknown, this jaxlib can't read the program"
-    return ", ".join(words(name, count) for name, count in sorted(counts.items())) or nothing
+def _listed(counts: dict[str, int], words: Callable[[str, int], str]) -> str:
+    return ", ".join(words(name, count) for name, count in sorted(counts.items()))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _gigabytes(size: float | None) -> str:
@@ -176,5 +213,10 @@ def _gigabytes(size: float | None) -> str:
 
 def report_on(config: Config, topology: str, folder: str, name: str) -> None:
     """What `train.py --aot` does: compiles, prints and writes the report."""
-    report: Any = compile_step(config, topology)
-    print(*report.lines(), write_report(report, folder, name), sep="\n", flush=True)
+    try:  # before the minutes
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir {folder!r} can't be made: {error.strerror}") from None
+    report = compile_step(config, topology)
+    print(*report.lines(), sep="\n", flush=True)  # minutes of work, whatever the disk says
+    print(write_report(report, folder, name), flush=True)

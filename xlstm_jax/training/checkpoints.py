@@ -7,14 +7,12 @@ read `params` and `run` alone, so a folder without `optimizer` will do.
 """
 
 import contextlib
-import errno
 import json
 import math
 import pathlib
-import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -25,16 +23,20 @@ from orbax.checkpoint import checkpoint_managers as policies
 from xlstm_jax.config import Config
 from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import is_first_process
+from xlstm_jax.training.damage import (
+    DamagedCheckpoint,
+    first_line,
+    guarded,
+    is_full_disk,
+    set_aside,
+    silence_orbax,
+    unlistable,
+)
 from xlstm_jax.training.run_folder import RunFolder, find_run, open_run, write_config
 from xlstm_jax.training.state import TrainState
 
 FORMAT_VERSION = 2
 SHOWN_DIFFERENCES = 5
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class DamagedCheckpoint(UserError):
-    """A checkpoint can't be read."""
 
 
 class Checkpoints:
@@ -70,9 +72,10 @@ class Checkpoints:
             best_mode="min",
             cleanup_tmp_directories=True,
         )
+        silence_orbax()
         if is_first_process():
-            for damaged in _without_readable_loss(self._path):
-                _set_aside(folder, damaged, "its held-out loss can't be read")
+            for damaged, reason in unlistable(self._path).items():
+                set_aside(folder, damaged, reason)
         _wait_for_all("checkpoints listed")
         self._manager = _open(self._path, options)
 
@@ -83,7 +86,11 @@ class Checkpoints:
         try:
             self.finish()
         finally:
-            self._manager.close()
+            try:
+                self._manager.close()
+            except Exception as error:  # Orbax raises again what was told already
+                if not is_full_disk(error):
+                    raise
 
     def latest_step(self) -> int | None:
         """Of the newest checkpoint; None where there is none."""
@@ -140,14 +147,17 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if not _is_full_disk(error):
+            if not is_full_disk(error):
                 raise
             step, self._saving = self._saving, None
+            # What failed may be one of several parts: the others are still being written.
+            with contextlib.suppress(Exception):
+                self._manager.wait_until_finished()
             for remains in self._path.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(remains, ignore_errors=True)
             print(
                 f"step {step}: the disk is full, so this step is NOT saved ({self._path}; "
-                f"{_first_line(error)}). Training goes on; "
+                f"{first_line(error)}). Training goes on; "
                 f"the newest checkpoint is of step {self.latest_step()}",
                 file=sys.stderr,
                 flush=True,
@@ -173,7 +183,7 @@ class Checkpoints:
             if _everywhere(damage is None):
                 return restored
             if is_first_process():
-                _set_aside(self._folder, step, damage or "another process can't read it")
+                set_aside(self._folder, step, damage or "another process can't read it")
             _wait_for_all(f"checkpoint {step} set aside")
             self._manager.reload()
         if damage is not None:
@@ -192,7 +202,7 @@ class Checkpoints:
                 {"step": abstract.step, "opt_state": abstract.opt_state, "guard": abstract.guard}
             ),
         )
-        restored = _guarded(self._path, step, lambda: self._manager.restore(step, args=args))
+        restored = guarded(self._path, step, lambda: self._manager.restore(step, args=args))
         optimizer = restored.optimizer
         return (
             TrainState(
@@ -233,7 +243,7 @@ def read_params(
         _read_run(manager, folder.checkpoints, step)
         _check_shapes(manager, folder.checkpoints, step, abstract_params)
         args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
-        return step, _guarded(
+        return step, guarded(
             folder.checkpoints, step, lambda: manager.restore(step, args=args)
         ).params
 
@@ -295,65 +305,24 @@ def _open(path: pathlib.Path, options: policies.CheckpointManagerOptions) -> ocp
         "run": ocp.JsonCheckpointHandler(),
     }
     try:
+        if options.create:
+            path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--workdir {str(path.parent)!r} can't be written to: {error.strerror}; give another "
+            f"folder"
+        ) from None
+    try:
         return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
     except Exception as error:  # the metrics of every checkpoint are read here
         raise DamagedCheckpoint(
-            f"the checkpoints in {str(path)!r} can't be listed, one is damaged: "
-            f"{_first_line(error)}"
+            f"the checkpoints in {str(path)!r} can't be listed, one is damaged: {first_line(error)}"
         ) from error
 
 
 def _loss_of(metrics: dict[str, float]) -> float:
     """A checkpoint between two evaluations has no loss and is never the best."""
     return metrics.get("loss", math.inf)
-
-
-def _guarded(path: pathlib.Path, step: int, read: Callable[[], Any]) -> Any:
-    """The result of `read`; whatever it raises becomes a `DamagedCheckpoint`."""
-    show = sys.unraisablehook
-
-    def show_others(unraisable) -> None:
-        # When one array can't be read, Orbax closes its event loop; the other arrays' reads then
-        # end with tracebacks of no use.
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            show(unraisable)
-
-    sys.unraisablehook = show_others  # left in place after a failure: those reads may end later
-    try:
-        result = read()
-        sys.unraisablehook = show
-        return result
-    except Exception as error:  # Orbax and TensorStore raise many types for a broken file
-        raise DamagedCheckpoint(
-            f"checkpoint {str(path / str(step))!r} is damaged: {_first_line(error)}"
-        ) from error
-
-
-def _without_readable_loss(path: pathlib.Path) -> list[int]:
-    """The steps whose file of metrics is no JSON; Orbax reads all of them when it lists the
-    checkpoints.
-    """
-    damaged = []
-    for file in path.glob("*/metrics/metrics"):
-        try:
-            json.loads(file.read_text())
-        except ValueError:
-            damaged.append(int(file.parent.parent.name))
-    return damaged
-
-
-def _set_aside(folder: RunFolder, step: int, reason: object) -> None:
-    """Moves a checkpoint out of the way and says so; nothing is deleted."""
-    place = folder.damaged_checkpoints / str(step)
-    while place.exists():
-        place = place.with_name(f"{place.name}_again")
-    place.parent.mkdir(exist_ok=True)
-    (folder.checkpoints / str(step)).rename(place)
-    print(
-        f"checkpoint of step {step} is passed over ({reason}); it is now {place}",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 def _wait_for_all(what: str) -> None:
@@ -366,29 +335,11 @@ def _everywhere(good: bool) -> bool:
     return good if jax.process_count() == 1 else bool(multihost_utils.process_allgather(good).all())
 
 
-def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether there was no room for a file: by the error's number, which TensorStore has in its
-    text.
-    """
-    while error is not None:
-        numbers = {
-            getattr(error, "errno", None),
-            *map(int, re.findall(r"os_error_code='(\d+)'", str(error))),
-        }
-        if numbers & set(NO_ROOM):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
 def _read_run(manager: ocp.CheckpointManager, path: pathlib.Path, step: int) -> dict[str, Any]:
     args = ocp.args.Composite(run=ocp.args.JsonRestore())
-    run = _guarded(path, step, lambda: manager.restore(step, args=args).run)
+    run = guarded(path, step, lambda: manager.restore(step, args=args).run)
+    if not isinstance(run, dict) or not {"format_version", "position"} <= run.keys():
+        raise DamagedCheckpoint(f"checkpoint {str(path / str(step))!r} is damaged: run/metadata")
     if run["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"checkpoint {str(path / str(step))!r} has the format version {run['format_version']}, "
@@ -401,14 +352,15 @@ def _read_run(manager: ocp.CheckpointManager, path: pathlib.Path, step: int) -> 
 def _check_shapes(
     manager: ocp.CheckpointManager, path: pathlib.Path, step: int, abstract_params: Any
 ) -> None:
-    found = _guarded(path, step, lambda: manager.item_metadata(step)["params"].tree)
+    found = guarded(path, step, lambda: manager.item_metadata(step)["params"].tree)
     differences = shape_differences(found, abstract_params)
     if differences:
-        more = len(differences) - SHOWN_DIFFERENCES
+        shown = differences[:SHOWN_DIFFERENCES]
+        if more := len(differences) - len(shown):
+            shown.append(f"and {more} more")
         raise UserError(
             f"the parameters in {str(path / str(step))!r} are not those of the configured model: "
-            f"{'; '.join(differences[:SHOWN_DIFFERENCES])}{f'; and {more} more' if more > 0 else ''}. Make the model's "
-            "configuration equal to that of the checkpoint"
+            f"{'; '.join(shown)}. Make the model's configuration equal to that of the checkpoint"
         )
 
 

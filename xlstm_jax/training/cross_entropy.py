@@ -132,7 +132,7 @@ _in_parts.defvjp(_forward, _backward)
 
 
 def _kernel_parts(kernel: VocabularyKernel, parts: int) -> Float[Array, "N D e"]:
-    """Part n has the columns n, n + parts, ...: each stays spread over the devices as the whole is."""
+    """Part n has the columns n, n + parts, ...: each is spread over the devices as the whole is."""
     dim, vocabulary = kernel.shape
     kernel = jnp.pad(kernel, ((0, 0), (0, -vocabulary % parts)))
     return jnp.moveaxis(kernel.reshape(dim, -1, parts), 2, 0)

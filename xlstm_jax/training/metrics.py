@@ -1,21 +1,38 @@
-"""What a person sees of a run: the console line, metrics.jsonl, TensorBoard and loss.png."""
+"""What is kept of a run's numbers: metrics.jsonl, TensorBoard, Weights & Biases and loss.png."""
 
+import collections
+import io
 import json
 import math
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
-import tensorboardX
 from matplotlib.figure import Figure
+from tensorboardX import summary
 
-from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import is_first_process
+from xlstm_jax.training.outlets import (
+    AppendedFile,
+    Outlet,
+    TensorBoard,
+    Trouble,
+    WandB,
+    event_of,
+    metrics_line,
+    replace_file,
+    tell,
+)
 from xlstm_jax.training.run_folder import RunFolder
+
+# Numbers that a restart or a person with a question needs, and whose curves say nothing.
+NO_CURVE = ("started", "tokens", "text_bytes", "skipped_in_a_row", "first_sample", "last_sample")
+SHOWN = 5  # numbers of broken lines in one message
 
 
 class MetricsWriter:
     """Appends to metrics.jsonl, TensorBoard and, where a project is named, Weights & Biases; in the
-    first process alone.
+    first process alone. Each of them may fail at any time (`outlets`).
 
     A run that is resumed at step s writes everything after s again, so what a killed run wrote
     beyond s is dropped first; an event that is there already is not written twice. Each line is on
@@ -29,20 +46,21 @@ class MetricsWriter:
         self._board = self._wandb = None
         if self._silent:
             return
-        records = [
-            record for record in read_records(folder.metrics) if record["step"] <= resumed_at
-        ]
-        rewritten = folder.metrics.with_name("metrics.jsonl.tmp")
-        rewritten.write_text("".join(json.dumps(record) + "\n" for record in records))
-        rewritten.replace(folder.metrics)
-        self._there = {(record["step"], record["split"]) for record in records}
-        self._file = folder.metrics.open("a")
+        self._metrics = _MetricsFile(folder.metrics, resumed_at)
+        self._there = self._metrics.there
+        self._lines = Outlet("metrics.jsonl", self._metrics.deliver)
+        self._lines.put()
+        config = json.loads(folder.config.read_text()) if folder.config.exists() else {}
         if tensorboard:
-            self._board = tensorboardX.SummaryWriter(
-                str(folder.tensorboard), purge_step=resumed_at + 1
+            self._board = Outlet(
+                "TensorBoard's file", TensorBoard(folder.tensorboard, resumed_at).deliver
             )
+            text = json.dumps(config, indent=2).replace("\n", "\n    ")  # a block of Markdown
+            self._board.put(event_of(summary.text("config", f"    {text}"), resumed_at))
         if wandb is not None:
-            self._wandb = _open_wandb(folder, wandb)
+            self._service = WandB(folder.root, wandb, config)
+            self._wandb = Outlet("the run at Weights & Biases", self._service.deliver)
+            self._wandb.put()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -50,14 +68,14 @@ class MetricsWriter:
     def __exit__(self, *exception) -> None:
         if self._silent:
             return
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for outlet in filter(None, (self._lines, self._board, self._wandb)):
+            outlet.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            with Trouble("the run at Weights & Biases").caught():
+                self._service.close()
 
     def write(self, step: int, split: str, values: Mapping[str, float | int | None]) -> None:
-        """One event; what is None is left out, what is no finite number is written as text ("nan")."""
+        """One event; what is None is left out, what is no finite number becomes text ("nan")."""
         if self._silent or (step, split) in self._there:
             return
         self._there.add((step, split))
@@ -65,89 +83,79 @@ class MetricsWriter:
         as_text = {
             name: value if math.isfinite(value) else str(value) for name, value in values.items()
         }
-        self._file.write(json.dumps({"step": step, "split": split, **as_text}) + "\n")
-        self._file.flush()
+        self._lines.put({"step": step, "split": split, **as_text})
+        curves = {
+            f"{split}/{name}": value for name, value in values.items() if name not in NO_CURVE
+        }
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{split}/{name}", value, step)
+            scalars = (summary.scalar(name, value) for name, value in curves.items())
+            self._board.put(*(event_of(scalar, step) for scalar in scalars))
         if self._wandb is not None:
-            self._wandb.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+            self._wandb.put((step, curves))
+
+    def write_sample(self, step: int, text: str) -> None:
+        """Text that the model wrote, for TensorBoard."""
+        if not self._silent and self._board is not None:
+            block = text.replace("\n", "\n    ")
+            self._board.put(event_of(summary.text("sample", f"    {block}"), step))
 
 
-def _open_wandb(folder: RunFolder, project: str):
-    """A W&B run that a resumed training run goes on with."""
-    try:
-        import wandb
-    except ImportError:
-        raise UserError(
-            f"config key log.wandb is {project!r}, but wandb is not installed; run: pip install "
-            f"'xlstm-jax-stack[wandb]'"
-        ) from None
-    name, config = folder.root.name, json.loads(folder.config.read_text())
-    return wandb.init(
-        project=project, name=name, id=name, resume="allow", dir=str(folder.root), config=config
-    )
-
-
-def read_records(path: pathlib.Path) -> list[dict]:
-    """The events of a metrics.jsonl; a last line that a killed run left unfinished is passed over."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
-
-
-def console_line(
-    step: int, steps: int, values: Mapping[str, float | None], seconds_left: float | None
-) -> str:
-    """One line per event; it starts with its step, so that it survives being mixed with other
-    output.
+class _MetricsFile:
+    """metrics.jsonl of a run that goes on after a step: what lies beyond it is dropped before the
+    first new line is appended.
     """
-    rate, mfu = values.get("tokens_per_second"), values.get("mfu")
-    per_device = values.get("tokens_per_second_per_device")
-    return "  ".join(
-        [
-            f"step {step:>{len(str(steps))}}/{steps}",
-            f"loss {values['loss']:.4f}",
-            f"grad norm {values['grad_norm']:.2f}",
-            f"lr {values['learning_rate']:.2e}",
-            f"tokens/s {'n/a' if rate is None else f'{rate:,.0f}'}",
-            f"per device {'n/a' if per_device is None else f'{per_device:,.0f}'}",
-            f"MFU {'n/a' if mfu is None else f'{mfu:.1%}'}",
-            f"time left {duration(seconds_left)}",
-            f"skipped {values['skipped']}",
-        ]
+
+    def __init__(self, path: pathlib.Path, resumed_at: int) -> None:
+        self._path, self._file = path, AppendedFile(path)
+        found = path.read_bytes() if path.exists() else b""
+        kept, broken, self.there = [], [], set()
+        for number, line in enumerate(found.splitlines(keepends=True), 1):
+            record = _record_of(line)
+            if record is not None and record["step"] <= resumed_at:
+                self.there.add((record["step"], record["split"]))
+                kept.append(line.rstrip(b"\r\n") + b"\n")
+            elif record is None and line.endswith(b"\n"):
+                # Somebody's note or damage: it stays, and is passed over. A last line without its
+                # end is what a killed run has left.
+                kept.append(line)
+                if line.strip():
+                    broken.append(number)
+        if broken:
+            more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+            tell(
+                f"{path}: line {', '.join(map(str, broken[:SHOWN]))}{more} can't be read and is "
+                f"skipped; it stays in the file"
+            )
+        whole = b"".join(kept)
+        self._instead = whole if whole != found else None
+
+    def deliver(self, events: collections.deque) -> None:
+        """Appends all of them and removes them from the deque."""
+        if self._instead is not None:
+            replace_file(self._path, self._instead)
+            self._instead = None
+        if events:
+            self._file.append(b"".join(map(metrics_line, events)))
+            events.clear()
+
+
+def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The events of a metrics.jsonl; lines that are none are passed over."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [record for line in lines if (record := _record_of(line)) is not None]
+
+
+def _record_of(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # also bytes that are no UTF-8
+        return None
+    is_event = (
+        isinstance(record, dict)
+        and type(record.get("step")) is int
+        and isinstance(record.get("split"), str)
     )
-
-
-def skipped_line(
-    step: int, steps: int, values: Mapping[str, float], first_sample: int, last_sample: int
-) -> str:
-    """One line per step whose update was not applied."""
-    return (
-        f"step {step:>{len(str(steps))}}/{steps}  SKIPPED: loss {values['loss']:.4f}  grad norm "
-        f"{values['grad_norm']:.2f}  "
-        f"samples {first_sample} to {last_sample}  {values['skipped']} skipped so far"
-    )
-
-
-def duration(seconds: float | None) -> str:
-    """52s, 3m 05s, 2h 07m, 4d 03h."""
-    if seconds is None or not math.isfinite(seconds):
-        return "n/a"
-    whole = round(seconds)
-    for unit, name, below, below_name in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "m"),
-        (60, "m", 1, "s"),
-    ):
-        if whole >= unit:
-            return f"{whole // unit}{name} {whole % unit // below:02}{below_name}"
-    return f"{whole}s"
+    return record if is_event else None
 
 
 def draw_loss(folder: RunFolder) -> None:
@@ -160,7 +168,9 @@ def draw_loss(folder: RunFolder) -> None:
         ("validation", {"marker": "o", "label": "held out"}),
     ):
         points = [
-            (record["step"], record["loss"]) for record in records if record["split"] == split
+            (record["step"], record["loss"])
+            for record in records
+            if record["split"] == split and isinstance(record.get("loss"), int | float)
         ]
         if points:
             axes.plot(*zip(*points, strict=True), **style)
@@ -168,4 +178,6 @@ def draw_loss(folder: RunFolder) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    figure.savefig(folder.loss_figure, dpi=120)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    replace_file(folder.loss_figure, image.getvalue())

@@ -6,15 +6,32 @@ import pathlib
 from typing import Any
 
 from xlstm_jax.config import Config, from_json
+from xlstm_jax.data.splits import parse_mixture, validation_sets
+from xlstm_jax.data.tokenizer import load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import is_first_process
+from xlstm_jax.paths import check_can_be_written, refuse_address
 
 # Keys, or their beginnings, with which a run may go on differently: how it is computed, kept and
 # shown, not what is computed.
 MAY_CHANGE = (
-    "mesh.", "model.remat", "model.mlstm_backend", "model.slstm_backend", "model.chunk_size", "data.workers", "train.accumulation_steps",
-    "train.watchdog_", "train.heartbeat_seconds", "checkpoint.keep_", "log.",
-)  # fmt: skip
+    "mesh.",
+    "model.remat",
+    "model.mlstm_backend",
+    "model.slstm_backend",
+    "model.chunk_size",
+    "data.workers",
+    "train.accumulation_steps",
+    "train.watchdog_",
+    "train.heartbeat_seconds",
+    "train.grace_seconds",
+    "checkpoint.keep_",
+    "log.",
+)
+# Where data and tokenizer lie may change too: they are known by what is in them (`check_data`,
+# `own_tokenizer`).
+PLACES = ("data.path", "data.validation_path", "data.validation_sets", "data.tokenizer")
+NO_PLACES = ("stdlib", "synthetic")  # of data.path: names and no paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +49,11 @@ class RunFolder:
     def data_record(self) -> pathlib.Path:
         """The files that the tokens came from, with their hashes."""
         return self.root / "data.json"
+
+    @property
+    def tokenizer(self) -> pathlib.Path:
+        """The run's own copy of its tokenizer; bytes need none."""
+        return self.root / "tokenizer.json"
 
     @property
     def metrics(self) -> pathlib.Path:
@@ -69,56 +91,83 @@ class RunFolder:
         return self.root / "samples.txt"
 
     def read_config(self) -> Config:
-        """The run's own configuration; raises `UserError` where the folder is no run."""
+        """The run's own configuration, with the run's own tokenizer: whatever became of the file
+        that `data.tokenizer` named, and wherever the folder is now.
+
+        Raises:
+            UserError: the folder is no run, or its configuration is damaged.
+        """
         if not self.config.is_file():
             raise UserError(
                 f"folder {str(self.root)!r} holds no config.json, so it is no run; give the "
                 f"--workdir of a training run"
             )
         try:
-            return from_json(self.config.read_text())
-        except (ValueError, AttributeError) as error:
+            config = from_json(self.config.read_text())
+        except UserError as error:  # which says what to do
+            raise UserError(f"{self.config}: {error}") from None
+        except (OSError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{self.config} can't be used: {error}; restore it or start in another folder"
             ) from None
+        return _with_tokenizer(config, str(self.tokenizer)) if self.tokenizer.is_file() else config
 
 
 def find_run(root: str | pathlib.Path) -> RunFolder:
     """A run that exists."""
+    refuse_address("the folder of the run", str(root))
     return RunFolder(pathlib.Path(root).expanduser().resolve())
 
 
 def open_run(root: str | pathlib.Path, config: Config) -> RunFolder:
     """The folder of a new run, or of one that is to go on: with the same configuration, but for the
-    keys of `MAY_CHANGE`.
+    keys of `MAY_CHANGE` and `PLACES`.
 
     Nothing is written yet; config.json stays that of the run's start, each checkpoint has its own.
 
     Raises:
-        UserError: the folder belongs to a run with another configuration, or holds a run's files
-            without config.json.
+        UserError: the folder belongs to a run with another configuration, holds a run's files
+            without config.json, or can't be written to; `checkpoint.init_from` holds no
+            checkpoint.
     """
+    refuse_address("--workdir", str(root))
     folder = find_run(root)
     if folder.config.exists():
         _check_same(folder, config)
-        return folder
-    if folder.root.exists() and not folder.root.is_dir():
-        raise UserError(f"--workdir {str(folder.root)!r} is a file; give a folder")
-    leftovers = [
-        path.name for path in (folder.metrics, folder.checkpoints, folder.samples) if path.exists()
-    ]
-    if leftovers:
-        raise UserError(
-            f"folder {str(folder.root)!r} holds {', '.join(leftovers)} but no config.json, so it "
-            f"is unknown what they belong to; "
-            "give another --workdir"
-        )
+    else:
+        if folder.root.exists() and not folder.root.is_dir():
+            raise UserError(f"--workdir {str(folder.root)!r} is a file; give a folder")
+        leftovers = [
+            path.name
+            for path in (folder.metrics, folder.checkpoints, folder.samples)
+            if path.is_file() or path.is_dir() and any(path.iterdir())
+        ]
+        if leftovers:
+            raise UserError(
+                f"folder {str(folder.root)!r} holds {', '.join(leftovers)} but no config.json, so "
+                f"it is unknown what they belong to; give another --workdir"
+            )
+    if is_first_process():
+        check_can_be_written("--workdir", folder.root)
+    if config.checkpoint.init_from is not None and not has_checkpoint(folder):
+        source = find_run(config.checkpoint.init_from)
+        if not has_checkpoint(source):
+            raise UserError(
+                f"config key checkpoint.init_from is {config.checkpoint.init_from!r}: folder "
+                f"{str(source.root)!r} holds no checkpoints; give the folder of a run or of an "
+                f"imported model"
+            )
     return folder
 
 
+def has_checkpoint(folder: RunFolder) -> bool:
+    """Whether there is a finished checkpoint, readable or not."""
+    return any(path.name.isdecimal() for path in folder.checkpoints.glob("*"))
+
+
 def write_config(folder: RunFolder, config: Config) -> None:
-    """Makes the folder the run's own. Done when all else is known to be good: a mistake mended
-    later needs no other folder.
+    """Makes the folder the run's own: its configuration, paths being absolute, and its tokenizer.
+    Done when all else is known to be good: a mistake mended later needs no other folder.
 
     Raises:
         UserError: the folder can't be made or written to.
@@ -127,9 +176,10 @@ def write_config(folder: RunFolder, config: Config) -> None:
         return
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
-        unfinished = folder.config.with_name("config.json.tmp")
-        unfinished.write_text(config.to_json())
-        unfinished.replace(folder.config)  # at once: a killed run leaves no half of a file
+        source = pathlib.Path(config.data.tokenizer)
+        if source.is_file() and source.resolve() != folder.tokenizer:
+            _write_whole(folder.tokenizer, source.read_bytes())
+        _write_whole(folder.config, absolute(config).to_json().encode())
     except OSError as error:
         raise UserError(
             f"--workdir {str(folder.root)!r} can't be written to: {error.strerror}; give another "
@@ -137,16 +187,103 @@ def write_config(folder: RunFolder, config: Config) -> None:
         ) from None
 
 
+def _write_whole(path: pathlib.Path, content: bytes) -> None:
+    """At once: a killed run leaves no half of a file."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
+
+
+def own_tokenizer(folder: RunFolder, config: Config) -> Config:
+    """The configuration with the run's own copy of the tokenizer, where the run has one.
+
+    Raises:
+        UserError: the configuration names another tokenizer than the run's.
+    """
+    if not folder.tokenizer.is_file():
+        return config
+    given = config.data.tokenizer
+    if given == "byte" or pathlib.Path(given).is_file():
+        if load_tokenizer(given).hash != load_tokenizer(str(folder.tokenizer)).hash:
+            raise UserError(
+                f"folder {str(folder.root)!r} belongs to a run with another tokenizer than "
+                f"data.tokenizer {given!r}; give another --workdir, or that run's own "
+                f"{str(folder.tokenizer)!r}"
+            )
+    return _with_tokenizer(config, str(folder.tokenizer))
+
+
+def check_data(folder: RunFolder, record: str) -> None:
+    """Compares what a run was trained and evaluated on with what it is to go on with.
+
+    Args:
+        record: the text that data.json is to have (`xlstm_jax.data.loader.record`).
+
+    Raises:
+        UserError: data are not the ones that the run began with, wherever they lie.
+    """
+    try:
+        before = json.loads(folder.data_record.read_text())
+        known = {name: data["fingerprint"] for name, data in before.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return  # none yet, or damaged: the checkpoint still tells about the training data
+    now = {name: data["fingerprint"] for name, data in json.loads(record).items()}
+    for name in [*known, *(name for name in now if name not in known)]:
+        if known.get(name) != now.get(name):
+            what = "is new" if name not in known else "is missing" if name not in now else "differs"
+            raise UserError(
+                f"the data of folder {str(folder.root)!r} have changed since the run began: "
+                f"{name!r} {what}; give another --workdir, or the same data"
+            )
+
+
+def absolute(config: Config) -> Config:
+    """The configuration with absolute paths, which mean the same from every working directory."""
+    data, init_from = config.data, config.checkpoint.init_from
+    sets = [f"{name}={_absolute(path)}" for name, path in validation_sets(data).items()]
+    data = dataclasses.replace(
+        data,
+        path=_absolute(data.path),
+        validation_path=data.validation_path and _absolute(data.validation_path),
+        validation_sets=",".join(sets) or None,
+        tokenizer="byte" if data.tokenizer == "byte" else _absolute(data.tokenizer),
+    )
+    checkpoint = dataclasses.replace(
+        config.checkpoint, init_from=init_from and str(find_run(init_from).root)
+    )
+    return dataclasses.replace(config, data=data, checkpoint=checkpoint)
+
+
+def _absolute(paths: str) -> str:
+    """Of a path, or of each part of a mixture."""
+    parts = [
+        (name if name in NO_PLACES else str(pathlib.Path(name).absolute()), weight)
+        for name, weight in parse_mixture(paths)
+    ]
+    if len(parts) == 1:
+        return parts[0][0]
+    return ",".join(f"{name}:{weight!r}" for name, weight in parts)
+
+
+def _with_tokenizer(config: Config, name: str) -> Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=name))
+
+
 def _check_same(folder: RunFolder, config: Config) -> None:
     there, given = (
         _flat(json.loads(folder.read_config().to_json())),
-        _flat(json.loads(config.to_json())),
+        _flat(json.loads(absolute(config).to_json())),
     )
+    free = (*MAY_CHANGE, *PLACES)
+    if has_checkpoint(folder):  # from which the run goes on, whatever its first parameters were
+        free = (*free, "checkpoint.init_from")
     differing = [
         f"{key} is {there.get(key)!r} there and {given.get(key)!r} here"
         for key in sorted(there.keys() | given.keys())
-        if there.get(key) != given.get(key) and not key.startswith(MAY_CHANGE)
+        if there.get(key) != given.get(key) and not key.startswith(free)
     ]
+    if there["data.tokenizer"] == "byte" != config.data.tokenizer:
+        differing.append(f"data.tokenizer is 'byte' there and {config.data.tokenizer!r} here")
     if differing:
         shown = "; ".join(differing[:10]) + (
             f"; and {len(differing) - 10} more" if len(differing) > 10 else ""
@@ -169,4 +306,4 @@ def _flat(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def write_data_record(folder: RunFolder, text: str) -> None:
     """Writes data.json, once for all processes."""
     if is_first_process():
-        folder.data_record.write_text(text)
+        _write_whole(folder.data_record, text.encode())

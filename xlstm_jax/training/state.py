@@ -17,7 +17,7 @@ from xlstm_jax.training.guard import GuardState, init_guard
 
 
 class TrainState(NamedTuple):
-    """Everything that has to be kept to go on training; dropout keys and data follow from the step."""
+    """All that has to be kept to go on training; dropout keys and data follow from the step."""
 
     step: Int[Array, ""]  # batches seen
     params: Any  # float32, without flax's partitioning boxes

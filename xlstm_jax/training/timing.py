@@ -18,7 +18,7 @@ class Speed:
         self._tokens, self._done = 0, 0
 
     def pause(self) -> None:
-        """Ends the window; the next step that is counted starts another and is not measured itself."""
+        """Ends the window; the next step that is counted starts another and is not measured."""
         self._since = None
 
     def count(self, tokens: int) -> None:

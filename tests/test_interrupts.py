@@ -1,0 +1,157 @@
+"""Ctrl-C ends a command's process with status 130 and one line, whatever it is doing then."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.training.conftest import ROOT
+from xlstm_jax import interrupts
+
+# Each defines `command`, which says "ready" when it is to be interrupted.
+IN_PYTHON = """
+import time
+def command():
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+# A mutex locked twice keeps a thread in C for ever, as a compiler does for minutes.
+IN_C = """
+import ctypes
+def command():
+    print("ready", flush=True)
+    c, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    c.pthread_mutex_lock(mutex)
+    c.pthread_mutex_lock(mutex)
+"""
+WITH_WORKERS = """
+import multiprocessing, time
+def command():
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    worker.start()
+    print("ready", flush=True)
+    print(worker.pid, flush=True)
+    time.sleep(60)
+"""
+# What a finaliser raises is printed by Python and dropped.
+IN_A_FINALISER = """
+import signal, time
+class Finalised:
+    def __del__(self):
+        print("ready", flush=True)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            pass
+def command():
+    Finalised()
+    time.sleep(60)
+"""
+COMPILING = """
+import jax
+import jax.numpy as jnp
+def command():
+    def deep(x):
+        for k in range(2000):
+            x = jnp.sin(x @ x) + k
+        return x
+    lowered = jax.jit(deep).lower(jnp.ones((64, 64)))
+    print("ready", flush=True)
+    lowered.compile()
+"""
+END = """
+import sys
+from xlstm_jax import command_line
+if __name__ == "__main__":
+    sys.exit(command_line.run(command, "the same command goes on"))
+"""
+
+
+def started(program: str, tmp_path) -> subprocess.Popen:
+    file = tmp_path / "program.py"
+    file.write_text(program)
+    process = subprocess.Popen(
+        [sys.executable, str(file)], cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    return process
+
+
+@pytest.mark.parametrize("program", [IN_PYTHON, IN_C, IN_A_FINALISER], ids=["py", "c", "del"])
+def test_one_line_and_130_wherever_the_main_thread_is(program, tmp_path):
+    process = started(program + END, tmp_path)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert (output, errors) == ("", "interrupted; the same command goes on\n")
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+    patient = "\ninterrupts.SECONDS_TO_CLEAN_UP = 1e6\n"
+    process = started(IN_C + "from xlstm_jax import interrupts" + patient + END, tmp_path)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    errors = process.communicate(timeout=30)[1]
+    assert (process.returncode, errors) == (130, "interrupted; the same command goes on\n")
+
+
+def test_the_processes_that_it_started_end_too(tmp_path):
+    process = started(WITH_WORKERS + END, tmp_path)
+    worker = int(process.stdout.readline())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    process.communicate()  # returns when the worker, which has the same stdout, is gone too
+    assert not _runs(worker)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_compiler_is_not_waited_for_and_nothing_crashes_at_the_end(tmp_path):
+    process = started(COMPILING + END, tmp_path)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert (process.returncode, errors) == (130, "interrupted; the same command goes on\n")
+
+
+def test_a_command_may_catch_it_and_go_on(tmp_path):
+    program = """
+import time
+from xlstm_jax import interrupts
+def command():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        interrupts.dealt_with()
+    time.sleep(2.5)
+"""
+    process = started(program + END, tmp_path)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=30)[1]
+    assert (process.returncode, errors) == (0, "")
+
+
+def test_it_holds_from_the_imports_on():
+    program = "import sys; sys.argv = ['-m']; import xlstm_jax; raise KeyboardInterrupt"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_where_the_process_is_not_the_commands_own_it_goes_on(capsys):
+    def command():
+        raise KeyboardInterrupt
+
+    assert interrupts.run(command, "the same command goes on") == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on\n"

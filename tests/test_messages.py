@@ -1,0 +1,78 @@
+"""Commands in messages can be pasted: they start the running Python, and install from the clone."""
+
+import ast
+import pathlib
+import re
+import sys
+
+from xlstm_jax import installation
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "xlstm_jax").rglob("*.py"))]
+
+
+def messages(file: pathlib.Path) -> list[str]:
+    """The texts in a file's functions, docstrings left out."""
+    found = []
+    for function in ast.walk(ast.parse(file.read_text())):
+        if isinstance(function, ast.FunctionDef):
+            body = function.body[1:] if ast.get_docstring(function) else function.body
+            found += [
+                node.value
+                for statement in body
+                for node in ast.walk(statement)
+                if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            ]
+    return found
+
+
+def test_no_message_names_a_python_or_a_package_that_may_not_be_there():
+    for file in FILES:
+        for text in messages(file):
+            assert not re.search(r"\bpython3? (-m|train|eval|\S+\.py)", text), (file, text)
+        assert not re.search(r"pip install [^-]|xlstm-jax-stack", file.read_text()), file
+
+
+def test_no_page_names_a_package_that_is_on_no_index():
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        assert "xlstm-jax-stack[" not in page.read_text(), page
+
+
+def test_an_active_environment_is_called_python(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/python"
+    program.symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert installation.python() == "python"
+
+
+def test_an_environment_that_is_not_active_is_called_by_its_path(tmp_path, monkeypatch):
+    for name in ("here/.venv/bin", "other/bin"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "here/.venv/bin/python"))
+    monkeypatch.setenv("PATH", str(tmp_path / "other/bin"))
+    monkeypatch.chdir(tmp_path / "here")
+    assert installation.python() == ".venv/bin/python"
+    monkeypatch.chdir(tmp_path / "other")
+    assert installation.python() == str(tmp_path / "here/.venv/bin/python")
+
+
+def test_an_extra_is_installed_from_the_clone(monkeypatch, tmp_path):
+    monkeypatch.setattr(installation, "python", lambda: "python")
+    monkeypatch.chdir(ROOT)
+    assert installation.install("data") == "python -m pip install -e '.[data]'"
+    monkeypatch.chdir(tmp_path)
+    assert installation.install("hf") == f"python -m pip install -e '{ROOT}[hf]'"
+
+
+def test_every_extra_that_a_message_names_exists():
+    known = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1]
+    known = set(re.findall(r"^(\w+) = ", known.split("\n[")[0], re.MULTILINE))
+    named = {
+        name
+        for file in FILES
+        for name in re.findall(r"\binstall\(['\"](\w+)['\"]\)", file.read_text())
+    }
+    assert named and named <= known

@@ -1,0 +1,134 @@
+"""Fits drawn over what was measured, and what they leave over."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from xlstm_jax.analysis.scaling.isoflop import IsoFlopFit
+from xlstm_jax.analysis.scaling.parametric import ParametricFit
+from xlstm_jax.analysis.scaling.power_law import PowerLaw
+
+# Okabe and Ito's colours, which colour-blind eyes tell apart too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osv^D<>"
+
+
+def parametric_figure(fit: ParametricFit, params, tokens, loss, name: str) -> Figure:
+    """Left: the loss against tokens, a curve per model size; right: residuals in percent."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    params, tokens, loss = (np.asarray(column, float) for column in (params, tokens, loss))
+    for number, size in enumerate(np.unique(params)):
+        colour, marker = COLOURS[number % 7], MARKERS[number % 7]
+        here = params == size
+        along = np.geomspace(tokens[here].min() / 1.3, tokens[here].max() * 1.3, 100)
+        left.plot(along, fit.loss(size, along), color=colour, linewidth=1)
+        label = short(size)
+        left.plot(tokens[here], loss[here], marker, color=colour, markersize=5, label=label)
+        residuals = 100 * (loss[here] / fit.loss(size, tokens[here]) - 1)
+        right.plot(tokens[here], residuals, marker, color=colour, markersize=5)
+    exponents = f"N^-{fit.alpha:.3f}, D^-{fit.beta:.3f}"
+    if fit.gamma != 1:
+        exponents += f", outer {fit.gamma:.3f}"
+    left.set(
+        xlabel="training tokens D",
+        ylabel="held-out loss (nats per token)",
+        title=f"{name}: E = {fit.irreducible:.3f}, {exponents}",
+    )
+    left.set_xscale("log")
+    left.set_yscale("log")
+    _plain_ticks(left.yaxis, loss)
+    left.legend(title="parameters N", fontsize=8)
+    right.axhline(0, color="gray", linewidth=0.8)
+    right.set(
+        xlabel="training tokens D",
+        ylabel="measured minus fitted loss (%)",
+        title="what the fit leaves over",
+    )
+    right.set_xscale("log")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def power_law_figure(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float], PowerLaw]],
+    xlabel: str,
+    ylabel: str,
+) -> Figure:
+    """Left: name -> (x, y, its law) in log-log axes; right: residuals in percent."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, (name, (x, y, law)) in enumerate(lines.items()):
+        x, y = np.asarray(x, float), np.asarray(y, float)
+        colour, marker = COLOURS[number % 7], MARKERS[number % 7]
+        ends = np.array([x.min() / 1.2, x.max() * 1.2])
+        left.plot(ends, law(ends), color=colour, linewidth=1)
+        label = f"{name}: exponent {law.exponent:.3f}"
+        left.plot(x, y, marker, color=colour, markersize=5, label=label)
+        right.plot(x, 100 * (y / law(x) - 1), marker, color=colour, markersize=5)
+    left.set(xlabel=xlabel, ylabel=ylabel)
+    left.set_xscale("log")
+    left.set_yscale("log")
+    _plain_ticks(left.yaxis, np.concatenate([np.asarray(y, float) for _, y, _ in lines.values()]))
+    left.legend(fontsize=8)
+    right.axhline(0, color="gray", linewidth=0.8)
+    right.set(xlabel=xlabel, ylabel="measured minus fitted (%)", title="what the lines leave over")
+    right.set_xscale("log")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def isoflop_figure(fit: IsoFlopFit, budget, x, loss, xlabel: str) -> Figure:
+    """Left: the loss at each budget with its parabola and optimum; right: optima against budget."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    budget, x, loss = (np.asarray(column, float) for column in (budget, x, loss))
+    for number, parabola in enumerate(fit.parabolas):
+        colour, marker = COLOURS[number % 7], MARKERS[number % 7]
+        here = budget == parabola.budget
+        along = np.geomspace(parabola.first / 1.1, parabola.last * 1.1, 100)
+        left.plot(along, parabola(along), color=colour, linewidth=1)
+        label = f"{parabola.budget:.2g} FLOPs"
+        left.plot(x[here], loss[here], marker, color=colour, markersize=5, label=label)
+        # an optimum beyond the runs is a guess: its star is hollow
+        fill = "full" if parabola.is_inside else "none"
+        for axes, place in (
+            (left, (parabola.optimum, parabola.least)),
+            (right, (parabola.budget, parabola.optimum)),
+        ):
+            axes.plot(*place, "*", color=colour, markersize=13, fillstyle=fill)
+    left.set(xlabel=xlabel, ylabel="held-out loss (nats per token)", title="stars: best per budget")
+    left.set_xscale("log")
+    left.legend(fontsize=8)
+    budgets = np.array([parabola.budget for parabola in fit.parabolas])
+    ends = np.array([budgets.min() / 1.5, budgets.max() * 1.5])
+    right.plot(ends, fit.law(ends), color="gray", linewidth=1)
+    right.set(
+        xlabel="FLOPs of the whole training",
+        ylabel=f"best {xlabel}",
+        title=f"grows like budget^{fit.law.exponent:.3f}",
+    )
+    right.set_xscale("log")
+    right.set_yscale("log")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def short(count: float) -> str:
+    """164e6 -> "164M"."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.3g}"
+
+
+def _plain_ticks(axis, values: np.ndarray) -> None:
+    """Numbers as people write them, on a logarithmic axis of less than a decade."""
+    ticks = np.geomspace(values.min(), values.max(), 6)
+    axis.set_ticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axis.set_minor_locator(NullLocator())

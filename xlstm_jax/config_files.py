@@ -1,0 +1,112 @@
+"""Configuration files: Python with a function `get_config`, named as FILE or FILE:VARIANT."""
+
+import contextlib
+import hashlib
+import importlib.machinery
+import importlib.util
+import inspect
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+
+import ml_collections
+
+from xlstm_jax.errors import UserError
+
+
+def split(path: str) -> tuple[str, str]:
+    """The file and the variant of "FILE:VARIANT"; the variant is "" where there is none.
+
+    A colon may be part of the file's own path: "runs/12:30/config.py" names no variant.
+    """
+    file, colon, variant = path.rpartition(":")
+    if not colon or pathlib.Path(path).is_file() or "/" in variant or variant.endswith(".py"):
+        return path, ""
+    return file, variant
+
+
+def read(path: str) -> ml_collections.ConfigDict:
+    """What a file's `get_config` returns. The file is executed once, and anew in each call.
+
+    It may import its neighbours (`from . import base`). They are found beside it and nowhere else,
+    so that neither another clone nor a package of the user's called `configs` can stand in.
+
+    Raises:
+        UserError: no such file or variant, or it has no `get_config` that gives a ConfigDict.
+        Exception: whatever the file itself raises.
+    """
+    file, variant = split(path)
+    file = _found(file)
+    if os.path.isdir(file):
+        raise UserError(f"config file {file!r} is a folder; give one of its files")
+    if not os.path.isfile(file):
+        raise UserError(
+            f"config file {file!r} does not exist; configs/ has one per experiment, e.g. "
+            f"configs/quickstart.py"
+        )
+    if not file.endswith(".py"):
+        raise UserError(
+            f"config file {file!r} is no Python file; configs/ has one per experiment, e.g. "
+            f"configs/quickstart.py"
+        )
+    with _package(pathlib.Path(file).resolve().parent) as package:
+        name = f"{package}.{re.sub(r'[^0-9A-Za-z_]', '_', pathlib.Path(file).stem)}"
+        spec = importlib.util.spec_from_file_location(name, file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            raise UserError(f"config file {file!r} has no function get_config; see configs/")
+        parameters = inspect.signature(get_config).parameters.values()
+        if variant and not parameters:
+            raise UserError(
+                f"config file {file!r} takes no variant, but {variant!r} is given; leave it out"
+            )
+        if not variant and any(p.default is p.empty for p in parameters):
+            raise UserError(f"config file {file!r} needs a variant; write --config={file}:VARIANT")
+        values = get_config(variant) if variant else get_config()
+    if not isinstance(values, ml_collections.ConfigDict):
+        raise UserError(
+            f"config file {file!r}: get_config returns {type(values).__name__}; it must return the "
+            f"ConfigDict that it made with xlstm_jax.config.default_config_dict()"
+        )
+    return values
+
+
+def _found(file: str) -> str:
+    """The file, or the one of that name among the project's own: "configs/quickstart.py" means the
+    same in every working directory that has no such file.
+    """
+    parts = pathlib.PurePath(file).parts
+    if os.path.exists(file) or parts[:1] != ("configs",):
+        return file
+    package = pathlib.Path(__file__).resolve().parent
+    # as installed, and in a clone
+    own = [folder.joinpath(*parts) for folder in (package, package.parent)]
+    return next((str(path) for path in own if path.is_file()), file)
+
+
+@contextlib.contextmanager
+def _package(folder: pathlib.Path) -> Iterator[str]:
+    """The name of a package that has the folder's files as modules, while the context lasts.
+
+    The name belongs to the folder alone. Afterwards the modules are forgotten: who changes a file
+    in a notebook gets the change with the next call.
+    """
+    name = f"_configs_{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
+    spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    spec.submodule_search_locations = [str(folder)]
+
+    def forget() -> None:
+        for module in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
+            del sys.modules[module]
+
+    forget()
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    importlib.invalidate_caches()
+    try:
+        yield name
+    finally:
+        forget()

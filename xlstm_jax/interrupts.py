@@ -1,0 +1,258 @@
+"""Ctrl-C and other signals end a command's process in time, whatever it is doing.
+
+Python runs a signal's handler in the main thread, and not before that thread is back in Python. A
+compiler, a collective or a write to a dead disk may keep it for minutes or for ever. Therefore a
+second thread hears of each signal at once, by the file descriptor of `signal.set_wakeup_fd`, gives
+the main thread a set time to end by itself, and ends the process after that.
+
+A process that was interrupted ends by `os._exit`. The interpreter's own way out takes down the
+libraries while XLA's threads still compile, which is a segmentation fault (status 139). What is
+written to files is safe: whatever replaces a file is written beside it and renamed.
+"""
+
+import _thread
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+EXIT_INTERRUPTED = 130
+EXIT_PREEMPTED = 75  # sysexits.h: EX_TEMPFAIL, try again
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PROGRAMS = (ROOT / "train.py", ROOT / "eval.py")
+SECONDS_TO_CLEAN_UP = 2.0  # after Ctrl-C, for a main thread that is in Python
+
+
+class Preempted(BaseException):
+    """A run was asked to end; the message says what is saved.
+
+    It may come from a signal's handler, in the middle of anything: `except Exception` must not take
+    it for an error there, for example for a damaged checkpoint.
+
+    Attributes:
+        status: of the process: 75 after SIGTERM, 130 after Ctrl-C.
+    """
+
+    def __init__(self, message: str, status: int = EXIT_PREEMPTED) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How a signal ends a process whose main thread does not end it.
+
+    Attributes:
+        seconds: from the first signal until the process is ended.
+        status: of the process then.
+        words: the line that it leaves; called from another thread.
+        again: whether a second signal ends it at once.
+    """
+
+    seconds: float
+    status: int
+    words: Callable[[], str]
+    again: bool = False
+
+
+_rules: dict[int, Rule] = {}
+_ending = threading.Lock()  # one thread alone ends the process, with one line
+_pipe: tuple[int, int] | None = None  # of the watch, where there is one
+
+
+def run(command: Callable[[], None], advice: str = "") -> int:
+    """Runs a command; returns 0, or 130 after Ctrl-C.
+
+    Where the command is the program of this process (it was defined in `__main__`), Ctrl-C doesn't
+    return but ends the process. A `KeyboardInterrupt` with a text says that instead.
+
+    Args:
+        advice: what to do after Ctrl-C, for example "the same command goes on".
+    """
+    words = "; ".join(filter(None, ("interrupted", advice)))
+    own = getattr(command, "__module__", None) == "__main__"
+    if own:
+        install_hooks()
+    with watch(words) if own else contextlib.nullcontext():
+        try:
+            command()
+        except KeyboardInterrupt as interrupt:
+            line = str(interrupt) or words
+            if own:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                flush()
+                end_process(EXIT_INTERRUPTED, line)
+            print(line, file=sys.stderr, flush=True)
+            return EXIT_INTERRUPTED
+    return 0
+
+
+def is_command() -> bool:
+    """Whether this process was started as one of the project's commands; known before its imports.
+
+    While `python -m xlstm_jax.NAME` imports the package, Python has "-m" in sys.argv[0].
+    """
+    if sys.argv[:1] == ["-m"]:
+        return True
+    program = getattr(sys.modules.get("__main__"), "__file__", None)
+    return program is not None and pathlib.Path(program).resolve() in PROGRAMS
+
+
+def install_hooks() -> None:
+    """Ctrl-C that nobody catches is one line and status 130 too, also where Python would drop it.
+
+    For a process that belongs to one command. Imports take seconds and come before `run`. Some of
+    jax's callbacks can't raise: Python prints what they raise, here what a signal's handler raised,
+    and goes on; then the handler is called again.
+    """
+    # A process that ends at once leaves its workers' shared memory to Python's resource tracker,
+    # a process of its own, which cleans up and would print a warning about it.
+    warnings = filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"))
+    os.environ["PYTHONWARNINGS"] = ",".join(warnings)
+    show, show_unraisable = sys.excepthook, sys.unraisablehook
+
+    def uncaught(kind, value, traceback) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            return show(kind, value, traceback)
+        end_process(EXIT_INTERRUPTED, str(value) or "interrupted")
+
+    def dropped(unraisable) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            number = signal.SIGINT
+        elif issubclass(unraisable.exc_type, Preempted):
+            number = signal.SIGTERM
+        else:
+            return show_unraisable(unraisable)
+        again = threading.Timer(0.05, _thread.interrupt_main, [number])
+        again.daemon = True
+        again.start()
+
+    sys.excepthook, sys.unraisablehook = uncaught, dropped
+
+
+@contextlib.contextmanager
+def watch(words: str = "interrupted") -> Iterator[None]:
+    """Inside it, Ctrl-C ends the process within `SECONDS_TO_CLEAN_UP`, with status 130 and one
+    line; `rule` sets other rules.
+
+    For a process that belongs to one command, not for a notebook; from the main thread.
+    """
+    global _pipe
+    _pipe = os.pipe()
+    for end in _pipe:
+        os.set_blocking(end, False)
+    _rules[signal.SIGINT] = Rule(SECONDS_TO_CLEAN_UP, EXIT_INTERRUPTED, lambda: words, again=True)
+    before = signal.set_wakeup_fd(_pipe[1], warn_on_full_buffer=False)
+    # A daemon: it also watches while the interpreter waits for other threads at its end.
+    threading.Thread(target=_listen, args=(_pipe[0],), name="interrupts", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        _tell(STOP)
+        _pipe = None
+        _rules.clear()
+
+
+@contextlib.contextmanager
+def rule(number: int, new: Rule) -> Iterator[None]:
+    """Inside it, another rule holds for a signal; nothing where there is no `watch`."""
+    before = _rules.get(number)
+    set_rule(number, new)
+    try:
+        yield
+    finally:
+        set_rule(number, before)
+
+
+def set_rule(number: int, new: Rule | None) -> None:
+    """From now on this rule holds for a signal; None: it ends nothing."""
+    if _pipe is None:
+        return
+    if new is None:
+        _rules.pop(number, None)
+    else:
+        _rules[number] = new
+
+
+def dealt_with() -> None:
+    """A `KeyboardInterrupt` was caught and the process goes on: its time no longer runs."""
+    if _pipe is not None:
+        _tell(DEALT_WITH)
+
+
+def received(number: int) -> None:
+    """Says that a signal came which another library's handler took."""
+    if _pipe is not None:
+        _tell(number)
+
+
+def end_process(status: int, line: str | None = None) -> None:
+    """Ends this process and those that it started, now, with one line on stderr; never returns.
+
+    It takes no lock that another thread may hold: the line goes straight to the file descriptor.
+    """
+    if not _ending.acquire(blocking=False):
+        threading.Event().wait()  # another thread is about to end the process
+    if line is not None:
+        write_line(line)
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(status)
+
+
+def flush() -> None:
+    """Writes what lies in the buffers of stdout and stderr, as far as somebody reads it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
+STOP, DEALT_WITH = 0, 255  # no signals have these numbers
+
+
+def _tell(byte: int) -> None:
+    with contextlib.suppress(OSError):
+        os.write(_pipe[1], bytes([byte]))
+
+
+def _listen(pipe: int) -> None:
+    asked: dict[int, float] = {}  # signal -> when it came first
+    while True:
+        select.select([pipe], [], [], 0.05 if asked else None)
+        with contextlib.suppress(BlockingIOError):
+            for number in os.read(pipe, 64):
+                if number == STOP:
+                    return
+                if number == DEALT_WITH:
+                    asked.clear()
+                elif number in _rules:
+                    if number in asked and _rules[number].again:
+                        _end_by(_rules[number])
+                    asked.setdefault(number, time.monotonic())
+        for number, since in asked.items():
+            # looked up each time: what the main thread is doing may have changed the rule
+            if (found := _rules.get(number)) and time.monotonic() - since >= found.seconds:
+                _end_by(found)
+
+
+def _end_by(found: Rule) -> None:
+    # Another thread may hold the stream's lock for ever, so that a flush must not be waited for.
+    flushing = threading.Thread(target=flush, daemon=True)
+    flushing.start()
+    flushing.join(0.5)
+    end_process(found.status, found.words())
+
+
+def write_line(line: str) -> None:
+    """A line on stderr that waits for no lock; also for a signal's handler."""
+    data = (" ".join(line.split()) + "\n").encode()
+    with contextlib.suppress(OSError):
+        os.write(2, data)

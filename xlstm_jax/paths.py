@@ -1,0 +1,52 @@
+"""Paths that a user gives, checked before any work starts."""
+
+import os
+import pathlib
+import re
+import tempfile
+
+from xlstm_jax.errors import UserError
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def refuse_address(what: str, path: str) -> None:
+    """Raises `UserError` where a path is an address such as gs://bucket/run.
+
+    Everything here reads and writes files of the machine. Without this check "gs://bucket/run"
+    would be a folder "gs:" below the working directory.
+
+    Args:
+        what: names the flag or key in the message, for example "--workdir".
+    """
+    if ADDRESS.match(path):
+        raise UserError(
+            f"{what} is {path!r}, an address on the network; give a path of this machine, where a "
+            f"bucket can be mounted (with gcsfuse, for example)"
+        )
+
+
+def check_can_be_written(what: str, folder: str | pathlib.Path) -> None:
+    """Raises `UserError` unless files can be written to a folder, which need not exist yet.
+
+    It is tried: permissions, a full or read-only disk and the kernel's own file systems all look
+    alike before. What was made for the trial is removed again.
+    """
+    folder = pathlib.Path(folder).expanduser().absolute()
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileExistsError:
+        raise UserError(f"{what} {str(folder)!r} is a file; give a folder") from None
+    except OSError as error:
+        raise UserError(
+            f"{what} {str(folder)!r} can't be written to: {error.strerror}; give another folder"
+        ) from None
+    finally:
+        for made in missing:
+            try:
+                made.rmdir()
+            except OSError:  # it was not made, or another process uses it by now
+                break

@@ -1,0 +1,129 @@
+"""The lines that a person sees of a run."""
+
+import math
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from xlstm_jax.installation import python
+from xlstm_jax.parallel import is_first_process
+from xlstm_jax.training.outlets import Trouble
+
+WIDTH = 100  # columns that a line of a step takes at most
+# What a line that is too long does without, tried in this order; metrics.jsonl has all of it.
+LEFT_OUT = (
+    {},
+    {"rate"},
+    {"per device"},
+    {"per device", "rate"},
+    {"per device", "rate", "gradient"},
+)
+_stdout = Trouble("stdout")
+_nobody_reads = False
+
+
+def say(*lines: Any) -> None:
+    """Prints lines in the first process. Training outlives its terminal: a full disk below the log,
+    or a reader that is gone, is said on stderr once.
+    """
+    if not is_first_process() or _nobody_reads:
+        return
+    with _stdout.caught():
+        try:
+            print(*lines, sep="\n", flush=True)
+        except BrokenPipeError:
+            _give_up_stdout()  # the reader won't come back
+            raise
+
+
+def end_of_output() -> None:
+    """After a run's last line: where stdout can't be written, it is no longer tried, so that the
+    process ends with the run's own status.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _give_up_stdout()
+
+
+def _give_up_stdout() -> None:
+    """What is said from now on, and what lies in the buffer, goes nowhere."""
+    global _nobody_reads
+    _nobody_reads = True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def step_name(step: int, steps: int) -> str:
+    """How a line begins, so that it survives being mixed with other output: step  40/1200."""
+    return f"step {step:>{len(str(steps))}}/{steps}"
+
+
+def console_line(
+    step: int,
+    steps: int,
+    values: Mapping[str, float | None],
+    seconds_left: float | None,
+    devices: int = 1,
+) -> str:
+    """One line for a step, of at most `WIDTH` columns; what is not known is left out, and so is,
+    where there is too little room, what metrics.jsonl has beside it.
+    """
+    rate, mfu, skipped = (values.get(name) for name in ("tokens_per_second", "mfu", "skipped"))
+    speed = None if rate is None else f"{rate:,.0f} tokens/s"
+    per_device = None if rate is None or devices == 1 else f"({rate / devices:,.0f} per device)"
+    parts = {
+        "step": step_name(step, steps),
+        "loss": f"loss {values['loss']:.4f}",
+        "gradient": f"grad norm {values['grad_norm']:.2f}",
+        "rate": f"lr {values['learning_rate']:.2e}",
+        "speed": speed,
+        "per device": per_device,
+        "mfu": None if mfu is None else f"MFU {mfu:.1%}",
+        "left": None if seconds_left is None else f"{duration(seconds_left)} left",
+        "skipped": f"{skipped} skipped" if skipped else None,
+    }
+    line = ""
+    for without in LEFT_OUT:
+        shown = {name: part for name, part in parts.items() if name not in without}
+        line = "  ".join(filter(None, shown.values())).replace("s  (", "s (")
+        if len(line) <= WIDTH:
+            break
+    return line
+
+
+def skipped_line(
+    step: int, steps: int, values: Mapping[str, float], first_sample: int, last_sample: int
+) -> str:
+    """One line per step whose update was not applied."""
+    return (
+        f"{step_name(step, steps)}  SKIPPED: loss {values['loss']:.4f}  grad norm "
+        f"{values['grad_norm']:.2f}  samples {first_sample} to {last_sample}  "
+        f"{values['skipped']} skipped so far"
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """52s, 3m 05s, 2h 07m, 4d 03h."""
+    if seconds is None or not math.isfinite(seconds):
+        return "n/a"
+    whole = round(seconds)
+    for unit, name, below, below_name in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "m"),
+        (60, "m", 1, "s"),
+    ):
+        if whole >= unit:
+            return f"{whole // unit}{name} {whole % unit // below:02}{below_name}"
+    return f"{whole}s"
+
+
+def next_commands(workdir: str | os.PathLike) -> list[str]:
+    """What a person may type after a run, as lines that a shell takes."""
+    folder = shlex.quote(str(workdir))
+    return [
+        "next:",
+        f"  {python()} eval.py --workdir={folder}",
+        f"  {python()} -m xlstm_jax.generation --checkpoint={folder} --prompt='def '",
+    ]
