@@ -35,6 +35,7 @@ from pallas_kernels.slstm.pallas_tpu_forward import (
     precision_of,
     reset,
 )
+from pallas_kernels.slstm.recurrent import GATE_BOUNDS
 
 
 def call_backward(
@@ -161,7 +162,7 @@ def _kernel(
         dh = after[2] + dh_ref[0, t].astype(jnp.float32)
         y, per_n = c / n, dh * o / n
         dc, dn = after[0] + per_n, after[1] - per_n * y
-        d_i = (dc * z + dn) * i
+        d_i = jnp.where(raw[0] < GATE_BOUNDS[1], (dc * z + dn) * i, 0)
         d_f = (dc * c_before + dn * n_before) * f * jax.nn.sigmoid(-raw[1])
         dh_before = jnp.zeros((rows, width), jnp.float32)
         for gate, d_raw in enumerate((d_i, d_f, dc * i * (1 - z * z), dh * y * o * (1 - o))):

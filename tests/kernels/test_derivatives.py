@@ -46,7 +46,11 @@ STATES = {
     "mlstm": (MLSTMState, 5, ("C0", "n0", "m0")),
     "slstm": (SLSTMState, 3, "c0 n0 h0 m0".split()),
 }
-every_cell = pytest.mark.parametrize("cell", CELLS)
+QUICK = ("mlstm chunkwise", "slstm")
+every_cell = pytest.mark.parametrize(
+    "cell",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CELLS],
+)
 
 
 def function_of(cell):
