@@ -92,8 +92,9 @@ class Weights(NamedTuple):
 
     D `[t, s]` = exp(log i_s + sum of log f over (s, t] - m_t), w `[t]` = exp(m_before + sum of
     log f up to t - m_t), both 0 across a reset; m is the stabiliser (0 without a normaliser), a
-    constant to the gradient; last, w_last and m_last are the last token's D, w and m, with m rounded
-    before the others are taken. wiped flags the tokens that leave nothing of the state before them.
+    constant to the gradient; last, w_last and m_last are the last token's D, w and m, with m
+    rounded before the others are taken. wiped flags the tokens that leave nothing of the state
+    before them.
     """
 
     D: Float[Array, "B H L L"]

@@ -18,8 +18,8 @@ from pallas_kernels.derivatives import with_backward
 from pallas_kernels.rounding import added
 from pallas_kernels.typing import SLSTMState, TokenFlags, Values
 
-# Least pre-activation of i and f, largest of i. They make infinite gates finite: i = -2^18 counts for
-# nothing beside any other token, and f = -2^18 forgets everything.
+# Least pre-activation of i and f, largest of i. They make infinite gates finite: i = -2^18 counts
+# for nothing beside any other token, and f = -2^18 forgets everything.
 GATE_BOUNDS = -(2.0**18), 2.0**16
 
 # Inside this file arrays are time-major and head-major, so that the product with R needs no

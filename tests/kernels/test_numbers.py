@@ -37,8 +37,9 @@ def test_one_token_with_gates_of_minus_100(backend):
 
 @pytest.mark.parametrize("backend", FORMS)
 def test_a_query_of_0_without_eps(backend):
-    """m = 110 and eps = 0: exp(-m) is 0 in float32, h is 0 and not 0/0. T is no multiple of a chunk,
-    so that tokens are filled up."""
+    """m = 110 and eps = 0: exp(-m) is 0 in float32, h is 0 and not 0/0. T is no multiple of a
+    chunk, so that tokens are filled up.
+    """
     time, size = 40, 16
     ids = jnp.zeros((1, time), jnp.int32).at[:, 20].set(-1)
     q, k, v = ones(time, 16, 16)
@@ -137,8 +138,8 @@ CELLS |= {"slstm": ("slstm", {}), "slstm pallas_tpu": ("slstm", {"backend": "pal
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_float32_stays_float32_under_x64_and_strict_promotion(cell):
-    """Values, states and gradients keep their types with jax_enable_x64, and no array is promoted in
-    rank or type without saying so. With documents; int64 ids too.
+    """Values, states and gradients keep their types with jax_enable_x64, and no array is promoted
+    in rank or type without saying so. With documents; int64 ids too.
     """
     kind, options = CELLS[cell]
     make = {"mlstm": cases.mlstm_inputs, "slstm": cases.slstm_inputs}[kind]
