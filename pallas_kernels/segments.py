@@ -30,7 +30,7 @@ def segment_borders(
 def last_segment(
     segment_ids: SegmentIds, previous_segment: LastSegment | None = None
 ) -> LastSegment:
-    """The id the sequence ends with: the previous one where all is padding, -1 where there is none."""
+    """The id the sequence ends with: the previous one where all is padding, -1 if there is none."""
     return jnp.maximum(_ids_so_far(segment_ids, previous_segment)[:, -1], -1)
 
 

@@ -287,9 +287,8 @@ def _sum_from(
     """
     if document is None:
         return lax.cumsum(x, axis=2, reverse=True) + after[..., None]
-    pairs = (document[:, None, :, None] == document[:, None, None, :]) & jnp.tri(
-        x.shape[-1], dtype=bool
-    ).T
+    later = jnp.tri(x.shape[-1], dtype=bool).T[None, None]
+    pairs = (document[:, None, :, None] == document[:, None, None, :]) & later
     total = jnp.sum(jnp.where(pairs, x[..., None, :], 0), axis=-1)
     total = total + jnp.where(document[:, None] == document[:, None, -1:], after[..., None], 0)
     starts = jnp.diff(document, axis=-1, prepend=0) > 0

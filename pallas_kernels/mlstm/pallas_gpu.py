@@ -53,8 +53,9 @@ def mlstm_pallas_gpu(
     of 64, T to one of the chunk.
 
     float16 is multiplied as bfloat16: C, a sum over all that it remembers, is often beyond
-    float16's 65,504. Raises NotImplementedError for other types (WGMMA would round float32 to TF32), one token, more
-    than MAX_HEADS, other chunk sizes than CHUNKS, jax before 0.11 and devices that are not Hopper.
+    float16's 65,504. Raises NotImplementedError for other types (WGMMA would round float32 to
+    TF32), one token, more than MAX_HEADS, other chunk sizes than CHUNKS, jax before 0.11 and
+    devices that are not Hopper.
     """
     if jax.__version_info__ < (0, 11):
         raise NotImplementedError(f"it needs jax >= 0.11; this is {jax.__version__}")

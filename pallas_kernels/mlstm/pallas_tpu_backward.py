@@ -223,8 +223,8 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
     stretches, dot = -(-chunks // spacing), products(settings.interpret)
 
     def kernel(
-        q_ref, k_ref, v_ref, h_ref, dh_ref, numbers_ref, C0_ref, n0_ref, m0_ref, kept_C_ref, kept_n_ref, kept_m_ref,
-        dC_last_ref, dn_last_ref,
+        q_ref, k_ref, v_ref, h_ref, dh_ref, numbers_ref,
+        C0_ref, n0_ref, m0_ref, kept_C_ref, kept_n_ref, kept_m_ref, dC_last_ref, dn_last_ref,
         dq_ref, dk_ref, dv_ref, dC_ref, dn_ref, d_gates_ref, dC_here, dn_here,
         C_ref, n_ref, all_C_ref, all_n_ref, m_ref, all_m_ref, weighted_ref, arrived,
     ):  # fmt: skip

@@ -46,8 +46,8 @@ def mlstm_pallas_triton(
 
     K and V are filled up with zeros to a power of two up to 64 and to a multiple of 64 beyond; T to
     a multiple of the chunk. float16 is multiplied as bfloat16: C, a sum over all that it remembers,
-    is often beyond float16's 65,504. Raises NotImplementedError for T = 1, float64, mixed types, other chunk
-    sizes than CHUNKS, and devices before sm_80.
+    is often beyond float16's 65,504. Raises NotImplementedError for T = 1, float64, mixed types,
+    other chunk sizes than CHUNKS, and devices before sm_80.
     """
     mode = interpret_mode("gpu")
     kind = target_device()[1]

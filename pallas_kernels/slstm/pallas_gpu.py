@@ -135,9 +135,13 @@ def run(
 
 
 def _value(
-    settings: Settings, x: Float[Array, "B T 4 H W"], R: Float[Array, "4 H W W"], bias: Float[Array, "4 H W"], state: States,
+    settings: Settings,
+    x: Float[Array, "B T 4 H W"],
+    R: Float[Array, "4 H W W"],
+    bias: Float[Array, "4 H W"],
+    state: States,
     flags: Flags | None,
-) -> tuple[Tokens, States]:  # fmt: skip
+) -> tuple[Tokens, States]:
     return _call_forward(settings, x, R, bias, state, flags, keep=False)[:2]
 
 
@@ -205,9 +209,25 @@ def _call_forward(
 
 
 def _forward_kernel(
-    x_ref: Any, R_ref: Any, bias_ref: Any, state_ref: Any, h0_ref: Any, flags_ref: Any, h_ref: Any, after_ref: Any, kept_ref: Any,
-    *, R_smem: Any, shared_smem: Any, R_arrived: Any, arrived: Any, exchanged: Any = None, rows: int, keep: bool, flagged: bool,
-) -> None:  # fmt: skip
+    x_ref: Any,
+    R_ref: Any,
+    bias_ref: Any,
+    state_ref: Any,
+    h0_ref: Any,
+    flags_ref: Any,
+    h_ref: Any,
+    after_ref: Any,
+    kept_ref: Any,
+    *,
+    R_smem: Any,
+    shared_smem: Any,
+    R_arrived: Any,
+    arrived: Any,
+    exchanged: Any = None,
+    rows: int,
+    keep: bool,
+    flagged: bool,
+) -> None:
     """The carry is (c, n, h, m) after a token and what the next one needs from memory, asked for
     ahead.
     """

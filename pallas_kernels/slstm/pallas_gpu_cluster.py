@@ -81,13 +81,19 @@ def launch(
         scratch["exchanged"] = plgpu.ClusterBarrier(collective_axes=("block",))
         cluster = dict(cluster=(blocks,), cluster_names=("block",))
     return dict(
-        grid=(heads, tiles), grid_names=("head", "tile"), **cluster, scratch_types=scratch, interpret=interpret,
+        grid=(heads, tiles),
+        grid_names=("head", "tile"),
+        **cluster,
+        scratch_types=scratch,
+        interpret=interpret,
         # Its own barriers around each load and store would be most of those in a step. Here only
         # `publish` writes what others read.
         compiler_params=plgpu.CompilerParams(
-            approx_math=approximate, lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
+            approx_math=approximate,
+            lowering_semantics=plgpu.LoweringSemantics.Lane,
+            unsafe_no_auto_barriers=True,
         ),
-    )  # fmt: skip
+    )
 
 
 class Place:
@@ -143,7 +149,7 @@ def load_R(R_ref: Any, R_smem: Any, arrived: Any, place: Place, blocks: int) -> 
 def multiply(
     R_smem: Any, R_rest: list[list[Array]], shared_smem: Any, rows: int
 ) -> list[Float[Array, "64 B"]]:
-    """R of each gate times what was exchanged, one array `[rows, W]` for all gates or one for each."""
+    """R of each gate times what was exchanged: one array `[rows, W]` for all gates, or one each."""
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     resident, own = R_smem.shape[0], shared_smem.shape[0] > rows

@@ -91,9 +91,18 @@ def call_forward(
 
 
 def _forward_kernel(
-    x_ref: Any, R_ref: Any, bias_ref: Any, state_ref: Any, flags_ref: Any, h_ref: Any, after_ref: Any, kept_ref: Any, carry: Any,
-    *, precision: lax.Precision | None,
-) -> None:  # fmt: skip
+    x_ref: Any,
+    R_ref: Any,
+    bias_ref: Any,
+    state_ref: Any,
+    flags_ref: Any,
+    h_ref: Any,
+    after_ref: Any,
+    kept_ref: Any,
+    carry: Any,
+    *,
+    precision: lax.Precision | None,
+) -> None:
     """One block of tokens. carry is the state (c, n, h, m), which lives in VMEM from the first
     block to the last.
     """

@@ -1,4 +1,4 @@
-"""The cells on a mesh of 8 devices, spread over batch, heads and time, against the plain functions."""
+"""The cells on a mesh of 8 devices, spread over batch, heads and time, against the plain ones."""
 
 import jax
 import jax.numpy as jnp
