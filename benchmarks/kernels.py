@@ -1,11 +1,10 @@
 """Checks the kernels, then times them: ms, TFLOP/s, GB/s and the share of the roofline, beside
 public kernels in the same run.
 
-    python -m benchmarks.kernels              # on a GPU or TPU:
-    benchmarks/results/kernels_<device>.json python -m benchmarks.kernels --quick      # tiny sizes,
-    on the CPU too: whether the benchmark works, no numbers to keep python -m benchmarks.kernels
-    --tune       # the fastest right chunk of each kernel: pallas_kernels/tuned/<device>.json python
-    -m benchmarks.kernels --predict    # no device: benchmarks/results/kernels_predicted_h200.json
+    python -m benchmarks.kernels            # on a GPU or TPU: results/kernels_<device>.json
+    python -m benchmarks.kernels --quick    # tiny sizes, on a CPU too: no numbers to keep
+    python -m benchmarks.kernels --tune     # the fastest right chunks: pallas_kernels/tuned/
+    python -m benchmarks.kernels --predict  # no device: results/kernels_predicted_h200.json
 
 Each kernel is compared with the float64 recurrence at a short length, and its timed outputs and
 gradients with those of the XLA form. Times are device times from the profiler, or wall clock over a

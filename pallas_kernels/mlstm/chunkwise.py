@@ -5,10 +5,12 @@ One scan over the chunks goes forward and one goes back. The forward scan leaves
 every chunk for the backward one; all weights are computed again. The gradients are exact. With y =
 numerator, d = max(|n·q|, exp(-m)), h = y/d, per chunk:
 
-  dy_t = dh_t / d_t                     and for n·q, where |n·q| > exp(-m):  dqn_t = -sign(n·q)
-  (dh_t · h_t) / d_t di_s = k_s · dk_s                     for log i, because i_s only ever scales
-  k_s df_r = sum over t >= r of (q_t · dq_t - k_t · dk_t) + <C, dC> + <n, dn> after the chunk's last
-  token          for log f dm_0 = <C_0, dC_0> + <n_0, dn_0>
+  dy_t  = dh_t / d_t
+  dqn_t = -sign(n·q) (dh_t · h_t) / d_t      for n·q, where |n·q| > exp(-m)
+  di_s  = k_s · dk_s                         for log i, because i_s only ever scales k_s
+  df_r  = sum over t >= r of (q_t · dq_t - k_t · dk_t)
+          + <C, dC> + <n, dn> after the chunk's last token          for log f
+  dm_0  = <C_0, dC_0> + <n_0, dn_0>
 
 The stabilisers m are constants: they cancel in h and in the true state C·exp(m). Where nothing is
 left of the state before token r, df_r is 0.

@@ -5,10 +5,12 @@ Three kernels (pallas_gpu_kernels.py) do all products of the size of the state o
 docs/kernels.md has the arithmetic that chose them. With the numbers of gates.py, y = numerator, d =
 max(|qn|, floor) + eps, s = 1/sqrt(K), per chunk:
 
-  walk      C' = w_last C + sum_t kept_t k_t v_t                dC = w_last dC' + sum_t (s w_t /
-  d_t) q_t dh_t pairs     P_ts = s D_ts (q_t·k_s)                             dS_ts = s D_ts
-  (dh_t·v_s / d_t + dqn_t) combine   h_t  = (sum_s P_ts v_s + s w_t q_t C) / d_t         dv_s =
-  sum_t P_ts dh_t / d_t + kept_s k_s dC'
+  walk      C'   = w_last C + sum_t kept_t k_t v_t
+            dC   = w_last dC' + sum_t (s w_t / d_t) q_t dh_t
+  pairs     P_ts = s D_ts (q_t·k_s)
+            dS_ts = s D_ts (dh_t·v_s / d_t + dqn_t)
+  combine   h_t  = (sum_s P_ts v_s + s w_t q_t C) / d_t
+            dv_s = sum_t P_ts dh_t / d_t + kept_s k_s dC'
             dq_t = sum_s dS_ts k_s + s w_t (C dh_t / d_t + dqn_t n)
             dk_s = sum_t dS_ts q_t + kept_s (dC' v_s + dn')
 

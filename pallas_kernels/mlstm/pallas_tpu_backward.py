@@ -2,10 +2,13 @@
 the states and back for the gradients.
 
 With y = numerator, d = max(|qn|, floor) + eps, s = 1/sqrt(K), ' for what is after the chunk:
-  dS_ts = s D_ts (dh_t·v_s / d_t + dqn_t)                       dqn_t = -sign(qn_t) (dh_t·h_t) / d_t
-  where |qn_t| > floor_t dq_t = sum_s dS_ts k_s + s w_t (C dh_t / d_t + n dqn_t)       dk_s = sum_t
-  dS_ts q_t + kept_s (dC' v_s + dn') dv_s = sum_t s D_ts (q_t·k_s) dh_t / d_t + kept_s k_s dC'
-  dC = w_last dC' + sum_t (s w_t / d_t) q_t dh_t dn = w_last dn' + sum_t s w_t dqn_t q_t
+  dS_ts = s D_ts (dh_t·v_s / d_t + dqn_t)
+  dqn_t = -sign(qn_t) (dh_t·h_t) / d_t       where |qn_t| > floor_t
+  dq_t  = sum_s dS_ts k_s + s w_t (C dh_t / d_t + n dqn_t)
+  dk_s  = sum_t dS_ts q_t + kept_s (dC' v_s + dn')
+  dv_s  = sum_t s D_ts (q_t·k_s) dh_t / d_t + kept_s k_s dC'
+  dC    = w_last dC' + sum_t (s w_t / d_t) q_t dh_t
+  dn    = w_last dn' + sum_t s w_t dqn_t q_t
   <C', dC'> = w_last <C, dC'> + sum_s kept_s k_s·(dC' v_s)
 """
 

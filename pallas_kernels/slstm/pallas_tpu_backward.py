@@ -5,9 +5,10 @@ with one product per gate over the block; (c, n, m) token by token, without any 
 gradient token by token backwards, with one product per gate each; the gradient of R with one
 product per gate over the block. Names: with y = o c / n,
 
-  dc += dh o / n        do~ = dh (c / n) o (1 - o)      di~ = (dc z + dn) i         dc_before = dc f
-  dn -= dh o c / n^2    dz~ = dc i (1 - z^2)            df~ = (dc c_before + dn n_before) f
-  sigmoid(-f~)
+  dc += dh o / n                             dn -= dh o c / n^2
+  do~ = dh (c / n) o (1 - o)                 dz~ = dc i (1 - z^2)
+  di~ = (dc z + dn) i                        df~ = (dc c_before + dn n_before) f sigmoid(-f~)
+  dc_before = dc f
 """
 
 import functools

@@ -1,9 +1,9 @@
 """The test base of the Pallas backends: a call of one of specs.py's cases against the float64
 reference.
 
-    pallas_base.check("pallas_tpu", spec)                                          # interpret=True
-    pallas_base.check("pallas_tpu", spec, mode=pltpu.InterpretParams(uninitialized_memory="nan",
-    detect_races=True))
+    pallas_base.check("pallas_tpu", spec)  # interpret=True
+    mode = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
+    pallas_base.check("pallas_tpu", spec, mode=mode)
 
 Forward, the gradients of all inputs and of the initial state, the last state and the gradients that
 flow through it, each array relative to its largest entry, with the tolerance of specs.TOLERANCE.
