@@ -266,6 +266,7 @@ def _sources(case: Case) -> str:
     """A hash of jax's version and of the files that make a case's kernels, without their comments and docstrings."""
     folder = ROOT / "pallas_kernels" / case.op
     files = [*sorted(folder.glob(f"{case.backend}*.py")), *sorted(folder.glob("gates.py"))]
+    files += [*sorted(folder.glob("exponents.py")), ROOT / "pallas_kernels" / "rounding.py"]
     text = importlib.metadata.version("jax") + "".join(_code(path.read_text()) for path in files)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -36,9 +36,9 @@ from pallas_kernels import mlstm, slstm
 from pallas_kernels.dispatch import device_family, target_device
 from pallas_kernels.mlstm.api import ORDER as MLSTM_ORDER
 from pallas_kernels.slstm.api import ORDER as SLSTM_ORDER
+from pallas_kernels.testing import pallas_backend, specs
+from pallas_kernels.testing.specs import Spec
 from pallas_kernels.tuning import file_name
-from tests.kernels import pallas_base, specs
-from tests.kernels.specs import Spec
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 TABLES = pathlib.Path(__file__).parents[1] / "pallas_kernels" / "tuned"
@@ -98,7 +98,7 @@ def check(spec: Spec, backend: str) -> float:
     short = spec.but(B=1, H=min(spec.H, 2), T=min(spec.T, 193), documents="borders", state=True)
     # the timed chunk may be longer than this: `ours` compares that too
     options = {"chunk_size": short.chunk} if spec.K else {}
-    return max(pallas_base.check(backend, short, mode=False, **options).values())
+    return max(pallas_backend.check(backend, short, mode=False, **options).values())
 
 
 def difference(got: Any, expected: Any) -> float:

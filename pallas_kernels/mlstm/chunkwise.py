@@ -25,6 +25,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.derivatives import with_backward
+from pallas_kernels.filling import filled
 from pallas_kernels.mlstm.exponents import denominator, floor_of, quotient
 from pallas_kernels.mlstm.parallel import TokenSums, decay_weights, token_sums
 from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
@@ -67,14 +68,14 @@ def mlstm_chunkwise(
     size = chunk_size or default_chunk_size(time, q.shape[-1], v.shape[-1])
     document = None
     if starts is not None:
-        starts = _fill(starts, size, False)
+        starts = filled(starts, 1, size, False)
         document = jnp.cumsum(starts.reshape(len(q), -1, size), axis=2, dtype=jnp.int32).reshape(
             starts.shape
         )
     neutral = {"q": 0, "k": 0, "v": 0, "log_i": -jnp.inf, "log_f": 0}
     given = {"q": q, "k": k, "v": v, "log_i": log_i, "log_f": log_f}
-    filled = {name: _fill(x, size, neutral[name]) for name, x in given.items()}
-    h, state = _mlstm((normalise, size, eps), _Tokens(**filled, document=document), state)
+    tokens = {name: filled(x, 1, size, neutral[name]) for name, x in given.items()}
+    h, state = _mlstm((normalise, size, eps), _Tokens(**tokens, document=document), state)
     return h[:, :time], state
 
 
@@ -89,15 +90,6 @@ def default_chunk_size(time: int, key_dim: int, value_dim: int) -> int:
     best = 32 if size < 128 * 128 else 64 if size < 512 * 512 else 128
     chunks = -(-time // best)
     return -(-time // chunks)
-
-
-def _fill(x: Float[Array, "B T *D"], size: int, neutral: float) -> Float[Array, "B N*L *D"]:
-    missing = -x.shape[1] % size
-    return (
-        jnp.pad(x, ((0, 0), (0, missing), *((0, 0) for _ in x.shape[2:])), constant_values=neutral)
-        if missing
-        else x
-    )
 
 
 def _read(tokens: Any, chunk: Int[Array, ""], size: int) -> Any:

@@ -22,8 +22,6 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from pallas_kernels.mlstm.pallas_tpu_forward import (
-    LANES,
-    VMEM_LIMIT,
     Kept,
     by_head,
     clear,
@@ -41,6 +39,7 @@ from pallas_kernels.mlstm.pallas_tpu_gates import (
     rows_of,
     weights_of_chunk,
 )
+from pallas_kernels.tpu_sizes import LANES, VMEM_LIMIT
 from pallas_kernels.typing import Gates, Keys, MLSTMState, Values
 
 

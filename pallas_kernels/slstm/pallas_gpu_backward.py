@@ -17,10 +17,15 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.rounding import added
-from pallas_kernels.slstm.pallas_gpu import PADDING, START, Flags, Kept, Settings, States, Tokens
+from pallas_kernels.segments import PADDING, START
 from pallas_kernels.slstm.pallas_gpu_cluster import (
     UNITS,
+    Flags,
+    Kept,
     Place,
+    Settings,
+    States,
+    Tokens,
     launch,
     load,
     load_R,

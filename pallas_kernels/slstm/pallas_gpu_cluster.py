@@ -9,12 +9,12 @@ the L2 cache.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 UNITS = 64  # units of a block: the rows of a WGMMA
 MAX_BLOCKS = 8  # of a cluster, the portable limit
@@ -23,6 +23,22 @@ MULTIPROCESSORS = 132  # of an H100 and an H200
 # parts of R `[4·64, 64]` that shared memory holds: 192 of 227 KB, all of V = 384; more are held in
 # registers
 RESIDENT = 6
+
+
+# Layout of this backend: W units (V filled up to a multiple of 64); batch and units are padded, and
+# swapped where a block computes.
+Tokens = Float[Array, "B T H W"]
+States = Float[Array, "S H W B"]  # S = 4: c, n, h, m
+Kept = Float[Array, "T 3 H W B"]  # c, n, m after each token
+Flags = Int[Array, "T B"]
+
+
+class Settings(NamedTuple):
+    """What a call is compiled for: batch rows of a block, gradient clip, how to interpret."""
+
+    rows: int
+    clip: float | None
+    interpret: Any
 
 
 def resident_parts(interpret: Any, width: int) -> int:

@@ -21,9 +21,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from pallas_kernels.segments import PADDING, START
 from pallas_kernels.slstm.pallas_tpu_forward import (
-    PADDING,
-    START,
     Flags,
     Gates,
     Rows,

@@ -12,8 +12,8 @@ import pytest
 from pallas_kernels import MLSTMState, SLSTMState, mlstm, sharded, slstm
 from pallas_kernels.interpret import interpreted
 from pallas_kernels.mlstm.sequence_parallel import mlstm_sequence_parallel
-from tests.kernels import cases
-from tests.kernels.cases import MLSTM_BACKENDS
+from pallas_kernels.testing import cases
+from pallas_kernels.testing.cases import MLSTM_BACKENDS
 
 TIME, K, V = 7, 2, 3
 IDS = np.array([[0, 0, 1, 1, -1, 1, 2]])

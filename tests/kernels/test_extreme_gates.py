@@ -14,8 +14,8 @@ import pytest
 
 from pallas_kernels import MLSTMState, SLSTMState, mlstm, slstm
 from pallas_kernels.interpret import interpreted
-from tests.kernels import direct
-from tests.kernels.cases import QUICK_COMPILE
+from pallas_kernels.testing import direct
+from pallas_kernels.testing.cases import QUICK_COMPILE
 
 INF, TIME = np.inf, 18
 B, H, K, V = 1, 2, 4, 3

@@ -10,8 +10,8 @@ import pytest
 from pallas_kernels import mlstm, slstm
 from pallas_kernels.interpret import interpreted
 from pallas_kernels.mlstm.sequence_parallel import mlstm_sequence_parallel
-from tests.kernels import cases
-from tests.kernels.cases import MLSTM_BACKENDS
+from pallas_kernels.testing import cases
+from pallas_kernels.testing.cases import MLSTM_BACKENDS
 
 FORMS = (*MLSTM_BACKENDS, "pallas_tpu", "pallas_triton")
 

@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import MLSTMState, sharded
 from pallas_kernels.interpret import interpreted
-from tests.kernels import cases
-from tests.kernels.reference import weighted
+from pallas_kernels.testing import cases
+from pallas_kernels.testing.reference import weighted
 
 SHARDS, TIME = 8, 48  # 6 tokens a device
 DOCUMENTS = {
