@@ -66,10 +66,10 @@ def attention(
         ORDER), a name of BACKENDS, or a tuple of names to try in order.
     Cutting a sequence anywhere changes nothing. With a cache of N places the output of a token that
     is the (N+1)-th of its document or a later one is NaN, however the document was cut, and its key
-    is not stored: ask `cache_room(state)` first. So is a token whose key or value is not a number. Gradients are exact for all inputs and the cache;
-    "reference" and "blockwise" also have forward and second ones. Raises ValueError for shapes that
-    do not fit, NotImplementedError where the backend can't serve the call. Source: arXiv
-    1706.03762, equation 1; groups: arXiv 2305.13245.
+    is not stored: ask `cache_room(state)` first. So is a token whose key or value is not a number.
+    Gradients are exact for all inputs and the cache; "reference" and "blockwise" also have forward
+    and second ones. Raises ValueError for shapes that do not fit, NotImplementedError where the
+    backend can't serve the call. Source: arXiv 1706.03762, equation 1; groups: arXiv 2305.13245.
     """
     _check(q, k, v, initial_state, segment_ids, previous_segment, block_size)
     batch, time, _, key_dim = q.shape

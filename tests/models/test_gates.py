@@ -1,4 +1,4 @@
-"""The gates of the mLSTM are linear in the q, k, v that its memory gets, whatever became of them."""
+"""The mLSTM's gates are linear in the q, k, v that its memory gets, whatever became of them."""
 
 import functools
 
