@@ -113,9 +113,8 @@ def run(
     x = filled(filled(x, 4, UNITS), 0, settings.rows)
     R = filled(filled(R, 2, UNITS), 3, UNITS)
     bias = filled(bias.astype(jnp.float32), 2, UNITS)
-    states = filled(
-        filled(jnp.transpose(jnp.stack(state), (0, 2, 3, 1)), 2, UNITS), 3, settings.rows
-    )
+    states = jnp.transpose(jnp.stack(state), (0, 2, 3, 1))
+    states = filled(filled(states, 2, UNITS), 3, settings.rows)
     h, after = _slstm(settings, x, R, bias, states, flags)
     h = h[:batch, :, :, :dim]
     if padding is not None:
