@@ -233,7 +233,7 @@ def _triton_kernels(folder: Path, case: Case) -> list[Kernel]:
 
 
 def _triton_shared(ptx: str, folder: Path, name: str) -> int:
-    """Shared memory of a Triton kernel: the launch's, which XLA's list of what it launches tells."""
+    """Shared memory of a Triton kernel: that of its launch, from XLA's list of launches."""
     for path in folder.glob("*.thunk_sequence.txt"):
         found = re.search(rf"\s{name} grid:.*shared_memory: (\d+) bytes", path.read_text())
         if found:

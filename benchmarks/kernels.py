@@ -299,7 +299,7 @@ def tune(
 
 
 def predict() -> list[dict[str, Any]]:
-    """Bytes, FLOPs and expected ms of pallas_gpu on an H200, to hold the first measurement against."""
+    """Bytes, FLOPs and expected ms of pallas_gpu on an H200, to hold measurements against."""
     from pallas_kernels.mlstm.pallas_gpu import default_chunk_size
 
     kind, rows = "NVIDIA H200", []
