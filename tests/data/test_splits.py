@@ -9,8 +9,9 @@ import json
 import numpy as np
 import pytest
 
+from xlstm_jax.config import load
 from xlstm_jax.data import shards
-from xlstm_jax.data.config import DataConfig, load
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.loader import (
     eval_batches,
     open_split,

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests.evaluation.conftest import logits_of, random_model
-from xlstm_jax.data.config import DataConfig, MeshConfig
+from tests.evaluation.conftest import ATTENTION, CONFIG, logits_of, random_model
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.loader import open_split
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation import extrapolation
@@ -20,6 +20,7 @@ from xlstm_jax.evaluation.extrapolation import (
 )
 from xlstm_jax.evaluation.figures import extrapolation_figure
 from xlstm_jax.parallel import make_mesh
+from xlstm_jax.parallel.mesh import MeshConfig
 
 CONTEXTS = (8, 24)
 
@@ -29,18 +30,19 @@ def source(text_file):
     return open_split(DataConfig(validation_path=str(text_file)), "validation", 320)
 
 
-def run(source, contexts=CONTEXTS, **keys):
+def run(source, contexts=CONTEXTS, config=CONFIG, **keys):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         return extrapolate(
-            *random_model(), source, contexts, batch_size=2, mesh=mesh, max_tokens=80, **keys
+            *random_model(config), source, contexts, batch_size=2, mesh=mesh, max_tokens=80, **keys
         )
 
 
-def test_each_length_scores_the_same_tokens_with_its_own_context(source, monkeypatch):
+@pytest.mark.parametrize("config", [CONFIG, ATTENTION], ids=["recurrent", "attention"])
+def test_each_length_scores_the_same_tokens_with_its_own_context(source, monkeypatch, config):
     # the longest window is two pieces, the last one shorter
     monkeypatch.setattr(extrapolation, "PIECE", 16)
-    curves = run(source)
+    curves = run(source, config=config)
     assert [curve.context for curve in curves] == [8, 24]
     # three windows of 24; what is left of the 80 is in none
     assert all(curve.tokens.sum() == 72 for curve in curves)
@@ -48,7 +50,7 @@ def test_each_length_scores_the_same_tokens_with_its_own_context(source, monkeyp
     for curve in curves:
         windows = stream[:-1].reshape(-1, curve.context)
         padded = np.pad(windows, ((0, 9 - len(windows)), (0, 24 - curve.context)))
-        logs = np.asarray(logits_of()(padded))[: len(windows), : curve.context]
+        logs = np.asarray(logits_of(config)(padded))[: len(windows), : curve.context]
         losses = -np.take_along_axis(logs, stream[1:].reshape(-1, curve.context, 1), axis=-1)[
             ..., 0
         ]

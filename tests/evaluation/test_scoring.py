@@ -5,7 +5,8 @@ and cut.
 import numpy as np
 import pytest
 
-from tests.evaluation.conftest import logits_of, random_model
+from tests.evaluation.conftest import ATTENTION, logits_of, random_model
+from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation import scoring
 from xlstm_jax.evaluation.scoring import Scorer
 from xlstm_jax.generation import session as sessions
@@ -22,19 +23,19 @@ PAIRS = [
 ]
 
 
-def expected(context, continuation):
+def expected(context, continuation, config):
     text = np.zeros((1, 24), np.int32)
     tokens = [*context, *continuation]
     text[0, : len(tokens)] = tokens
-    logits = np.asarray(logits_of()(text))[0]
+    logits = np.asarray(logits_of(config)(text))[0]
     positions = range(len(context) - 1, len(tokens) - 1)
     total = sum(float(logits[at, tokens[at + 1]]) for at in positions)
     return total, all(int(logits[at].argmax()) == tokens[at + 1] for at in positions)
 
 
-def check(scorer):
-    for pair, score in zip(PAIRS, scorer.score(PAIRS), strict=True):
-        total, greedy = expected(*pair)
+def check(scorer, pairs=PAIRS):
+    for pair, score in zip(pairs, scorer.score(pairs), strict=True):
+        total, greedy = expected(*pair, scorer.model.config)
         assert score.log_probability == pytest.approx(total, abs=1e-4)
         assert score.is_greedy == greedy
 
@@ -51,6 +52,14 @@ def test_scores_are_those_of_the_whole_text(monkeypatch):
     check(Scorer(*random_model(), batch_size=4))
     # three continuations, read once
     assert sum(prompts.count(tuple(SHARED)) for prompts in reads) == 1
+
+
+def test_a_bounded_model_scores_what_fits_and_refuses_the_rest():
+    """23 tokens behind one, beside a longer context: what fills the others up has no position."""
+    scorer = Scorer(*random_model(ATTENTION), batch_size=4)
+    check(scorer, [*PAIRS, ([7], RNG.integers(0, 256, 23).tolist())])
+    with pytest.raises(UserError, match="25 more are to follow, but this model has learned 24"):
+        scorer.score([([7], [1] * 24)])
 
 
 @pytest.mark.slow

@@ -130,7 +130,9 @@ def test_its_settings_are_keys_like_all_others():
     }
     with pytest.raises(UserError, match="task.noisy_sine.noise is -1.0; it must be at least 0"):
         sine({"task.noisy_sine.noise": -1.0})
-    with pytest.raises(UserError, match="data.tokenizer is 'x', but the task 'noisy_sine' does"):
+    with pytest.raises(
+        UserError, match="data.tokenizer is 'x', but the task 'noisy_sine' does not"
+    ):
         sine({"data.tokenizer": "x"})
 
 

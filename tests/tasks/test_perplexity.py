@@ -1,6 +1,5 @@
 """Perplexity and bits per byte: every token once, sums that do not lose digits."""
 
-import dataclasses
 import gzip
 import math
 
@@ -10,26 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xlstm_jax.config import Config, DataConfig, EvalConfig, MeshConfig
+from xlstm_jax.config import Config, task_of
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.loader import TokenSource, open_split
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation.perplexity import (
+from xlstm_jax.parallel import make_mesh
+from xlstm_jax.parallel.mesh import MeshConfig
+from xlstm_jax.tasks.config import EvalConfig
+from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
+from xlstm_jax.tasks.perplexity import (
     Perplexity,
     check_scored,
-    evaluate,
     gzip_bits_per_byte,
-    make_eval_step,
-    perplexity_of,
     scored_bytes,
 )
-from xlstm_jax.parallel import make_mesh
+from xlstm_jax.tasks.task import HeldOut
 from xlstm_jax.training.loop import train
 
 
 class Uniform(nn.Module):
     """Knows nothing: log(257) nats for every token."""
 
-    def hidden(self, tokens, state=None, *, segment_ids=None, train=False):
+    def hidden(self, tokens, state=None, *, segments=None, train=False):
         return jnp.zeros((*tokens.shape, 1)), state
 
     def head_kernel(self):
@@ -51,16 +52,14 @@ def source(tmp_path_factory) -> TokenSource:
 
 def score(source, reset=False, **keys) -> Perplexity:
     data = DataConfig(reset_at_document=reset)
-    config = Config(data=data, eval=EvalConfig(batch_size=2, **keys))
+    task = task_of(Config(data=data, eval=EvalConfig(**keys)))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    step, params = make_eval_step(task, Uniform()), {"unused": jnp.zeros(())}
     with jax.set_mesh(mesh):
-        return perplexity_of(
-            make_eval_step(Uniform(), reset),
-            {"unused": jnp.zeros(())},
-            source,
-            config=config,
-            mesh=mesh,
-        )
+        totals = evaluate(step, params, task.held_out_of(source), 2, mesh)
+    result = task.perplexity(totals)
+    assert task.summary(totals) == result.values()
+    return result
 
 
 @pytest.mark.parametrize("context_length", [1, 5, 7, 64])
@@ -128,11 +127,12 @@ def test_what_has_no_token_that_counts_is_refused_at_the_start(tmp_path, texts):
     for number, text in enumerate(texts):
         (tmp_path / f"{number}.txt").write_text(text)
     source = open_split(DataConfig(validation_path=str(tmp_path)), "validation", 320)
-    config = Config(data=DataConfig(reset_at_document=True), eval=EvalConfig(max_tokens=1))
     with pytest.raises(UserError, match="no token to score.*raise eval.max_tokens"):
-        check_scored(source, config)
-    check_scored(source, dataclasses.replace(config, data=DataConfig()))
-    check_scored(source, dataclasses.replace(config, eval=EvalConfig(max_tokens=2)))
+        check_scored(source, 1)
+    check_scored(source, 2)
+    path = str(tmp_path)
+    data = DataConfig(path=path, validation_path=path, context_length=2)
+    task_of(Config(data=data, eval=EvalConfig(max_tokens=1))).check()  # without resets all count
 
 
 def test_training_refuses_it_too(tmp_path):
@@ -145,9 +145,15 @@ def test_training_refuses_it_too(tmp_path):
 
 
 def test_sums_over_batches_are_float64():
-    step = jax.jit(lambda params, batch: (batch, jnp.int32(1)))
-    batches = [jnp.float32(2**24), *[jnp.float32(1.0)] * 10]
-    assert evaluate(step, None, batches).nats == 2**24 + 10  # float32 would have stayed at 2^24
+    step = jax.jit(lambda params, batch: {"loss": (batch[0, 0], jnp.float32(1))})
+    values = (2**24, *[1] * 10)
+    nats, tokens = evaluated(step, [np.float32([[value]]) for value in values])["loss"]
+    assert (nats, tokens) == (2**24 + 10, 11)  # float32 would have stayed at 2^24
+
+
+def evaluated(step, batches):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    return evaluate(step, None, HeldOut(lambda rows: iter(batches), 1), 1, mesh)
 
 
 def test_a_batch_is_read_after_the_next_one_was_dispatched():
@@ -161,14 +167,12 @@ def test_a_batch_is_read_after_the_next_one_was_dispatched():
             events.append(("read", self.number))
             return 1.0
 
-        def __int__(self):
-            return 1
-
-    def step(params, number):
+    def step(params, batch):
+        number = int(batch[0, 0])
         events.append(("dispatched", number))
-        return Result(number), Result(number)
+        return {"loss": (Result(number), 1.0)}
 
-    evaluate(step, None, range(3))
+    evaluated(step, [np.array([[number]]) for number in range(3)])
     assert events == [
         ("dispatched", 0),
         ("dispatched", 1),
@@ -191,5 +195,5 @@ def test_the_line_has_exactly_its_form():
 
 
 def test_nothing_to_score_is_refused():
-    with pytest.raises(UserError, match="no token to score"):
-        evaluate(None, None, [])
+    with pytest.raises(UserError, match="nothing to evaluate on"):
+        evaluated(None, [])

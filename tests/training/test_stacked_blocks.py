@@ -1,4 +1,4 @@
-"""The trainer stacks what repeats in a deep model; all others see its blocks by number."""
+"""The trainer stacks what repeats in a deep model; who looks at the run sees blocks by number."""
 
 import jax
 import numpy as np

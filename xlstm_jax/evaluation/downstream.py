@@ -8,6 +8,7 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation import progress
 from xlstm_jax.evaluation.paloma import rolling_windows
 from xlstm_jax.evaluation.scoring import Pair, Score, Scorer
+from xlstm_jax.generation import session as sessions
 from xlstm_jax.generation.generator import Generator
 from xlstm_jax.generation.sampling import Sampling
 from xlstm_jax.installation import install
@@ -197,8 +198,13 @@ def generate_until(
             for start in range(0, len(numbers), batch_size):
                 part = numbers[start : start + batch_size]
                 filled = part + part[-1:] * (batch_size - len(part))
+                length = len(contexts[part[0]])  # the longest comes first
+                cache_length = sessions.padded(length) + count  # few lengths: few programs
+                session = generator.read_tokens(
+                    [contexts[number] for number in filled], cache_length=cache_length
+                )
                 written = generator.write(
-                    generator.read_tokens([contexts[number] for number in filled]),
+                    session,
                     count,
                     sampling=sampling,
                     # by request: one that the harness repeats draws another text each time

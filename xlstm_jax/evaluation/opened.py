@@ -18,7 +18,10 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation import paper_values, report
 from xlstm_jax.evaluation.extrapolation import default_contexts, shared_targets, with_trained
 from xlstm_jax.evaluation.options import OF_SPLITS, Options
+from xlstm_jax.evaluation.paloma import WINDOW
 from xlstm_jax.evaluation.scoring import Scorer
+from xlstm_jax.evaluation.speed import LENGTHS, PROMPT, TOKENS_PER_BATCH
+from xlstm_jax.generation.session import room_of
 from xlstm_jax.interop.folders import has_record, is_run
 from xlstm_jax.interop.opening import Opened, open_checkpoint
 from xlstm_jax.parallel import batch_sharding, filled_rows, make_mesh, replicated
@@ -69,15 +72,61 @@ class Evaluation:
         """Refuses what a suite would refuse later, now that the model is known.
 
         Raises:
-            UserError: the split does not exist, has no token that counts, or is shorter than a
-                window.
+            UserError: the model's task has no text, the model has learned too few positions, or the
+                split does not exist, has no token that counts, or is shorter than a window.
         """
+        if not task_of(self.opened.config).writes_text:
+            self._check_own_data(suites)
+            return
+        self._check_positions(suites)
         if not set(suites) & set(OF_SPLITS):
             return
+        source = self.source  # opened here, whatever the suites need of it
         if self.config.data.reset_at_document:
-            check_scored(self.source, self.config.eval.max_tokens)
+            check_scored(source, self.config.eval.max_tokens)
         if "extrapolation" in suites:
-            shared_targets(self.source, self.contexts, self.config.eval.max_tokens)
+            shared_targets(source, self.contexts, self.config.eval.max_tokens)
+
+    def _check_own_data(self, suites: Sequence[str]) -> None:
+        """A model without text is evaluated on what its task holds out."""
+        task = self.config.task.name
+        for suite in suites:
+            if suite != "perplexity":
+                raise UserError(
+                    f"--suite has {suite!r}, which needs a model of text, but this one was trained "
+                    f"for the task {task!r}; use --suite=perplexity, which gives the task's own "
+                    "numbers"
+                )
+        for name in ("split", "data", "max_tokens", "context_length"):
+            if getattr(self.options, name) is not None:
+                raise UserError(
+                    f"--{name} is {getattr(self.options, name)!r}, but the task {task!r} has its "
+                    "own held-out data, all of which is evaluated; leave it out"
+                )
+        self.task.check()
+
+    def _check_positions(self, suites: Sequence[str]) -> None:
+        """No suite may read more tokens at once than the model has learned positions."""
+        if (most := self.config.model.max_positions) is None:
+            return
+        evaluation = self.config.eval
+        windows = {
+            "perplexity": (
+                "--context_length",
+                lambda: evaluation.context_length or self.config.data.context_length,
+            ),
+            "extrapolation": ("--contexts", lambda: max(self.contexts)),
+            "generation": ("--lengths", lambda: PROMPT + max(*self.lengths, TOKENS_PER_BATCH)),
+            "paloma": ("another model; its windows can't be shorter", lambda: WINDOW),
+        }
+        for suite in set(suites) & windows.keys():
+            remedy, tokens = windows[suite]
+            if tokens() > most:
+                raise UserError(
+                    f"--suite has {suite!r}, which reads {tokens():,} tokens at once, but this "
+                    f"model has learned {most:,} positions (model.max_positions); use "
+                    f"{remedy if remedy.startswith('another') else f'a smaller {remedy}'}"
+                )
 
     @property
     def about(self) -> dict[str, object]:
@@ -109,7 +158,7 @@ class Evaluation:
 
     @functools.cached_property
     def scorer(self) -> Scorer:
-        """For suites of single texts."""
+        """What suites of single texts score with."""
         return Scorer(
             self.opened.model, self.opened.params, self.config.eval.batch_size, self.place
         )
@@ -122,11 +171,22 @@ class Evaluation:
 
     @property
     def contexts(self) -> tuple[int, ...]:
-        """Of extrapolation: what was asked for, or multiples of the context of training."""
+        """The contexts of extrapolation: what was asked for, or multiples of the context of
+        training.
+        """
         if self.options.contexts is not None:
             return with_trained(self.options.contexts, self.trained_at)
         targets = target_count(self.source, self.config.eval.max_tokens)
-        return default_contexts(self.config.data.context_length, targets)
+        longest = min(targets, room_of(self.config.model, None))
+        return default_contexts(self.config.data.context_length, longest)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of generation: what was asked for, or those of the paper's figure that the model can
+        write.
+        """
+        room = room_of(self.config.model, None) - PROMPT
+        return self.options.lengths or tuple(n for n in LENGTHS if n <= room) or LENGTHS[:1]
 
     @property
     def has_papers_tokenizer(self) -> bool:
@@ -135,12 +195,12 @@ class Evaluation:
 
     @property
     def size(self) -> str:
-        """Of the paper's models, which stand beside this one."""
+        """The size of the paper's models whose numbers stand beside this one's."""
         return report.paper_size(self.config.model)
 
     def name_of(self, suite: str) -> str:
-        """Under which name results stand, so that those of several splits and texts stay beside
-        each other.
+        """The name under which results stand, chosen so that those of several splits and texts stay
+        beside each other.
         """
         return suite if self.label == "validation" else f"{suite}/{self.label}"
 

@@ -18,6 +18,7 @@ from xlstm_jax.evaluation import progress
 from xlstm_jax.evaluation.scoring import Pair, Scorer
 
 DOCUMENTS_AT_ONCE = 256
+WINDOW = 2048  # tokens, as in the paper
 
 
 @dataclasses.dataclass
@@ -34,7 +35,7 @@ class Domain:
 
     @property
     def perplexity(self) -> float:
-        """Per token."""
+        """exp of the loss."""
         return math.exp(min(700.0, self.nats / self.tokens))
 
     @property
@@ -43,7 +44,7 @@ class Domain:
         return self.nats / math.log(2) / self.bytes
 
     def values(self) -> dict[str, float | int | str]:
-        """For JSON."""
+        """The numbers for JSON."""
         return {
             **dataclasses.asdict(self),
             "perplexity": self.perplexity,
@@ -80,7 +81,7 @@ def evaluate_paloma(
     scorer: Scorer,
     tokenizer: Tokenizer,
     folder: str,
-    window: int = 2048,
+    window: int = WINDOW,
     split: str = "val",
     max_documents: int | None = None,
     on_file: Callable[[int], object] = lambda size: None,

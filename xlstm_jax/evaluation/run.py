@@ -75,7 +75,7 @@ def _write(
 def evaluate_run(
     workdir: str, split: str = "validation", step: int | None = None, max_tokens: int | None = None
 ) -> Perplexity:
-    """The perplexity suite alone: scores a split with a checkpoint, under the run's own
+    """The perplexity suite alone: scores a split of text with a checkpoint, under the run's own
     configuration.
     """
     values = evaluate_suites(

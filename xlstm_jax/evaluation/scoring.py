@@ -17,8 +17,8 @@ HEAD_TOKENS = 128  # logits of so many tokens per row exist at once
 
 
 class Score(NamedTuple):
-    """Of a continuation: natural logarithm of its probability, and whether each token was the most
-    likely one.
+    """What a continuation gets: the natural logarithm of its probability, and whether each token
+    was the most likely one.
     """
 
     log_probability: float
@@ -49,9 +49,16 @@ class Scorer:
     def score(
         self, pairs: Sequence[Pair], on_scored: Callable[[int], object] = lambda count: None
     ) -> list[Score]:
-        """In the order of `pairs`. Contexts and continuations are batched by length and padded to
-        few lengths: few programs. `on_scored` is called with the number of pairs of each batch.
+        """A score for each pair, in their order. Contexts and continuations are batched by length
+        and padded to few lengths: few programs. `on_scored` is called with the number of pairs of
+        each batch.
+
+        Raises:
+            UserError: a pair has more tokens than the model has learned positions.
         """
+        config = self.model.config
+        most = max((len(context) + len(rest) for context, rest in pairs), default=0)
+        sessions.check_room(config, [0], [sessions.room_of(config, None)], [most])
         by_context: dict[tuple[int, ...], list[int]] = {}
         for number, (context, _) in enumerate(pairs):
             by_context.setdefault(tuple(int(token) for token in context), []).append(number)
@@ -62,13 +69,18 @@ class Scorer:
         for start in range(0, len(longest_first), self.batch_size):
             contexts = longest_first[start : start + self.batch_size]
             filled = contexts + [contexts[-1][-1:]] * (self.batch_size - len(contexts))
-            session = sessions.read(self.model, self.params, filled, place=self._place)
             wanted = [
                 (row, number)
                 for row, context in enumerate(contexts)
                 for number in by_context[context]
             ]
             wanted.sort(key=lambda entry: -len(pairs[entry[1]][1]))
+            # Room for the longest of both, each filled up as it will be: few lengths of caches too.
+            longest = (len(contexts[0]), len(pairs[wanted[0][1]][1]))
+            room = sum(map(sessions.padded, longest))
+            session = sessions.read(
+                self.model, self.params, filled, cache_length=room, place=self._place
+            )
             for first in range(0, len(wanted), self.batch_size):
                 part = wanted[first : first + self.batch_size]
                 rows = [row for row, _ in part] + [0] * (self.batch_size - len(part))
@@ -87,8 +99,7 @@ class Scorer:
         """Piece by piece, right-padded: what stands behind a continuation can't reach it."""
         if rows != list(range(len(session.position))):
             session = sessions.take(session, rows)
-        length = max(1, *map(len, continuations))
-        length = sessions.padded(length)
+        length = sessions.padded(max(1, *map(len, continuations)))
         tokens = np.zeros((len(rows), length), np.int32)
         mask = np.zeros((len(rows), length), bool)
         for row, continuation in enumerate(continuations):
@@ -118,7 +129,11 @@ def score_piece(
     """(state and logits after the piece, summed log-probability and all-greedy over the masked
     tokens), `logits` foretelling the first.
     """
-    hidden, state = model.apply({"params": params}, tokens, state, method="hidden")
+    # There may be no position left for what stands behind a continuation.
+    segments = None if model.config.max_positions is None else jnp.where(mask, 0, -1)
+    hidden, state = model.apply(
+        {"params": params}, tokens, state, segments=segments, method="hidden"
+    )
     first_log, first_greedy = _of_logits(logits[:, None], tokens[:, :1])
     if tokens.shape[1] > 1:
         rest_log, rest_greedy = token_scores(model, params, hidden[:, :-1], tokens[:, 1:])

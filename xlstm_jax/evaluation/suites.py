@@ -10,7 +10,6 @@ from xlstm_jax.evaluation.public_suites import downstream_tasks, paloma
 from xlstm_jax.evaluation.report import Report
 from xlstm_jax.evaluation.speed import (
     BATCHES,
-    LENGTHS,
     PROMPT,
     TOKENS_PER_BATCH,
     Timing,
@@ -18,11 +17,15 @@ from xlstm_jax.evaluation.speed import (
     time_lengths,
 )
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
-from xlstm_jax.tasks.perplexity import Perplexity, gzip_bits_per_byte, target_count
+from xlstm_jax.tasks.perplexity import gzip_bits_per_byte, target_count
 
 
 def perplexity(evaluation: Evaluation) -> Report:
-    """Loss, perplexity and bits per byte of a split, every token once, over all devices."""
+    """Loss, perplexity and bits per byte of a split, every token once, over all devices; of a task
+    without text its own summary.
+    """
+    if not evaluation.task.writes_text:
+        return task_summary(evaluation)
     config, source, label = evaluation.config, evaluation.source, evaluation.label
     held_out, max_tokens = evaluation.task.held_out_of(source), config.eval.max_tokens
     context = held_out.time
@@ -42,8 +45,7 @@ def perplexity(evaluation: Evaluation) -> Report:
             evaluation.mesh,
             on_batch=lambda batch: bar.update(int((batch.segment_ids >= 0).sum())),
         )
-    (nats, tokens), (text_bytes, _) = totals["loss"], totals["text_bytes"]
-    result = Perplexity(nats, round(tokens), round(text_bytes) or None, context)
+    result = evaluation.task.perplexity(totals)
     gzip_size = gzip_bits_per_byte(source, max_tokens)
     print(
         f"{label}, step {evaluation.opened.step}: {result.line(gzip_size)}; perplexity "
@@ -72,6 +74,26 @@ def perplexity(evaluation: Evaluation) -> Report:
     }
     header = ("", "tokens", "context", "nats/token", "perplexity", "bits/byte")
     return Report(evaluation.name_of("perplexity"), header, rows, values, (note,))
+
+
+def task_summary(evaluation: Evaluation) -> Report:
+    """What a task says of each of its held-out sets, over all devices."""
+    task, rows, values = evaluation.task, [], {}
+    eval_step = make_eval_step(task, evaluation.opened.model)
+    for name, held_out in task.held_out().items():
+        print(f"{name}: evaluating; compiling first", flush=True)
+        totals = evaluate(
+            eval_step,
+            evaluation.opened.params,
+            held_out,
+            evaluation.config.eval.batch_size,
+            evaluation.mesh,
+        )
+        values[name] = task.summary(totals)
+        print(f"{name}, step {evaluation.opened.step}: {task.line(values[name])}", flush=True)
+        rows += [(name, measure, f"{value:.4f}") for measure, value in values[name].items()]
+    notes = task.description()
+    return Report("perplexity", ("", "measure", "value"), rows, {"held_out": values}, notes)
 
 
 def extrapolation(evaluation: Evaluation) -> Report:
@@ -139,7 +161,7 @@ def extrapolation(evaluation: Evaluation) -> Report:
 def generation(evaluation: Evaluation) -> Report:
     """Time against generated tokens, and throughput against the batch."""
     model, params = evaluation.opened.model, evaluation.opened.params
-    lengths = evaluation.options.lengths or LENGTHS
+    lengths = evaluation.lengths
     batches = evaluation.options.batches or BATCHES
     rows, timings = [], {}
     for name, count, heading, measured in (

@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
         stored = None
         if wish.session is not None and wish.session.exists():
             stored = session_files.read_arrays(wish.session)
-        opened = open_checkpoint(wish.checkpoint, wish.step)
+        opened = open_checkpoint(wish.checkpoint, wish.step, for_text=True)
         params = cast_weights(opened.params, opened.config.model)
         model, origin = opened.model, f"step {opened.step} of {opened.folder}"
         _check_cache_length(wish, opened.config.model, stored)

@@ -99,6 +99,7 @@ def export_checkpoint(
     """
     folder = find_run(source)
     config = folder.read_config()
+    folders.check_writes_text(config, source)
     format = format_of(config.model) if format is None else format
     for name, value, known in (
         ("format", format, FORMATS),

@@ -19,7 +19,7 @@ import tokenizers
 import yaml
 from tokenizers import decoders, models, pre_tokenizers
 
-from xlstm_jax.config import Config, check
+from xlstm_jax.config import Config, check, task_of
 from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.tokenizer import END_OF_TEXT, ByteTokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
@@ -229,6 +229,16 @@ def is_run(folder: str | pathlib.Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(sections, dict) and {"model", "data", "train"} <= sections.keys()
+
+
+def check_writes_text(config: Config, name: str) -> None:
+    """Raises `UserError` where a run's model has nothing to do with text."""
+    if not task_of(config).writes_text:
+        raise UserError(
+            f"the run {name!r} was trained for the task {config.task.name!r}, whose model has no "
+            f"text and no tokenizer; `{python()} eval.py --workdir={name}` evaluates it on the "
+            "task's own data"
+        )
 
 
 def _download(name: str) -> pathlib.Path:

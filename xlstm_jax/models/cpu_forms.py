@@ -23,8 +23,8 @@ Tangent = Callable[[tuple, tuple], Array]
 
 
 def _with_tangent(tangent: Tangent) -> Callable[[Callable], Callable]:
-    """Gives a function the derivative tangent(inputs, their tangents), of which the way back finds
-    the inputs alone and computes the rest again.
+    """Gives a function the derivative tangent(inputs, their tangents). For the backward pass only
+    the inputs are kept; all else is computed again.
 
     Without the barriers that `prevent_cse` would add: they keep the TPU's compiler from joining the
     function with its neighbours (8 to 16 % more bytes in a step of the 125M model).
@@ -57,8 +57,8 @@ def project_in_parts(
 ) -> list[Float[Array, "... _"]]:
     """x @ kernel in the dtype of x, its last axis cut into equal parts.
 
-    Either the kernel is cut or its product with x, and what is cut is copied: the one with fewer
-    rows. So a step of a few tokens does not copy its weights (162M parameters, a token: 10.6 ms
+    Cutting an array copies it, so the smaller of the two is cut: the kernel, or its product with x.
+    A step of a few tokens does not copy its weights then (162M parameters, one token: 10.6 ms
     instead of 15.7).
     """
     if x.size < kernel.shape[0] ** 2:
@@ -90,7 +90,7 @@ def gate_preactivations(
 
 def _silu_tangent(inputs, tangents):
     (x,), (dx,) = inputs, tangents
-    # As a tanh: XLA would recognize the forward pass' sigmoid and keep it.
+    # Written with tanh, because XLA would recognise the sigmoid of the forward pass and keep it.
     high = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     sigmoid = (1 + jnp.tanh(high / 2)) / 2
     return (dx * sigmoid * (1 + high * (1 - sigmoid))).astype(x.dtype)
@@ -100,9 +100,9 @@ def _silu_tangent(inputs, tangents):
 def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x * sigmoid(x).
 
-    The way back finds x alone and computes the sigmoid again. Kept, it is an array as large as x in
-    every block (4 blocks at D 256, B 8, T 1024: 1,543 instead of 1,408 MB of temporaries, and 0.82
-    instead of 0.75 s a step, because their pages are new in every step).
+    The backward pass has x alone and computes the sigmoid again. Kept, it is an array as large as x
+    in every block (4 blocks at D 256, B 8, T 1024: 1,543 instead of 1,408 MB of temporaries, and
+    0.82 instead of 0.75 s a step, because their pages are new in every step).
     """
     return jax.nn.silu(x)
 
@@ -148,8 +148,9 @@ def scale_channels(x: Float[Array, "B T D"], scale: Float[Array, " D"]) -> Float
 
 
 def _sum_of_taps_tangent(inputs, tangents):
-    """Every tap's products at all inputs, also at those that meet no token there: moved to the
-    tokens they would meet, added up, and cut to the tokens that are.
+    """Each tap's products are computed for all inputs, moved by the tap's distance and added up on
+    a time axis with margins. The margins, for inputs that meet no token of the sequence at this
+    tap, are cut off at the end.
     """
     x, kernel, _, ids = inputs
     dx, d_kernel, d_bias, _ = tangents
@@ -174,10 +175,10 @@ def sum_of_taps(
     """bias plus every tap of the kernel times the inputs it meets, those of other documents (`ids`)
     left out.
 
-    On the way back the gradient of the outputs is computed once, and every tap reads its own part
-    of it with a margin of zeros around. Plain autodiff makes a loop for every tap, each of which
-    computes that gradient again from its sources (64 ms instead of 10 ms of a block's 100 ms at D
-    256, B 8, T 256).
+    In the backward pass the gradient of the outputs is computed once, and every tap reads its own
+    part of it with a margin of zeros around. Plain autodiff makes a loop for every tap, each of
+    which computes that gradient again from its sources (64 ms instead of 10 ms of a block's 100 ms
+    at D 256, B 8, T 256).
     """
     time = inputs.shape[1] - kernel.shape[0] + 1
     y = bias

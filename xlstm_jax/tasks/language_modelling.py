@@ -55,6 +55,7 @@ class LanguageModelling(Task):
     """
 
     loss_unit = "nats per token"
+    writes_text = True
 
     @functools.cached_property
     def source(self) -> TokenSource:
@@ -74,7 +75,7 @@ class LanguageModelling(Task):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """That of the text."""
+        """The tokenizer of the text."""
         return self.source.tokenizer
 
     @property
@@ -145,9 +146,12 @@ class LanguageModelling(Task):
         return {"loss": (nats, tokens)} | mean_by_name(noted)
 
     def summary(self, totals: Totals) -> dict[str, float]:
-        nats, tokens = totals["loss"]
-        text_bytes = totals.get("text_bytes", (None, 1.0))[0]
-        return Perplexity(nats, round(tokens), text_bytes and round(text_bytes)).values()
+        return self.perplexity(totals).values()
+
+    def perplexity(self, totals: Totals) -> Perplexity:
+        """What the totals of an evaluation in windows of `window` tokens say."""
+        (nats, tokens), (text_bytes, _) = totals["loss"], totals.get("text_bytes", (0, 1))
+        return Perplexity(nats, round(tokens), round(text_bytes) or None, self.window)
 
     def line(self, summary: Mapping[str, float]) -> str:
         if (bits := summary.get("bits_per_byte")) is None:

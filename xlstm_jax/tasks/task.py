@@ -1,4 +1,4 @@
-"""What a task is: samples, a model with its own input and head, a loss, and what is told of it.
+"""What a task is: samples, a model with its own input and head, a loss and other means.
 
 The trainer and the evaluator know nothing else of what is learned. They ask for batches, compute
 `sums` of them, add these over micro-batches, devices and batches, and divide once.
@@ -52,9 +52,12 @@ class Task(abc.ABC):
         settings: the task's own section.
         model_config, data, evaluation: the sections `model`, `data` and `eval`.
         loss_unit: of the loss, for its figure; None where it has no name.
+        writes_text: its model goes on with text of `data.tokenizer`: it can generate, and be
+            evaluated on any text.
     """
 
     loss_unit: str | None = None
+    writes_text: bool = False
 
     def __init__(
         self, settings: Any, model: ModelConfig, data: DataConfig, evaluation: EvalConfig
@@ -120,7 +123,7 @@ class Task(abc.ABC):
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """Of a task whose model writes text; None where it does not."""
+        """The tokenizer of a task whose model writes text; None where it does not."""
         return None
 
     def check(self) -> None:  # noqa: B027  (a task may have nothing to check)

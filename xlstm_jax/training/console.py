@@ -69,8 +69,8 @@ def console_line(
     seconds_left: float | None,
     devices: int = 1,
 ) -> str:
-    """One line for a step, of at most `WIDTH` columns; what is not known is left out, and so is,
-    where there is too little room, what metrics.jsonl has beside it.
+    """One line for a step, of at most `WIDTH` columns. Values that are not known are left out, and
+    where the line is too long, parts of it as `LEFT_OUT` says.
     """
     rate, mfu, skipped = (values.get(name) for name in ("tokens_per_second", "mfu", "skipped"))
     speed = None if rate is None else f"{rate:,.0f} tokens/s"
@@ -125,11 +125,9 @@ def next_commands(
     folder: RunFolder, workdir: str | os.PathLike, config: Config, writes_text: bool
 ) -> list[str]:
     """What a person may type after a run, as lines that a shell takes."""
-    place, lines = shlex.quote(str(workdir)), ["next:"]
+    place = shlex.quote(str(workdir))
+    lines = ["next:", f"  {python()} eval.py --workdir={place}"]
     if writes_text:
-        lines += [
-            f"  {python()} eval.py --workdir={place}",
-            f"  {python()} -m xlstm_jax.generation --checkpoint={place} --prompt='def '",
-        ]
+        lines.append(f"  {python()} -m xlstm_jax.generation --checkpoint={place} --prompt='def '")
     again = "another --workdir and" if config.optimizer.follows_length else "the same --workdir and"
     return [*lines, f"  # to train longer: {again} {longer(folder, config)}"]
