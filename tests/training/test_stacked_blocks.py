@@ -80,7 +80,7 @@ def test_the_opened_checkpoint_is_the_model_that_was_trained(runs):
     opened = open_checkpoint(str(undisturbed))
     assert opened.step == 4 and opened.params["backbone"].keys() == NAMES
     tokens = np.arange(12, dtype=np.int32)[None] + 97
-    logits, _ = opened.model.apply({"params": opened.params}, tokens)
+    logits, _ = jax.jit(opened.model.apply)({"params": opened.params}, tokens)
     assert logits.shape == (1, 12, 320) and np.isfinite(logits).all()
     expected = losses(undisturbed, "validation")[4]
     assert evaluate_run(undisturbed).loss == pytest.approx(expected, rel=1e-6)
@@ -100,14 +100,15 @@ def test_the_loss_of_given_parameters_is_that_of_the_model_by_number(tiny, tmp_p
     config = tiny({**DEEP, "train.steps": 2})
     task = task_of(config)
     model = task.model()
-    params = init_params(task, model, seed=7)
+    params = jax.jit(lambda: init_params(task, model, seed=7))()
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     params = structure.unflatten(
         [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
     )
     write_params(tmp_path / "given", config, params)
-    total, weight = task.sums(model, {"params": params}, task.batch(0, 0, range(4)))["loss"]
+    loss = jax.jit(lambda params, batch: task.sums(model, {"params": params}, batch)["loss"])
+    total, weight = loss(params, task.batch(0, 0, range(4)))
 
     loop.train(
         tiny({**DEEP, "train.steps": 2, "checkpoint.init_from": str(tmp_path / "given")}),
