@@ -2,7 +2,6 @@
 `xlstm` not importable first.
 """
 
-import dataclasses
 import sys
 
 if "--hide-xlstm" in sys.argv:
@@ -19,26 +18,26 @@ import numpy as np
 import torch
 
 from tests.parity.originals import large, large_model, ours, round_trip, tensors_of
-from xlstm_jax.config import ModelConfig
+from xlstm_jax.models import ModelConfig
 
-BASE = ModelConfig(
-    norm="rms",
-    vocab_size=37,
-    dim=128,
-    num_blocks=2,
-    logit_soft_cap=30.0,
-    norm_eps=1e-6,
-    blocks="mlstm_7b+mlp",
-    mixers={
-        "mlp": {"activation": "silu", "whole_first": True, "factor": 2.667},
-        "mlstm_7b": {"num_heads": 4},
-    },
-)
+
+def config_of(*, mlstm: dict | None = None, factor: float = 2.667, **fields) -> ModelConfig:
+    """A small model, with settings of its mLSTM and of its feed-forward layer. Theirs rounds cache
+    sizes up to 64 where its layers do not: q and k have multiples of it.
+    """
+    fields = {"vocab_size": 37, "dim": 128, "num_blocks": 2, "logit_soft_cap": 30.0} | fields
+    mixers = {
+        "mlstm_7b": {"num_heads": 4} | (mlstm or {}),
+        "mlp": {"activation": "silu", "whole_first": True, "factor": factor},
+    }
+    return ModelConfig(blocks="mlstm_7b+mlp", norm="rms", norm_eps=1e-6, mixers=mixers, **fields)
+
+
 CONFIGS = [
-    BASE,
-    dataclasses.replace(BASE, dim=256, num_blocks=3, num_heads=2, vocab_size=101),
-    dataclasses.replace(BASE, dim=256, num_heads=8, qk_factor=1.0, ffn_factor=1.5),
-    dataclasses.replace(BASE, dim=128, num_heads=1, gate_soft_cap=3.0, logit_soft_cap=2.0),
+    config_of(),
+    config_of(dim=256, num_blocks=3, vocab_size=101, mlstm={"num_heads": 2}),
+    config_of(dim=256, mlstm={"num_heads": 8, "qk_factor": 1.0}, factor=1.5),
+    config_of(mlstm={"num_heads": 1, "gate_soft_cap": 3.0}, logit_soft_cap=2.0),
 ]
 TIMES = (1, 7, 64, 100, 128, 200)
 

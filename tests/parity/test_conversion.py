@@ -14,17 +14,17 @@ import torch
 from transformers import AutoTokenizer, xLSTMConfig, xLSTMForCausalLM
 from transformers.models.xlstm import modeling_xlstm
 
+from tests.generation.conftest import initial_params
 from tests.parity.originals import paper_model, randomize
-from xlstm_jax.config import Config, ModelConfig
+from xlstm_jax.config import Config
 from xlstm_jax.data.tokenizer import ByteTokenizer
 from xlstm_jax.generation import GREEDY, Generator
 from xlstm_jax.generation.decoding import generate
 from xlstm_jax.interop import folders, large, paper
 from xlstm_jax.interop.convert import export_checkpoint, import_checkpoint
 from xlstm_jax.interop.opening import open_checkpoint
-from xlstm_jax.models import build_model
+from xlstm_jax.models import ModelConfig, build_model
 from xlstm_jax.runs.checkpoints import write_params
-from xlstm_jax.training.state import init_params
 
 RUN = ModelConfig(
     norm="rms",
@@ -58,7 +58,7 @@ SIZES = [
 def run(tmp_path_factory) -> str:
     """A random run of this project."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    params = jax.jit(lambda: init_params(build_model(RUN), seed=1))()
+    params = initial_params(build_model(RUN), seed=1)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     scales = [0.2 if leaf.ndim < 3 else leaf.shape[-2] ** -0.5 for leaf in leaves]

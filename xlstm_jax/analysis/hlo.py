@@ -10,13 +10,18 @@ from collections.abc import Iterator, Mapping
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
-# Targets of custom calls that are this project's kernels, and the backend that makes them.
+# Targets of custom calls that are a backend's kernels, and the backend that makes them.
 KERNELS = {
     "tpu_custom_call": "pallas_tpu",
     "mosaic_gpu": "pallas_gpu",  # jax 0.11
     "mosaic_gpu_v2": "pallas_gpu",  # jax 0.12
     "__gpu$xla.gpu.triton": "pallas_triton",
+    "__cudnn$fmhaSoftmax": "cudnn",
+    "__cudnn$fmhaSoftmaxBackward": "cudnn",
 }
+# Of these backends a compiled program only holds the calls: the GPU that loads it makes the kernels
+# and says how much memory they need besides.
+MADE_WHEN_LOADED = frozenset({"cudnn"})
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(")
@@ -59,7 +64,7 @@ def collective_bytes(text: str) -> dict[str, int]:
 
 
 def kernel_calls(text: str) -> dict[str, int]:
-    """How often one run calls kernels of each Pallas backend."""
+    """How often one run calls the kernels of each backend that has some."""
     total: dict[str, int] = collections.defaultdict(int)
     for times, _, opcode, line in _instructions(text):
         target = _TARGET.search(line) if opcode == "custom-call" else None

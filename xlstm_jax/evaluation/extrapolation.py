@@ -15,7 +15,7 @@ import numpy as np
 from xlstm_jax.data.loader import Batch, TokenSource, eval_batches
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.scoring import token_scores
-from xlstm_jax.parallel import batch_sharding
+from xlstm_jax.parallel import batch_sharding, compute_dtype
 from xlstm_jax.tasks.perplexity import target_count
 from xlstm_jax.typing import Array, Float
 
@@ -193,7 +193,8 @@ def extrapolate(
             source, batch_size, context, targets, reset_at_document=reset_at_document
         ):
             starts = (first_row + np.arange(batch_size)) * context
-            state = model.init_state(batch_size, cache_length=context)
+            dtype = compute_dtype(model.config.dtype)
+            state = model.init_state(batch_size, dtype, cache_length=context)
             for start in range(0, context, PIECE):
                 part = Batch(*(x[:, start : start + PIECE] for x in batch))
                 state, losses = _score_piece(

@@ -104,9 +104,9 @@ class Task(abc.ABC):
         return {name: total / weight for name, (total, weight) in totals.items() if weight}
 
     def line(self, summary: Mapping[str, float]) -> str:
-        """The summary in one line."""
-        loss_first = sorted(summary, key=lambda name: name != "loss")
-        return ", ".join(f"{name.replace('_', ' ')} {summary[name]:.4g}" for name in loss_first)
+        """The summary in one line, the loss first: what comes from the device is sorted by name."""
+        names = sorted(summary, key=lambda name: name != "loss")
+        return ", ".join(f"{name.replace('_', ' ')} {summary[name]:.4f}" for name in names)
 
     def batches(self, start: int, rows: Sequence[int]) -> Iterator[Batch]:
         """These rows of the batches from step `start` on, read ahead."""

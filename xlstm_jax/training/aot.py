@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from xlstm_jax.analysis.flops import training_flops_per_token
-from xlstm_jax.analysis.hlo import collective_bytes, kernel_calls
+from xlstm_jax.analysis.hlo import MADE_WHEN_LOADED, collective_bytes, kernel_calls
 from xlstm_jax.config import Config, task_of
 from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import batch_sharding, make_mesh, of_rank
@@ -39,8 +39,8 @@ class StepReport:
         needed: bytes that the compiler says it needs where the step does not fit.
         collectives: bytes of the results of one step's collectives on one device, by kind; None
             where they can't be read.
-        kernels: calls of Pallas kernels in one step on one device, by backend; everything else is
-            XLA's. None as above.
+        kernels: calls of kernels in one step on one device, by backend; everything else is XLA's.
+            None as above.
         unread: why they are None.
         flops: the model's, of one step on all devices.
     """
@@ -82,7 +82,12 @@ class StepReport:
             head,
             memory,
             f"collectives per device and step: {moved or 'none'}",
-            f"kernels per device and step: {called or 'none, the cells run as XLA code'}",
+            f"kernels per device and step: {called or 'none, all of it runs as XLA code'}",
+            *(
+                f"  {name}'s are made by the GPU that loads the program: not checked here, and the "
+                "memory\n  that they work in is not counted above"
+                for name in sorted(MADE_WHEN_LOADED & self.kernels.keys())
+            ),
             work,
         ]
 

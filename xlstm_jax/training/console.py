@@ -30,8 +30,8 @@ def say(*lines: Any) -> None:
     """Prints lines in the first process. Training outlives its terminal: a full disk below the log,
     or a reader that is gone, is said on stderr once.
     """
-    if not is_first_process() or _nobody_reads:
-        return
+    if not lines or not is_first_process() or _nobody_reads:
+        return  # of no lines print would make an empty one
     with _stdout.caught():
         try:
             print(*lines, sep="\n", flush=True)
