@@ -109,7 +109,9 @@ class Task(abc.ABC):
         return ", ".join(f"{name.replace('_', ' ')} {summary[name]:.4f}" for name in names)
 
     def batches(self, start: int, rows: Sequence[int]) -> Iterator[Batch]:
-        """These rows of the batches from step `start` on, read ahead."""
+        """These rows of the batches from step `start` on, made ahead by one thread of this process:
+        a task that also reads `data.workers` has its own form of this.
+        """
         steps = grain.MapDataset.range(start, np.iinfo(np.int32).max)
         batches = steps.map(lambda step: self.batch(self.data.seed, step, rows))
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
