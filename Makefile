@@ -1,4 +1,4 @@
-# make train | test | quick | kernels | faults | parity | benchmark-cpu | aot-gpu | benchmark-inference | scaling-table | lint
+# make train | test | quick | scaling-check | kernels | faults | parity | benchmark-cpu | aot-gpu | benchmark-inference | scaling-table | lint
 # PYTHON=python3.12 chooses the interpreter, VENV=.venv312 and DEV=.venv312-dev other environments.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ DEV ?= .venv-dev
 WORKDIR ?= runs/quickstart
 PYTEST := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-$(notdir $(DEV)) $(DEV)/bin/python -m pytest -q -p no:cacheprovider
 
-.PHONY: train test quick kernels faults parity benchmark-cpu benchmark-inference aot-gpu scaling-table lint clean
+.PHONY: train test quick kernels faults parity benchmark-cpu benchmark-inference aot-gpu scaling-table scaling-check lint clean
 
 # Huge pages spare XLA the page faults of its temporaries (docs/performance.md).
 train: $(VENV)/installed
@@ -33,6 +33,10 @@ benchmark-cpu: .venv-parity/installed
 
 benchmark-inference: .venv-parity/installed
 	.venv-parity/bin/python -m benchmarks.inference
+
+# How often the intervals of scaling laws hold the truth: minutes.
+scaling-check: $(DEV)/installed
+	$(PYTEST) -s tests/analysis/scaling/check_coverage.py
 
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff check .

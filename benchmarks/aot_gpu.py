@@ -1,19 +1,23 @@
-"""Compiles every GPU kernel for GPUs that are not there, to machine code, and reports what ptxas says of each.
+"""Compiles every GPU kernel for GPUs that are not there, to machine code, and reports what ptxas
+says of each.
 
-  pip install "jax[cuda13]" jaxtyping                             # an environment of its own, about 4 GB; no GPU is needed
-  python -m benchmarks.aot_gpu                                    # all that changed since the report: docs/aot_gpu.md
-  python -m benchmarks.aot_gpu --only mlstm/pallas_triton/a100    # those of them with this in their names
+  pip install "jax[cuda13]" jaxtyping    # an environment of its own, about 4 GB; no GPU is needed
+  python -m benchmarks.aot_gpu           # all that changed since the report: docs/aot_gpu.md
+  python -m benchmarks.aot_gpu --only mlstm/pallas_triton/a100    # those with this in their names
 
 With another jax, here that of a GPU machine, on the same CUDA wheels:
 
-  pip install --no-deps --target DIR jax==0.11.2 jaxlib==0.11.2 jax-cuda13-plugin==0.11.2 jax-cuda13-pjrt==0.11.2
+  pip install --no-deps --target DIR jax==0.11.2 jaxlib==0.11.2 \\
+      jax-cuda13-plugin==0.11.2 jax-cuda13-pjrt==0.11.2
   PYTHONPATH=DIR:. python -m benchmarks.aot_gpu --only h200 --again --keep OTHER_DIR
 
-A case is one value and gradient of all inputs, so that it has the forward and the backward kernels, at one of the paper's shapes. The
-report tells, per kernel: registers per thread, bytes spilled to local memory, shared memory per block, and how many tensor core
-instructions its PTX has: WGMMA (Hopper's, a warpgroup at once) and MMA (one warp at a time). It says nothing about speed.
-Every case is compiled by a process of its own: a compiler that crashes fails one case. What is known is in
-benchmarks/results/aot_gpu.json, with a hash of the kernels' code: a case is compiled again when that or jax changes, or with --again.
+A case is one value and gradient of all inputs, so that it has the forward and the backward kernels,
+at one of the paper's shapes. The report tells, per kernel: registers per thread, bytes spilled to
+local memory, shared memory per block, and how many tensor core instructions its PTX has: WGMMA
+(Hopper's, a warpgroup at once) and MMA (one warp at a time). It says nothing about speed. Every
+case is compiled by a process of its own: a compiler that crashes fails one case. What is known is
+in benchmarks/results/aot_gpu.json, with a hash of the kernels' code: a case is compiled again when
+that or jax changes, or with --again.
 """
 
 import argparse
@@ -40,7 +44,8 @@ ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "docs" / "aot_gpu.md"
 RESULTS = ROOT / "benchmarks" / "results" / "aot_gpu.json"
 
-# (heads, K, V): the paper's 125M, 350M, 760M, 1.3B models, and xLSTM 7B; then narrow heads and those of the published kernel timings.
+# (heads, K, V): the paper's 125M, 350M, 760M, 1.3B models, and xLSTM 7B; then narrow heads and
+# those of the published kernel timings.
 MLSTM_SHAPES = (
     (4, 384, 384),
     (4, 512, 512),
@@ -53,7 +58,8 @@ MLSTM_SHAPES = (
 SLSTM_SHAPES = ((4, 192), (4, 256), (4, 384), (4, 512), (12, 64), (48, 16))  # (heads, V)
 TOKENS, TIME = 65_536, 2048
 SLSTM_BATCH = 16
-# Others: bfloat16. On Hopper pallas_triton serves float32, which pallas_gpu refuses; float16 is like bfloat16.
+# Others: bfloat16. On Hopper pallas_triton serves float32, which pallas_gpu refuses; float16 is
+# like bfloat16.
 DTYPES = {
     "mlstm/pallas_triton/a100": ("bfloat16", "float16", "float32"),
     "mlstm/pallas_triton/h100": ("bfloat16", "float32"),
@@ -75,7 +81,9 @@ class Case(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """What ptxas says of one kernel; shared is in bytes and holds what a launch asks for where that is known."""
+    """What ptxas says of one kernel; shared is in bytes and holds what a launch asks for where that
+    is known.
+    """
 
     name: str
     registers: int
@@ -105,7 +113,9 @@ def cases() -> list[Case]:
 
 
 def _program(case: Case) -> tuple[Any, tuple[tuple[tuple[int, ...], str], ...]]:
-    """A function and the (shape, dtype) of its arguments: all gradients of one call, through the outputs and the last state."""
+    """A function and the (shape, dtype) of its arguments: all gradients of one call, through the
+    outputs and the last state.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -163,7 +173,9 @@ def _compile(case: Case) -> None:
 
 
 def _run(case: Case, keep: str | None) -> tuple[list[Kernel], str]:
-    """(kernels, error) of one case, from a process of its own; error is the last line it wrote, or "" """
+    """(kernels, error) of one case, from a process of its own; error is the last line it wrote, or
+    ""
+    """
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(keep or folder)
         mosaic, xla = folder / "mosaic", folder / "xla"
@@ -173,7 +185,8 @@ def _run(case: Case, keep: str | None) -> tuple[list[Kernel], str]:
             "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
             "JAX_ENABLE_COMPILATION_CACHE": "false",  # a cached kernel leaves no files
             "MOSAIC_GPU_DUMP_TO": str(mosaic),
-            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={xla} --xla_dump_emitter_re=ptx",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={xla} "
+            "--xla_dump_emitter_re=ptx",
         }
         command = [
             sys.executable,
@@ -220,7 +233,7 @@ def _triton_kernels(folder: Path, case: Case) -> list[Kernel]:
 
 
 def _triton_shared(ptx: str, folder: Path, name: str) -> int:
-    """Shared memory of a Triton kernel: the launch's, which XLA's list of what it launches tells."""
+    """Shared memory of a Triton kernel: that of its launch, from XLA's list of launches."""
     for path in folder.glob("*.thunk_sequence.txt"):
         found = re.search(rf"\s{name} grid:.*shared_memory: (\d+) bytes", path.read_text())
         if found:
@@ -263,9 +276,12 @@ def _ptxas() -> str:
 
 
 def _sources(case: Case) -> str:
-    """A hash of jax's version and of the files that make a case's kernels, without their comments and docstrings."""
+    """A hash of jax's version and of the files that make a case's kernels, without their comments
+    and docstrings.
+    """
     folder = ROOT / "pallas_kernels" / case.op
     files = [*sorted(folder.glob(f"{case.backend}*.py")), *sorted(folder.glob("gates.py"))]
+    files += [*sorted(folder.glob("exponents.py")), ROOT / "pallas_kernels" / "rounding.py"]
     text = importlib.metadata.version("jax") + "".join(_code(path.read_text()) for path in files)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -300,17 +316,21 @@ def _report(known: dict[str, dict[str, Any]]) -> str:
     kernels = [Kernel(*kernel) for result in results.values() for kernel in result["kernels"]]
     spills = sum(kernel.spilled > 0 for kernel in kernels)
     failed = sum(bool(result["error"]) for result in results.values())
+    jax_version = importlib.metadata.version("jax")
     lines = [
         "# GPU kernels, compiled without a GPU",
         "",
-        f"Written by `make aot-gpu` (`python -m benchmarks.aot_gpu`), jax {importlib.metadata.version('jax')}: {len(results)} of "
-        f"{len(cases())} programs, {len(kernels)} kernels, {spills} with spills; {failed} programs failed. "
-        f"{len(earlier)} programs, marked (earlier), are of a version before the present one; `make aot-gpu` compiles them again.",
+        f"Written by `make aot-gpu` (`python -m benchmarks.aot_gpu`), jax {jax_version}: "
+        f"{len(results)} of {len(cases())} programs, {len(kernels)} kernels, {spills} with spills; "
+        f"{failed} programs failed. {len(earlier)} programs, marked (earlier), are of a version "
+        "before the present one; `make aot-gpu` compiles them again.",
         "",
-        "Each program is a call at batch x time = 65,536 tokens (sLSTM: batch 16) with all gradients; T = 2048. WGMMA and MMA "
-        "count tensor core instructions in the PTX; shared memory is what one block asks for, registers are one thread's. "
-        "Times x: so many kernels of the program that differ only in what they are called with. This says nothing about speed.",
-    ]  # fmt: skip
+        "Each program is a call at batch x time = 65,536 tokens (sLSTM: batch 16) with all "
+        "gradients; T = 2048. WGMMA and MMA count tensor core instructions in the PTX; shared "
+        "memory is what one block asks for, registers are one thread's. Times x: so many kernels "
+        "of the program that differ only in what they are called with. This says nothing about "
+        "speed.",
+    ]
     title = None
     for case, result in results.items():
         if title != (title := f"{case.op} `{case.backend}`, {case.target.upper()}"):
@@ -319,14 +339,14 @@ def _report(known: dict[str, dict[str, Any]]) -> str:
                 "",
                 f"## {title}",
                 "",
-                f"| {head} | dtype | kernel | registers | spilled bytes | shared bytes | WGMMA | MMA |",
+                f"| {head} | dtype | kernel | registers | spilled bytes | shared bytes "
+                "| WGMMA | MMA |",
             ]
             lines += ["|---|---|---|---:|---:|---:|---:|---:|"]
         shape = ", ".join(map(str, case.shape)) + (" (earlier)" if case in earlier else "")
         if result["error"]:
-            lines.append(
-                f"| {shape} | {case.dtype} | failed: {result['error'][:300].replace('|', '/')} | | | | | |"
-            )
+            reason = result["error"][:300].replace("|", "/")
+            lines.append(f"| {shape} | {case.dtype} | failed: {reason} | | | | | |")
         for (name, *numbers), times in collections.Counter(map(tuple, result["kernels"])).items():
             name = f"{name} x {times}" if times > 1 else name
             lines.append(
@@ -347,7 +367,7 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="compile also what is known")
     parser.add_argument(
         "--keep",
-        help="a folder for the compilers' files, of one case at a time; nothing is written to the report",
+        help="a folder for the compilers' files, of one case at a time; the report is not written",
     )
     parser.add_argument("--compile", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -2,8 +2,8 @@
 traffic of each: docs/aot_tpu.md.
 
   pip install libtpu                       # in any environment; no TPU is needed
-  python -m benchmarks.aot_tpu             # all shapes that are not known yet; --only v5e/mlstm/7b
-  for those with this in their names
+  python -m benchmarks.aot_tpu             # all shapes that are not known yet
+  python -m benchmarks.aot_tpu --only v5e/mlstm/7b      # those with this in their names
 
 A case is one value and gradient of all inputs, documents and an initial state included, at one of
 the paper's shapes. Its program is traced as for the chip, its Pallas calls are taken out and

@@ -1,10 +1,9 @@
 """Prefill, time to first token and decode tokens/s, beside transformers' `xLSTMForCausalLM` with
 the same weights where torch is there.
 
-    python -m benchmarks.inference [--size=160m] [--repetitions=3]     (in the environment of `make
-    parity`) python -m benchmarks.inference --flat                              (our side alone:
-    time per token after 100 to 16,384) python -m benchmarks.inference --long=100000
-    (our side alone: everything stays finite, at flat memory)
+    python -m benchmarks.inference [--size=160m] [--repetitions=3]
+    python -m benchmarks.inference --flat           # our side alone: time per token to 16,384
+    python -m benchmarks.inference --long=100000    # our side alone: finite, at flat memory
 
 Logits and greedy tokens of both sides are compared before anything is timed; then both sides
 alternate, and medians are reported.

@@ -1,11 +1,10 @@
 """Checks the kernels, then times them: ms, TFLOP/s, GB/s and the share of the roofline, beside
 public kernels in the same run.
 
-    python -m benchmarks.kernels              # on a GPU or TPU:
-    benchmarks/results/kernels_<device>.json python -m benchmarks.kernels --quick      # tiny sizes,
-    on the CPU too: whether the benchmark works, no numbers to keep python -m benchmarks.kernels
-    --tune       # the fastest right chunk of each kernel: pallas_kernels/tuned/<device>.json python
-    -m benchmarks.kernels --predict    # no device: benchmarks/results/kernels_predicted_h200.json
+    python -m benchmarks.kernels            # on a GPU or TPU: results/kernels_<device>.json
+    python -m benchmarks.kernels --quick    # tiny sizes, on a CPU too: no numbers to keep
+    python -m benchmarks.kernels --tune     # the fastest right chunks: pallas_kernels/tuned/
+    python -m benchmarks.kernels --predict  # no device: results/kernels_predicted_h200.json
 
 Each kernel is compared with the float64 recurrence at a short length, and its timed outputs and
 gradients with those of the XLA form. Times are device times from the profiler, or wall clock over a
@@ -37,9 +36,9 @@ from pallas_kernels import mlstm, slstm
 from pallas_kernels.dispatch import device_family, target_device
 from pallas_kernels.mlstm.api import ORDER as MLSTM_ORDER
 from pallas_kernels.slstm.api import ORDER as SLSTM_ORDER
+from pallas_kernels.testing import pallas_backend, specs
+from pallas_kernels.testing.specs import Spec
 from pallas_kernels.tuning import file_name
-from tests.kernels import pallas_base, specs
-from tests.kernels.specs import Spec
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 TABLES = pathlib.Path(__file__).parents[1] / "pallas_kernels" / "tuned"
@@ -99,7 +98,7 @@ def check(spec: Spec, backend: str) -> float:
     short = spec.but(B=1, H=min(spec.H, 2), T=min(spec.T, 193), documents="borders", state=True)
     # the timed chunk may be longer than this: `ours` compares that too
     options = {"chunk_size": short.chunk} if spec.K else {}
-    return max(pallas_base.check(backend, short, mode=False, **options).values())
+    return max(pallas_backend.check(backend, short, mode=False, **options).values())
 
 
 def difference(got: Any, expected: Any) -> float:
@@ -300,7 +299,7 @@ def tune(
 
 
 def predict() -> list[dict[str, Any]]:
-    """Bytes, FLOPs and expected ms of pallas_gpu on an H200, to hold the first measurement against."""
+    """Bytes, FLOPs and expected ms of pallas_gpu on an H200, to hold measurements against."""
     from pallas_kernels.mlstm.pallas_gpu import default_chunk_size
 
     kind, rows = "NVIDIA H200", []

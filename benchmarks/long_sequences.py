@@ -1,9 +1,8 @@
 """What rounding C to bfloat16 costs over a long sequence: a kernel, interpreted on the CPU, against
 float64.
 
-    python -m benchmarks.long_sequences                                        # 65,536 tokens, some
-    minutes; the table of docs/kernels.md python -m benchmarks.long_sequences --backend=pallas_tpu
-    --chunk-size=512  # the same of the TPU's kernels
+    python -m benchmarks.long_sequences     # 65,536 tokens, minutes; the table of docs/kernels.md
+    python -m benchmarks.long_sequences --backend=pallas_tpu --chunk-size=512
 
 "pallas_triton" and "pallas_gpu" round at the same places: C and dC stay float32 from chunk to
 chunk, and their copies that enter products, the weighted keys and queries that are added to them,

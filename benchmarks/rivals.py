@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tests.kernels.specs import Spec
+from pallas_kernels.testing.specs import Spec
 
 NEEDS = {
     "torch flash attention": "torch",

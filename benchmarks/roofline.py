@@ -9,21 +9,10 @@ roofline says nothing about how a kernel cuts its work.
 import math
 from typing import NamedTuple
 
-from tests.kernels.specs import Spec
+from pallas_kernels.chips import chip_of
+from pallas_kernels.testing.specs import Spec
 
 CHUNK = 64
-
-# (dense bf16 FLOP/s, bytes/s of memory) by the beginning of jax's device kind; the manufacturers'
-# data sheets. The longest one wins.
-CHIPS = {
-    "NVIDIA A100": (312e12, 2.04e12),  # 80 GB
-    "NVIDIA H100 PCIe": (756e12, 2.0e12),
-    "NVIDIA H100": (989e12, 3.35e12),
-    "NVIDIA H200": (989e12, 4.8e12),
-    "TPU v5 lite": (197e12, 0.819e12),
-    "TPU v5": (459e12, 2.765e12),  # v5p names itself so
-    "TPU v6 lite": (918e12, 1.64e12),
-}
 
 
 class Work(NamedTuple):
@@ -40,9 +29,9 @@ class Work(NamedTuple):
 
 
 def chip(device_kind: str) -> tuple[float, float] | None:
-    """The rates of a device; None for one that is not in the table."""
-    known = [name for name in CHIPS if device_kind.startswith(name)]
-    return CHIPS[max(known, key=len)] if known else None
+    """(dense bf16 FLOP/s, bytes/s of memory) of a device; None for one that is not known."""
+    known = chip_of(device_kind)
+    return (known.flops, known.bandwidth) if known and known.bandwidth else None
 
 
 def least_work(spec: Spec, backward: bool) -> Work:
@@ -118,7 +107,7 @@ def hopper_kernels(spec: Spec, chunk: int, backward: bool) -> dict[str, Kernel]:
 
 def expected_seconds(kernels: dict[str, Kernel], device_kind: str) -> float:
     """Every kernel takes the larger of its two times at what kernels reach, one after the other."""
-    flops, memory = CHIPS[device_kind]
+    flops, memory = chip(device_kind)
     # fsum: Python 3.12's sum rounds otherwise than 3.11's
     return math.fsum(
         max(work.flops / (products * flops), work.bytes / (MEMORY * memory))

@@ -1,10 +1,9 @@
 """How the paper's runs fit on pods that are not here: one row per model and topology,
 docs/scaling.md.
 
-    make scaling-table                                            # all rows; hours. Rows that exist
-    are kept, so it can be stopped python -m benchmarks.scaling --only "1.3b.*v5p"               #
-    some rows, by regular expression python -m benchmarks.scaling --table                          #
-    the document alone, from the rows that exist
+    make scaling-table                               # all rows; hours, and it can be stopped
+    python -m benchmarks.scaling --only "1.3b.*v5p"  # some rows, by regular expression
+    python -m benchmarks.scaling --table             # the document alone, from the rows there are
 
 A row is the fewest accumulation steps with which a step of the paper's global batch fits, all
 devices on the axis fsdp, remat "block"; found with at most three compiles. Rows are JSON files in

@@ -1,11 +1,9 @@
 """What a training step of a configuration costs on the devices that are here: tokens/s, MFU,
 memory, and what is around the step.
 
-    python -m benchmarks.train_step --config=configs/xlstm_125m.py:1_0-15b
-    [--config.section.key=value ...] [--steps=20] python -m benchmarks.train_step --config=...
-    --around      # the loop's own time, a checkpoint's, a resumption's, in one short run python -m
-    benchmarks.train_step --scaling                  # weak scaling of data and fsdp over 8 CPU
-    devices
+    python -m benchmarks.train_step --config=configs/xlstm_125m.py:1_0-15b [--steps=20]
+    python -m benchmarks.train_step --config=... --around   # loop, checkpoint, resumption
+    python -m benchmarks.train_step --scaling               # weak scaling over 8 CPU devices
 
 The step is checked first: loss and gradient norm of one batch with the chosen kernels against the
 XLA forms. Results go to benchmarks/results/train_step_<name>_<device>.json.

@@ -1,5 +1,5 @@
 """Every key with its default, and the recipe that the paper's SlimPajama runs share.
-`xlstm_jax/config.py` says what each key means.
+`python train.py --help` says what each key means.
 """
 
 import itertools

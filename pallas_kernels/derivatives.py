@@ -83,8 +83,8 @@ def gradients_alone(op: str, backend: str) -> str:
     """The refusal of a Pallas backend."""
     able = {"mlstm": '"chunkwise" (or "recurrent", "parallel")', "slstm": '"recurrent"'}[op]
     return (
-        f"{op}: the backend {backend!r} has gradients and no other derivative: neither forward mode "
-        f"(jax.jvp, jax.linearize) nor second derivatives. Give backend={able} for those."
+        f"{op}: the backend {backend!r} has gradients and no other derivative: neither forward "
+        f"mode (jax.jvp, jax.linearize) nor second derivatives. Give backend={able} for those."
     )
 
 

@@ -12,6 +12,9 @@ from jaxtyping import Array, Int
 
 from pallas_kernels.typing import LastSegment, SegmentIds, TokenFlags
 
+# What a kernel is told of a token: that the state is dropped before it, or that it is padding.
+START, PADDING = 1, 2
+
 
 def segment_borders(
     segment_ids: SegmentIds, previous_segment: LastSegment | None = None
@@ -27,10 +30,16 @@ def segment_borders(
     return ~padding & (before >= 0) & (before != segment_ids), padding
 
 
+def token_flags(starts: TokenFlags, padding: TokenFlags) -> Int[Array, "B T"]:
+    """START, PADDING or 0 of each token."""
+    flags = jnp.where(padding, PADDING, jnp.where(starts, START, 0))
+    return flags.astype(jnp.int32)
+
+
 def last_segment(
     segment_ids: SegmentIds, previous_segment: LastSegment | None = None
 ) -> LastSegment:
-    """The id the sequence ends with: the previous one where all is padding, -1 where there is none."""
+    """The id the sequence ends with: the previous one where all is padding, -1 if there is none."""
     return jnp.maximum(_ids_so_far(segment_ids, previous_segment)[:, -1], -1)
 
 

@@ -32,25 +32,25 @@ from xlstm_jax.tasks.task import Task
 class OptimizerConfig:
     """AdamW and its learning rate (paper, appendix B.2)."""
 
-    learning_rate: float = setting(1e-3, "peak", at_least=0)
+    learning_rate: float = setting(1e-3, "at the peak of the schedule", at_least=0)
     schedule: str = setting(
         "cosine",
         'after the warm-up "cosine", "exponential" (xLSTM 7B) or "constant"; then the cool-down',
         choices=("cosine", "exponential", "constant"),
     )
-    warmup_steps: int = setting(750, "linear from 0", at_least=0)
+    warmup_steps: int = setting(750, "in which the rate rises linearly from 0", at_least=0)
     decay_steps: int | None = setting(
         None,
         "step at which the decay reaches final_fraction; unset: train.steps - cooldown_steps",
         above=0,
     )
-    final_fraction: float = setting(0.1, "of the peak", at_least=0, at_most=1)
-    cooldown_steps: int = setting(0, "linear to 0 over the last steps", at_least=0)
+    final_fraction: float = setting(0.1, "where the decay ends, of the peak", at_least=0, at_most=1)
+    cooldown_steps: int = setting(0, "last steps, in which it falls linearly to 0", at_least=0)
     beta1: float = setting(0.9, "decay of the first moment", at_least=0, below=1)
     beta2: float = setting(0.95, "decay of the second moment", at_least=0, below=1)
     eps: float = setting(1e-5, "added to the root of the second moment", at_least=0)
     weight_decay: float = setting(
-        0.1, "on kernels only: not on biases, norms, the embedding, R", at_least=0
+        0.1, "on kernels only: not on biases, norms, embeddings, recurrent kernels", at_least=0
     )
     clip_norm: float | None = setting(1.0, "of the global gradient norm", above=0)
 
@@ -83,7 +83,7 @@ class TrainConfig:
     watchdog_seconds: int | None = setting(
         None, "print all threads' stacks when a step takes longer", at_least=1, may_change=True
     )
-    watchdog_ends: bool = setting(False, "and end the process", may_change=True)
+    watchdog_ends: bool = setting(False, "and then end the process", may_change=True)
     heartbeat_seconds: int = setting(
         100,
         "with several processes: when a silent one counts as dead and all others are ended",
@@ -102,7 +102,9 @@ class TrainConfig:
 class CheckpointConfig:
     """What is saved, and where the parameters come from."""
 
-    every: int = setting(1000, "steps; the last step is always saved", at_least=1)
+    every: int = setting(
+        1000, "steps between checkpoints; the last step is always saved", at_least=1
+    )
     keep_latest: int = setting(2, "newest checkpoints that are kept", at_least=1, may_change=True)
     keep_best: int = setting(1, "kept by held-out loss", at_least=0, may_change=True)
     keep_every: int | None = setting(
@@ -119,7 +121,7 @@ class CheckpointConfig:
 class LogConfig:
     """What a person sees while it runs."""
 
-    every: int = setting(10, "steps", at_least=1, may_change=True)
+    every: int = setting(10, "steps between lines and events", at_least=1, may_change=True)
     tensorboard: bool = setting(True, "write TensorBoard's event files", may_change=True)
     wandb: str | None = setting(None, "project at Weights & Biases", may_change=True)
 
@@ -274,7 +276,7 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
 def check(config: Config) -> None:
     """Raises `UserError` where values of several keys can't work together."""
     mesh = config.mesh
-    # -1, "what is left", may be more than 1: what can't be spread at all refuses it
+    # -1 stands for the devices that are left: a mixer whose time can't be spread refuses it too
     check_model(config.model, Parts(tensor=max(mesh.tensor, 1), sequence=mesh.sequence))
     task_of(config)  # refuses keys that the task does not read
     _check_training(config)

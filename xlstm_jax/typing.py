@@ -1,8 +1,9 @@
 """Array types of the models: the kernels' notation and the models' own dimensions.
 
-B batch, T time, H heads, K query/key dim per head, V value dim per head, L chunk length, N
-number of chunks (pallas_kernels) D model dim I inner dim of the paper's mLSTM block F
-feed-forward dim W taps of the causal convolution E vocabulary
+B batch, T time, H heads, K query/key dim per head, V value dim per head, L chunk length,
+N number of chunks: the kernels' names.
+D model dim, F feed-forward dim, I inner dim of the paper's mLSTM block, W taps of the causal
+convolution, E vocabulary: the models' own.
 """
 
 import jax

@@ -3,6 +3,7 @@
 from types import MappingProxyType
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.blockwise import attention_blockwise
@@ -65,10 +66,10 @@ def attention(
         ORDER), a name of BACKENDS, or a tuple of names to try in order.
     Cutting a sequence anywhere changes nothing. With a cache of N places the output of a token that
     is the (N+1)-th of its document or a later one is NaN, however the document was cut, and its key
-    is not stored: ask `cache_room(state)` first. Gradients are exact for all inputs and the cache;
-    "reference" and "blockwise" also have forward and second ones. Raises ValueError for shapes that
-    do not fit, NotImplementedError where the backend can't serve the call. Source: arXiv
-    1706.03762, equation 1; groups: arXiv 2305.13245.
+    is not stored: ask `cache_room(state)` first. So is a token whose key or value is not a number.
+    Gradients are exact for all inputs and the cache; "reference" and "blockwise" also have forward
+    and second ones. Raises ValueError for shapes that do not fit, NotImplementedError where the
+    backend can't serve the call. Source: arXiv 1706.03762, equation 1; groups: arXiv 2305.13245.
     """
     _check(q, k, v, initial_state, segment_ids, previous_segment, block_size)
     batch, time, _, key_dim = q.shape
@@ -85,8 +86,11 @@ def attention(
         q_documents = jnp.where(padding, -1, jnp.cumsum(starts, axis=1, dtype=jnp.int32))
         k_documents = q_documents
     if initial_state is not None:
+        k, v, broken = _without_broken(k, v, starts)
         positions = positions_in_document(starts, padding, initial_state.length)
-        fits = positions < initial_state.keys.shape[1]
+        places = initial_state.keys.shape[1]
+        positions = jnp.where(broken, jnp.maximum(positions, places), positions)
+        fits = positions < places
         state = append(initial_state, k, v, starts, padding, positions)
         keys, values, q_documents, k_documents = _with_cache(
             k, v, initial_state, state, q_documents
@@ -102,6 +106,22 @@ def attention(
     if fits is not None:
         y = jnp.where((fits | padding)[..., None, None], y, jnp.nan)
     return y.astype(v.dtype), state
+
+
+def _without_broken(k: Array, v: Array, starts: Array) -> tuple[Array, Array, Array]:
+    """Keys and values with zeros in the place of tokens that are not numbers, and `[B T]` flags of
+    these and of what follows them in their documents.
+
+    A layer above one whose cache was full gets such tokens. A product of a masked weight, which is
+    0, with one that is not a number would not be 0, so that it would reach earlier tokens and later
+    documents; in the cache it would stay for good.
+    """
+    finite = jnp.isfinite(k).all((2, 3)) & jnp.isfinite(v).all((2, 3))
+    k, v = (jnp.where(finite[..., None, None], x, 0) for x in (k, v))
+    broken = (~finite).astype(jnp.int32)
+    count = jnp.cumsum(broken, axis=1, dtype=jnp.int32)
+    before_document = lax.cummax(jnp.where(starts, count - broken, 0), axis=1)
+    return k, v, count > before_document
 
 
 def _with_cache(

@@ -79,5 +79,5 @@ def append(
         return array.at[rows, index].set(new.astype(array.dtype), mode="drop", unique_indices=True)
 
     before = jnp.where(documents[:, -1] == 0, state.length, 0)
-    length = before + jnp.sum(lasting, axis=1, dtype=jnp.int32)
+    length = jnp.maximum(before, jnp.max(jnp.where(lasting, positions + 1, 0), axis=1))
     return AttentionState(write(state.keys, k), write(state.values, v), length)

@@ -5,10 +5,12 @@ One scan over the chunks goes forward and one goes back. The forward scan leaves
 every chunk for the backward one; all weights are computed again. The gradients are exact. With y =
 numerator, d = max(|n·q|, exp(-m)), h = y/d, per chunk:
 
-  dy_t = dh_t / d_t                     and for n·q, where |n·q| > exp(-m):  dqn_t = -sign(n·q)
-  (dh_t · h_t) / d_t di_s = k_s · dk_s                     for log i, because i_s only ever scales
-  k_s df_r = sum over t >= r of (q_t · dq_t - k_t · dk_t) + <C, dC> + <n, dn> after the chunk's last
-  token          for log f dm_0 = <C_0, dC_0> + <n_0, dn_0>
+  dy_t  = dh_t / d_t
+  dqn_t = -sign(n·q) (dh_t · h_t) / d_t      for n·q, where |n·q| > exp(-m)
+  di_s  = k_s · dk_s                         for log i, because i_s only ever scales k_s
+  df_r  = sum over t >= r of (q_t · dq_t - k_t · dk_t)
+          + <C, dC> + <n, dn> after the chunk's last token          for log f
+  dm_0  = <C_0, dC_0> + <n_0, dn_0>
 
 The stabilisers m are constants: they cancel in h and in the true state C·exp(m). Where nothing is
 left of the state before token r, df_r is 0.
@@ -23,6 +25,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.derivatives import with_backward
+from pallas_kernels.filling import filled
 from pallas_kernels.mlstm.exponents import denominator, floor_of, quotient
 from pallas_kernels.mlstm.parallel import TokenSums, decay_weights, token_sums
 from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
@@ -65,14 +68,14 @@ def mlstm_chunkwise(
     size = chunk_size or default_chunk_size(time, q.shape[-1], v.shape[-1])
     document = None
     if starts is not None:
-        starts = _fill(starts, size, False)
+        starts = filled(starts, 1, size, False)
         document = jnp.cumsum(starts.reshape(len(q), -1, size), axis=2, dtype=jnp.int32).reshape(
             starts.shape
         )
     neutral = {"q": 0, "k": 0, "v": 0, "log_i": -jnp.inf, "log_f": 0}
     given = {"q": q, "k": k, "v": v, "log_i": log_i, "log_f": log_f}
-    filled = {name: _fill(x, size, neutral[name]) for name, x in given.items()}
-    h, state = _mlstm((normalise, size, eps), _Tokens(**filled, document=document), state)
+    tokens = {name: filled(x, 1, size, neutral[name]) for name, x in given.items()}
+    h, state = _mlstm((normalise, size, eps), _Tokens(**tokens, document=document), state)
     return h[:, :time], state
 
 
@@ -87,15 +90,6 @@ def default_chunk_size(time: int, key_dim: int, value_dim: int) -> int:
     best = 32 if size < 128 * 128 else 64 if size < 512 * 512 else 128
     chunks = -(-time // best)
     return -(-time // chunks)
-
-
-def _fill(x: Float[Array, "B T *D"], size: int, neutral: float) -> Float[Array, "B N*L *D"]:
-    missing = -x.shape[1] % size
-    return (
-        jnp.pad(x, ((0, 0), (0, missing), *((0, 0) for _ in x.shape[2:])), constant_values=neutral)
-        if missing
-        else x
-    )
 
 
 def _read(tokens: Any, chunk: Int[Array, ""], size: int) -> Any:
@@ -287,9 +281,8 @@ def _sum_from(
     """
     if document is None:
         return lax.cumsum(x, axis=2, reverse=True) + after[..., None]
-    pairs = (document[:, None, :, None] == document[:, None, None, :]) & jnp.tri(
-        x.shape[-1], dtype=bool
-    ).T
+    later = jnp.tri(x.shape[-1], dtype=bool).T[None, None]
+    pairs = (document[:, None, :, None] == document[:, None, None, :]) & later
     total = jnp.sum(jnp.where(pairs, x[..., None, :], 0), axis=-1)
     total = total + jnp.where(document[:, None] == document[:, None, -1:], after[..., None], 0)
     starts = jnp.diff(document, axis=-1, prepend=0) > 0

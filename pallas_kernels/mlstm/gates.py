@@ -178,8 +178,8 @@ def gate_gradients(
 
     log i_s only ever scales k_s. log f_r scales all that the tokens from r on read of what was
     written before r, as well as the state after its stretch. Sums run over one stretch only, from
-    its end back, so that their error does not grow with T. Where nothing is left of the state before
-    a token, a document's first one among them, its log f has nothing to act on: 0.
+    its end back, so that their error does not grow with T. Where nothing is left of the state
+    before a token, a document's first one among them, its log f has nothing to act on: 0.
     """
     batch, heads, time = q_dq.shape
     stretches = overlap_after.shape[-1]

@@ -5,10 +5,12 @@ Three kernels (pallas_gpu_kernels.py) do all products of the size of the state o
 docs/kernels.md has the arithmetic that chose them. With the numbers of gates.py, y = numerator, d =
 max(|qn|, floor) + eps, s = 1/sqrt(K), per chunk:
 
-  walk      C' = w_last C + sum_t kept_t k_t v_t                dC = w_last dC' + sum_t (s w_t /
-  d_t) q_t dh_t pairs     P_ts = s D_ts (q_t·k_s)                             dS_ts = s D_ts
-  (dh_t·v_s / d_t + dqn_t) combine   h_t  = (sum_s P_ts v_s + s w_t q_t C) / d_t         dv_s =
-  sum_t P_ts dh_t / d_t + kept_s k_s dC'
+  walk      C'   = w_last C + sum_t kept_t k_t v_t
+            dC   = w_last dC' + sum_t (s w_t / d_t) q_t dh_t
+  pairs     P_ts = s D_ts (q_t·k_s)
+            dS_ts = s D_ts (dh_t·v_s / d_t + dqn_t)
+  combine   h_t  = (sum_s P_ts v_s + s w_t q_t C) / d_t
+            dv_s = sum_t P_ts dh_t / d_t + kept_s k_s dC'
             dq_t = sum_s dS_ts k_s + s w_t (C dh_t / d_t + dqn_t n)
             dk_s = sum_t dS_ts q_t + kept_s (dC' v_s + dn')
 
@@ -27,6 +29,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.dispatch import HOPPER, target_device
+from pallas_kernels.filling import filled
 from pallas_kernels.interpret import interpret_mode
 from pallas_kernels.mlstm.gates import TokenNumbers, chunk_gates, gate_gradients, output_gradients
 from pallas_kernels.tuning import tuned
@@ -53,8 +56,9 @@ def mlstm_pallas_gpu(
     of 64, T to one of the chunk.
 
     float16 is multiplied as bfloat16: C, a sum over all that it remembers, is often beyond
-    float16's 65,504. Raises NotImplementedError for other types (WGMMA would round float32 to TF32), one token, more
-    than MAX_HEADS, other chunk sizes than CHUNKS, jax before 0.11 and devices that are not Hopper.
+    float16's 65,504. Raises NotImplementedError for other types (WGMMA would round float32 to
+    TF32), one token, more than MAX_HEADS, other chunk sizes than CHUNKS, jax before 0.11 and
+    devices that are not Hopper.
     """
     if jax.__version_info__ < (0, 11):
         raise NotImplementedError(f"it needs jax >= 0.11; this is {jax.__version__}")
@@ -86,11 +90,11 @@ def mlstm_pallas_gpu(
         raise NotImplementedError(f"chunk_size must be one of {CHUNKS}; it is {size}")
 
     out_dtype = v.dtype
-    q, k, v = (_fill(x.astype(jnp.bfloat16), size, 0, 1) for x in (q, k, v))
-    q, k, v = (_fill(x, 64, 0) for x in (q, k, v))
-    log_i, log_f = _fill(log_i, size, -jnp.inf, 1), _fill(log_f, size, 0, 1)
-    starts = None if starts is None else _fill(starts, size, False, 1)
-    state = MLSTMState(_fill(_fill(state.C, 64, 0), 64, 0, 2), _fill(state.n, 64, 0), state.m)
+    q, k, v = (filled(x.astype(jnp.bfloat16), 1, size) for x in (q, k, v))
+    q, k, v = (filled(x, -1, 64) for x in (q, k, v))
+    log_i, log_f = filled(log_i, 1, size, -jnp.inf), filled(log_f, 1, size)
+    starts = None if starts is None else filled(starts, 1, size, False)
+    state = MLSTMState(filled(filled(state.C, -1, 64), -2, 64), filled(state.n, -1, 64), state.m)
     h, state = _mlstm(
         (mode, normalise, size, eps, key_dim**-0.5), q, k, v, log_i, log_f, state, starts
     )
@@ -111,15 +115,6 @@ def default_chunk_size(time: int, key_dim: int, value_dim: int, measured: int | 
     best = 1 << ((2 * key_dim * value_dim).bit_length() - 1) // 2
     longest = measured or max(64, min(best, 512))
     return min(longest, max(64, 1 << (time - 1).bit_length()))
-
-
-def _fill(x: Array, size: int, neutral: Any, axis: int = -1) -> Array:
-    missing = -x.shape[axis] % size
-    if not missing:
-        return x
-    width = [(0, 0)] * x.ndim
-    width[axis] = (0, missing)
-    return jnp.pad(x, width, constant_values=neutral)
 
 
 def _value(

@@ -95,7 +95,8 @@ def walk(
             X = lax.cond(begins, begin, lambda X: X, X)
             numbers = plgpu.load(x, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
             numbers = numbers * _for_each_row(a, numbers.shape)
-            # in its slot of the ring: a buffer more, and two blocks did not fit a multiprocessor
+            # overwritten in its slot of the ring: another buffer would leave one block per
+            # multiprocessor
             x[...] = numbers.astype(x.dtype)
             plgpu.commit_smem()
             return _accumulate(options, lambda X: plgpu.wgmma(X, x.transpose((1, 0)), y), X)
@@ -244,20 +245,25 @@ def combine(
     width, rows = y.shape[-1], options.rows
     wide, tiles, per_tile = _tile(width), options.chunk // rows, rows // DEPTH
     blocks = _blocks(width // wide)
-    column_numbers, vector = column if column else (of_state, None)
-    ins = [P, y, x, states, of_state]
-    ins += [of_all] if of_all is not None else []
-    ins += [column_numbers, vector] if column else []
-    ins += [dot_with] if dot_with is not None else []
+    column_numbers, vector = column if column else (None, None)
+    optional = {
+        "of_all": of_all,
+        "column": column_numbers,
+        "vector": vector,
+        "dot_with": dot_with,
+    }
+    optional = {name: x for name, x in optional.items() if x is not None}
+    outputs = ["out", "dots"] if dot_with is not None else ["out"]
+    scratch = ["numbers", "vector_smem", "barrier", "dot_barrier", "agreed"]
+    names = [*optional, *outputs, *scratch]
 
-    def mlstm_combine(P, y, x, states, of_state, *rest):
-        rest = list(rest)
-        of_all_in = rest.pop(0) if of_all is not None else None
-        column_in, vector_in = (rest.pop(0), rest.pop(0)) if column else (None, None)
-        dot_in = rest.pop(0) if dot_with is not None else None
-        out = rest.pop(0)
-        dots = rest.pop(0) if dot_with is not None else None
-        numbers, vector_smem, barrier, dot_barrier, agreed = rest
+    def mlstm_combine(P, y, x, states, of_state, *others):
+        refs = dict(zip(names, others, strict=True))
+        of_all_in, column_in, vector_in, dot_in, dots = map(
+            refs.get, ("of_all", "column", "vector", "dot_with", "dots")
+        )
+        out = refs["out"]
+        numbers, vector_smem, barrier, dot_barrier, agreed = (refs[name] for name in scratch)
         b, head = _batch_and_head(heads)
         at, j = lax.axis_index("tile"), _wide(blocks)
         chunk, t = at // tiles, at % tiles
@@ -364,7 +370,7 @@ def combine(
             plgpu.ClusterBarrier(collective_axes=("block",)),
         ],
         blocks,
-    )(*ins)
+    )(P, y, x, states, of_state, *optional.values())
     return results[0], jnp.sum(results[1], axis=0) if dot_with is not None else None
 
 

@@ -2,10 +2,11 @@
 in shared memory, ahead of the products.
 
 Blocks of threads that need the same operand form a cluster of two and fetch it once (multicast). A
-tile of 128 x 128 alone reads a byte from the L2 cache per 64 FLOPs: 448 of 989 TFLOP/s at 7 TB/s.
-Two that share one operand read as much as one of 128 x 256, a byte per 85: 597 TFLOP/s; but they
-keep their registers and their places, two on a multiprocessor, so that one's epilogue still hides
-behind the other's products. plgpu.emit_pipeline does not share tiles, and its warp-specialised
+tile of 128 x 128 alone has 64 FLOPs for each byte that it reads from the L2 cache: at 7 TB/s that
+is 448 of the chip's 989 TFLOP/s. Two tiles that share one operand have 85 FLOPs per byte, as one of
+128 x 256 would: 597 TFLOP/s. But they keep their own registers, and two of them fit a
+multiprocessor, so that one's epilogue still hides behind the other's products.
+plgpu.emit_pipeline does not share tiles, and its warp-specialised
 sister leaves no registers for two on a multiprocessor.
 """
 
@@ -46,11 +47,11 @@ def ring(
     """Calls step(n, *tiles) for n < steps, the tiles of `slots` steps in shared memory; or carry =
     step(n, *tiles, carry), and returns it.
 
-    A step's tiles are fetched when the step two before it has ended: with two slots nothing of that
-    one may run on, with three its last WGMMA may. A shared tile is fetched in two halves, each by
-    one block of the cluster for both. So a slot has to be free in both: they agree on it by the
-    cluster's barrier `agreed`. There one thread arrives for its block, after a fence where all
-    warps meet.
+    A step's tiles are fetched when the step two before it has ended. With two slots that step must
+    be finished then; with three its last WGMMA may still run. A shared tile is fetched in two
+    halves, each by one block of the cluster for both. So a slot has to be free in both: they agree
+    on it by the cluster's barrier `agreed`. There one thread arrives for its block, after a fence
+    where all warps meet.
     """
     share = any(operand.shared for operand in operands)
     slots = min(slots, steps) if isinstance(steps, int) else slots

@@ -11,13 +11,14 @@ weights.
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
+from pallas_kernels.filling import filled
 from pallas_kernels.interpret import interpret_mode
 from pallas_kernels.mlstm.pallas_tpu_backward import call_backward
-from pallas_kernels.mlstm.pallas_tpu_forward import LANES, call_forward
+from pallas_kernels.mlstm.pallas_tpu_forward import call_forward
 from pallas_kernels.mlstm.pallas_tpu_gates import Settings, last_stabiliser, pack
+from pallas_kernels.tpu_sizes import LANES
 from pallas_kernels.tuning import tuned
 from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
 
@@ -68,16 +69,14 @@ def mlstm_pallas_tpu(
     size, spacing = blocks(time, wide_key, wide_value, q.dtype, chunk_size)
 
     q, k, v = (
-        _fill_last(_fill_time(x, size, 0), width)
+        filled(filled(x, 1, size), -1, width)
         for x, width in ((q, wide_key), (k, wide_key), (v, wide_value))
     )
-    log_i, log_f = _fill_time(log_i, size, -jnp.inf), _fill_time(log_f, size, 0)
-    starts = None if starts is None else _fill_time(starts, size, False)
+    log_i, log_f = filled(log_i, 1, size, -jnp.inf), filled(log_f, 1, size, 0)
+    starts = None if starts is None else filled(starts, 1, size, False)
     if state is not None:
-        C = jnp.swapaxes(
-            _fill_last(jnp.swapaxes(_fill_last(state.C, wide_value), 2, 3), wide_key), 2, 3
-        )
-        state = MLSTMState(C, _fill_last(state.n, wide_key), state.m)
+        C = filled(filled(state.C, -1, wide_value), -2, wide_key)
+        state = MLSTMState(C, filled(state.n, -1, wide_key), state.m)
     settings = Settings(size, spacing, normalise, eps, key_dim**-0.5, mode)
     h, state = _mlstm(settings, q, k, v, log_i, log_f, state, starts)
     return h[:, :time, :, :value_dim], MLSTMState(
@@ -115,20 +114,6 @@ def default_blocks(
     spacing = max(1, min(2048 // size, 2**24 // (key_dim * value_dim * itemsize), chunks))
     stretches = -(-chunks // spacing)
     return size, -(-chunks // stretches)
-
-
-def _fill_time(x: Float[Array, "B T *D"], size: int, neutral: Any) -> Float[Array, "B N*L *D"]:
-    missing = -x.shape[1] % size
-    return (
-        jnp.pad(x, ((0, 0), (0, missing), *((0, 0) for _ in x.shape[2:])), constant_values=neutral)
-        if missing
-        else x
-    )
-
-
-def _fill_last(x: Float[Array, "*B K"], width: int) -> Float[Array, "*B W"]:
-    missing = width - x.shape[-1]
-    return jnp.pad(x, (*((0, 0) for _ in x.shape[1:]), (0, missing))) if missing else x
 
 
 def _value(

@@ -2,10 +2,13 @@
 the states and back for the gradients.
 
 With y = numerator, d = max(|qn|, floor) + eps, s = 1/sqrt(K), ' for what is after the chunk:
-  dS_ts = s D_ts (dh_t·v_s / d_t + dqn_t)                       dqn_t = -sign(qn_t) (dh_t·h_t) / d_t
-  where |qn_t| > floor_t dq_t = sum_s dS_ts k_s + s w_t (C dh_t / d_t + n dqn_t)       dk_s = sum_t
-  dS_ts q_t + kept_s (dC' v_s + dn') dv_s = sum_t s D_ts (q_t·k_s) dh_t / d_t + kept_s k_s dC'
-  dC = w_last dC' + sum_t (s w_t / d_t) q_t dh_t dn = w_last dn' + sum_t s w_t dqn_t q_t
+  dS_ts = s D_ts (dh_t·v_s / d_t + dqn_t)
+  dqn_t = -sign(qn_t) (dh_t·h_t) / d_t       where |qn_t| > floor_t
+  dq_t  = sum_s dS_ts k_s + s w_t (C dh_t / d_t + n dqn_t)
+  dk_s  = sum_t dS_ts q_t + kept_s (dC' v_s + dn')
+  dv_s  = sum_t s D_ts (q_t·k_s) dh_t / d_t + kept_s k_s dC'
+  dC    = w_last dC' + sum_t (s w_t / d_t) q_t dh_t
+  dn    = w_last dn' + sum_t s w_t dqn_t q_t
   <C', dC'> = w_last <C, dC'> + sum_s kept_s k_s·(dC' v_s)
 """
 
@@ -19,8 +22,6 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from pallas_kernels.mlstm.pallas_tpu_forward import (
-    LANES,
-    VMEM_LIMIT,
     Kept,
     by_head,
     clear,
@@ -38,6 +39,7 @@ from pallas_kernels.mlstm.pallas_tpu_gates import (
     rows_of,
     weights_of_chunk,
 )
+from pallas_kernels.tpu_sizes import LANES, VMEM_LIMIT
 from pallas_kernels.typing import Gates, Keys, MLSTMState, Values
 
 
@@ -223,8 +225,8 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
     stretches, dot = -(-chunks // spacing), products(settings.interpret)
 
     def kernel(
-        q_ref, k_ref, v_ref, h_ref, dh_ref, numbers_ref, C0_ref, n0_ref, m0_ref, kept_C_ref, kept_n_ref, kept_m_ref,
-        dC_last_ref, dn_last_ref,
+        q_ref, k_ref, v_ref, h_ref, dh_ref, numbers_ref,
+        C0_ref, n0_ref, m0_ref, kept_C_ref, kept_n_ref, kept_m_ref, dC_last_ref, dn_last_ref,
         dq_ref, dk_ref, dv_ref, dC_ref, dn_ref, d_gates_ref, dC_here, dn_here,
         C_ref, n_ref, all_C_ref, all_n_ref, m_ref, all_m_ref, weighted_ref, arrived,
     ):  # fmt: skip

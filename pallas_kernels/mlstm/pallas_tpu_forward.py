@@ -18,11 +18,8 @@ from pallas_kernels.mlstm.pallas_tpu_gates import (
     rows_of,
     weights_of_chunk,
 )
+from pallas_kernels.tpu_sizes import LANES, VMEM_LIMIT
 from pallas_kernels.typing import Keys, MLSTMState, Values
-
-# bytes; the smallest VMEM among v5e (128 MiB), v5p (64), v6e (128), less what XLA takes itself
-VMEM_LIMIT = 56 * 2**20
-LANES = 128  # of a vector register; m lies in all lanes of a row
 
 
 class Kept(NamedTuple):
@@ -68,7 +65,7 @@ def call_forward(
 
 
 def given_state(state: MLSTMState | None) -> tuple[Array | None, Array | None, Array | None]:
-    """C `B H K V`, n `B H 1 K`, m `B H 1 128`, or three times None."""
+    """C `B H K V`, n `B H 1 K`, m `B H 1 128` (in all lanes of a row), or three times None."""
     if state is None:
         return None, None, None
     return (
@@ -120,7 +117,7 @@ def forward_call(
                 ((1, LANES), jnp.float32),
             )
         ]
-    pairs = batch * heads * chunks * size
+    token_count = batch * heads * chunks * size
     return pl.pallas_call(
         _kernel(settings, chunks, value_dim, keep=keep),
         grid=(batch, heads, chunks),
@@ -144,8 +141,8 @@ def forward_call(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
         ),
         cost_estimate=pl.CostEstimate(
-            flops=pairs * (2 * size * (key_dim + value_dim) + 4 * key_dim * value_dim),
-            transcendentals=pairs * size,
+            flops=token_count * (2 * size * (key_dim + value_dim) + 4 * key_dim * value_dim),
+            transcendentals=token_count * size,
             bytes_accessed=forward_bytes(
                 settings, dtype, numbers, key_dim, value_dim, keep=keep, given=given
             ),

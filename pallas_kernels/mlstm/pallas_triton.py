@@ -13,10 +13,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.dispatch import HOPPER, target_device
+from pallas_kernels.filling import filled
 from pallas_kernels.interpret import interpret_mode
 from pallas_kernels.mlstm import pallas_triton_kernels as kernels
 from pallas_kernels.mlstm.gates import chunk_gates, gate_gradients, output_gradients
@@ -46,8 +47,8 @@ def mlstm_pallas_triton(
 
     K and V are filled up with zeros to a power of two up to 64 and to a multiple of 64 beyond; T to
     a multiple of the chunk. float16 is multiplied as bfloat16: C, a sum over all that it remembers,
-    is often beyond float16's 65,504. Raises NotImplementedError for T = 1, float64, mixed types, other chunk
-    sizes than CHUNKS, and devices before sm_80.
+    is often beyond float16's 65,504. Raises NotImplementedError for T = 1, float64, mixed types,
+    other chunk sizes than CHUNKS, and devices before sm_80.
     """
     mode = interpret_mode("gpu")
     kind = target_device()[1]
@@ -79,14 +80,15 @@ def mlstm_pallas_triton(
 
     dtype = jnp.bfloat16 if q.dtype == jnp.float16 else q.dtype
     out_dtype = v.dtype
-    q, k, v = (_fill_time(_fill_last(x.astype(dtype)), size, 0) for x in (q, k, v))
-    log_i, log_f = _fill_time(log_i, size, -jnp.inf), _fill_time(log_f, size, 0)
-    starts = None if starts is None else _fill_time(starts, size, False)
-    state = MLSTMState(
-        _fill_last(jnp.swapaxes(_fill_last(jnp.swapaxes(state.C, 2, 3)), 2, 3)),
-        _fill_last(state.n),
-        state.m,
+    tall, wide = _width(key_dim), _width(value_dim)
+    q, k, v = (
+        filled(filled(x.astype(dtype), 1, size), -1, width)
+        for x, width in ((q, tall), (k, tall), (v, wide))
     )
+    log_i, log_f = filled(log_i, 1, size, -jnp.inf), filled(log_f, 1, size, 0)
+    starts = None if starts is None else filled(starts, 1, size, False)
+    C = filled(filled(state.C, -1, wide), -2, tall)
+    state = MLSTMState(C, filled(state.n, -1, tall), state.m)
     options = kernels.Options(mode, normalise, eps, key_dim**-0.5, blocks._replace(chunk=size))
     h, state = _mlstm(options, q, k, v, log_i, log_f, state, starts)
     return h[:, :time, :, :value_dim].astype(out_dtype), MLSTMState(
@@ -129,20 +131,9 @@ def default_blocks(
     return blocks._replace(chunk=min(measured or chunk, max(16, pl.next_power_of_2(time))))
 
 
-def _fill_time(x: Float[Array, "B T *D"], size: int, neutral: Any) -> Float[Array, "B N*L *D"]:
-    missing = -x.shape[1] % size
-    return (
-        jnp.pad(x, ((0, 0), (0, missing), *((0, 0) for _ in x.shape[2:])), constant_values=neutral)
-        if missing
-        else x
-    )
-
-
-def _fill_last(x: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
+def _width(size: int) -> int:
     """Triton's arrays have sizes that are powers of two: 16, 32, or any number of tiles of 64."""
-    size = x.shape[-1]
-    missing = (max(16, pl.next_power_of_2(size)) if size < 64 else -(-size // 64) * 64) - size
-    return jnp.pad(x, (*((0, 0) for _ in x.shape[1:]), (0, missing))) if missing else x
+    return max(16, pl.next_power_of_2(size)) if size < 64 else -(-size // 64) * 64
 
 
 def _value(

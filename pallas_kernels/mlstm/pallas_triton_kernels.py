@@ -2,12 +2,13 @@
 
 With the numbers of gates.py, y = numerator, d = max(|qn|, floor) + eps, s = 1/sqrt(K), per chunk:
 
-  walk      C' = w_last C + sum_t k_t kept_t v_t             dC = w_last dC' + sum_t q_t (s w_t /
-  d_t) dh_t           likewise n, dn outputs   h_t = (sum_s s D_ts (q_t·k_s) v_s + s w_t q_t C) /
-  d_t keys      dS_ts = s D_ts (dh_t·v_s / d_t + dqn_t)           dq_t = sum_s dS_ts k_s + s w_t (C
-  dh_t / d_t + n dqn_t)
-            dk_s = sum_t dS_ts q_t + kept_s (dC' v_s + dn')   <C', dC'> = w_last <C, dC'> + sum_s
-            kept_s k_s·(dC' v_s)
+  walk      C'    = w_last C + sum_t k_t kept_t v_t
+            dC    = w_last dC' + sum_t q_t (s w_t / d_t) dh_t       likewise n, dn
+  outputs   h_t   = (sum_s s D_ts (q_t·k_s) v_s + s w_t q_t C) / d_t
+  keys      dS_ts = s D_ts (dh_t·v_s / d_t + dqn_t)
+            dq_t  = sum_s dS_ts k_s + s w_t (C dh_t / d_t + n dqn_t)
+            dk_s  = sum_t dS_ts q_t + kept_s (dC' v_s + dn')
+            <C', dC'> = w_last <C, dC'> + sum_s kept_s k_s·(dC' v_s)
   values    dv_s = sum_t s D_ts (q_t·k_s) dh_t / d_t + kept_s k_s dC'
 """
 

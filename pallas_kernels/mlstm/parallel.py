@@ -72,7 +72,7 @@ def token_sums(
     normalise: bool,
 ) -> TokenSums:
     """The sums of L tokens, the last axis; document counts the resets up to each."""
-    pairs = jnp.tri(log_f.shape[-1], dtype=bool)
+    pairs = _earlier(log_f)
     if document is None:
         b, col = exact_sums(log_i, log_f)
         bound = col.total
@@ -92,8 +92,9 @@ class Weights(NamedTuple):
 
     D `[t, s]` = exp(log i_s + sum of log f over (s, t] - m_t), w `[t]` = exp(m_before + sum of
     log f up to t - m_t), both 0 across a reset; m is the stabiliser (0 without a normaliser), a
-    constant to the gradient; last, w_last and m_last are the last token's D, w and m, with m rounded
-    before the others are taken. wiped flags the tokens that leave nothing of the state before them.
+    constant to the gradient; last, w_last and m_last are the last token's D, w and m, with m
+    rounded before the others are taken. wiped flags the tokens that leave nothing of the state
+    before them.
     """
 
     D: Float[Array, "B H L L"]
@@ -117,7 +118,7 @@ def decay_weights(
     tokens do.
     """
     b, col, bound = sums
-    pairs = jnp.tri(b.high.shape[-1], dtype=bool)
+    pairs = _earlier(b.high)
     m_before = (m_before if normalise else jnp.zeros_like(m_before))[..., None]
     before = m_before
     if document is not None:
@@ -142,6 +143,12 @@ def decay_weights(
     w, adjusted = jnp.exp((row.high + before) + row.low), jnp.exp(lacking)
     last, w_last = adjusted * D[..., -1, :], adjusted * w[..., -1:]
     return Weights(D, w, m, last, w_last, m_last, wiped(left))
+
+
+def _earlier(x: Float[Array, "*B L"]) -> Bool[Array, "... L L"]:
+    """The pairs `[t, s]` with s <= t, with as many leading axes as x has."""
+    size = x.shape[-1]
+    return jnp.tri(size, dtype=bool).reshape(*[1] * (x.ndim - 1), size, size)
 
 
 def shifted(x: Float[Array, "*B L"], first: Float[Array, "*B 1"] | float) -> Float[Array, "*B L"]:

@@ -89,9 +89,17 @@ def mlstm_sequence_parallel(
 
     earlier = jnp.where(jnp.arange(count)[:, None] < index, shards.last, -1)
     h, _ = mlstm(
-        q, k, v, i, f, state_after(index, shards, before, previous_segment, normalise=normalise),
-        segment_ids=segment_ids, previous_segment=last_segment(earlier.T, previous_segment), input_gate=input_gate, **options,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        i,
+        f,
+        state_after(index, shards, before, previous_segment, normalise=normalise),
+        segment_ids=segment_ids,
+        previous_segment=last_segment(earlier.T, previous_segment),
+        input_gate=input_gate,
+        **options,
+    )
     state = state_after(count, shards, before, previous_segment, normalise=normalise)
     return h, state._replace(m=lax.stop_gradient(state.m))
 

@@ -15,21 +15,29 @@ compiler makes of it: docs/aot_gpu.md.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.dispatch import device_family, target_device
+from pallas_kernels.filling import filled
 from pallas_kernels.interpret import interpret_mode
 from pallas_kernels.rounding import added
+from pallas_kernels.segments import PADDING, START, token_flags
+from pallas_kernels.slstm.pallas_gpu_backward import backward
 from pallas_kernels.slstm.pallas_gpu_cluster import (
     MAX_BLOCKS,
     UNITS,
+    Flags,
+    Kept,
     Place,
+    Settings,
+    States,
+    Tokens,
     default_rows,
     launch,
     load,
@@ -40,23 +48,6 @@ from pallas_kernels.slstm.pallas_gpu_cluster import (
 )
 from pallas_kernels.slstm.recurrent import GATE_BOUNDS
 from pallas_kernels.typing import SLSTMState, TokenFlags, Values
-
-START, PADDING = 1, 2  # a token's flag; 0: neither
-
-# Layout of this backend: W units (V filled up to a multiple of 64); batch and units are padded, and
-# swapped where a block computes.
-Tokens = Float[Array, "B T H W"]
-States = Float[Array, "S H W B"]  # S = 4: c, n, h, m
-Kept = Float[Array, "T 3 H W B"]  # c, n, m after each token
-Flags = Int[Array, "T B"]
-
-
-class Settings(NamedTuple):
-    """What a call is compiled for: batch rows of a block, gradient clip, how to interpret."""
-
-    rows: int
-    clip: float | None
-    interpret: Any
 
 
 def slstm_pallas_gpu(
@@ -118,15 +109,12 @@ def run(
     batch, time, _, heads, dim = x.shape
     flags = None
     if starts is not None:
-        flags = _fill(
-            jnp.where(padding, PADDING, jnp.where(starts, START, 0)).astype(jnp.int32).T,
-            1,
-            settings.rows,
-        )
-    x = _fill(_fill(x, 4, UNITS), 0, settings.rows)
-    R = _fill(_fill(R, 2, UNITS), 3, UNITS)
-    bias = _fill(bias.astype(jnp.float32), 2, UNITS)
-    states = _fill(_fill(jnp.transpose(jnp.stack(state), (0, 2, 3, 1)), 2, UNITS), 3, settings.rows)
+        flags = filled(token_flags(starts, padding).T, 1, settings.rows)
+    x = filled(filled(x, 4, UNITS), 0, settings.rows)
+    R = filled(filled(R, 2, UNITS), 3, UNITS)
+    bias = filled(bias.astype(jnp.float32), 2, UNITS)
+    states = jnp.transpose(jnp.stack(state), (0, 2, 3, 1))
+    states = filled(filled(states, 2, UNITS), 3, settings.rows)
     h, after = _slstm(settings, x, R, bias, states, flags)
     h = h[:batch, :, :, :dim]
     if padding is not None:
@@ -135,9 +123,13 @@ def run(
 
 
 def _value(
-    settings: Settings, x: Float[Array, "B T 4 H W"], R: Float[Array, "4 H W W"], bias: Float[Array, "4 H W"], state: States,
+    settings: Settings,
+    x: Float[Array, "B T 4 H W"],
+    R: Float[Array, "4 H W W"],
+    bias: Float[Array, "4 H W"],
+    state: States,
     flags: Flags | None,
-) -> tuple[Tokens, States]:  # fmt: skip
+) -> tuple[Tokens, States]:
     return _call_forward(settings, x, R, bias, state, flags, keep=False)[:2]
 
 
@@ -149,8 +141,6 @@ def _forward(
 
 
 def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
-    from pallas_kernels.slstm.pallas_gpu_backward import backward
-
     return *backward(settings, *residuals, *cotangents), None
 
 
@@ -205,9 +195,25 @@ def _call_forward(
 
 
 def _forward_kernel(
-    x_ref: Any, R_ref: Any, bias_ref: Any, state_ref: Any, h0_ref: Any, flags_ref: Any, h_ref: Any, after_ref: Any, kept_ref: Any,
-    *, R_smem: Any, shared_smem: Any, R_arrived: Any, arrived: Any, exchanged: Any = None, rows: int, keep: bool, flagged: bool,
-) -> None:  # fmt: skip
+    x_ref: Any,
+    R_ref: Any,
+    bias_ref: Any,
+    state_ref: Any,
+    h0_ref: Any,
+    flags_ref: Any,
+    h_ref: Any,
+    after_ref: Any,
+    kept_ref: Any,
+    *,
+    R_smem: Any,
+    shared_smem: Any,
+    R_arrived: Any,
+    arrived: Any,
+    exchanged: Any = None,
+    rows: int,
+    keep: bool,
+    flagged: bool,
+) -> None:
     """The carry is (c, n, h, m) after a token and what the next one needs from memory, asked for
     ahead.
     """
@@ -283,9 +289,3 @@ def _cell(raw: list[Array], c: Array, n: Array, m: Array) -> tuple[Array, Array,
     c = f * c + i * (1 - 2 / (1 + jnp.exp(2 * z)))
     n = f * n + i
     return c, n, c / (n * (1 + jnp.exp(-o))), m
-
-
-def _fill(x: Array, axis: int, size: int) -> Array:
-    """Padded with zeros at the end of an axis to a multiple of size."""
-    missing = -x.shape[axis] % size
-    return jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)]) if missing else x

@@ -17,10 +17,15 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.rounding import added
-from pallas_kernels.slstm.pallas_gpu import PADDING, START, Flags, Kept, Settings, States, Tokens
+from pallas_kernels.segments import PADDING, START
 from pallas_kernels.slstm.pallas_gpu_cluster import (
     UNITS,
+    Flags,
+    Kept,
     Place,
+    Settings,
+    States,
+    Tokens,
     launch,
     load,
     load_R,
@@ -35,9 +40,17 @@ Factors = Float[Array, "T 8 H W B"]
 
 
 def backward(
-    settings: Settings, x: Float[Array, "B T 4 H W"], R: Float[Array, "4 H W W"], bias: Float[Array, "4 H W"], state: States,
-    flags: Flags | None, h: Tokens, kept: Kept, d_h: Tokens, d_after: States,
-) -> tuple[Array, Array, Array, States]:  # fmt: skip
+    settings: Settings,
+    x: Float[Array, "B T 4 H W"],
+    R: Float[Array, "4 H W W"],
+    bias: Float[Array, "4 H W"],
+    state: States,
+    flags: Flags | None,
+    h: Tokens,
+    kept: Kept,
+    d_h: Tokens,
+    d_after: States,
+) -> tuple[Array, Array, Array, States]:
     """(dx, dR, d_bias, d_state) from the forward pass's inputs, its outputs and what it kept.
 
     The true state is c·exp(m), so dm is c·dc + n·dn; the returned m has no gradient (d_after's is
@@ -130,9 +143,23 @@ def _call(
 
 
 def _kernel(
-    R_ref: Any, factors_ref: Any, d_h_ref: Any, d_after_ref: Any, flags_ref: Any, dx_ref: Any, d_first_ref: Any,
-    *, R_smem: Any, shared_smem: Any, R_arrived: Any, arrived: Any, exchanged: Any = None, rows: int, clip: float | None, flagged: bool,
-) -> None:  # fmt: skip
+    R_ref: Any,
+    factors_ref: Any,
+    d_h_ref: Any,
+    d_after_ref: Any,
+    flags_ref: Any,
+    dx_ref: Any,
+    d_first_ref: Any,
+    *,
+    R_smem: Any,
+    shared_smem: Any,
+    R_arrived: Any,
+    arrived: Any,
+    exchanged: Any = None,
+    rows: int,
+    clip: float | None,
+    flagged: bool,
+) -> None:
     """From the last token to the first. The carry is the gradient of (c, n, h) after a token and
     what it needs from memory.
     """

@@ -9,12 +9,12 @@ the L2 cache.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 UNITS = 64  # units of a block: the rows of a WGMMA
 MAX_BLOCKS = 8  # of a cluster, the portable limit
@@ -23,6 +23,22 @@ MULTIPROCESSORS = 132  # of an H100 and an H200
 # parts of R `[4·64, 64]` that shared memory holds: 192 of 227 KB, all of V = 384; more are held in
 # registers
 RESIDENT = 6
+
+
+# Layout of this backend: W units (V filled up to a multiple of 64); batch and units are padded, and
+# swapped where a block computes.
+Tokens = Float[Array, "B T H W"]
+States = Float[Array, "S H W B"]  # S = 4: c, n, h, m
+Kept = Float[Array, "T 3 H W B"]  # c, n, m after each token
+Flags = Int[Array, "T B"]
+
+
+class Settings(NamedTuple):
+    """What a call is compiled for: batch rows of a block, gradient clip, how to interpret."""
+
+    rows: int
+    clip: float | None
+    interpret: Any
 
 
 def resident_parts(interpret: Any, width: int) -> int:
@@ -81,13 +97,19 @@ def launch(
         scratch["exchanged"] = plgpu.ClusterBarrier(collective_axes=("block",))
         cluster = dict(cluster=(blocks,), cluster_names=("block",))
     return dict(
-        grid=(heads, tiles), grid_names=("head", "tile"), **cluster, scratch_types=scratch, interpret=interpret,
+        grid=(heads, tiles),
+        grid_names=("head", "tile"),
+        **cluster,
+        scratch_types=scratch,
+        interpret=interpret,
         # Its own barriers around each load and store would be most of those in a step. Here only
         # `publish` writes what others read.
         compiler_params=plgpu.CompilerParams(
-            approx_math=approximate, lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
+            approx_math=approximate,
+            lowering_semantics=plgpu.LoweringSemantics.Lane,
+            unsafe_no_auto_barriers=True,
         ),
-    )  # fmt: skip
+    )
 
 
 class Place:
@@ -143,7 +165,7 @@ def load_R(R_ref: Any, R_smem: Any, arrived: Any, place: Place, blocks: int) -> 
 def multiply(
     R_smem: Any, R_rest: list[list[Array]], shared_smem: Any, rows: int
 ) -> list[Float[Array, "64 B"]]:
-    """R of each gate times what was exchanged, one array `[rows, W]` for all gates or one for each."""
+    """R of each gate times what was exchanged: one array `[rows, W]` for all gates, or one each."""
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     resident, own = R_smem.shape[0], shared_smem.shape[0] > rows

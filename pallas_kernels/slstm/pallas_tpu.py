@@ -19,12 +19,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
+from pallas_kernels.filling import filled
 from pallas_kernels.interpret import interpret_mode
+from pallas_kernels.segments import PADDING, token_flags
 from pallas_kernels.slstm.pallas_tpu_backward import call_backward
 from pallas_kernels.slstm.pallas_tpu_forward import (
-    PADDING,
-    START,
-    VMEM_LIMIT,
     Flags,
     Gates,
     Settings,
@@ -33,9 +32,8 @@ from pallas_kernels.slstm.pallas_tpu_forward import (
     Weights,
     call_forward,
 )
+from pallas_kernels.tpu_sizes import LANES, SUBLANES, VMEM_LIMIT
 from pallas_kernels.typing import SLSTMState, TokenFlags, Values
-
-LANES, SUBLANES = 128, 8
 
 
 def slstm_pallas_tpu(
@@ -65,12 +63,10 @@ def slstm_pallas_tpu(
     flags = None
     if starts is not None or time % tokens:
         flags = (
-            jnp.zeros((batch, time), jnp.int32)
-            if starts is None
-            else jnp.where(padding, PADDING, jnp.where(starts, START, 0))
+            jnp.zeros((batch, time), jnp.int32) if starts is None else token_flags(starts, padding)
         )
-        flags = _fill(_fill(flags.T, 0, tokens, PADDING), 1, rows)[..., None].astype(jnp.int32)
-    wx = _fill(_fill(jnp.transpose(_pack(x, packed, width), (3, 1, 2, 0, 4)), 1, tokens), 3, rows)
+        flags = filled(filled(flags.T, 0, tokens, PADDING), 1, rows)[..., None]
+    wx = filled(filled(jnp.transpose(_pack(x, packed, width), (3, 1, 2, 0, 4)), 1, tokens), 3, rows)
     # In the lower precision of x and R: a bfloat16 model gives x in float32, so that the gates are,
     # and R in bfloat16, for the products.
     R = _block_diagonal(
@@ -79,7 +75,7 @@ def slstm_pallas_tpu(
         width,
     )
     gate_bias = jnp.swapaxes(_pack(bias.astype(jnp.float32), packed, width), 0, 1)[:, :, None]
-    states = _fill(jnp.transpose(_pack(jnp.stack(state), packed, width), (2, 0, 1, 3)), 2, rows)
+    states = filled(jnp.transpose(_pack(jnp.stack(state), packed, width), (2, 0, 1, 3)), 2, rows)
 
     settings = Settings(tokens, rows, recurrent_gradient_clip, interpret)
     h, after = _slstm(settings, wx, R, gate_bias, states, flags)
@@ -165,7 +161,7 @@ _slstm = with_first_backward_only(
 def _pack(x: Float[Array, "*D H V"], packed: int, width: int) -> Float[Array, "*D G W"]:
     """Neighbouring heads side by side in one axis, filled up with zeros."""
     x = x.reshape(*x.shape[:-2], x.shape[-2] // packed, packed * x.shape[-1])
-    return _fill(x, x.ndim - 1, width)
+    return filled(x, x.ndim - 1, width)
 
 
 def _unpack(x: Float[Array, "*D W"], packed: int, dim: int) -> Float[Array, "*D M V"]:
@@ -178,14 +174,4 @@ def _block_diagonal(R: Float[Array, "4 H V V"], packed: int, width: int) -> Weig
     R = R.reshape(gates, heads // packed, packed, dim, 1, dim)
     R = jnp.where(jnp.eye(packed, dtype=bool)[:, None, :, None], R, 0)
     R = jnp.swapaxes(R.reshape(gates, -1, packed * dim, packed * dim), 0, 1)
-    return _fill(_fill(R, 2, width), 3, width)
-
-
-def _fill(x: Array, axis: int, size: int, value: int = 0) -> Array:
-    """Padded at the end of an axis to a multiple of size."""
-    missing = -x.shape[axis] % size
-    return (
-        jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)], constant_values=value)
-        if missing
-        else x
-    )
+    return filled(filled(R, 2, width), 3, width)

@@ -5,9 +5,10 @@ with one product per gate over the block; (c, n, m) token by token, without any 
 gradient token by token backwards, with one product per gate each; the gradient of R with one
 product per gate over the block. Names: with y = o c / n,
 
-  dc += dh o / n        do~ = dh (c / n) o (1 - o)      di~ = (dc z + dn) i         dc_before = dc f
-  dn -= dh o c / n^2    dz~ = dc i (1 - z^2)            df~ = (dc c_before + dn n_before) f
-  sigmoid(-f~)
+  dc += dh o / n                             dn -= dh o c / n^2
+  do~ = dh (c / n) o (1 - o)                 dz~ = dc i (1 - z^2)
+  di~ = (dc z + dn) i                        df~ = (dc c_before + dn n_before) f sigmoid(-f~)
+  dc_before = dc f
 """
 
 import functools
@@ -20,9 +21,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from pallas_kernels.segments import PADDING, START
 from pallas_kernels.slstm.pallas_tpu_forward import (
-    PADDING,
-    START,
     Flags,
     Gates,
     Rows,
@@ -35,12 +35,20 @@ from pallas_kernels.slstm.pallas_tpu_forward import (
     precision_of,
     reset,
 )
+from pallas_kernels.slstm.recurrent import GATE_BOUNDS
 
 
 def call_backward(
-    settings: Settings, x: Gates, R: Weights, bias: Float[Array, "G 4 1 W"], flags: Flags | None, h: Tokens,
-    kept: Float[Array, "G N S B W"], dh: Tokens, d_after: States,
-) -> tuple[Gates, Weights, Float[Array, "G 4 1 W"], States]:  # fmt: skip
+    settings: Settings,
+    x: Gates,
+    R: Weights,
+    bias: Float[Array, "G 4 1 W"],
+    flags: Flags | None,
+    h: Tokens,
+    kept: Float[Array, "G N S B W"],
+    dh: Tokens,
+    d_after: States,
+) -> tuple[Gates, Weights, Float[Array, "G 4 1 W"], States]:
     """Cotangents of x, R, bias and the state before the first token (m's: <c, dc> + <n, dn>)."""
     groups, time, _, batch, width = x.shape
     tokens, rows = settings.tokens, settings.rows
@@ -107,11 +115,27 @@ def call_backward(
 
 
 def _kernel(
-    x_ref: Any, R_ref: Any, R_back_ref: Any, bias_ref: Any, flags_ref: Any, h_ref: Any, kept_ref: Any, dh_ref: Any, d_after_ref: Any,
-    dx_ref: Any, dR_ref: Any, d_bias_ref: Any, d_state_ref: Any,
-    carry: Any, raw_ref: Any, states: Any, h_before: Any,
-    *, clip: float | None, precision: lax.Precision | None,
-) -> None:  # fmt: skip
+    x_ref: Any,
+    R_ref: Any,
+    R_back_ref: Any,
+    bias_ref: Any,
+    flags_ref: Any,
+    h_ref: Any,
+    kept_ref: Any,
+    dh_ref: Any,
+    d_after_ref: Any,
+    dx_ref: Any,
+    dR_ref: Any,
+    d_bias_ref: Any,
+    d_state_ref: Any,
+    carry: Any,
+    raw_ref: Any,
+    states: Any,
+    h_before: Any,
+    *,
+    clip: float | None,
+    precision: lax.Precision | None,
+) -> None:
     """One block. carry holds (dc, dn, dh) of the state after it; raw_ref first the pre-activations,
     then their cotangents.
     """
@@ -132,7 +156,7 @@ def _kernel(
     flat = h_before[...].reshape(tokens * rows, width).astype(R_ref.dtype)
     for gate in range(4):
         mixed = dot(flat, R_ref[0, gate]).reshape(tokens, rows, width)
-        raw_ref[gate] = mixed + x_ref[0, :, gate].astype(jnp.float32) + bias_ref[0, gate]
+        raw_ref[gate] = mixed + x_ref[0, :, gate].astype(jnp.float32) + bias_ref[0, gate][None]
 
     def forward(t: Array, before: tuple[Rows, ...]) -> tuple[Rows, ...]:
         c, n, m = before if flags_ref is None else reset(before, flags_ref[t])
@@ -161,8 +185,11 @@ def _kernel(
         dh = after[2] + dh_ref[0, t].astype(jnp.float32)
         y, per_n = c / n, dh * o / n
         dc, dn = after[0] + per_n, after[1] - per_n * y
-        d_i = (dc * z + dn) * i
+        least, largest = GATE_BOUNDS
+        inside = (raw[0] > least) & (raw[0] < largest)
+        d_i = jnp.where(inside, (dc * z + dn) * i, 0)
         d_f = (dc * c_before + dn * n_before) * f * jax.nn.sigmoid(-raw[1])
+        d_f = jnp.where(raw[1] > least, d_f, 0)
         dh_before = jnp.zeros((rows, width), jnp.float32)
         for gate, d_raw in enumerate((d_i, d_f, dc * i * (1 - z * z), dh * y * o * (1 - o))):
             if flags_ref is not None:

@@ -13,11 +13,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.rounding import added
+from pallas_kernels.segments import PADDING, START
 from pallas_kernels.slstm.recurrent import GATE_BOUNDS
-
-# bytes; the smallest VMEM among v5e (128 MiB), v5p (64), v6e (128), less what XLA takes itself
-VMEM_LIMIT = 56 * 2**20
-START, PADDING = 1, 2  # a token's flag; 0: neither
+from pallas_kernels.tpu_sizes import VMEM_LIMIT
 
 # Layout of this backend. G groups of heads, W lanes of a group, 4 gates in the order i, f, z, o;
 # batch and time are padded. The gates come before the rows, so that one transpose makes x from [B T
@@ -91,9 +89,18 @@ def call_forward(
 
 
 def _forward_kernel(
-    x_ref: Any, R_ref: Any, bias_ref: Any, state_ref: Any, flags_ref: Any, h_ref: Any, after_ref: Any, kept_ref: Any, carry: Any,
-    *, precision: lax.Precision | None,
-) -> None:  # fmt: skip
+    x_ref: Any,
+    R_ref: Any,
+    bias_ref: Any,
+    state_ref: Any,
+    flags_ref: Any,
+    h_ref: Any,
+    after_ref: Any,
+    kept_ref: Any,
+    carry: Any,
+    *,
+    precision: lax.Precision | None,
+) -> None:
     """One block of tokens. carry is the state (c, n, h, m), which lives in VMEM from the first
     block to the last.
     """

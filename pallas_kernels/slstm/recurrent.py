@@ -18,8 +18,8 @@ from pallas_kernels.derivatives import with_backward
 from pallas_kernels.rounding import added
 from pallas_kernels.typing import SLSTMState, TokenFlags, Values
 
-# Least pre-activation of i and f, largest of i. They make infinite gates finite: i = -2^18 counts for
-# nothing beside any other token, and f = -2^18 forgets everything.
+# Least pre-activation of i and f, largest of i. They make infinite gates finite: i = -2^18 counts
+# for nothing beside any other token, and f = -2^18 forgets everything.
 GATE_BOUNDS = -(2.0**18), 2.0**16
 
 # Inside this file arrays are time-major and head-major, so that the product with R needs no
@@ -62,7 +62,8 @@ def pointwise(raw: Raw, c: Part, n: Part, m: Part) -> tuple[Part, Part, Part, Pa
     """(c, n, h, m) of one token from its gates' pre-activations: arXiv 2405.04517, equations 8-17,
     stabilised as in appendix A.2.
 
-    The output does not depend on the stabiliser m, so m is a constant to the gradient.
+    The output does not depend on the stabiliser m, so m is a constant to the gradient; only a given
+    m has one, as a factor of c and n.
     """
     i, f, z, o = (raw[..., gate, :] for gate in range(4))
     i, f = jnp.clip(i, *GATE_BOUNDS), jnp.maximum(f, GATE_BOUNDS[0])
@@ -72,7 +73,8 @@ def pointwise(raw: Raw, c: Part, n: Part, m: Part) -> tuple[Part, Part, Part, Pa
     i = jnp.exp(i - m_new)
     # above 0 only for an empty state, where it multiplies zeros
     log_forget = jnp.minimum((forgotten - m_new) + missing, 60)
-    f = jnp.exp(log_forget + (log_f - lax.stop_gradient(log_f)))
+    moved = log_f + m
+    f = jnp.exp(log_forget + (moved - lax.stop_gradient(moved)))  # 0, with their gradients
     c = f * c + i * jnp.tanh(z)
     n = f * n + i
     return c, n, jax.nn.sigmoid(o) * c / n, m_new

@@ -121,6 +121,8 @@ def test_asynchronous_and_fused_collectives_and_kernels_in_loops():
         ("mosaic_gpu", "pallas_gpu"),
         ("mosaic_gpu_v2", "pallas_gpu"),
         ("__gpu$xla.gpu.triton", "pallas_triton"),
+        ("__cudnn$fmhaSoftmax", "cudnn"),
+        ("__cudnn$fmhaSoftmaxBackward", "cudnn"),
     ):
         assert kernel_calls(TPU.replace("tpu_custom_call", target)) == {backend: 48}
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import kernels, rivals, roofline
-from tests.kernels import specs
+from pallas_kernels.testing import specs
 
 COMMITTED = pathlib.Path(kernels.__file__).parent / "results" / "kernels_predicted_h200.json"
 
@@ -37,14 +37,14 @@ def test_a_quick_run_checks_times_and_writes(tmp_path, capsys):
 
 def test_a_wrong_kernel_is_not_timed(monkeypatch):
     """One entry of h off by a tenth of the largest ends the benchmark."""
-    true_run = kernels.pallas_base.evaluate
+    true_run = kernels.pallas_backend.evaluate
 
     def wrong(*args, **options):
         (h, *states), gradients = true_run(*args, **options)
         h.flat[0] += 0.1 * abs(h).max()
         return [h, *states], gradients
 
-    monkeypatch.setattr(kernels.pallas_base, "evaluate", wrong)
+    monkeypatch.setattr(kernels.pallas_backend, "evaluate", wrong)
     with pytest.raises(AssertionError, match="more than 0.0001 off: {'h':"):
         kernels.ours(kernels.QUICK[0], repetitions=1)
 

@@ -1,5 +1,6 @@
-"""What the formats llama and gpt2 share: frozen logits, both ways to the bit, several files, smaller
-types, and which format a model goes out in. `make parity` compares with the living originals.
+"""What the formats llama and gpt2 share: frozen logits, both ways to the bit, several files,
+smaller types, and which format a model goes out in. `make parity` compares with the living
+originals.
 """
 
 import json
@@ -20,7 +21,7 @@ from xlstm_jax.models import ModelConfig
 NAMES = ("llama", "gpt2")
 MODELS = {
     "llama": ModelConfig(
-        vocab_size=260,
+        vocab_size=257,
         dim=16,
         num_blocks=2,
         blocks="attention+mlp",
@@ -31,7 +32,7 @@ MODELS = {
         },
     ),
     "gpt2": ModelConfig(
-        vocab_size=260,
+        vocab_size=257,
         dim=16,
         num_blocks=2,
         blocks="attention+mlp",
@@ -75,7 +76,7 @@ def test_a_run_goes_out_in_its_format_and_comes_back(tmp_path, name):
     run = random_run(tmp_path / "run", MODELS[name])
     assert format_of(MODELS[name]) == name
     assert export_checkpoint(run, str(tmp_path / "theirs")) == name
-    tokens = np.random.default_rng(0).integers(0, 260, (2, 20))
+    tokens = np.random.default_rng(0).integers(0, 257, (2, 20))
     np.testing.assert_array_equal(
         logits_of(open_checkpoint(str(tmp_path / "theirs")), tokens),
         logits_of(open_checkpoint(run), tokens),

@@ -66,12 +66,24 @@ def logits_of(opened: Any, tokens: np.ndarray) -> np.ndarray:
 
 
 def random_run(path: pathlib.Path, model: ModelConfig) -> str:
-    """A run with random parameters, of contexts of 32 bytes."""
+    """A run with random parameters, of contexts of 32 bytes.
+
+    The kernels are so large that what a model writes is not one token again and again.
+    """
     rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: rng.normal(0, 0.7, leaf.shape).astype(np.float32),
-        language_model_params(build_model(model)),
-    )
+
+    def random(path: Any, leaf: Any) -> np.ndarray:
+        noise = rng.normal(size=leaf.shape)
+        values = {
+            "embedding": 0.3 * noise,
+            "kernel": 1.5 / leaf.shape[0] ** 0.5 * noise,
+            "scale": 1 + 0.3 * noise,
+            "bias": 0.2 * noise,
+        }
+        return values[path[-1].key].astype(np.float32)
+
+    shapes = language_model_params(build_model(model))
+    params = jax.tree_util.tree_map_with_path(random, shapes)
     write_params(path, Config(model=model, data=DataConfig(context_length=32)), params)
     return str(path)
 

@@ -106,6 +106,34 @@ def test_tokens_that_do_not_fit_are_not_a_number(form, cuts):
     np.testing.assert_allclose(y[~lost], expected[~lost], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ("reference", "blockwise-5"))
+@pytest.mark.parametrize("cuts", ((0, 20), (0, 6, 7, 9, 20)))
+def test_a_token_that_is_not_a_number_breaks_its_document_alone(form, cuts):
+    """What stands before it is right, what follows is not a number and not stored, and the next
+    document has a clean cache.
+    """
+    time = 20
+    ids = np.zeros((B, time), np.int32)
+    ids[0, 13:] = 1
+    ids[1, 5] = -1
+    documents = {"segment_ids": ids, "previous_segment": np.array([-1, -1], np.int32)}
+    x = cast(inputs(time), "float32")
+    broken = x | {"k": x["k"].at[0, 6].set(jnp.nan), "v": x["v"].at[1, 8, 0, 0].set(jnp.inf)}
+    empty = AttentionState.empty(B, 24, G, K, V)
+    y, state = run(
+        lambda x, empty: in_pieces(x, cuts, empty, documents, **FORMS[form]), broken, empty
+    )
+    lost = np.zeros((B, time), bool)
+    lost[0, 6:13] = lost[1, 8:] = True
+    np.testing.assert_array_equal(np.isnan(y).all((2, 3)), lost)
+    np.testing.assert_array_equal(np.isnan(y).any((2, 3)), lost)
+    expected = judge(x, seen_by(time, ids))
+    np.testing.assert_allclose(y[~lost], expected[~lost], rtol=0, atol=1e-5)
+    room = cache_room(state).tolist()
+    assert room[0] == 24 - 7 and room[1] < 0
+    assert np.isfinite(state.keys).all() and np.isfinite(state.values).all()
+
+
 def test_a_cache_of_another_type():
     """A bfloat16 cache stays one, and rounds what comes out of it; products are in the inputs'
     type.

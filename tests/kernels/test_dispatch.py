@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import dispatch
-from tests.kernels import cases
+from pallas_kernels.testing import cases
 
 
 def serves(x):

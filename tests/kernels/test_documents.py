@@ -9,7 +9,7 @@ import pytest
 
 from pallas_kernels import MLSTMState, SLSTMState
 from pallas_kernels.segments import last_segment
-from tests.kernels import cases, reference
+from pallas_kernels.testing import cases, reference
 
 EXPONENTIAL, SIGMOID = {"eps": 0.0}, {"input_gate": "sigmoid"}
 CELLS = {

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import MLSTMState, SLSTMState, mlstm, slstm
-from tests.kernels.specs import MODELS
+from pallas_kernels.testing.specs import MODELS
 
 GPUS = {"A100": "NVIDIA A100-SXM4-80GB", "H100": "NVIDIA H100 80GB HBM3", "H200": "NVIDIA H200"}
 SLSTM_HEADS = {

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pallas_kernels import mlstm
 from pallas_kernels.mlstm.chunkwise import default_chunk_size
-from tests.kernels import cases, reference
-from tests.kernels.cases import BIASES, MLSTM_BACKENDS, TIMES, TOLERANCE, assert_same
+from pallas_kernels.testing import cases, reference
+from pallas_kernels.testing.cases import BIASES, MLSTM_BACKENDS, TIMES, TOLERANCE, assert_same
 
 
 def reference_of(inputs, last_state=True, **options):

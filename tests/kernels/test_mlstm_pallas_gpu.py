@@ -10,8 +10,8 @@ import pytest
 from pallas_kernels.interpret import interpreted
 from pallas_kernels.mlstm import mlstm
 from pallas_kernels.mlstm.pallas_gpu import default_chunk_size
-from tests.kernels import pallas_base
-from tests.kernels.specs import Spec
+from pallas_kernels.testing import pallas_backend
+from pallas_kernels.testing.specs import Spec
 
 needs_simulator = pytest.mark.skipif(
     jax.__version_info__ < (0, 11), reason="the simulator of Mosaic GPU begins with jax 0.11"
@@ -25,7 +25,7 @@ def simulator(**parameters):
 
 
 def check(spec: Spec, **parameters) -> None:
-    pallas_base.check("pallas_gpu", spec, mode=simulator(**parameters), chunk_size=spec.chunk)
+    pallas_backend.check("pallas_gpu", spec, mode=simulator(**parameters), chunk_size=spec.chunk)
 
 
 @needs_simulator

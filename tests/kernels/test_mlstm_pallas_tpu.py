@@ -14,8 +14,8 @@ from pallas_kernels import mlstm
 from pallas_kernels.interpret import interpreted
 from pallas_kernels.mlstm import pallas_tpu
 from pallas_kernels.mlstm.pallas_tpu import default_blocks
-from tests.kernels import pallas_base, specs
-from tests.kernels.specs import MODELS, Spec
+from pallas_kernels.testing import pallas_backend, specs
+from pallas_kernels.testing.specs import MODELS, Spec
 
 QUICK = [spec for spec in specs.MLSTM if spec.T in (65, 100, 129)]
 SLOW = [spec for spec in specs.MLSTM if spec not in QUICK]
@@ -24,17 +24,17 @@ SMALL = {"K": 64, "V": 64, "B": 1, "H": 1}
 
 @pytest.mark.parametrize("spec", QUICK, ids=lambda spec: spec.name)
 def test_values_and_gradients(spec):
-    pallas_base.check("pallas_tpu", spec)
+    pallas_backend.check("pallas_tpu", spec)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", SLOW, ids=lambda spec: spec.name)
 def test_values_and_gradients_of_more_lengths_and_heads(spec):
-    pallas_base.check("pallas_tpu", spec)
+    pallas_backend.check("pallas_tpu", spec)
 
 
 def test_one_token():
-    pallas_base.check("pallas_tpu", Spec("T1", 1, **SMALL, dtype="float32"))
+    pallas_backend.check("pallas_tpu", Spec("T1", 1, **SMALL, dtype="float32"))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_several_stretches(monkeypatch, dtype, time, state):
         chunk=16,
         state=state,
     )
-    pallas_base.check("pallas_tpu", spec)
+    pallas_backend.check("pallas_tpu", spec)
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_several_tiles_of_values_and_of_keys(K, V):
     """C is taken in parts of up to 512 columns forward, 512 rows back; 384 is one part, 192 is
     filled up to 256.
     """
-    pallas_base.check(
+    pallas_backend.check(
         "pallas_tpu",
         Spec("tiles", 40, K=K, V=V, B=1, H=2, dtype="float32", documents="borders", chunk=16),
         chunk_size=16,
@@ -95,7 +95,7 @@ def test_in_the_simulator(monkeypatch, capfd, spec):
     mode = pltpu.InterpretParams(
         uninitialized_memory="nan", detect_races=True, out_of_bounds_reads="raise"
     )
-    pallas_base.check(
+    pallas_backend.check(
         "pallas_tpu", spec.but(T=79, state=spec.input_gate == "exponential"), mode=mode
     )
     assert "RACE" not in capfd.readouterr().out  # jax 0.10 prints them, later ones raise

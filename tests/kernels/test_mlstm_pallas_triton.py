@@ -10,8 +10,8 @@ from pallas_kernels import mlstm
 from pallas_kernels.interpret import interpreted
 from pallas_kernels.mlstm import pallas_triton_kernels
 from pallas_kernels.mlstm.pallas_triton import default_blocks
-from tests.kernels import pallas_base, specs
-from tests.kernels.specs import Spec
+from pallas_kernels.testing import pallas_backend, specs
+from pallas_kernels.testing.specs import Spec
 
 QUICK = [spec for spec in specs.MLSTM if spec.T <= 64]
 LONG = [spec for spec in specs.MLSTM if spec.T > 64]
@@ -19,18 +19,18 @@ LONG = [spec for spec in specs.MLSTM if spec.T > 64]
 
 @pytest.mark.parametrize("spec", QUICK, ids=lambda spec: spec.name)
 def test_values_and_gradients(spec):
-    pallas_base.check("pallas_triton", spec)
+    pallas_backend.check("pallas_triton", spec)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", LONG, ids=lambda spec: spec.name)
 def test_values_and_gradients_of_long_and_odd_cases(spec):
-    pallas_base.check("pallas_triton", spec)
+    pallas_backend.check("pallas_triton", spec)
 
 
 @pytest.mark.slow
 def test_float16():
-    pallas_base.check(
+    pallas_backend.check(
         "pallas_triton", Spec("float16", 65, K=16, V=32, dtype="float16", documents="borders")
     )
 
@@ -41,7 +41,7 @@ def test_heads_of_several_tiles_and_of_less_than_one(K, V):
     """Sizes that are no power of two, as the paper's 384 and 768 are not: several tiles, and one
     that is filled up.
     """
-    pallas_base.check(
+    pallas_backend.check(
         "pallas_triton",
         Spec(f"{K}-{V}", 65, K=K, V=V, B=1, H=2, dtype="float32", documents="borders"),
     )
@@ -51,7 +51,7 @@ def test_heads_of_several_tiles_and_of_less_than_one(K, V):
 @pytest.mark.parametrize("chunk", (16, 128))
 def test_chunk_size_changes_nothing(chunk):
     spec = Spec("chunk", 100, K=16, V=16, dtype="float32", documents="borders", chunk=chunk)
-    pallas_base.check("pallas_triton", spec, chunk_size=chunk)
+    pallas_backend.check("pallas_triton", spec, chunk_size=chunk)
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_three_tf32_products_are_enough_for_float32(monkeypatch):
 
     monkeypatch.setattr(pallas_triton_kernels, "_dot", split)
     spec = Spec("tf32x3", 129, K=64, V=64, B=1, dtype="float32", documents="borders")
-    errors = pallas_base.check("pallas_triton", spec)
+    errors = pallas_backend.check("pallas_triton", spec)
     assert max(errors.values()) < 2e-5
 
 

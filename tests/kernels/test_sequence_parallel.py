@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import MLSTMState, sharded
 from pallas_kernels.interpret import interpreted
-from tests.kernels import cases
-from tests.kernels.reference import weighted
+from pallas_kernels.testing import cases
+from pallas_kernels.testing.reference import weighted
 
 SHARDS, TIME = 8, 48  # 6 tokens a device
 DOCUMENTS = {
@@ -80,7 +80,7 @@ def compiled(run, documents, options, dtype):
 
 
 def evaluate(inputs, dtype, documents, mesh=None, **options):
-    """([h, true C, true n, m], gradients) with the time axis on the mesh, or on one device without."""
+    """([h, true C, true n, m], gradients), the time axis on the mesh or, without, on one device."""
     with jax.enable_x64(dtype == "float64"):
         r = np.random.default_rng(1)
         cast = cases.in_dtype(inputs, dtype)
@@ -204,9 +204,12 @@ def test_states_go_over_in_one_all_gather_and_tokens_never():
     lowered = jax.jit(jax.grad(run, argnums=range(5))).lower(
         key, key, value, gate, gate, on((batch, time), jnp.int32)
     )
-    collectives = [line for line in lowered.compile().as_text().splitlines() if any(
-        f" {name}(" in line or f" {name}-start(" in line for name in ("all-gather", "all-to-all", "collective-permute", "all-reduce")
-    )]  # fmt: skip
+    names = ("all-gather", "all-to-all", "collective-permute", "all-reduce")
+    collectives = [
+        line
+        for line in lowered.compile().as_text().splitlines()
+        if any(f" {name}(" in line or f" {name}-start(" in line for name in names)
+    ]
     assert collectives, "the shards hand over something"
     for line in collectives:
         assert str(time) not in line.split("metadata")[0], line

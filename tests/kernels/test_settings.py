@@ -81,7 +81,11 @@ def gradients(function, shapes, ids):
 
 
 @every_call
-@pytest.mark.parametrize("documents", (False, True), ids=("one-document", "packed"))
+@pytest.mark.parametrize(
+    "documents",
+    (pytest.param(False, marks=pytest.mark.slow), True),
+    ids=("one-document", "packed"),
+)
 def test_float32_stays_float32_with_64_bits_on(function, shapes, documents):
     with jax.enable_x64(True):
         ids = jnp.asarray(IDS) if documents else None

@@ -1,4 +1,4 @@
-"""The cells on a mesh of 8 devices, spread over batch, heads and time, against the plain functions."""
+"""The cells on a mesh of 8 devices, spread over batch, heads and time, against the plain ones."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import MLSTMState, SLSTMState, mlstm, sharded, slstm
-from tests.kernels import cases
+from pallas_kernels.testing import cases
 from tests.kernels.test_sequence_parallel import mesh_of
 
 TIME = 16

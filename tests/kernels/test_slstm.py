@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pallas_kernels import slstm
-from tests.kernels import cases, reference
-from tests.kernels.cases import BIASES, TIMES, TOLERANCE, assert_same
+from pallas_kernels.testing import cases, reference
+from pallas_kernels.testing.cases import BIASES, TIMES, TOLERANCE, assert_same
 
 
 def reference_of(inputs, last_state=True):

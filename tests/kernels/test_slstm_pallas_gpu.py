@@ -15,8 +15,8 @@ from pallas_kernels import slstm
 from pallas_kernels.interpret import interpreted
 from pallas_kernels.slstm import pallas_gpu
 from pallas_kernels.slstm.pallas_gpu_cluster import SHARED_MEMORY, default_rows, shared_bytes
-from tests.kernels import cases, pallas_base, specs
-from tests.kernels.specs import Spec
+from pallas_kernels.testing import cases, pallas_backend, specs
+from pallas_kernels.testing.specs import Spec
 
 needs_simulator = pytest.mark.skipif(
     jax.__version_info__ < (0, 11), reason="the simulator of Mosaic GPU begins with jax 0.11"
@@ -31,7 +31,7 @@ def simulator():
 
 
 def check(spec: Spec, **options) -> None:
-    pallas_base.check("pallas_gpu", spec, mode=simulator(), **options)
+    pallas_backend.check("pallas_gpu", spec, mode=simulator(), **options)
 
 
 @needs_simulator
@@ -68,7 +68,7 @@ def test_float16_and_a_width_that_is_filled_up():
 @needs_simulator
 @pytest.mark.slow
 def test_gates_in_float32_stay_so():
-    pallas_base.check_float32_gates("pallas_gpu", mode=simulator())
+    pallas_backend.check_float32_gates("pallas_gpu", mode=simulator())
 
 
 @needs_simulator

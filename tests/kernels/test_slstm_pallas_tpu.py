@@ -12,8 +12,8 @@ from pallas_kernels import slstm
 from pallas_kernels.interpret import interpreted
 from pallas_kernels.slstm import pallas_tpu
 from pallas_kernels.slstm.pallas_tpu import VMEM_LIMIT, default_blocks, lanes, vmem_bytes
-from tests.kernels import cases, pallas_base, specs
-from tests.kernels.specs import Spec
+from pallas_kernels.testing import cases, pallas_backend, specs
+from pallas_kernels.testing.specs import Spec
 
 # Blocks are 32 tokens at up to 8 rows: T around one, two and four of them, and one that they do not
 # divide.
@@ -24,7 +24,7 @@ TIMES = (1, 63, 64, 65, 129, 1000)
     "spec", [spec for spec in specs.SLSTM if spec.documents != "one"], ids=lambda spec: spec.name
 )
 def test_values_and_gradients(spec):
-    pallas_base.check("pallas_tpu", spec)
+    pallas_backend.check("pallas_tpu", spec)
 
 
 @pytest.mark.slow
@@ -32,7 +32,7 @@ def test_values_and_gradients(spec):
     "spec", [spec for spec in specs.SLSTM if spec.gates != 0], ids=lambda spec: spec.name
 )
 def test_values_and_gradients_of_far_gates(spec):
-    pallas_base.check("pallas_tpu", spec)
+    pallas_backend.check("pallas_tpu", spec)
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def test_values_and_gradients_of_far_gates(spec):
     [time if time in (1, 65) else pytest.param(time, marks=pytest.mark.slow) for time in TIMES],
 )
 def test_any_length(time):
-    pallas_base.check("pallas_tpu", Spec(f"T{time}", time, K=0, V=16, dtype="float32"))
+    pallas_backend.check("pallas_tpu", Spec(f"T{time}", time, K=0, V=16, dtype="float32"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "documents"), (("bfloat16", "borders"), ("float32", "random")))
 def test_documents_at_the_borders_of_blocks(dtype, documents):
-    pallas_base.check(
+    pallas_backend.check(
         "pallas_tpu",
         Spec("documents", 129, K=0, V=16, B=3, dtype=dtype, documents=documents, chunk=32),
     )
@@ -65,7 +65,7 @@ def test_documents_at_the_borders_of_blocks(dtype, documents):
     ),
 )
 def test_heads_packed_into_lanes_and_any_batch(heads, dim, batch):
-    pallas_base.check(
+    pallas_backend.check(
         "pallas_tpu",
         Spec("shape", 9, K=0, V=dim, B=batch, H=heads, dtype="float32", documents="random"),
     )
@@ -75,7 +75,7 @@ def test_heads_packed_into_lanes_and_any_batch(heads, dim, batch):
 def test_several_blocks_of_batch_rows():
     """More than 128 rows: their gradients of R and of the bias are summed."""
     assert default_blocks(150, 5, 128, 4) == (5, 80)
-    pallas_base.check(
+    pallas_backend.check(
         "pallas_tpu", Spec("batch", 5, K=0, V=8, B=150, H=1, dtype="float32", documents="random")
     )
 
@@ -87,7 +87,7 @@ def test_in_the_simulator(monkeypatch, capfd):
     """
     monkeypatch.setattr(pallas_tpu, "default_blocks", lambda *_: (7, 8))
     mode = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
-    pallas_base.check(
+    pallas_backend.check(
         "pallas_tpu",
         Spec("simulated", 13, K=0, V=72, dtype="float32", documents="borders", chunk=7),
         mode=mode,
@@ -188,4 +188,4 @@ def test_blocks_fit_into_vmem_and_waste_little():
 
 
 def test_gates_in_float32_stay_so():
-    pallas_base.check_float32_gates("pallas_tpu")
+    pallas_backend.check_float32_gates("pallas_tpu")

@@ -14,7 +14,7 @@ from benchmarks import aot_tpu
 from benchmarks.aot_tpu import CHIPS, MLSTM_HEADS, SLSTM_HEADS
 from pallas_kernels import MLSTMState, mlstm
 from pallas_kernels.mlstm.pallas_tpu_forward import VMEM_LIMIT
-from tests.kernels import specs
+from pallas_kernels.testing import specs
 
 pytestmark = [
     pytest.mark.skipif(

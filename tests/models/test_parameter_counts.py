@@ -57,8 +57,8 @@ def xlstm(dim: int, mlstm_blocks: int, slstm_blocks: int = 0) -> int:
 
 
 def xlstm_7b(dim: int = 4096, blocks: int = 32, heads: int = 8) -> int:
-    """2503.13427, figure 8: q and k of D/2, v, output gate and out of D; gates with bias; the norm of
-    the heads; a gated layer of 2.667 D, cut to a whole number and up to a multiple of 64.
+    """2503.13427, figure 8: q and k of D/2, v, output gate and out of D; gates with bias; the norm
+    of the heads; a gated layer of 2.667 D, cut to a whole number and up to a multiple of 64.
     """
     hidden = 64 * -(-int(2.667 * dim) // 64)
     cell = 2 * dim * dim // 2 + 3 * dim**2 + 2 * (dim * heads + heads) + dim

@@ -7,12 +7,17 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
-from xlstm_jax.models import ModelConfig
 from xlstm_jax.errors import UserError
-from xlstm_jax.models import build_model
+from xlstm_jax.models import ModelConfig, build_model
 
 MODEL = build_model(
-    ModelConfig(dim=16, num_blocks=2, vocab_size=23, blocks="slstm+mlp,mlstm", mixers={"slstm": {"num_heads": 2}, "mlstm": {"num_heads": 2}})
+    ModelConfig(
+        dim=16,
+        num_blocks=2,
+        vocab_size=23,
+        blocks="slstm+mlp,mlstm",
+        mixers={"slstm": {"num_heads": 2}, "mlstm": {"num_heads": 2}},
+    )
 )
 TOKENS = np.random.default_rng(0).integers(0, 23, (4, 8)).astype(np.int32)
 IDS = np.repeat([[0, 1], [3, 3], [2, -1], [0, 5]], 4, axis=1).astype(np.int32)

@@ -16,7 +16,6 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.run import evaluate_run
 from xlstm_jax.interop.convert import export_checkpoint
 from xlstm_jax.interop.opening import open_checkpoint
-from xlstm_jax.training import loop
 from xlstm_jax.runs.folder import (
     absolute,
     check_data,
@@ -26,6 +25,7 @@ from xlstm_jax.runs.folder import (
     write_config,
     write_data_record,
 )
+from xlstm_jax.training import loop
 
 
 def write_tokenizer(path: pathlib.Path, *more: str) -> str:

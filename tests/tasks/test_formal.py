@@ -87,6 +87,7 @@ def test_accuracy_is_scaled_between_chance_and_all_right(right, scaled):
         ({"task.formal.lengths": (9, 3)}, "task.formal.lengths is .*must not be the smaller"),
         ({"data.context_length": 30}, "data.context_length is 30, less than the longest sample"),
         ({"model.vocab_size": 2}, "model.vocab_size is 2; the language 'parity' has 3 tokens"),
+        ({"data.workers": 2}, "data.workers is 2, but the task 'formal' does not read it"),
         ({"data.tokenizer": "x.json"}, "data.tokenizer is 'x.json', but the task 'formal' does"),
         ({"task.formal.language": "latin"}, "task.formal.language is 'latin'; it must be one of"),
         ({"task.name": "formel"}, "task.name is 'formel'; it must be one of"),

@@ -2,6 +2,7 @@
 doesn't fit is a row and not a crash.
 """
 
+import dataclasses
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from xlstm_jax.config import MeshConfig, load
 from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import make_mesh
 from xlstm_jax.parallel.topology import absent_devices
-from xlstm_jax.training.aot import compile_step, needed_bytes
+from xlstm_jax.training.aot import StepReport, compile_step, needed_bytes
 
 pytest.importorskip("libtpu", reason="the TPU compiler is in the extra dev")
 
@@ -104,3 +105,23 @@ def test_the_compilers_numbers_are_read():
     )
     assert needed_bytes(message) == 540.97 * 2**30
     assert needed_bytes("INVALID_ARGUMENT: something else") is None
+
+
+def test_kernels_that_only_a_gpu_can_make_are_not_vouched_for():
+    """Attention by cuDNN: the program holds its calls, and the GPU that loads it makes the rest."""
+    known = {"topology": "h100:1x1x8", "devices": 8, "fits": True, "memory": 80e9, "flops": 1e15}
+    report = StepReport(
+        **known,
+        seconds=1.0,
+        accumulation_steps=1,
+        arguments=1,
+        temporaries=1,
+        peak=2,
+        collectives={},
+        kernels={"cudnn": 72},
+    )
+    printed = "\n".join(report.lines())
+    assert "kernels per device and step: cudnn x 72\n  cudnn's are made by the GPU that" in printed
+    assert all(len(line) <= 100 for line in printed.splitlines())
+    without = dataclasses.replace(report, kernels={"pallas_gpu": 3})
+    assert not any("made by the GPU" in line for line in without.lines())

@@ -9,9 +9,9 @@ import pytest
 from xlstm_jax.data import shards
 from xlstm_jax.data.tokenizer import ByteTokenizer
 from xlstm_jax.errors import UserError
+from xlstm_jax.runs.folder import find_run
 from xlstm_jax.training import loop
 from xlstm_jax.training.metrics import read_records
-from xlstm_jax.runs.folder import find_run
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ import pytest
 import train as train_command
 from tests.training.board import board_events
 from tests.training.conftest import ROOT
+from xlstm_jax.runs.folder import find_run
 from xlstm_jax.training import loop, metrics, outlets
 from xlstm_jax.training.metrics import MetricsWriter, read_records
 from xlstm_jax.training.outlets import AppendedFile, Outlet, replace_file
-from xlstm_jax.runs.folder import find_run
 
 
 @contextlib.contextmanager

@@ -105,6 +105,7 @@ def test_a_backend_for_another_device_is_the_users_mistake(mixer):
     model = dataclasses.replace(MODEL, mixers=MODEL.mixers.copy({mixer: of_mixer}))
     with pytest.raises(
         UserError,
-        match=f"config key model.{mixer}.backend is 'pallas_tpu', which can't be used here: .*it needs a TPU",
+        match=f"config key model.{mixer}.backend is 'pallas_tpu', which can't be used here: .*"
+        "it needs a TPU",
     ):
         lowered_step("cpu", "cpu", model)

@@ -13,11 +13,11 @@ import pytest
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.run import evaluate_run
 from xlstm_jax.models import build_model
-from xlstm_jax.training import loop, report, starting
 from xlstm_jax.runs.checkpoints import read_params
-from xlstm_jax.training.metrics import read_records
 from xlstm_jax.runs.folder import find_run
 from xlstm_jax.runs.params import language_model_params
+from xlstm_jax.training import loop, report, starting
+from xlstm_jax.training.metrics import read_records
 
 
 def losses(workdir, split="train"):

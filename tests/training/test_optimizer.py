@@ -10,8 +10,8 @@ import pytest
 from xlstm_jax.config import ModelConfig, OptimizerConfig
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import build_model
-from xlstm_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
 from xlstm_jax.runs.params import language_model_params
+from xlstm_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
 
 
 def rates(steps, at, **keys):

@@ -6,38 +6,20 @@ products, convolutions and cells count; norms, skips and the embedding look-up d
 vocabulary projection does. A multiply-add is two FLOPs.
 """
 
+from pallas_kernels.chips import chip_of
 from xlstm_jax.models.config import ModelConfig
-
-# Dense bfloat16 FLOP/s of one device, by the beginning of jax's `device_kind`; the manufacturers'
-# data sheets. The longest beginning wins. GPU numbers are those without sparsity.
-PEAK_FLOPS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,  # v5e
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,  # v5p names itself so
-    "TPU v6 lite": 918e12,  # v6e
-    "TPU v6e": 918e12,
-}
-UNKNOWN_TPUS = ("TPU v4 lite", "TPU v4i")  # inference chips that share a beginning with a known one
 
 
 def peak_flops(device_kind: str) -> float | None:
     """Dense bfloat16 FLOP/s of a device; None for a chip that is not in the table, a CPU for
     example.
     """
-    known = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
-    if not known or device_kind.startswith(UNKNOWN_TPUS):
-        return None
-    return PEAK_FLOPS[max(known, key=len)]
+    chip = chip_of(device_kind)
+    return chip and chip.flops
 
 
 def training_flops_per_token(config: ModelConfig, context_length: int) -> float:
-    """Forward and backward, of a token in a sample of so many."""
+    """Of the forward and the backward pass, for one token of a sample of `context_length`."""
     forward = 2 * config.dim * config.vocab_size
     for name in (name for block in config.layout for name in block):
         mixer, section = config.of(name)

@@ -10,13 +10,18 @@ from collections.abc import Iterator, Mapping
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
-# Targets of custom calls that are this project's kernels, and the backend that makes them.
+# Targets of custom calls that are a backend's kernels, and the backend that makes them.
 KERNELS = {
     "tpu_custom_call": "pallas_tpu",
     "mosaic_gpu": "pallas_gpu",  # jax 0.11
     "mosaic_gpu_v2": "pallas_gpu",  # jax 0.12
     "__gpu$xla.gpu.triton": "pallas_triton",
+    "__cudnn$fmhaSoftmax": "cudnn",
+    "__cudnn$fmhaSoftmaxBackward": "cudnn",
 }
+# Of these backends a compiled program only holds the calls: the GPU that loads it makes the kernels
+# and says how much memory they need besides.
+MADE_WHEN_LOADED = frozenset({"cudnn"})
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(")
@@ -35,9 +40,9 @@ def collective_bytes(text: str) -> dict[str, int]:
     """Bytes of the results of all collectives of one run on one device, by kind; those that do not
     occur are left out.
 
-    Where the TPU compiler hides one behind other work it appears as a chain of instructions, each
-    with the whole result, some of them within loops that have nothing to do with it: a chain counts
-    once, as often as the least of them.
+    The TPU compiler may run a collective while other work is done. It then appears as a chain of
+    instructions, each with the whole result, some of them inside the loops of that other work. A
+    chain counts once, as often as the instruction of it that runs least often.
     """
     total: dict[str, int] = collections.defaultdict(int)
     chains: dict[tuple[str, ...], int] = {}
@@ -59,7 +64,7 @@ def collective_bytes(text: str) -> dict[str, int]:
 
 
 def kernel_calls(text: str) -> dict[str, int]:
-    """How often one run calls kernels of each Pallas backend."""
+    """How often one run calls the kernels of each backend that has some."""
     total: dict[str, int] = collections.defaultdict(int)
     for times, _, opcode, line in _instructions(text):
         target = _TARGET.search(line) if opcode == "custom-call" else None
@@ -75,7 +80,9 @@ def array_bytes(dtype: str, shape: str) -> int:
 
 
 def _result_bytes(result: str, *, started: bool) -> int:
-    """Of an asynchronous collective, whose result holds its operands too, the second half."""
+    """Bytes of an instruction's result. That of a collective which is `started` and finished apart
+    holds its operands first: the second half counts.
+    """
     sizes = [array_bytes(*array) for array in _ARRAY.findall(result) if array != ("u32", "")]
     return sum(sizes[len(sizes) // 2 :] if started else sizes)
 

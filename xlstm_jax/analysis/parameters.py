@@ -7,7 +7,7 @@ import jax
 
 
 def count_parameters(params: Any) -> int:
-    """Of a tree of arrays or shapes."""
+    """The number of entries in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 

@@ -27,7 +27,7 @@ class Tokens:
     """The tokens of one batch of text.
 
     Attributes:
-        ids: documents, each that ends here with an end-of-text token.
+        ids: of the documents; where one ends, an end-of-text token follows.
         parts: the text.
         lengths: how many ids each part has.
     """
@@ -37,20 +37,20 @@ class Tokens:
 
     @property
     def documents(self) -> int:
-        """How many end here."""
+        """How many documents end in this batch."""
         return sum(part.last for part in self.parts)
 
     @property
     def bytes(self) -> int:
-        """Of the text, as UTF-8."""
+        """Size of the text in UTF-8."""
         return sum(
             len(part.text) if part.text.isascii() else len(part.text.encode())
             for part in self.parts
         )
 
     def up_to_document_end(self, tokens: int) -> "Tokens | None":
-        """What there is up to the first document's end at which there are at least so many tokens;
-        None if there is none.
+        """The beginning that has at least so many tokens and ends with a document, as short as can
+        be; None where no document ends behind so many tokens.
         """
         stops = np.cumsum(self.lengths)
         for count, (part, stop) in enumerate(zip(self.parts, stops, strict=True), 1):

@@ -25,7 +25,7 @@ PATIENCE = 60.0  # seconds after which a connection that brings no byte is given
 # After so many attempts in a row that brought no byte a download is given up. The pauses between
 # them are 1, 2, 4, ... seconds.
 ATTEMPTS = 6
-WRONG = 2  # how often a whole file is fetched that then is not what the hub says
+WRONG = 2  # complete downloads that may differ from what the hub says, before it is given up
 TOKENIZER = "tokenizer.json"
 
 

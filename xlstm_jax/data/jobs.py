@@ -62,7 +62,7 @@ class Done:
 
     @property
     def tokens(self) -> int:
-        """Of the shard."""
+        """The shard's number of tokens."""
         return self.shard.tokens if self.shard else 0
 
 

@@ -151,8 +151,8 @@ def read_plan(output: pathlib.Path, split: str) -> Plan:
 def check_unchanged(
     plan: Plan, request: Request, layout: Layout, output: pathlib.Path, itemsize: int
 ) -> None:
-    """That a local source is what it was when the plan was made; the finished jobs' files by their
-    content where it is not certain that nobody wrote to them.
+    """Checks that a local source is what it was when the plan was made; the finished jobs' files by
+    their content where it is not certain that nobody wrote to them.
 
     Raises:
         UserError: a file is new, gone or changed.
@@ -209,7 +209,7 @@ def check_still(manifest: Manifest, request: Request, layout: Layout, output: pa
 
 
 def sha256_of(path: pathlib.Path) -> str:
-    """Of a file's content."""
+    """The hash of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

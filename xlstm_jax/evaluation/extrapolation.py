@@ -15,7 +15,7 @@ import numpy as np
 from xlstm_jax.data.loader import Batch, TokenSource, eval_batches
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.scoring import token_scores
-from xlstm_jax.parallel import batch_sharding
+from xlstm_jax.parallel import batch_sharding, compute_dtype
 from xlstm_jax.tasks.perplexity import target_count
 from xlstm_jax.typing import Array, Float
 
@@ -30,9 +30,9 @@ class Curve:
 
     Attributes:
         context: tokens that are read before the states are dropped.
-        nats, tokens: float64 and int64 [W, S]: sums over stretch s of window w of the longest
-            context, for every context in the same places. Two curves can so be compared token by
-            token, whatever their contexts.
+        nats, tokens: float64 and int64 [W, S], sums over W windows in S stretches each. Windows are
+            those of the longest context for all curves, so that an entry of two curves is over the
+            same tokens, whatever their contexts.
         longest: tokens of those windows.
     """
 
@@ -50,7 +50,7 @@ class Curve:
         return math.exp(min(700.0, self.nats.sum() / self.tokens.sum()))
 
     def values(self) -> dict[str, Any]:
-        """For JSON; positions are those of the longest context's windows."""
+        """The numbers for JSON; positions are those of the longest context's windows."""
         return {
             "context": self.context,
             "perplexity": self.perplexity,
@@ -193,7 +193,8 @@ def extrapolate(
             source, batch_size, context, targets, reset_at_document=reset_at_document
         ):
             starts = (first_row + np.arange(batch_size)) * context
-            state = model.init_state(batch_size, cache_length=context)
+            dtype = compute_dtype(model.config.dtype)
+            state = model.init_state(batch_size, dtype, cache_length=context)
             for start in range(0, context, PIECE):
                 part = Batch(*(x[:, start : start + PIECE] for x in batch))
                 state, losses = _score_piece(

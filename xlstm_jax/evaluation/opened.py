@@ -158,7 +158,7 @@ class Evaluation:
 
     @functools.cached_property
     def scorer(self) -> Scorer:
-        """For suites of single texts."""
+        """What suites of single texts score with."""
         return Scorer(
             self.opened.model, self.opened.params, self.config.eval.batch_size, self.place
         )
@@ -171,7 +171,9 @@ class Evaluation:
 
     @property
     def contexts(self) -> tuple[int, ...]:
-        """Of extrapolation: what was asked for, or multiples of the context of training."""
+        """The contexts of extrapolation: what was asked for, or multiples of the context of
+        training.
+        """
         if self.options.contexts is not None:
             return with_trained(self.options.contexts, self.trained_at)
         targets = target_count(self.source, self.config.eval.max_tokens)
@@ -193,12 +195,12 @@ class Evaluation:
 
     @property
     def size(self) -> str:
-        """Of the paper's models, which stand beside this one."""
+        """The size of the paper's models whose numbers stand beside this one's."""
         return report.paper_size(self.config.model)
 
     def name_of(self, suite: str) -> str:
-        """Under which name results stand, so that those of several splits and texts stay beside
-        each other.
+        """The name under which results stand, chosen so that those of several splits and texts stay
+        beside each other.
         """
         return suite if self.label == "validation" else f"{suite}/{self.label}"
 

@@ -35,7 +35,7 @@ class Domain:
 
     @property
     def perplexity(self) -> float:
-        """Per token."""
+        """exp of the loss."""
         return math.exp(min(700.0, self.nats / self.tokens))
 
     @property
@@ -44,7 +44,7 @@ class Domain:
         return self.nats / math.log(2) / self.bytes
 
     def values(self) -> dict[str, float | int | str]:
-        """For JSON."""
+        """The numbers for JSON."""
         return {
             **dataclasses.asdict(self),
             "perplexity": self.perplexity,

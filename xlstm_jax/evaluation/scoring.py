@@ -17,8 +17,8 @@ HEAD_TOKENS = 128  # logits of so many tokens per row exist at once
 
 
 class Score(NamedTuple):
-    """Of a continuation: natural logarithm of its probability, and whether each token was the most
-    likely one.
+    """What a continuation gets: the natural logarithm of its probability, and whether each token
+    was the most likely one.
     """
 
     log_probability: float
@@ -49,8 +49,9 @@ class Scorer:
     def score(
         self, pairs: Sequence[Pair], on_scored: Callable[[int], object] = lambda count: None
     ) -> list[Score]:
-        """In the order of `pairs`. Contexts and continuations are batched by length and padded to
-        few lengths: few programs. `on_scored` is called with the number of pairs of each batch.
+        """A score for each pair, in their order. Contexts and continuations are batched by length
+        and padded to few lengths: few programs. `on_scored` is called with the number of pairs of
+        each batch.
 
         Raises:
             UserError: a pair has more tokens than the model has learned positions.

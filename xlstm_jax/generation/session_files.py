@@ -40,7 +40,7 @@ def save(
         MODEL: np.array(_text_of(model)),
         PARAMETERS: np.array(fingerprint(params, model.config)),
         ORIGIN: np.array(origin),
-        **{name: np.asarray(leaf) for name, leaf in _named(session)},
+        **{name: np.asarray(leaf).astype(_stored(leaf.dtype)) for name, leaf in _named(session)},
     }
     target = path.resolve()  # behind a link: the link stays
     unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
@@ -107,14 +107,21 @@ def restored(
     wanted = jax.eval_shape(lambda: empty_session(model, rows, room))
     for name, leaf in _named(wanted):
         found = arrays.get(name)
-        if not rows or found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
+        stored = _stored(leaf.dtype)
+        if not rows or found is None or (found.shape, found.dtype) != (leaf.shape, stored):
             raise UserError(
                 f"session file {str(path)!r} is damaged: {name} is missing, or has another shape "
-                f"or type than {leaf.dtype}{list(leaf.shape)}"
+                f"or type than {stored}{list(leaf.shape)}"
             )
     return jax.tree.unflatten(
-        jax.tree.structure(wanted), [jnp.asarray(arrays[name]) for name, _ in _named(wanted)]
+        jax.tree.structure(wanted),
+        [jnp.asarray(arrays[name], leaf.dtype) for name, leaf in _named(wanted)],
     )
+
+
+def _stored(dtype: Any) -> np.dtype:
+    """NumPy's files know no bfloat16; float32 holds its numbers."""
+    return np.dtype(np.float32) if dtype == jnp.bfloat16 else np.dtype(dtype)
 
 
 def _text_of(model: nn.Module) -> str:

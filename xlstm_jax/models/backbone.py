@@ -87,7 +87,7 @@ class Pattern(nn.Module):
         return x, states
 
 
-# What the backward pass finds of a block, besides its input; the rest it computes again.
+# What is kept of a block for the backward pass besides its input; the rest is computed again.
 REMAT_POLICIES = {
     "block": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # the projections' results

@@ -21,7 +21,7 @@ class ModelConfig:
     """A stack of residual blocks between an input and a head.
 
     The settings of a mixer are `model.NAME.key`; here `config.mlstm.num_heads`, given as
-    `ModelConfig(blocks="mlstm", mixers={"mlstm": {"num_heads": 2}})`.
+    `ModelConfig(blocks="7*mlstm,slstm+mlp", mixers=dict(mlstm=dict(num_heads=2)))`.
     """
 
     blocks: str = setting(
@@ -166,8 +166,8 @@ def check_model(config: ModelConfig, parts: Parts = Parts()) -> None:  # noqa: B
 
 
 def parse_blocks(text: str, num_blocks: int) -> tuple[tuple[str, ...], ...]:
-    """("mlstm",) * 7 + (("slstm", "mlp"),) for "7*mlstm,slstm+mlp" and 8 blocks; a shorter pattern
-    is repeated.
+    """The mixers' names, block by block: seven blocks of one and a block of two for
+    "7*mlstm,slstm+mlp" and 8 blocks; a shorter pattern is repeated.
 
     Raises:
         UserError: the text is no list of blocks, or does not give `num_blocks` of them.
@@ -178,7 +178,7 @@ def parse_blocks(text: str, num_blocks: int) -> tuple[tuple[str, ...], ...]:
         if not match or (match[1] and not int(match[1])):
             raise UserError(
                 f"config key model.blocks is {text!r}, of which {entry!r} is no block; write for "
-                'example "mlstm", "7*mlstm,slstm+mlp" or "attention+mlp"'
+                'example "7*mlstm,slstm+mlp" or "attention+mlp"'
             )
         block = tuple(name.strip() for name in match[2].split("+"))
         pattern += int(match[1] or 1) * [block]

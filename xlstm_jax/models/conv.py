@@ -60,11 +60,11 @@ def _conv_of_part(
     *,
     sequence_axis: str | None,
 ) -> tuple[Float[Array, "B T I"], Float[Array, "B W-1 I"]]:
-    """`causal_conv` of a device's part of the time: window and previous_segment are those of the
-    whole, before and after.
+    """`causal_conv` where each device has a part of the time. `window` and `previous_segment` are
+    those before the whole sequence, and the window that is returned is that after it.
 
-    Each device hands its last W-1 tokens to all others, so that padding can be looked through that
-    fills a whole part.
+    Each device sends its last W-1 tokens to all others and not to its neighbour alone: where a
+    device holds nothing but padding, the tokens that count are those of the device before it.
     """
     if sequence_axis is None:
         return causal_conv(x, kernel, bias, window, segment_ids, previous_segment)
@@ -107,7 +107,8 @@ def causal_conv(
     """y_t = bias + sum_w kernel_w x_{t-W+1+w} over the tokens of t's own document, and the last W-1
     inputs of the last document.
 
-    Padding (negative ids) is looked through: it enters no window, and its own output is 0.
+    Padding (negative ids) is treated as if it were not there: it enters no window, tokens before it
+    reach those behind it, and its own output is 0.
     `previous_segment` is the document that `window` belongs to; None or a negative id: that of the
     first token.
     """
@@ -140,7 +141,7 @@ def _without_padding(
     previous_segment: Int[Array, " B"] | None,
 ) -> tuple[Float[Array, "B W-1+T I"], Int[Array, "B W-1+T"], Int[Array, "B T"], Bool[Array, ""]]:
     """The window and all tokens, padding last, and their ids; then the order that the tokens were
-    brought to, and whether it is new.
+    brought to, and whether it differs from the old one.
     """
     padding = segment_ids < 0
     x = jnp.where(padding[..., None], 0, x)

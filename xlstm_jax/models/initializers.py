@@ -1,5 +1,4 @@
-"""Initial values of the parameters (paper.md of the references 1.4: the authors' released
-initialisation).
+"""Initial values of the parameters: those of the authors' released code.
 
 All make float32 unless told otherwise; those of JAX make float64 where 64 bits are enabled.
 """

@@ -1,11 +1,11 @@
-"""The layers that blocks are made of: projections, norms, the gated feed-forward layer.
+"""The layers that mixers are made of: projections, norms, soft caps, heads.
 
 Parameters are float32 and carry the names of their logical axes; products run in the dtype of their
 input.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +97,27 @@ def round_up(size: float, multiple: int = 64) -> int:
     return math.ceil(round(size / multiple, 9)) * multiple
 
 
+class Mapped(NamedTuple):
+    """The result of a block-diagonal map, and what it was made of.
+
+    What is linear in the value can be computed from x in one product with both maps' kernels, which
+    spares a pass over the value (`mlstm_cell.gates_of`). Whoever changes the value has a plain
+    array, which says nothing of x, so that nobody can compute from the value before the change.
+    """
+
+    value: Float[Array, "B T I"]
+    x: Float[Array, "B T I"]
+    kernel: Float[Array, "N i o"]
+
+    def then(self, kernel: Float[Array, "I F"]) -> Float[Array, "I F"]:
+        """The kernel of this map and another one after it, as one map of x."""
+        blocks = kernel.reshape(*self.kernel.shape[:2], -1)
+        highest = jax.lax.Precision.HIGHEST
+        return jnp.einsum("nio,nof->nif", self.kernel, blocks, precision=highest).reshape(
+            kernel.shape
+        )
+
+
 class BlockDiagonalProjection(nn.Module):
     """A linear map I -> I whose matrix is block-diagonal; bias-free (paper, figure 11: block size 4
     for q, k, v).
@@ -116,8 +137,8 @@ class BlockDiagonalProjection(nn.Module):
         init = nn.with_logical_partitioning(self.init, ("inner", "block_in", "block_out"))
         self.kernel = self.param("kernel", init, shape)
 
-    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T I"]:
-        return block_diagonal_product(x, self.kernel)
+    def __call__(self, x: Float[Array, "B T I"]) -> Mapped:
+        return Mapped(block_diagonal_product(x, self.kernel), x, self.kernel)
 
 
 def normalize(x: Float[Array, "... D"], eps: float, *, center: bool) -> Float[Array, "... D"]:
@@ -179,17 +200,16 @@ class HeadNorm(nn.Module):
         return scale_channels(y, scale).astype(h.dtype)
 
 
-def record_gates(
-    module: nn.Module, kind: str, i: Float[Array, "..."], f: Float[Array, "..."]
-) -> None:
-    """Notes a block's mean gates in the collection "statistics", for callers that make it mutable;
+def record_gates(module: nn.Module, i: Float[Array, "..."], f: Float[Array, "..."]) -> None:
+    """Notes a mixer's mean gates in the collection "statistics", for callers that make it mutable;
     else nothing is computed.
 
     The pre-activation of the input gate, how much it spreads, and the share that the forget gate
-    keeps.
+    keeps, under the name of the mixer's class: "mlstm_forget_gate".
     """
     if module.is_initializing():  # every collection is mutable then
         return
+    kind = type(module).__name__.lower()
     for name, value in (
         ("input_gate", jnp.mean(i)),
         ("input_gate_std", jnp.std(i)),

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from pallas_kernels import MLSTMState
@@ -11,9 +12,9 @@ from pallas_kernels.mlstm.api import BACKENDS
 from xlstm_jax.errors import UserError, backend_of
 from xlstm_jax.models.cpu_forms import gate_preactivations
 from xlstm_jax.models.initializers import Initializer, head_linspace, shifted_normal, zeros
-from xlstm_jax.models.layers import record_gates, soft_cap, split_heads
+from xlstm_jax.models.layers import Mapped, record_gates, soft_cap, split_heads
 from xlstm_jax.models.mixer import Segments
-from xlstm_jax.parallel import mlstm
+from xlstm_jax.parallel.kernels import mlstm
 from xlstm_jax.settings import setting
 from xlstm_jax.typing import Array, Float, HeadActivations
 
@@ -24,7 +25,7 @@ CHUNK_LENGTH = 64  # at which FLOPs are counted
 class MLSTMCellConfig:
     """Settings of the matrix memory and its gates."""
 
-    num_heads: int = setting(4, "H", at_least=1)
+    num_heads: int = setting(4, "H, number of heads", at_least=1)
     input_gate: str = setting(
         "exponential",
         'or "sigmoid": mLSTMsig of TFLA, without a normaliser',
@@ -45,7 +46,7 @@ class MLSTMCellConfig:
         may_change=True,
     )
     chunk_size: int | None = setting(
-        None, "L; unset leaves it to the backend", at_least=1, may_change=True
+        None, "L, chunk length; unset leaves it to the backend", at_least=1, may_change=True
     )
 
 
@@ -80,14 +81,16 @@ def check_cell(settings: MLSTMCellConfig, name: str) -> None:
 
 
 def gates_of(
-    module: nn.Module, settings: MLSTMCellConfig, *inputs: Float[Array, "B T _"]
+    module: nn.Module, settings: MLSTMCellConfig, *inputs: Mapped | Float[Array, "B T _"]
 ) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
     """Pre-activations of input gate and forget gate, linear in the inputs, float32 or better.
 
     Makes the parameters `input_gate` and `forget_gate` of the module that calls it; the rows of
-    their kernels are those of the inputs, one below the other.
+    their kernels are those of the inputs, one below the other. Inputs that were mapped from the
+    same x give one product with x.
     """
-    heads, size = settings.num_heads, sum(x.shape[-1] for x in inputs)
+    sizes = [value_of(x).shape[-1] for x in inputs]
+    heads, size = settings.num_heads, sum(sizes)
     input_bias = shifted_normal(settings.input_gate_bias, settings.input_gate_bias_std)
     forget_bias = head_linspace(*settings.forget_gate_bias)
     of_input = Gate(heads, input_bias, name="input_gate", parent=module)(size)
@@ -95,25 +98,35 @@ def gates_of(
     kernel, bias = (
         jnp.concatenate(parts, axis=-1) for parts in zip(of_input, of_forget, strict=True)
     )
-    cuts = [sum(x.shape[-1] for x in inputs[:number]) for number in range(1, len(inputs))]
-    gates = gate_preactivations(list(inputs), jnp.split(kernel, cuts), bias)
+    products: dict[int, tuple[Array, Array]] = {}  # by the identity of x
+    for given, rows in zip(inputs, jnp.split(kernel, np.cumsum(sizes)[:-1]), strict=True):
+        x, rows = (given.x, given.then(rows)) if isinstance(given, Mapped) else (given, rows)
+        before = products.get(id(x))
+        products[id(x)] = (x, rows if before is None else before[1] + rows)
+    xs, kernels = zip(*products.values(), strict=True)
+    gates = gate_preactivations(list(xs), list(kernels), bias)
     i, f = jnp.split(gates, 2, axis=-1)
-    record_gates(module, "mlstm", i, f)
+    record_gates(module, i, f)
     return i, f
+
+
+def value_of(x: Mapped | Array) -> Array:
+    """The array itself."""
+    return x.value if isinstance(x, Mapped) else x
 
 
 def matrix_memory(
     settings: MLSTMCellConfig,
-    q: Float[Array, "B T H*K"],
-    k: Float[Array, "B T H*K"],
-    v: Float[Array, "B T H*V"],
+    q: Mapped | Float[Array, "B T H*K"],
+    k: Mapped | Float[Array, "B T H*K"],
+    v: Mapped | Float[Array, "B T H*V"],
     gates: tuple[Float[Array, "B T H"], Float[Array, "B T H"]],
     state: MLSTMState | None,
     segments: Segments,
     name: str,
 ) -> tuple[HeadActivations, MLSTMState]:
     """`mlstm` with neighbouring channels as heads; `settings` are those of the mixer `name`."""
-    heads = (split_heads(x, settings.num_heads) for x in (q, k, v))
+    heads = [split_heads(value_of(x), settings.num_heads) for x in (q, k, v)]
     i, f = (soft_cap(gate, settings.gate_soft_cap) for gate in gates)
     with backend_of(f"model.{name}.backend", settings.backend):
         return mlstm(
@@ -127,7 +140,7 @@ def matrix_memory(
             chunk_size=settings.chunk_size,
             eps=settings.eps,
             # one token is always the decode step
-            backend=settings.backend if q.shape[1] > 1 else None,
+            backend=settings.backend if heads[0].shape[1] > 1 else None,
         )
 
 

@@ -14,7 +14,7 @@ from xlstm_jax.typing import Array, Float, SegmentIds
 
 
 class SequenceModel(nn.Module):
-    """For real-valued input: time series, images row by row, features of tokens.
+    """A model of real-valued input: time series, images row by row, features of tokens.
 
     Attributes:
         outputs: size of the output vectors.

@@ -38,7 +38,9 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its parameters and states: "block_3", or "blocks_4_to_9" where they are stacked."""
+        """The name of its parameters and states: "block_3", or "blocks_4_to_9" where they are
+        stacked.
+        """
         if self.repeats == 1:
             return block_name(self.start)
         return f"blocks_{self.start}_to_{self.start + self.repeats * len(self.pattern) - 1}"
@@ -135,8 +137,9 @@ def _one_by_one(layout: tuple[Block, ...]) -> tuple[Run, ...]:
 def _runs(layout: tuple[Block, ...]) -> tuple[Run, ...]:
     """The stack as patterns that repeat, chosen so that as few blocks as possible are compiled.
 
-    Equal neighbours make a run; so do the three pairs of [7:1]'s sLSTM blocks 3, 5, 7: its 13 runs
-    of equal blocks become 5 of 7 blocks.
+    Equal neighbours make a run, and so does a pattern of several blocks that repeats. Of the
+    paper's 48 blocks of xLSTM[7:1], the equal neighbours alone are 13 runs, each with a block to
+    compile; as some of them repeat as a pattern, 5 runs with 7 blocks to compile are enough.
     """
     # from each block to the end: (blocks compiled, number of runs, the runs)
     best: list[tuple[int, int, tuple[Run, ...]]] = [(0, 0, ())]

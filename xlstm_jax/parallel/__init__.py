@@ -1,5 +1,5 @@
 """The only place in xlstm_jax that knows about devices: the mesh, the logical-axis rules, the
-compute dtype.
+compute dtype. `parallel.kernels` has the kernels, each device with its own part.
 """
 
 from xlstm_jax.parallel.axes import LOGICAL_AXIS_RULES, constrain, gathered, num_shards
@@ -8,7 +8,7 @@ from xlstm_jax.parallel.devices import (
     num_devices,
     platform,
 )
-from xlstm_jax.parallel.functions import attention, mlstm, on_own_part, slstm
+from xlstm_jax.parallel.kernels import on_own_part
 from xlstm_jax.parallel.mesh import (
     batch_sharding,
     check_length,
@@ -31,7 +31,6 @@ from xlstm_jax.parallel.shardings import check_spread, parameter_shardings
 
 __all__ = [
     "LOGICAL_AXIS_RULES",
-    "attention",
     "batch_sharding",
     "check_length",
     "check_same_everywhere",
@@ -45,7 +44,6 @@ __all__ = [
     "is_first_process",
     "make_mesh",
     "mesh_in_context",
-    "mlstm",
     "num_devices",
     "num_shards",
     "of_rank",
@@ -55,6 +53,5 @@ __all__ = [
     "platform",
     "put_batch",
     "replicated",
-    "slstm",
     "start_processes",
 ]

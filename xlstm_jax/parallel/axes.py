@@ -22,7 +22,7 @@ LOGICAL_AXIS_RULES = {
     "batch": ("data", "fsdp"),
     "time": ("sequence",),
     "channels": (),  # of the residual stream
-    # of parameters; those that end in a mesh axis other than fsdp name activations' axes too
+    # of parameters; inner, ffn, vocab and heads are axes of activations too
     "embed": ("fsdp",),
     "inner": ("tensor",),
     "ffn": ("tensor",),
@@ -109,9 +109,10 @@ def gathered(parameter: Array, *names: str | None) -> Array:
     """A parameter as a product needs it: whole along the axis fsdp, spread over the others as
     before.
 
-    For those whose use does not tell: a lookup, an elementwise product. The kernel of a projection
-    is better left alone: the compiler gathers it for each product, forward and back, where this
-    would keep the gathered kernels of all blocks for the way back.
+    For lookups and elementwise products, of which the compiler can't infer that it has to gather.
+    Leave the kernel of a projection alone: the compiler gathers it for each product, in the forward
+    and again in the backward pass. Gathered by this function, the whole kernels of all blocks would
+    be kept in memory from one pass to the other.
     """
     mesh = mesh_in_trace()
     return constrain(

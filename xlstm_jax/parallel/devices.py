@@ -1,4 +1,4 @@
-"""What the device that a program is lowered for decides."""
+"""What depends on the device that a program is compiled for: its name, the compute dtype."""
 
 import math
 

@@ -30,10 +30,11 @@ def start_processes(heartbeat_seconds: int, environment: Mapping[str, str] = os.
 
     JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0) are
     enough anywhere. Under srun and mpirun, on GKE and TPU pods jax finds the rest by itself; where
-    nothing in the environment tells the number, JAX_NUM_PROCESSES=auto asks for that. Within
-    `heartbeat_seconds` of a process' death the runtime has ended all others. It gets three quarters
-    of them as its own limit, which begins at the dead process' last heartbeat; telling the others
-    and ending them takes it the rest.
+    nothing in the environment tells the number, JAX_NUM_PROCESSES=auto asks for that.
+
+    Within `heartbeat_seconds` of a process' death all others are ended. jax's own time-out, which
+    counts from the dead process' last heartbeat, is three quarters of that; the rest is what its
+    runtime takes to tell the others and to shut them down.
 
     Raises:
         UserError: the variables contradict each other or the other processes can't be reached.

@@ -10,18 +10,15 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
+from pallas_kernels.chips import CHIPS
 from xlstm_jax.errors import UserError
 from xlstm_jax.installation import install
 
-# Memory of one device in bytes; the manufacturers' data sheets. What a program may use of it is
-# less.
+# Memory of one device in bytes, of the chips that programs can be compiled for.
 HBM_BYTES = {
-    "v5e": 16 * 2**30,
-    "v5p": 95 * 2**30,
-    "v6e": 32 * 2**30,
-    "a100": 80e9,
-    "h100": 80e9,
-    "h200": 141e9,
+    chip.name: chip.memory
+    for chip in CHIPS.values()
+    if chip.name in ("v5e", "v5p", "v6e", "a100", "h100", "h200")
 }
 TPUS = ("v5e", "v5p", "v6e")
 EXAMPLES = "v5p:4x4x4, v5e:16x16, v5e:16x16x2slices, h100:1x4x8 (slices x hosts x GPUs per host)"

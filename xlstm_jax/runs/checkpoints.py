@@ -93,7 +93,7 @@ class Checkpoints:
                     raise
 
     def latest_step(self) -> int | None:
-        """Of the newest checkpoint; None where there is none."""
+        """The step of the newest checkpoint; None where there is none."""
         return self._manager.latest_step()
 
     def due(self, step: int) -> bool:

@@ -89,7 +89,9 @@ def _has_loss(file: pathlib.Path) -> bool:
 
 
 def _has_metadata(file: pathlib.Path) -> bool:
-    """Whether Orbax goes on with a checkpoint's metadata; it does without, or with broken JSON."""
+    """Whether Orbax can list a checkpoint with this file of metadata: it can where the file is
+    missing or is no JSON, but not where it is JSON and no object.
+    """
     try:
         return isinstance(json.loads(file.read_bytes()), dict)
     except (OSError, ValueError):

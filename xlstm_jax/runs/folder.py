@@ -100,7 +100,7 @@ class RunFolder:
 
 
 def find_run(root: str | pathlib.Path) -> RunFolder:
-    """A run that exists."""
+    """The folder of a run, by its path; whether it is one is not looked at."""
     refuse_address("the folder of the run", str(root))
     return RunFolder(pathlib.Path(root).expanduser().resolve())
 
@@ -154,7 +154,7 @@ def has_checkpoint(folder: RunFolder) -> bool:
 
 def write_config(folder: RunFolder, config: Config) -> None:
     """Makes the folder the run's own: its configuration, paths being absolute, and its tokenizer.
-    Done when all else is known to be good: a mistake mended later needs no other folder.
+    To be called after all checks, so that a call with a mistake leaves no run behind.
 
     Raises:
         UserError: the folder can't be made or written to.
@@ -175,7 +175,7 @@ def write_config(folder: RunFolder, config: Config) -> None:
 
 
 def _write_whole(path: pathlib.Path, content: bytes) -> None:
-    """At once: a killed run leaves no half of a file."""
+    """Writes a file that a killed run leaves whole or not at all."""
     unfinished = path.with_name(f"{path.name}.tmp")
     unfinished.write_bytes(content)
     unfinished.replace(path)
@@ -242,7 +242,7 @@ def absolute(config: Config) -> Config:
 
 
 def _absolute(paths: str) -> str:
-    """Of a path, or of each part of a mixture."""
+    """The absolute form of a path, or of each path of a mixture."""
     parts = [
         (name if name in NO_PLACES else str(pathlib.Path(name).absolute()), weight)
         for name, weight in parse_mixture(paths)

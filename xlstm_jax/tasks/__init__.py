@@ -39,7 +39,6 @@ GENERAL = frozenset(
         "data.context_length",
         "data.batch_size",
         "data.seed",
-        "data.workers",
         "eval.every",
         "eval.batch_size",
     }

@@ -9,7 +9,7 @@ from xlstm_jax.settings import setting
 class EvalConfig:
     """Evaluation on the held-out data."""
 
-    every: int = setting(1000, "steps; the end of training is always evaluated", at_least=1)
+    every: int = setting(1000, "steps between evaluations; the last step is always one", at_least=1)
     batch_size: int = setting(8, "samples of a batch", at_least=1)
     context_length: int | None = setting(
         None, "tokens per window; unset: that of training", at_least=1

@@ -55,8 +55,8 @@ def projected_cross_entropy_sum(
 
 
 def vocabulary_parts(logits: int, devices: int) -> int:
-    """In how many parts the vocabulary is taken when a step has that many logits, evenly spread
-    over the devices; a power of two.
+    """The number of parts that the vocabulary is taken in when a step has that many logits, evenly
+    spread over the devices; a power of two.
     """
     return 2 ** max(0, math.ceil(math.log2(4 * logits / devices / LOGITS_BYTES)))
 

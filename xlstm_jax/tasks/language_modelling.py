@@ -75,7 +75,7 @@ class LanguageModelling(Task):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """That of the text."""
+        """The tokenizer of the text."""
         return self.source.tokenizer
 
     @property

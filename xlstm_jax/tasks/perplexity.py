@@ -44,17 +44,17 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """Per token."""
+        """exp of the loss."""
         return math.exp(min(self.loss, 700.0))  # a float64 ends at exp(709)
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Comparable between tokenizers."""
+        """The loss over the bytes of the text, which compares between tokenizers."""
         return self.nats / math.log(2) / self.text_bytes if self.text_bytes else None
 
     def line(self, gzip_bits_per_byte: float | None = None) -> str:
-        """For the terminal: "loss 1.301 nats, 1.877 bits per byte (gzip -9: 2.08)"; the perplexity
-        where bytes are unknown.
+        """The line for the terminal: "loss 1.301 nats, 1.877 bits per byte (gzip -9: 2.08)"; the
+        perplexity where bytes are unknown.
         """
         if self.bits_per_byte is None:
             return f"loss {self.loss:.3f} nats, perplexity {self.perplexity:.2f}"
@@ -62,7 +62,7 @@ class Perplexity:
         return f"loss {self.loss:.3f} nats, {self.bits_per_byte:.3f} bits per byte{gzip_part}"
 
     def values(self) -> dict[str, float | int | None]:
-        """For metrics.jsonl."""
+        """The numbers for metrics.jsonl."""
         return {
             "loss": self.loss,
             "perplexity": self.perplexity,

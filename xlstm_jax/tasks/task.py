@@ -1,4 +1,4 @@
-"""What a task is: samples, a model with its own input and head, a loss, and what is told of it.
+"""What a task is: samples, a model with its own input and head, a loss and other means.
 
 The trainer and the evaluator know nothing else of what is learned. They ask for batches, compute
 `sums` of them, add these over micro-batches, devices and batches, and divide once.
@@ -104,11 +104,14 @@ class Task(abc.ABC):
         return {name: total / weight for name, (total, weight) in totals.items() if weight}
 
     def line(self, summary: Mapping[str, float]) -> str:
-        """The summary in one line."""
-        return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in summary.items())
+        """The summary in one line, the loss first: what comes from the device is sorted by name."""
+        names = sorted(summary, key=lambda name: name != "loss")
+        return ", ".join(f"{name.replace('_', ' ')} {summary[name]:.4f}" for name in names)
 
     def batches(self, start: int, rows: Sequence[int]) -> Iterator[Batch]:
-        """These rows of the batches from step `start` on, read ahead."""
+        """These rows of the batches from step `start` on, made ahead by one thread of this process:
+        a task that also reads `data.workers` has its own form of this.
+        """
         steps = grain.MapDataset.range(start, np.iinfo(np.int32).max)
         batches = steps.map(lambda step: self.batch(self.data.seed, step, rows))
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
@@ -120,7 +123,7 @@ class Task(abc.ABC):
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """Of a task whose model writes text; None where it does not."""
+        """The tokenizer of a task whose model writes text; None where it does not."""
         return None
 
     def check(self) -> None:  # noqa: B027  (a task may have nothing to check)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from xlstm_jax.analysis.flops import training_flops_per_token
-from xlstm_jax.analysis.hlo import collective_bytes, kernel_calls
+from xlstm_jax.analysis.hlo import MADE_WHEN_LOADED, collective_bytes, kernel_calls
 from xlstm_jax.config import Config, task_of
 from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import batch_sharding, make_mesh, of_rank
@@ -39,8 +39,8 @@ class StepReport:
         needed: bytes that the compiler says it needs where the step does not fit.
         collectives: bytes of the results of one step's collectives on one device, by kind; None
             where they can't be read.
-        kernels: calls of Pallas kernels in one step on one device, by backend; everything else is
-            XLA's. None as above.
+        kernels: calls of kernels in one step on one device, by backend; everything else is XLA's.
+            None as above.
         unread: why they are None.
         flops: the model's, of one step on all devices.
     """
@@ -61,7 +61,7 @@ class StepReport:
     unread: str | None = None
 
     def lines(self) -> list[str]:
-        """For the terminal."""
+        """The report for the terminal."""
         verdict = "fits" if self.fits else "DOES NOT FIT"
         head = f"{self.topology}: {self.devices} devices of {_gigabytes(self.memory)}, {verdict}"
         work = (
@@ -82,7 +82,12 @@ class StepReport:
             head,
             memory,
             f"collectives per device and step: {moved or 'none'}",
-            f"kernels per device and step: {called or 'none, the cells run as XLA code'}",
+            f"kernels per device and step: {called or 'none, all of it runs as XLA code'}",
+            *(
+                f"  {name}'s are made by the GPU that loads the program: not checked here, and the "
+                "memory\n  that they work in is not counted above"
+                for name in sorted(MADE_WHEN_LOADED & self.kernels.keys())
+            ),
             work,
         ]
 
@@ -165,7 +170,7 @@ def _text_of(compiled: jax.stages.Compiled) -> tuple[str | None, str | None]:
 
 @contextlib.contextmanager
 def _stderr_dropped() -> Iterator[None]:
-    """What is written on file descriptor 2, by C++ too, is seen by nobody; errors are raised."""
+    """Drops what is written on stderr inside it, by C++ code too; exceptions are raised."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -215,10 +220,10 @@ def _gigabytes(size: float | None) -> str:
 
 def report_on(config: Config, topology: str, folder: str, name: str) -> None:
     """What `train.py --aot` does: compiles, prints and writes the report."""
-    try:  # before the minutes
+    try:  # before minutes of compiling
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir {folder!r} can't be made: {error.strerror}") from None
     report = compile_step(config, topology)
-    print(*report.lines(), sep="\n", flush=True)  # minutes of work, whatever the disk says
+    print(*report.lines(), sep="\n", flush=True)  # first: writing it may fail
     print(write_report(report, folder, name), flush=True)

@@ -30,8 +30,8 @@ def say(*lines: Any) -> None:
     """Prints lines in the first process. Training outlives its terminal: a full disk below the log,
     or a reader that is gone, is said on stderr once.
     """
-    if not is_first_process() or _nobody_reads:
-        return
+    if not lines or not is_first_process() or _nobody_reads:
+        return  # of no lines print would make an empty one
     with _stdout.caught():
         try:
             print(*lines, sep="\n", flush=True)
@@ -69,8 +69,8 @@ def console_line(
     seconds_left: float | None,
     devices: int = 1,
 ) -> str:
-    """One line for a step, of at most `WIDTH` columns; what is not known is left out, and so is,
-    where there is too little room, what metrics.jsonl has beside it.
+    """One line for a step, of at most `WIDTH` columns. Values that are not known are left out, and
+    where the line is too long, parts of it as `LEFT_OUT` says.
     """
     rate, mfu, skipped = (values.get(name) for name in ("tokens_per_second", "mfu", "skipped"))
     speed = None if rate is None else f"{rate:,.0f} tokens/s"

@@ -17,7 +17,7 @@ class GuardState(NamedTuple):
     """What the guard remembers.
 
     Attributes:
-        losses: the last accepted losses, each at its number modulo the window.
+        losses: the last W accepted losses, as a ring: the n-th one is at n modulo W.
         accepted: steps whose update was applied.
         skipped: steps whose update was not.
         in_a_row: of those, the ones since the last that was.

@@ -22,8 +22,8 @@ from tensorboardX.summary import Summary
 from xlstm_jax.errors import UserError
 from xlstm_jax.installation import install
 
-# A writer that fails slowly, such as a service that is asked for a minute, is tried again so much
-# later that a twentieth of the time goes there at most.
+# After a failure the next try waits 20 times as long as the failed one took: a service that does
+# not answer for a minute costs a twentieth of the time at most.
 WAIT_PER_SECOND_OF_FAILURE = 20
 
 

@@ -94,7 +94,7 @@ class Preemption:
         if self._asked != signal.SIGINT:
             self._asked = number
         if number == signal.SIGINT:
-            # not print: what was interrupted may be in the middle of one
+            # print would not do: the signal may have come in the middle of one
             interrupts.write_line(
                 "interrupted: this step is finished and saved; Ctrl-C again ends at once"
             )
@@ -124,7 +124,7 @@ class Preemption:
         while not self._closed.wait(1.0):
             try:
                 client.key_value_try_get(NOTICE)
-            except jax.errors.JaxRuntimeError:  # not there
+            except jax.errors.JaxRuntimeError:  # no process got a signal yet
                 continue
             interrupts.received(signal.SIGTERM)
             return

@@ -55,8 +55,8 @@ def abstract_state(
     config: TrainConfig,
     where: Mesh | Sharding | None = None,
 ) -> TrainState:
-    """The same for the whole state: what the optimizer keeps of a parameter lies where the
-    parameter does.
+    """Shapes, dtypes and shardings of the state before step 1; nothing is computed. What the
+    optimizer keeps of a parameter lies where the parameter does.
     """
     state = jax.eval_shape(lambda: init_state(task, model, optimizer, config))
     if not isinstance(where, Mesh):

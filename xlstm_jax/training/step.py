@@ -81,9 +81,9 @@ def make_train_step(
     is reused (donated).
 
     Metrics are device scalars: the means of the task's sums ("loss" among them), tokens (the weight
-    of the loss), grad_norm (before clipping), learning_rate (that the update has if it is applied),
-    param_norm and update_norm (after and of it), skipped (steps so far whose update was not) and
-    skipped_in_a_row (of those, up to this step).
+    of the loss), grad_norm (before clipping), learning_rate (of this step's update), update_norm
+    (of that update, 0 if it was not applied), param_norm (after it), skipped (steps so far whose
+    update was not applied) and skipped_in_a_row (how many of them are the last ones).
     """
 
     def sums(params, batch, key):

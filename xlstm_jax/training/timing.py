@@ -82,8 +82,8 @@ class WallTime:
         self._now = now
 
     def values(self) -> dict[str, float]:
-        """For an event: unix time of the first start, seconds per part, and goodput, the share of
-        training in all of it.
+        """The numbers of an event: unix time of the first start, seconds per part, and goodput, the
+        share of training in all of it.
         """
         self._settle("train")
         wall = max(self._now - self._started, 1e-9)

@@ -36,8 +36,8 @@ def intervals(
     """Percentile intervals of the P numbers that `refit` returns.
 
     Args:
-        refit: from the numbers of the drawn runs (some several times) to the fitted numbers. It
-            should start from the fit to all runs, which is near and makes it fast.
+        refit: from the numbers of the drawn runs (some several times; NaN: no fit) to the fitted
+            numbers. It should start from the fit to all runs, which is near and makes it fast.
         groups: numbers of runs that are drawn among themselves, so that each draw has as many of
             each group as there are: all runs in one group, or a group for each budget.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from xlstm_jax.analysis.scaling.isoflop import IsoFlopFit
 from xlstm_jax.analysis.scaling.parametric import ParametricFit
@@ -129,6 +129,9 @@ def short(count: float) -> str:
 
 def _plain_ticks(axis, values: np.ndarray) -> None:
     """Numbers as people write them, on a logarithmic axis of less than a decade."""
-    ticks = np.geomspace(values.min(), values.max(), 6)
-    axis.set_ticks(ticks, [f"{tick:.3g}" for tick in ticks])
-    axis.set_minor_locator(NullLocator())
+    least, greatest = values.min(), values.max()
+    if greatest < 10 * least:
+        ticks = MaxNLocator(6, min_n_ticks=3).tick_values(least, greatest)
+        ticks = ticks[(ticks > 0.9 * least) & (ticks < 1.1 * greatest)]
+        axis.set_ticks(ticks, [f"{tick:.6g}" for tick in ticks])
+        axis.set_minor_locator(NullLocator())

@@ -9,16 +9,17 @@ loss, Huber's loss, L-BFGS-B from every point of a grid of starts.
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from scipy import optimize, special
-from threadpoolctl import threadpool_limits
 
 from xlstm_jax.analysis.scaling.bootstrap import Interval, intervals
 from xlstm_jax.analysis.scaling.quality import Quality, quality_of
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import install
 
 # The starts of arXiv 2510.02228: of a = ln A, b = ln B, e = ln E and of the exponents.
 GRID: Mapping[str, Sequence[float]] = {
@@ -32,6 +33,9 @@ GRID: Mapping[str, Sequence[float]] = {
 NAMES = tuple(GRID)
 HUBER_DELTA = 1e-3  # of Hoffmann et al.; the fits that arXiv 2510.02228 prints take 0.1 or more
 POLISHED = 20  # of the best starts, followed to the end
+# How little a step of the minimiser has to gain, relatively, for it to stop: from a start of the
+# grid, in a refit whose digits nobody reads, and where only rounding ends it.
+ROUGH, FOR_INTERVALS, TO_THE_END = 1e-6, 1e-10, 1e-32
 
 
 class ParametricFit(NamedTuple):
@@ -100,7 +104,7 @@ def fit_parametric(
     )
     with _one_thread():
         rough = [
-            _minimise(np.array(start, float), data, huber_delta, outer_exponent, rough=True)
+            _minimise(np.array(start, float), data, huber_delta, outer_exponent, tolerance=ROUGH)
             for start in starts
         ]
         rough.sort(key=lambda fit: fit.objective)
@@ -109,6 +113,21 @@ def fit_parametric(
             for fit in _different(rough)
         ]
     return min(polished, key=lambda fit: fit.objective)
+
+
+def fit_from(
+    start: ParametricFit,
+    params: Float[np.ndarray, " R"],
+    tokens: Float[np.ndarray, " R"],
+    loss: Float[np.ndarray, " R"],
+    *,
+    outer_exponent: bool = True,
+    huber_delta: float = HUBER_DELTA,
+) -> ParametricFit:
+    """The minimum next to known coefficients: for runs that are nearly those of another fit."""
+    with _one_thread():
+        data = _logarithms(params, tokens, loss)
+        return _minimise(start.coefficients(), data, huber_delta, outer_exponent)
 
 
 def parametric_intervals(
@@ -128,7 +147,9 @@ def parametric_intervals(
 
     def refit(drawn: np.ndarray) -> np.ndarray:
         part = tuple(column[drawn] for column in data)
-        again = _minimise(fit.coefficients(), part, huber_delta, outer_exponent)
+        again = _minimise(
+            fit.coefficients(), part, huber_delta, outer_exponent, tolerance=FOR_INTERVALS
+        )
         return np.array([*again.coefficients(), again.irreducible])
 
     with _one_thread():
@@ -155,9 +176,13 @@ def _logarithms(params, tokens, loss) -> Logarithms:
     return tuple(np.log(column) for column in columns)
 
 
-def _one_thread() -> threadpool_limits:
+def _one_thread() -> AbstractContextManager:
     """The minimiser's matrices are 6 by 6: threads waiting for each other are 35 times the work."""
-    return threadpool_limits(1, "blas")
+    try:
+        import threadpoolctl
+    except ImportError:
+        raise UserError(f"fitting needs threadpoolctl: {install('analysis')}") from None
+    return threadpoolctl.threadpool_limits(1, "blas")
 
 
 def objective(
@@ -197,9 +222,11 @@ def _minimise(
     huber_delta: float,
     outer_exponent: bool,
     *,
-    rough: bool = False,
+    tolerance: float = TO_THE_END,
 ) -> ParametricFit:
-    """The minimum that L-BFGS-B reaches from one start; `rough` stops where little is gained."""
+    """The minimum that L-BFGS-B reaches from one start; it stops where a step gains relatively less
+    than `tolerance`.
+    """
     free = 6 if outer_exponent else 5
     # Residuals are some hundredths, so that the objective is tiny: the minimiser's tolerances, of
     # which one is absolute, need numbers near 1.
@@ -209,8 +236,13 @@ def _minimise(
         value, gradient = objective(np.concatenate([moved, start[free:]]), data, huber_delta)
         return scale * value, scale * gradient[:free]
 
-    options = {"maxiter": 200 if rough else 10_000, "maxfun": 100_000, "maxls": 200}
-    options |= {"ftol": 1e-6, "gtol": 1e-6} if rough else {"ftol": 1e-32, "gtol": 1e-32}
+    options = {
+        "ftol": tolerance,
+        "gtol": min(tolerance, 1e-6),
+        "maxiter": 200 if tolerance == ROUGH else 10_000,
+        "maxfun": 100_000,
+        "maxls": 200,
+    }
     with np.errstate(all="ignore"):
         found = optimize.minimize(
             function, start[:free], jac=True, method="L-BFGS-B", options=options

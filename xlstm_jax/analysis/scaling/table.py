@@ -76,7 +76,10 @@ def read_runs(
     place = pathlib.Path(path).expanduser()
     if place.is_dir():
         if count_params is None:
-            raise UserError(f"{path!r} is a folder, of whose model nothing counts the parameters")
+            raise UserError(
+                f"{path!r} is a folder, of whose model nothing counts the parameters; write a .csv "
+                f"or .jsonl file with {', '.join(NEEDED)}"
+            )
         return [_run_of_folder(place, count_params)]
     if not place.is_file():
         raise UserError(f"{path!r} does not exist; give a .csv or .jsonl file, or a run's folder")
@@ -91,10 +94,10 @@ def read_runs(
 
 
 def published_runs() -> dict[str, list[Run]]:
-    """The losses of arXiv 2510.02228 by family ("xLSTM", "Transformer"): DCLM, context 8,192,
-    models of 162M to 6.9B parameters, as its repository prints them.
+    """The losses that the repository of arXiv 2510.02228 prints, by family: "xLSTM", "Transformer".
 
-    Parameters are rounded to three digits, tokens too.
+    Of DCLM at context 8,192, models of 162M to 6.9B parameters. Parameters and tokens are rounded
+    to three digits.
     """
     return by_model(read_runs(str(pathlib.Path(__file__).with_name("published.csv"))))
 

@@ -16,7 +16,7 @@ from xlstm_jax.errors import UserError, backend_of
 from xlstm_jax.models.initializers import small_init, wang_init
 from xlstm_jax.models.layers import Projection, split_heads
 from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments
-from xlstm_jax.parallel import attention
+from xlstm_jax.parallel.kernels import attention
 from xlstm_jax.settings import setting
 from xlstm_jax.typing import Activations
 
@@ -25,7 +25,7 @@ from xlstm_jax.typing import Activations
 class AttentionConfig:
     """Settings of attention."""
 
-    num_heads: int = setting(4, "H, of the queries", at_least=1)
+    num_heads: int = setting(4, "H, number of heads of the queries", at_least=1)
     num_groups: int | None = setting(
         None, "G, heads of keys and values; unset: as many as queries", at_least=1
     )

@@ -16,7 +16,7 @@ from xlstm_jax.models.cpu_forms import silu
 from xlstm_jax.models.initializers import small_init, wang_init
 from xlstm_jax.models.layers import Projection, SplitProjection, round_up
 from xlstm_jax.models.mixer import Depth, Mixer, Parts, Segments
-from xlstm_jax.settings import setting
+from xlstm_jax.settings import differing, setting
 from xlstm_jax.typing import Activations
 
 ACTIVATIONS = {
@@ -32,7 +32,7 @@ class MLPConfig:
     """Settings of the feed-forward layer; the defaults are those behind the paper's sLSTM."""
 
     activation: str = setting("gelu", "of the gate, or of the only branch", choices=(*ACTIVATIONS,))
-    gated: bool = setting(True, "times a second projection")
+    gated: bool = setting(True, "the activation is multiplied by a second projection")
     factor: float | None = setting(1.3, "hidden dimension / D; or give hidden", above=0)
     hidden: int | None = setting(None, "F, hidden dimension", at_least=1)
     round_to: int = setting(
@@ -90,12 +90,18 @@ def flops(settings: MLPConfig, dim: int, context_length: int) -> float:
 
 
 def check(settings: MLPConfig, dim: int, parts: Parts) -> None:
-    """The hidden dimension is given once."""
+    """The hidden dimension is given once, and what computes it only where it is computed."""
     if (settings.hidden is None) == (settings.factor is None):
         raise UserError(
             f"config keys model.mlp.hidden {settings.hidden!r} and model.mlp.factor "
             f"{settings.factor!r}: give one of them and unset the other"
         )
+    for key in ("round_to", "whole_first") if settings.hidden is not None else ():
+        if key in differing(settings):
+            raise UserError(
+                f"config key model.mlp.{key} is {getattr(settings, key)!r}, but model.mlp.hidden "
+                f"{settings.hidden} is not rounded; leave it at its default"
+            )
 
 
 MIXER = Mixer(

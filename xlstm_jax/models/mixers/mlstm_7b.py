@@ -33,7 +33,7 @@ NAME = "mlstm_7b"
 class MLSTM7BConfig(MLSTMCellConfig):
     """Settings of the mLSTM of xLSTM 7B; the defaults are those of its code."""
 
-    num_heads: int = setting(8, "H", at_least=1)
+    num_heads: int = setting(8, "H, number of heads", at_least=1)
     qk_factor: float = setting(0.5, "query/key dimension / D", above=0)
     input_gate_bias: float = setting(-10.0, "mean of the input gate's initial bias")
     input_gate_bias_std: float = setting(0.0, "its standard deviation", at_least=0)

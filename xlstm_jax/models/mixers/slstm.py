@@ -27,7 +27,8 @@ from xlstm_jax.models.initializers import (
 )
 from xlstm_jax.models.layers import RESIDUAL_STREAM, HeadNorm, record_gates, split_heads
 from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments
-from xlstm_jax.parallel import constrain, slstm
+from xlstm_jax.parallel import constrain
+from xlstm_jax.parallel.kernels import slstm
 from xlstm_jax.settings import setting
 from xlstm_jax.typing import Activations, Array, Float, HeadActivations
 
@@ -39,7 +40,7 @@ KERNEL_AXES = ("gates", "heads", "head_dim", "head_dim_out")
 class SLSTMConfig:
     """Settings of the sLSTM."""
 
-    num_heads: int = setting(4, "H; a head's units see one another", at_least=1)
+    num_heads: int = setting(4, "H, number of heads; the memory mixes within a head", at_least=1)
     conv_width: int = setting(
         4, "taps of the causal convolution; 0 leaves it out, and its SiLU", at_least=0
     )
@@ -135,9 +136,7 @@ class SLSTM(nn.Module):
         )
         bias = self.param("bias", bias_init, (4, heads, head_dim))
         # without the recurrent part, which only the cell sees
-        record_gates(
-            self, "slstm", gates[:, :, INPUT] + bias[INPUT], gates[:, :, FORGET] + bias[FORGET]
-        )
+        record_gates(self, gates[:, :, INPUT] + bias[INPUT], gates[:, :, FORGET] + bias[FORGET])
         with backend_of("model.slstm.backend", settings.backend):
             h, cell = slstm(
                 gates,

@@ -58,9 +58,9 @@ def slstm(x, R, bias, c0, n0, h0, m0):
     for t in range(x.shape[1]):
         i, f, z, o = (x[:, t, g] + jnp.einsum("bhv,hvw->bhw", h, R[g]) + bias[g] for g in range(4))
         i, f = finite(i, -(2.0**18), 2.0**16), finite(f, -(2.0**18), 1e9)
-        log_f = log_sigmoid(f)
-        m_new = jax.lax.stop_gradient(jnp.where(n == 0, i, jnp.maximum(log_f + m, i)))
-        write, keep = jnp.exp(i - m_new), jnp.exp(jnp.minimum(log_f + m - m_new, 0))
+        log_f, empty = log_sigmoid(f), n == 0
+        m_new = jax.lax.stop_gradient(jnp.where(empty, i, jnp.maximum(log_f + m, i)))
+        write, keep = jnp.exp(i - m_new), jnp.exp(jnp.where(empty, -jnp.inf, log_f + m - m_new))
         c, n, m = keep * c + write * jnp.tanh(z), keep * n + write, m_new
         h = c / n / (1 + jnp.exp(-jnp.maximum(o, -700.0)))
         outputs.append(h)

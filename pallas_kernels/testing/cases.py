@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import MLSTMState, SLSTMState, mlstm, slstm
-from tests.kernels.reference import weighted
+from pallas_kernels.testing.reference import weighted
 
 B, H, K, V = 2, 2, 8, 12
 TIMES = (1, 7, 64, 100, 129, 257)

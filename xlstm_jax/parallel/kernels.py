@@ -51,7 +51,8 @@ def attention(
 
     heads, rows = ("batch", None, "heads", None), ("batch",)
     cache_axes = () if state is None else (heads, heads, rows)
-    # groups of heads come after the heads: where a mesh axis divides them it divides both
+    # The axis "heads" has the size H in q and G in k and v, which come later, so that G counts. A
+    # mesh axis that divides G divides H too.
     y, *after = on_own_part(
         part,
         *(q, k, v, segment_ids, previous_segment, *(state or ())),

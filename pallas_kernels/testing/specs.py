@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from tests.kernels import cases
+from pallas_kernels.testing import cases
 
 # Largest error of an array, relative to its largest entry, per type of the inputs. The one table
 # for all Pallas backends.

@@ -1,9 +1,9 @@
-"""The test base of the Pallas backends: a call of one of specs.py's cases against the float64
+"""The checks of the Pallas backends: a call of one of specs.py's cases against the float64
 reference.
 
-    pallas_base.check("pallas_tpu", spec)                                          # interpret=True
-    pallas_base.check("pallas_tpu", spec, mode=pltpu.InterpretParams(uninitialized_memory="nan",
-    detect_races=True))
+    pallas_backend.check("pallas_tpu", spec)  # interpret=True
+    simulator = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
+    pallas_backend.check("pallas_tpu", spec, mode=simulator)
 
 Forward, the gradients of all inputs and of the initial state, the last state and the gradients that
 flow through it, each array relative to its largest entry, with the tolerance of specs.TOLERANCE.
@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.interpret import interpreted
-from tests.kernels import cases, reference, specs
-from tests.kernels.specs import Spec
+from pallas_kernels.testing import cases, reference, specs
+from pallas_kernels.testing.specs import Spec
 
 
 def expected(spec: Spec, seed: int = 0, eps: float = 0.0) -> tuple[dict, list, list, list, dict]:

@@ -1,0 +1,66 @@
+"""`python -m xlstm_jax.analysis.scaling fit`: tables in, numbers, intervals and figures out."""
+
+import json
+
+import pytest
+
+from tests.analysis.scaling.synthetic import CHINCHILLA, isoflop_runs, runs
+from tests.analysis.scaling.test_parametric import SMALL
+from xlstm_jax.analysis.scaling import fitting
+from xlstm_jax.analysis.scaling.__main__ import main
+
+
+def call(*arguments) -> int:
+    return main(["scaling", *map(str, arguments)])
+
+
+def table(path, header, columns):
+    rows = [",".join(map(repr, map(float, row))) for row in zip(*columns, strict=True)]
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def test_fits_are_printed_and_written(tmp_path, monkeypatch, capsys):
+    settings = fitting.Settings
+    monkeypatch.setattr(
+        "xlstm_jax.analysis.scaling.__main__.Settings",
+        lambda **given: settings(huber_delta=1e-3, draws=10, grid=SMALL, **given),
+    )
+    losses = runs(CHINCHILLA, noise=0.002)
+    path = table(tmp_path / "runs.csv", "N,tokens,loss", losses)
+    output = tmp_path / "fits"
+    arguments = [path, "--columns=params=N", "--form=plain,line", f"--output={output}"]
+    assert call("fit", *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "42 runs; fitting plain, line" in printed and "R2 0.99" in printed
+    numbers = json.loads((output / "fits.json").read_text())["plain, "]["numbers"]
+    assert numbers["alpha"]["value"] == pytest.approx(0.34, rel=0.05)
+    low, high = numbers["alpha"]["interval"]
+    assert low < numbers["alpha"]["value"] < high
+    assert len(list(output.glob("*.png"))) == 2
+    budget, params, loss = isoflop_runs(noise=0.001)
+    path = table(tmp_path / "iso.csv", "budget,params,tokens,loss", (budget, params, params, loss))
+    assert call("fit", path, "--form=isoflop") == 0
+    assert "best at 6e+18" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "'' is no action"),
+        (["plan"], "'plan' is no action"),
+        (["fit"], "no runs are given"),
+        (["fit", "none.csv"], "does not exist"),
+        (["fit", "published", "--form=spline"], "--form has 'spline'"),
+        (["fit", "published", "--form=line", "--huber_delta=1"], "of no use with --form=line"),
+        (["fit", "published", "--huber_delta=-1"], "--huber_delta is '-1'"),
+        (["fit", "published", "--form=overtraining"], "--ratios is missing"),
+        (["fit", "published", "--form=overtraining", "--ratios=22"], "has no flops"),
+        (["fit", "published", "--form=isoflop"], "has no budget"),
+        (["fit", "published", "--columns=N"], "--columns has 'N'"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, arguments, message):
+    assert call(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
