@@ -70,5 +70,8 @@ def test_shards_prepared_anew_with_another_order_are_refused(tiny, mixture, tmp_
     shards.write_shards(
         tmp_path / "b", "train", ByteTokenizer(), ["b" * 299 + "c", *["b" * 300] * 2]
     )
+    with pytest.raises(UserError, match="have changed since the run began: 'train' differs"):
+        loop.train(tiny(mixture), tmp_path / "run")
+    (tmp_path / "run/data.json").unlink()  # the checkpoint knows it too
     with pytest.raises(UserError, match="data have changed since step 4"):
         loop.train(tiny(mixture), tmp_path / "run")
