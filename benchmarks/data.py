@@ -30,8 +30,9 @@ import tokenizers
 import zstandard
 
 from xlstm_jax import command_line
-from xlstm_jax.config import DataConfig, load
+from xlstm_jax.config import load
 from xlstm_jax.data import corpus, shards
+from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.loader import READ_AHEAD, open_split, train_batches
 from xlstm_jax.data.prepare import install_tokenizer, prepare_split
 

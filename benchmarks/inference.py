@@ -26,30 +26,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
-from xlstm_jax.config import ModelConfig
 from xlstm_jax.generation import GREEDY, decode, session
 from xlstm_jax.generation.decoding import row_keys
-from xlstm_jax.generation.weights import cast_weights, for_steps
+from xlstm_jax.generation.weights import cast_weights
 from xlstm_jax.interop import folders, large
 from xlstm_jax.interop.convert import import_params
-from xlstm_jax.models import build_model
-from xlstm_jax.training.state import init_params
+from xlstm_jax.models import LanguageModel, ModelConfig, build_model
 
 RESULT = pathlib.Path(__file__).parent / "results" / "inference.json"
-SEVEN_B = {
-    "block": "7b",
-    "ffn_factor": 2.667,
-    "input_gate_bias": -10.0,
-    "input_gate_bias_std": 0.0,
-    "gate_soft_cap": 15.0,
-    "logit_soft_cap": 30.0,
-    "norm_eps": 1e-6,
-}
+
+
+def seven_b(num_heads: int, **sizes: int) -> ModelConfig:
+    """A model of the blocks of xLSTM 7B."""
+    mixers = {
+        "mlstm_7b": {"num_heads": num_heads},
+        "mlp": {"activation": "silu", "whole_first": True, "factor": 2.667},
+    }
+    rest = {"norm": "rms", "norm_eps": 1e-6, "logit_soft_cap": 30.0}
+    return ModelConfig(blocks="mlstm_7b+mlp", mixers=mixers, **rest, **sizes)
+
+
 SIZES = {
-    "tiny": ModelConfig(vocab_size=300, dim=128, num_blocks=2, num_heads=2, **SEVEN_B),
-    "160m": ModelConfig(vocab_size=50304, dim=768, num_blocks=12, num_heads=4, **SEVEN_B),
-    "7b": ModelConfig(vocab_size=50304, dim=4096, num_blocks=32, num_heads=8, **SEVEN_B),
+    "tiny": seven_b(2, vocab_size=300, dim=128, num_blocks=2),
+    "160m": seven_b(4, vocab_size=50304, dim=768, num_blocks=12),
+    "7b": seven_b(8, vocab_size=50304, dim=4096, num_blocks=32),
 }
 PREFILL, TO_FIRST, DECODED, BATCHES = 2048, 512, 64, (1, 16)
 LAST, IN_TURN = 16_384, 16  # of --flat: the longest text, tokens of one turn
@@ -60,7 +62,6 @@ class Ours:
 
     def __init__(self, model: Any, params: Any):
         self.model, self.params = model, cast_weights(params, model.config)
-        self.for_steps = for_steps(self.model, self.params)
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         return np.asarray(
@@ -75,7 +76,8 @@ class Ours:
     def write(self, start: session.Session, count: int) -> tuple[session.Session, np.ndarray]:
         batch = len(start.position)
         after, tokens, _ = decode(
-            *self.for_steps,
+            self.model,
+            self.params,
             start,
             row_keys(range(batch)),
             jnp.zeros(batch, bool),
@@ -116,6 +118,12 @@ class Theirs:
         return output[:, tokens.shape[1] :].numpy()
 
 
+def initial_params(model: LanguageModel) -> Any:
+    """Freshly initialised parameters."""
+    init = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
+    return nn.meta.unbox(init())["params"]
+
+
 def both_sides(config: ModelConfig) -> tuple[Ours, Theirs | None]:
     """The same random weights on both sides; theirs is None without torch and transformers."""
     model = build_model(config)
@@ -123,7 +131,7 @@ def both_sides(config: ModelConfig) -> tuple[Ours, Theirs | None]:
         import torch
         from transformers import xLSTMConfig, xLSTMForCausalLM
     except ImportError:
-        return Ours(model, jax.jit(lambda: init_params(model, seed=0))()), None
+        return Ours(model, initial_params(model)), None
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     theirs = xLSTMForCausalLM(xLSTMConfig(**large.export_config(config))).eval()
@@ -255,7 +263,7 @@ def flat(size: str, last: int, rounds: int) -> None:
     """
     config = SIZES[size]
     model = build_model(config)
-    ours = Ours(model, jax.jit(lambda: init_params(model, seed=0))())
+    ours = Ours(model, initial_params(model))
     text = np.random.default_rng(0).integers(0, config.vocab_size, (1, last))
     places = np.linspace(100, last, 8).astype(int)
     sessions, read = [], None
@@ -293,7 +301,7 @@ def long(size: str, tokens: int) -> None:
     """
     config = SIZES[size]
     model = build_model(config)
-    ours = Ours(model, jax.jit(lambda: init_params(model, seed=0))())
+    ours = Ours(model, initial_params(model))
     now, _ = ours.write(ours.read(np.full((1, 36), 5)), DECODED)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     while int(now.position[0]) < tokens:

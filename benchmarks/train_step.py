@@ -27,14 +27,15 @@ import numpy as np
 
 from xlstm_jax import command_line, config_flags
 from xlstm_jax.analysis.flops import peak_flops, training_flops_per_token
-from xlstm_jax.config import Config, load
+from xlstm_jax.config import Config, load, task_of
 from xlstm_jax.data.loader import Batch
-from xlstm_jax.models import build_model
 from xlstm_jax.parallel import batch_sharding, make_mesh, put_batch
+from xlstm_jax.runs.params import shardings_of
+from xlstm_jax.tasks.task import Task
 from xlstm_jax.training import loop
 from xlstm_jax.training.metrics import read_records
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
-from xlstm_jax.training.state import abstract_state, init_state, shardings_of
+from xlstm_jax.training.state import abstract_state, init_state
 from xlstm_jax.training.step import make_train_step
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -44,10 +45,19 @@ FLAGS = {
     "scaling": "yes: weak scaling over 8 CPU devices",
 }
 TINY = "configs/quickstart.py"
+# the backend of each mixer that has no kernel of its own
+XLA_FORMS = {
+    "mlstm": "chunkwise",
+    "mlstm_7b": "chunkwise",
+    "slstm": "recurrent",
+    "attention": "blockwise",
+}
 
 
-def random_batch(config: Config, seed: int = 0) -> Batch:
-    """Tokens drawn at random, in one document each."""
+def random_batch(config: Config, task: Task, seed: int = 0) -> Any:
+    """Tokens drawn at random, in one document each; of a task without text its own first batch."""
+    if not task.writes_text:
+        return task.batch(seed, 0, range(config.data.batch_size))
     shape = (config.data.batch_size, config.data.context_length + 1)
     tokens = (
         np.random.default_rng(seed).integers(0, config.model.vocab_size, shape).astype(np.int32)
@@ -58,25 +68,29 @@ def random_batch(config: Config, seed: int = 0) -> Batch:
 def prepared(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any]:
     """(step, state, batch on the devices); the mesh must be in context."""
     schedule = make_schedule(config.optimizer, config.train.steps)
-    model, optimizer = build_model(config.model), make_optimizer(config.optimizer, schedule)
-    where = shardings_of(abstract_state(model, optimizer, config.train, mesh))
-    state = jax.jit(lambda: init_state(model, optimizer, config.train), out_shardings=where)()
+    task, optimizer = task_of(config), make_optimizer(config.optimizer, schedule)
+    model = task.model(stacked=True)
+    where = shardings_of(abstract_state(task, model, optimizer, config.train, mesh))
+    state = jax.jit(lambda: init_state(task, model, optimizer, config.train), out_shardings=where)()
     batch = put_batch(
-        random_batch(config),
+        random_batch(config, task),
         batch_sharding(mesh, config.data.batch_size, config.data.context_length),
     )
-    return make_train_step(model, optimizer, schedule, config), state, batch
+    return make_train_step(task, model, optimizer, schedule, config.train), state, batch
 
 
 def check(config: Config, mesh: jax.sharding.Mesh) -> dict[str, float]:
     """Relative differences of loss and gradient norm from those of the XLA forms; asserts that they
     are bfloat16's at most.
     """
-    cells = set(config.model.block_kinds)
-    plain = {"mlstm_backend": "chunkwise"} if cells - {"slstm"} else {}
-    plain |= {"slstm_backend": "recurrent"} if "slstm" in cells else {}
+    plain = {
+        name: dataclasses.replace(section, backend=XLA_FORMS[name])
+        if name in XLA_FORMS
+        else section
+        for name, section in config.model.mixers.items()
+    }
     numbers = []
-    for model in (config.model, dataclasses.replace(config.model, **plain)):
+    for model in (config.model, dataclasses.replace(config.model, mixers=plain)):
         step, state, batch = prepared(dataclasses.replace(config, model=model), mesh)
         metrics = step(state, batch)[1]
         numbers.append([float(metrics["loss"]), float(metrics["grad_norm"])])
@@ -107,13 +121,12 @@ def step_time(config: Config, mesh: jax.sharding.Mesh, steps: int) -> dict[str, 
     seconds, device = statistics.median(stretches), mesh.devices.flat[0]
     tokens = config.data.batch_size * config.data.context_length
     peak = peak_flops(device.device_kind)
+    flops = training_flops_per_token(config.model, config.data.context_length)
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "seconds_per_step": seconds,
         "tokens_per_second": tokens / seconds,
-        "mfu": tokens / seconds * training_flops_per_token(config.model) / (peak * mesh.size)
-        if peak
-        else None,
+        "mfu": tokens / seconds * flops / (peak * mesh.size) if peak else None,
         "first_step_seconds": compiled,
         "peak_bytes": memory,
         "loss": float(metrics["loss"]),

@@ -1,15 +1,15 @@
-"""The rules of the house that import-linter can't say: who may name a mixer, and what the kernels
-stand on.
+"""The rules of the house that import-linter can't say: who may name a mixer or a task, and what
+the kernels stand on.
 """
 
 import ast
 import pathlib
 import sys
 
+from xlstm_jax import tasks
 from xlstm_jax.models import mixers
 
 ROOT = pathlib.Path(__file__).parents[1]
-REGISTRATION = "xlstm_jax/models/mixers/__init__.py"
 FORMATS = "xlstm_jax/interop/"  # of other projects, which have the blocks that they have
 
 
@@ -27,21 +27,28 @@ def texts(file: pathlib.Path) -> list[tuple[int, str]]:
     ]
 
 
-def may_name(file: str, mixer: str) -> bool:
-    own = f"xlstm_jax/models/mixers/{mixer}.py"
-    return file in (own, REGISTRATION) or file.startswith(FORMATS)
+def named_elsewhere(names: set[str], room: str, free: tuple[str, ...] = ()) -> list[str]:
+    """Where code has one of the names as a text, but for its own file in the room, the room's
+    registration and what is below the free folders.
+    """
+    found = []
+    for file in python_files("xlstm_jax", "train.py", "eval.py"):
+        path = str(file.relative_to(ROOT))
+        for line, text in texts(file):
+            own = (f"{room}/{text}.py", f"{room}/__init__.py")
+            if text in names and path not in own and not path.startswith(free):
+                found.append(f"{path}:{line} names {text!r}")
+    return found
 
 
 def test_a_mixer_is_named_in_its_own_file_its_registration_and_formats_of_others_only():
     names = {*mixers.names(), "7b"}
     assert names > {"mlstm", "mlstm_7b", "slstm", "attention", "mlp"}
-    elsewhere = [
-        f"{file.relative_to(ROOT)}:{line} names {text!r}"
-        for file in python_files("xlstm_jax", "train.py", "eval.py")
-        for line, text in texts(file)
-        if text in names and not may_name(str(file.relative_to(ROOT)), text)
-    ]
-    assert not elsewhere
+    assert not named_elsewhere(names, "xlstm_jax/models/mixers", free=(FORMATS,))
+
+
+def test_a_task_is_named_in_its_own_file_and_its_registration_only():
+    assert not named_elsewhere(set(tasks.names()), "xlstm_jax/tasks")
 
 
 def test_the_kernels_depend_on_jax_and_jaxtyping_alone():

@@ -62,26 +62,31 @@ def changed(difference: str, text: str) -> str:
     return text.replace(old, new)
 
 
+def run(command: str, folder: pathlib.Path) -> None:
+    program, *arguments = shlex.split(command)
+    assert program == "python"
+    environment = {name: os.environ[name] for name in os.environ if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def follow(piece: Piece, folder: pathlib.Path) -> None:
     if piece.language == "sh":
-        program, *arguments = shlex.split(piece.code)
-        assert program == "python"
-        environment = {name: os.environ[name] for name in os.environ if name != "PYTHONPATH"}
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=folder,
-            env=environment | {"JAX_PLATFORMS": "cpu"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        for command in piece.code.splitlines():
+            run(command, folder)
         return
     file = folder / piece.file
     if piece.language == "diff":
         file.write_text(changed(piece.code, file.read_text()))
     elif "beside its like" in piece.what:
-        for line in piece.code.splitlines():
+        for line in filter(None, piece.code.splitlines()):
             file.write_text(beside_its_like(line, file.read_text()))
     else:
         assert not file.exists(), "the recipe's file is there already"
@@ -94,7 +99,8 @@ def followed(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("clone")
     for name in ("xlstm_jax", "pallas_kernels", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "train.py", folder)
+    for name in ("train.py", "eval.py"):
+        shutil.copy(ROOT / name, folder)
     for pieces in recipes().values():
         for piece in pieces:
             follow(piece, folder)
@@ -128,3 +134,9 @@ def test_the_metric_of_the_recipe_is_measured_in_training_and_on_held_out_data(f
 @pytest.mark.slow
 def test_a_model_with_the_block_of_the_recipe_writes_text(followed):
     assert (followed / "runs" / "average" / "samples.txt").read_text().startswith(f"step {STEPS}\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["average", "sine"])
+def test_the_evaluation_of_a_recipe_leaves_its_results(followed, run):
+    assert (followed / "runs" / run / "eval" / str(STEPS) / "results.json").is_file()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from pallas_kernels.dispatch import Backend, dispatch
+from pallas_kernels.mlstm.call import Call, Options
 from pallas_kernels.mlstm.chunkwise import mlstm_chunkwise
 from pallas_kernels.mlstm.exponents import log_gates
 from pallas_kernels.mlstm.pallas_gpu import mlstm_pallas_gpu
@@ -35,27 +36,18 @@ def _from_zeros(backend: Callable) -> Callable:
     """A backend for which the empty state is one like any other."""
 
     @functools.wraps(backend)
-    def call(
-        q: Keys,
-        k: Keys,
-        v: Values,
-        log_i: Gates,
-        log_f: Gates,
-        state: MLSTMState | None,
-        starts: Any,
-        **options: Any,
-    ) -> Any:
-        if state is None:
-            state = MLSTMState.empty(q.shape[0], q.shape[2], q.shape[3], v.shape[3], log_i.dtype)
-        return backend(q, k, v, log_i, log_f, state, starts, **options)
+    def run(call: Call, options: Options) -> Any:
+        if call.state is None:
+            (batch, _, heads, key_dim), value_dim = call.q.shape, call.v.shape[3]
+            state = MLSTMState.empty(batch, heads, key_dim, value_dim, call.log_i.dtype)
+            call = call._replace(state=state)
+        return backend(call, options)
 
-    return call
+    return run
 
 
-# A backend takes (q, k, v, log_i, log_f, state, starts, *, normalise, chunk_size, eps) and returns
-# (h, state): q as it was given, with neutral padding, log gates and state in float32 or float64,
-# starts `[B T]` bool or None. A Pallas backend joins here. The state is None where there is none
-# yet: "pallas_tpu" then reads no zeros.
+# A backend takes (Call, Options) and returns (h, state). A Pallas backend joins here. Without a
+# state "pallas_tpu" reads no zeros.
 BACKENDS = MappingProxyType(
     {
         "recurrent": _from_zeros(mlstm_recurrent),
@@ -136,8 +128,8 @@ def mlstm(
 
     order = ("recurrent",) if q.shape[1] == 1 else ORDER
     h, state = dispatch(
-        "mlstm", BACKENDS, backend, order, q, k, v, log_i, log_f, state, starts,
-        normalise=normalise, chunk_size=chunk_size, eps=eps,
+        "mlstm", BACKENDS, backend, order,
+        Call(q, k, v, log_i, log_f, state, starts), Options(normalise, chunk_size, eps),
     )  # fmt: skip
     return h, state._replace(m=jax.lax.stop_gradient(state.m))
 

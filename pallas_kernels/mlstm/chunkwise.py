@@ -26,9 +26,10 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.derivatives import with_backward
 from pallas_kernels.filling import filled
+from pallas_kernels.mlstm.call import Call, Options
 from pallas_kernels.mlstm.exponents import denominator, floor_of, quotient
 from pallas_kernels.mlstm.parallel import TokenSums, decay_weights, token_sums
-from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
+from pallas_kernels.typing import Gates, Keys, MLSTMState, Values
 
 Static = tuple[bool, int, float]  # normalise, chunk length, eps
 
@@ -48,22 +49,12 @@ class _Tokens(NamedTuple):
     document: Int[Array, "B T"] | None
 
 
-def mlstm_chunkwise(
-    q: Keys,
-    k: Keys,
-    v: Values,
-    log_i: Gates,
-    log_f: Gates,
-    state: MLSTMState,
-    starts: TokenFlags | None,
-    *,
-    normalise: bool,
-    chunk_size: int | None,
-    eps: float,
-) -> tuple[Values, MLSTMState]:
+def mlstm_chunkwise(call: Call, options: Options) -> tuple[Values, MLSTMState]:
     """Cuts the sequence into chunks of chunk_size tokens, the last one filled up with neutral
     tokens, and scans over them.
     """
+    q, k, v, log_i, log_f, state, starts = call
+    normalise, chunk_size, eps = options
     time = q.shape[1]
     size = chunk_size or default_chunk_size(time, q.shape[-1], v.shape[-1])
     document = None

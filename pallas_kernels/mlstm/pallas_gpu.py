@@ -31,27 +31,16 @@ from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.dispatch import HOPPER, target_device
 from pallas_kernels.filling import filled
 from pallas_kernels.interpret import interpret_mode
+from pallas_kernels.mlstm.call import Call, Options
 from pallas_kernels.mlstm.gates import TokenNumbers, chunk_gates, gate_gradients, output_gradients
 from pallas_kernels.tuning import tuned
-from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
+from pallas_kernels.typing import Keys, MLSTMState, Values
 
 CHUNKS = (64, 128, 256, 512, 1024)
 MAX_HEADS = 65535  # of the whole batch: the slowest axis of a CUDA grid
 
 
-def mlstm_pallas_gpu(
-    q: Keys,
-    k: Keys,
-    v: Values,
-    log_i: Gates,
-    log_f: Gates,
-    state: MLSTMState,
-    starts: TokenFlags | None,
-    *,
-    normalise: bool,
-    chunk_size: int | None,
-    eps: float,
-) -> tuple[Values, MLSTMState]:
+def mlstm_pallas_gpu(call: Call, options: Options) -> tuple[Values, MLSTMState]:
     """The backend "pallas_gpu": bfloat16 and float16; K and V are filled up with zeros to multiples
     of 64, T to one of the chunk.
 
@@ -60,6 +49,8 @@ def mlstm_pallas_gpu(
     TF32), one token, more than MAX_HEADS, other chunk sizes than CHUNKS, jax before 0.11 and
     devices that are not Hopper.
     """
+    q, k, v, log_i, log_f, state, starts = call
+    normalise, chunk_size, eps = options
     if jax.__version_info__ < (0, 11):
         raise NotImplementedError(f"it needs jax >= 0.11; this is {jax.__version__}")
     mode = interpret_mode("gpu")
@@ -95,9 +86,8 @@ def mlstm_pallas_gpu(
     log_i, log_f = filled(log_i, 1, size, -jnp.inf), filled(log_f, 1, size)
     starts = None if starts is None else filled(starts, 1, size, False)
     state = MLSTMState(filled(filled(state.C, -1, 64), -2, 64), filled(state.n, -1, 64), state.m)
-    h, state = _mlstm(
-        (mode, normalise, size, eps, key_dim**-0.5), q, k, v, log_i, log_f, state, starts
-    )
+    settings = (mode, normalise, size, eps, key_dim**-0.5)
+    h, state = _mlstm(settings, Call(q, k, v, log_i, log_f, state, starts))
     return h[:, :time, :, :value_dim].astype(out_dtype), MLSTMState(
         state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m
     )
@@ -117,30 +107,13 @@ def default_chunk_size(time: int, key_dim: int, value_dim: int, measured: int | 
     return min(longest, max(64, 1 << (time - 1).bit_length()))
 
 
-def _value(
-    options: tuple[Any, ...],
-    q: Keys,
-    k: Keys,
-    v: Values,
-    log_i: Gates,
-    log_f: Gates,
-    state: MLSTMState,
-    starts: TokenFlags | None,
-) -> tuple[Values, MLSTMState]:
+def _value(options: tuple[Any, ...], call: Call) -> tuple[Values, MLSTMState]:
     """All sizes filled up; options are those of kernels.Options."""
-    return _forward(options, q, k, v, log_i, log_f, state, starts)[0]
+    return _forward(options, call)[0]
 
 
-def _forward(
-    options: tuple[Any, ...],
-    q: Keys,
-    k: Keys,
-    v: Values,
-    log_i: Gates,
-    log_f: Gates,
-    state: MLSTMState,
-    starts: Any,
-) -> Any:
+def _forward(options: tuple[Any, ...], call: Call) -> Any:
+    q, k, v, log_i, log_f, state, starts = call
     kernels, options = _kernels(options)
     gates = chunk_gates(log_i, log_f, state.m, starts, options.chunk, normalise=options.normalise)
     C, last_C = kernels.walk(options, k, v, gates.kept, gates.w_last, state.C)
@@ -205,7 +178,7 @@ def _backward(options: tuple[Any, ...], kept: Any, cotangents: Any) -> Any:
         **to_keys,
     )
     d_log_i, d_log_f = gate_gradients(q_dq, k_dk, overlap, starts, gates.wiped)
-    return dq, dk, dv, d_log_i, d_log_f, MLSTMState(first_dC, first_dn, dm), None
+    return (Call(dq, dk, dv, d_log_i, d_log_f, MLSTMState(first_dC, first_dn, dm), None),)
 
 
 _mlstm = with_first_backward_only(

@@ -15,30 +15,19 @@ import jax.numpy as jnp
 from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.filling import filled
 from pallas_kernels.interpret import interpret_mode
+from pallas_kernels.mlstm.call import Call, Options
 from pallas_kernels.mlstm.pallas_tpu_backward import call_backward
 from pallas_kernels.mlstm.pallas_tpu_forward import call_forward
 from pallas_kernels.mlstm.pallas_tpu_gates import Settings, last_stabiliser, pack
 from pallas_kernels.tpu_sizes import LANES
 from pallas_kernels.tuning import tuned
-from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
+from pallas_kernels.typing import MLSTMState, Values
 
 MOST = 1280 * 1280  # of K·V, as in 2.7B: the backward kernel then takes 48 of 56 MiB
 WIDEST = 2560  # of K and of V: the tokens of a chunk lie in VMEM too
 
 
-def mlstm_pallas_tpu(
-    q: Keys,
-    k: Keys,
-    v: Values,
-    log_i: Gates,
-    log_f: Gates,
-    state: MLSTMState | None,
-    starts: TokenFlags | None,
-    *,
-    normalise: bool,
-    chunk_size: int | None,
-    eps: float,
-) -> tuple[Values, MLSTMState]:
+def mlstm_pallas_tpu(call: Call, options: Options) -> tuple[Values, MLSTMState]:
     """The backend "pallas_tpu": bfloat16 (products of bfloat16, sums in float32) and float32
     (precision HIGHEST).
 
@@ -50,6 +39,8 @@ def mlstm_pallas_tpu(
     for other or mixed types, K·V beyond 1280·1280, K or V beyond 2560, and chunks that are no
     multiple of 16 tokens.
     """
+    q, k, v, log_i, log_f, state, starts = call
+    normalise, chunk_size, eps = options
     mode = interpret_mode("tpu")
     if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in (jnp.bfloat16, jnp.float32):
         raise NotImplementedError(
@@ -78,7 +69,7 @@ def mlstm_pallas_tpu(
         C = filled(filled(state.C, -1, wide_value), -2, wide_key)
         state = MLSTMState(C, filled(state.n, -1, wide_key), state.m)
     settings = Settings(size, spacing, normalise, eps, key_dim**-0.5, mode)
-    h, state = _mlstm(settings, q, k, v, log_i, log_f, state, starts)
+    h, state = _mlstm(settings, Call(q, k, v, log_i, log_f, state, starts))
     return h[:, :time, :, :value_dim], MLSTMState(
         state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m
     )
@@ -116,36 +107,17 @@ def default_blocks(
     return size, -(-chunks // stretches)
 
 
-def _value(
-    settings: Settings,
-    q: Keys,
-    k: Keys,
-    v: Values,
-    log_i: Gates,
-    log_f: Gates,
-    state: MLSTMState | None,
-    starts: TokenFlags | None,
-) -> tuple[Values, MLSTMState]:
+def _value(settings: Settings, call: Call) -> tuple[Values, MLSTMState]:
     """All sizes filled up."""
-    return _run(settings, q, k, v, log_i, log_f, state, starts, keep=False)[0]
+    return _run(settings, call, keep=False)[0]
 
 
-def _forward(settings: Settings, *arrays: Any) -> Any:
-    return _run(settings, *arrays, keep=True)
+def _forward(settings: Settings, call: Call) -> Any:
+    return _run(settings, call, keep=True)
 
 
-def _run(
-    settings: Settings,
-    q: Keys,
-    k: Keys,
-    v: Values,
-    log_i: Gates,
-    log_f: Gates,
-    state: MLSTMState | None,
-    starts: Any,
-    *,
-    keep: bool,
-) -> Any:
+def _run(settings: Settings, call: Call, *, keep: bool) -> Any:
+    q, k, v, log_i, log_f, state, starts = call
     m = jnp.zeros(log_i[:, 0].shape, jnp.float32) if state is None else state.m
     numbers = pack(log_i, log_f, starts, settings.size)
     h, C, n, kept = call_forward(settings, q, k, v, numbers, state, keep=keep)
@@ -172,7 +144,7 @@ def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
     if state is not None:
         dm = jnp.sum(state.C * d_state[0], axis=(-2, -1)) + jnp.sum(state.n * d_state[1], axis=-1)
         d_state = MLSTMState(*d_state, dm if settings.normalise else jnp.zeros_like(dm))
-    return dq, dk, dv, d_log_i, d_log_f, d_state, None
+    return (Call(dq, dk, dv, d_log_i, d_log_f, d_state, None),)
 
 
 _mlstm = with_first_backward_only(

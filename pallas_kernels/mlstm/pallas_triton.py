@@ -20,9 +20,10 @@ from pallas_kernels.dispatch import HOPPER, target_device
 from pallas_kernels.filling import filled
 from pallas_kernels.interpret import interpret_mode
 from pallas_kernels.mlstm import pallas_triton_kernels as kernels
+from pallas_kernels.mlstm.call import Call, Options
 from pallas_kernels.mlstm.gates import chunk_gates, gate_gradients, output_gradients
 from pallas_kernels.tuning import tuned
-from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
+from pallas_kernels.typing import MLSTMState, Values
 
 CHUNKS = (16, 32, 64, 128)  # a chunk's L·L weights are in registers
 
@@ -30,19 +31,7 @@ CHUNKS = (16, 32, 64, 128)  # a chunk's L·L weights are in registers
 _TOO_OLD = ("Tesla", "V100", "P100", "T4", "GTX", "TITAN", "Quadro", "RTX 20", "AMD", "Radeon")
 
 
-def mlstm_pallas_triton(
-    q: Keys,
-    k: Keys,
-    v: Values,
-    log_i: Gates,
-    log_f: Gates,
-    state: MLSTMState,
-    starts: TokenFlags | None,
-    *,
-    normalise: bool,
-    chunk_size: int | None,
-    eps: float,
-) -> tuple[Values, MLSTMState]:
+def mlstm_pallas_triton(call: Call, options: Options) -> tuple[Values, MLSTMState]:
     """The backend "pallas_triton": bfloat16, float16 and float32 (three TF32 products for each).
 
     K and V are filled up with zeros to a power of two up to 64 and to a multiple of 64 beyond; T to
@@ -50,6 +39,8 @@ def mlstm_pallas_triton(
     is often beyond float16's 65,504. Raises NotImplementedError for T = 1, float64, mixed types,
     other chunk sizes than CHUNKS, and devices before sm_80.
     """
+    q, k, v, log_i, log_f, state, starts = call
+    normalise, chunk_size, eps = options
     mode = interpret_mode("gpu")
     kind = target_device()[1]
     if mode is False and any(name in kind for name in _TOO_OLD):
@@ -89,8 +80,8 @@ def mlstm_pallas_triton(
     starts = None if starts is None else filled(starts, 1, size, False)
     C = filled(filled(state.C, -1, wide), -2, tall)
     state = MLSTMState(C, filled(state.n, -1, tall), state.m)
-    options = kernels.Options(mode, normalise, eps, key_dim**-0.5, blocks._replace(chunk=size))
-    h, state = _mlstm(options, q, k, v, log_i, log_f, state, starts)
+    settings = kernels.Options(mode, normalise, eps, key_dim**-0.5, blocks._replace(chunk=size))
+    h, state = _mlstm(settings, Call(q, k, v, log_i, log_f, state, starts))
     return h[:, :time, :, :value_dim].astype(out_dtype), MLSTMState(
         state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m
     )
@@ -136,30 +127,13 @@ def _width(size: int) -> int:
     return max(16, pl.next_power_of_2(size)) if size < 64 else -(-size // 64) * 64
 
 
-def _value(
-    options: kernels.Options,
-    q: Keys,
-    k: Keys,
-    v: Values,
-    log_i: Gates,
-    log_f: Gates,
-    state: MLSTMState,
-    starts: TokenFlags | None,
-) -> tuple[Values, MLSTMState]:
+def _value(options: kernels.Options, call: Call) -> tuple[Values, MLSTMState]:
     """The op with all sizes filled up."""
-    return _forward(options, q, k, v, log_i, log_f, state, starts)[0]
+    return _forward(options, call)[0]
 
 
-def _forward(
-    options: kernels.Options,
-    q: Keys,
-    k: Keys,
-    v: Values,
-    log_i: Gates,
-    log_f: Gates,
-    state: MLSTMState,
-    starts: Any,
-) -> Any:
+def _forward(options: kernels.Options, call: Call) -> Any:
+    q, k, v, log_i, log_f, state, starts = call
     normalise = options.normalise
     gates = chunk_gates(log_i, log_f, state.m, starts, options.blocks.chunk, normalise=normalise)
     C, n, last_C, last_n = kernels.walk(
@@ -189,15 +163,8 @@ def _backward(options: kernels.Options, kept: Any, cotangents: Any) -> Any:
     dv = kernels.values(options, q, k, dh, gates, per_d, dC)
     d_log_i, d_log_f = gate_gradients(q_dq, k_dk, overlap, starts, gates.wiped)
     dm = jnp.sum(state.C * first_dC, axis=(-2, -1)) + jnp.sum(state.n * first_dn, axis=-1)
-    return (
-        dq,
-        dk,
-        dv,
-        d_log_i,
-        d_log_f,
-        MLSTMState(first_dC, _if(normalise, first_dn), _if(normalise, dm)),
-        None,
-    )
+    d_state = MLSTMState(first_dC, _if(normalise, first_dn), _if(normalise, dm))
+    return (Call(dq, dk, dv, d_log_i, d_log_f, d_state, None),)
 
 
 _mlstm = with_first_backward_only(

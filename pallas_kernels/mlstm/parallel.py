@@ -8,30 +8,20 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.mlstm.call import Call, Options
 from pallas_kernels.mlstm.exponents import Split, denominator, exact_sums, quotient, wiped
 from pallas_kernels.rounding import added_to_pair
-from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
+from pallas_kernels.typing import MLSTMState, Values
 
 
-def mlstm_parallel(
-    q: Keys,
-    k: Keys,
-    v: Values,
-    log_i: Gates,
-    log_f: Gates,
-    state: MLSTMState,
-    starts: TokenFlags | None,
-    *,
-    normalise: bool,
-    chunk_size: int | None,
-    eps: float,
-) -> tuple[Values, MLSTMState]:
+def mlstm_parallel(call: Call, options: Options) -> tuple[Values, MLSTMState]:
     """Equations 71-86 of arXiv 2405.04517, with the initial state as one more token. chunk_size has
     no meaning here.
 
     Gradients by autodiff; the stabiliser m is a constant to them, as in recurrent.py.
     """
-    del chunk_size
+    q, k, v, log_i, log_f, state, starts = call
+    normalise, _, eps = options
     dtype, out_dtype = state.C.dtype, v.dtype
     q, k, v, log_i, log_f = (jnp.moveaxis(x.astype(dtype), 2, 1) for x in (q, k, v, log_i, log_f))
     q = q * q.shape[-1] ** -0.5

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from pallas_kernels.mlstm.call import Call, Options
 from pallas_kernels.mlstm.exponents import denominator, quotient
 from pallas_kernels.rounding import added_to_pair
-from pallas_kernels.typing import Gates, Keys, MLSTMState, TokenFlags, Values
+from pallas_kernels.typing import MLSTMState, Values
 
 # q, k, v, log i, log f and the start flag of one token
 Token = tuple[
@@ -23,23 +24,12 @@ Token = tuple[
 ]
 
 
-def mlstm_recurrent(
-    q: Keys,
-    k: Keys,
-    v: Values,
-    log_i: Gates,
-    log_f: Gates,
-    state: MLSTMState,
-    starts: TokenFlags | None,
-    *,
-    normalise: bool,
-    chunk_size: int | None,
-    eps: float,
-) -> tuple[Values, MLSTMState]:
+def mlstm_recurrent(call: Call, options: Options) -> tuple[Values, MLSTMState]:
     """Scans mlstm_step over time; gradients by autodiff, which keeps every step's state. chunk_size
     has no meaning here.
     """
-    del chunk_size
+    q, k, v, log_i, log_f, state, starts = call
+    normalise, _, eps = options
     dtype = state.C.dtype
     if starts is None:
         starts = jnp.zeros(q.shape[:2], bool)

@@ -9,7 +9,7 @@ import pytest
 
 from pallas_kernels.attention import attention, rotary
 from pallas_kernels.interpret import interpreted
-from tests.kernels import cases
+from pallas_kernels.testing import cases
 from tests.kernels.attention_judge import B, inputs, judge, seen_by
 
 FORMS = {

@@ -7,7 +7,7 @@ import pytest
 
 from pallas_kernels.attention import AttentionState, attention, cache_room
 from pallas_kernels.segments import last_segment
-from tests.kernels import cases
+from pallas_kernels.testing import cases
 from tests.kernels.attention_judge import B, G, K, V, inputs, judge, seen_by
 from tests.kernels.test_attention import FORMS, cast, weights_of
 

@@ -16,7 +16,7 @@ from pallas_kernels.elementwise_scan import (
     elementwise_scan,
 )
 from pallas_kernels.segments import last_segment
-from tests.kernels import cases
+from pallas_kernels.testing import cases
 
 B, D, N = 2, 5, 3
 FORMS = {

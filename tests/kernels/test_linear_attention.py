@@ -11,7 +11,7 @@ import pytest
 
 from pallas_kernels.linear_attention import LinearAttentionState, linear_attention
 from pallas_kernels.segments import last_segment
-from tests.kernels import cases
+from pallas_kernels.testing import cases
 
 B, H, K, V = 2, 2, 8, 6
 KINDS = {"per-head": (False, False), "per-channel": (True, False), "bonus": (True, True)}

