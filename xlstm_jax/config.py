@@ -280,7 +280,9 @@ def check(config: Config) -> None:
     check_model(config.model, Parts(tensor=max(mesh.tensor, 1), sequence=mesh.sequence))
     task_of(config)  # refuses keys that the task does not read
     _check_training(config)
-    compute_dtype(config.model.dtype)  # refuses float64 where jax would compute float32
+    # "auto" would start jax's backend, before which several processes have to find one another
+    if config.model.dtype == "float64":
+        compute_dtype(config.model.dtype)  # refuses it where jax would compute float32
     if config.data.context_length % max(mesh.sequence, 1):
         raise UserError(
             f"config key mesh.sequence is {mesh.sequence}, which does not divide "

@@ -5,6 +5,8 @@ import dataclasses
 import inspect
 import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -308,3 +310,13 @@ def test_float64_needs_64_bits_and_nothing_computes_less_in_silence():
     with jax.enable_x64(True):
         assert load(file("quickstart.py"), {"model.dtype": "float64"}).model.dtype == "float64"
         assert compute_dtype("float64") == "float64"
+
+
+def test_reading_a_configuration_starts_no_backend():
+    """Several processes have to find one another before jax computes anything."""
+    program = (
+        "from jax._src import xla_bridge; from xlstm_jax.config import load; "
+        "load('configs/xlstm_125m.py:7_1-15b'); load('configs/formal.py'); "
+        "assert not xla_bridge.backends_are_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
