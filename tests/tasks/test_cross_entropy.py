@@ -2,6 +2,8 @@
 everything but memory.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,6 +55,37 @@ def test_value_and_gradients_are_those_of_the_whole(head, parts):
         )
         np.testing.assert_allclose(
             whole[0], cross_entropy_sum(head(y, kernel), targets, mask), rtol=1e-14
+        )
+
+
+@pytest.mark.parametrize("head", [jnp.matmul, capped])
+def test_other_derivatives_are_those_of_the_whole(head):
+    """Forward mode, and forward over reverse and reverse over forward mode: the Hessian's product
+    with a direction.
+    """
+    with jax.enable_x64(True):
+        y, kernel, targets, mask = draw()
+        direction = draw(seed=1)[:2]
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def derivatives(parts):
+            def loss(y, kernel):
+                return projected_cross_entropy_sum(head, y, kernel, targets, mask, parts=parts)
+
+            def slope(*inputs):
+                return jax.jvp(loss, inputs, direction)[1]
+
+            gradient = jax.grad(loss, (0, 1))
+            return (
+                slope(y, kernel),
+                jax.linearize(loss, y, kernel)[1](*direction),
+                jax.jvp(gradient, (y, kernel), direction)[1],
+                jax.grad(slope, (0, 1))(y, kernel),
+            )
+
+        whole, in_parts = derivatives(1), derivatives(3)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), in_parts, whole
         )
 
 

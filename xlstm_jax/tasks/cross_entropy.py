@@ -7,7 +7,6 @@ gathered kernel is one part at a time too. The price is that the backward pass c
 again (2·D·E of the 6·D·E FLOPs per token that projection and gradients take).
 """
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.derivatives import with_backward
 from xlstm_jax.typing import Activations, Logits
 
 Mask = Float[Array, "B T"] | Bool[Array, "B T"]
@@ -51,7 +51,7 @@ def projected_cross_entropy_sum(
     """
     if parts == 1:
         return cross_entropy_sum(head(y, kernel), targets, mask)
-    return _in_parts(head, parts, y, kernel, targets, mask.astype(bool))
+    return _in_parts((head, parts), y, kernel, targets, mask.astype(bool))
 
 
 def vocabulary_parts(logits: int, devices: int) -> int:
@@ -61,19 +61,13 @@ def vocabulary_parts(logits: int, devices: int) -> int:
     return 2 ** max(0, math.ceil(math.log2(4 * logits / devices / LOGITS_BYTES)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _in_parts(
-    head: Head,
-    parts: int,
-    y: Activations,
-    kernel: VocabularyKernel,
-    targets: Int[Array, "B T"],
-    mask: Bool[Array, "B T"],
-) -> Float[Array, ""]:
-    return _forward(head, parts, y, kernel, targets, mask)[0]
+def _value(static: tuple[Head, int], *arrays: Array) -> Float[Array, ""]:
+    return _forward(static, *arrays)[0]
 
 
-def _forward(head, parts, y, kernel, targets, mask):
+def _forward(static, y, kernel, targets, mask):
+    head, parts = static
+
     def add_part(carry, inputs):
         largest, total, target_logits = carry
         logits, is_target = _part_logits(y, inputs, targets, head, parts, kernel.shape[1])
@@ -106,7 +100,8 @@ def _forward(head, parts, y, kernel, targets, mask):
     )
 
 
-def _backward(head, parts, residuals, cotangent):
+def _backward(static, residuals, cotangent):
+    head, parts = static
     y, kernel, targets, mask, log_total = residuals
 
     def add_part(dy, inputs):
@@ -128,7 +123,29 @@ def _backward(head, parts, residuals, cotangent):
     return dy.astype(y.dtype), dkernel, None, None
 
 
-_in_parts.defvjp(_forward, _backward)
+def _push(static, residuals, tangents):
+    """The loss's tangent: that of every logit times softmax minus target."""
+    head, parts = static
+    y, kernel, targets, mask, log_total = residuals
+    dy, dkernel = tangents[:2]
+
+    def add_part(total, inputs):
+        part, part_kernel, part_dkernel = inputs
+
+        def logits_of_part(y, part_kernel):
+            return _part_logits(y, (part, part_kernel), targets, head, parts, kernel.shape[1])
+
+        logits, dlogits, is_target = jax.jvp(
+            logits_of_part, (y, part_kernel), (dy, part_dkernel), has_aux=True
+        )
+        moved = jnp.sum((jnp.exp(logits - log_total[..., None]) - is_target) * dlogits, axis=-1)
+        return total + jnp.sum(jnp.where(mask, moved, 0.0)), None
+
+    slices = (jnp.arange(parts), _kernel_parts(kernel, parts), _kernel_parts(dkernel, parts))
+    return lax.scan(add_part, jnp.zeros((), log_total.dtype), slices)[0]
+
+
+_in_parts = with_backward(_value, _forward, _backward, _push)
 
 
 def _kernel_parts(kernel: VocabularyKernel, parts: int) -> Float[Array, "N D e"]:
