@@ -129,6 +129,8 @@ def test_the_backbone_alone_is_the_language_models(config, random_variables):
     params = random_variables(config)["params"]
     model = build_model(config)
     x = params["embedding"]["embedding"][TOKENS]
+    if config.positions == "learned":
+        x = x + params["position_embedding"]["embedding"][: TOKENS.shape[1]]
     y, _ = jax.jit(Backbone(config).apply)({"params": params["backbone"]}, x)
     expected, _ = jax.jit(lambda v: model.apply(v, TOKENS, method="hidden"))({"params": params})
     assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
