@@ -1,4 +1,4 @@
-# make train | test | quick | scaling-check | kernels | faults | parity | benchmark-cpu | aot-gpu | benchmark-inference | scaling-table | lint
+# make train | test | quick | scaling-check | kernels | slow-kernels | faults | parity | benchmark-cpu | aot-gpu | benchmark-inference | scaling-table | lint
 # PYTHON=python3.12 chooses the interpreter, VENV=.venv312 and DEV=.venv312-dev other environments.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ DEV ?= .venv-dev
 WORKDIR ?= runs/quickstart
 PYTEST := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-$(notdir $(DEV)) $(DEV)/bin/python -m pytest -q -p no:cacheprovider
 
-.PHONY: train test quick kernels faults parity benchmark-cpu benchmark-inference aot-gpu scaling-table scaling-check lint clean
+.PHONY: train test quick kernels slow-kernels faults parity benchmark-cpu benchmark-inference aot-gpu scaling-table scaling-check lint clean
 
 # Huge pages spare XLA the page faults of its temporaries (docs/performance.md).
 train: $(VENV)/installed
@@ -20,6 +20,10 @@ quick: $(DEV)/installed
 
 kernels: $(DEV)/installed
 	$(PYTEST) -n 2 tests/kernels
+
+# The kernel tests that `make quick` leaves out.
+slow-kernels: $(DEV)/installed
+	$(PYTEST) -n 2 -m slow tests/kernels
 
 # Minutes: runs that are killed 20 times.
 faults: $(DEV)/installed
