@@ -188,9 +188,10 @@ def temporary_bytes(time, backend):
 
 def test_memory_is_linear_in_time():
     """Four times the tokens, at most 4.2 times the memory of the gradient; all scores at once take
-    16 times as much.
+    16 times as much. From 4,096 tokens on: below, what the compiler keeps of one pair of blocks is
+    most of it, and in jax 0.12 that grows by 2.3 MB once between 1,024 and 2,048.
     """
-    assert temporary_bytes(4096, "blockwise") < 4.2 * temporary_bytes(1024, "blockwise")
+    assert temporary_bytes(16384, "blockwise") < 4.2 * temporary_bytes(4096, "blockwise")
     assert temporary_bytes(4096, "reference") > 12 * temporary_bytes(1024, "reference")
     assert temporary_bytes(4096, "blockwise") < temporary_bytes(4096, "reference") / 20
 
