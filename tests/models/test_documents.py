@@ -55,8 +55,13 @@ def test_packed_documents_equal_separate_ones(config, random_variables, jitted):
         variables
     )
     assert_allclose(packed_losses, separate_losses, rtol=1e-4, atol=1e-5)
+    # Attention does not depend on the keys' bias: its gradient is 0 but for rounding, of which the
+    # largest gradient is the scale.
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(separate_gradient))
     jax.tree.map(
-        lambda a, b: assert_allclose(a, b, rtol=1e-3, atol=2e-4 * np.abs(b).max()),
+        lambda a, b: assert_allclose(
+            a, b, rtol=1e-3, atol=max(2e-4 * np.abs(b).max(), 1e-7 * largest)
+        ),
         packed_gradient,
         separate_gradient,
     )
@@ -75,8 +80,10 @@ def test_an_earlier_document_does_not_move_a_later_one(config, random_variables,
 
     embedding = variables["params"]["embedding"]["embedding"]
     other = tokens.at[:, :9].set((tokens[:, :9] + 5) % 23)
-    np.testing.assert_array_equal(
-        second_document(embedding, tokens), second_document(embedding, other)
+    # The chunkwise form scales by what is largest in a chunk, so the last bit may differ; what
+    # another document adds may not, and its gradient is exactly 0.
+    assert_allclose(
+        second_document(embedding, tokens), second_document(embedding, other), rtol=3e-7
     )
     gradient = jax.jit(jax.grad(second_document))(embedding, tokens)
     untouched = np.setdiff1d(np.arange(23), np.asarray(tokens[:, 9:]))
