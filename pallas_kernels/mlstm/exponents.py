@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels.typing import Gates, TokenFlags
 
@@ -62,19 +62,25 @@ class Split(NamedTuple):
 def exact_sums(
     log_i: Float[Array, "*B L"],
     log_f: Float[Array, "*B L"],
-    pairs: Bool[Array, "*B L L"] | None = None,
+    document: Int[Array, "*B L"] | None = None,
 ) -> tuple[Split, Split]:
     """(b, col) of L tokens: b_t = log f_1 + ... + log f_t and col_s = log i_s - b_s.
 
     The sum of log f over the tokens after s up to t, plus log i_s, is b_t + col_s. log_i may be
-    -inf. Gradients go through the low parts. With pairs `[t, s]` the low parts are sums over these
-    alone, so that a document has gradients of exactly 0 for the ones before it.
+    -inf. Gradients go through the low parts. With the number of each token's document, b begins
+    anew in each and u is the document's own: no other document of the row has a gradient, or moves
+    the last bit of a sum. That takes L·L additions.
     """
     # Adding `large` rounds to multiples of its last digit, u. Twenty-four bits hold every multiple
     # of u up to `large`, and all sums below are at most a quarter of that.
     size = jnp.where(log_i > -LARGEST_LOG_I, jnp.abs(log_i), 0)  # smaller weights are 0
-    of_i = jnp.max(size, axis=-1, keepdims=True)
-    of_f = jnp.sum(jnp.abs(log_f), axis=-1, keepdims=True)
+    if document is None:
+        of_i = jnp.max(size, axis=-1, keepdims=True)
+        of_f = jnp.sum(jnp.abs(log_f), axis=-1, keepdims=True)
+    else:
+        same = document[..., :, None] == document[..., None, :]
+        of_i = jnp.max(jnp.where(same, size[..., None, :], 0), axis=-1)
+        of_f = jnp.sum(jnp.where(same, jnp.abs(log_f)[..., None, :], 0), axis=-1)
     large = lax.stop_gradient(8 * (of_i + of_f))
 
     def high_of(x: Array) -> Array:
@@ -82,12 +88,12 @@ def exact_sums(
 
     i_high, f_high = high_of(log_i), high_of(log_f)
     i_low = jnp.where(jnp.isfinite(log_i), log_i - i_high, 0)
-    f_low = log_f - f_high
-    if pairs is None:
-        b = Split(*jnp.cumsum(jnp.stack([f_high, f_low]), axis=-1))
+    parts = jnp.stack([f_high, log_f - f_high])
+    if document is None:
+        b = Split(*jnp.cumsum(parts, axis=-1))
     else:
-        low = jnp.sum(jnp.where(pairs, f_low[..., None, :], 0), axis=-1)
-        b = Split(jnp.cumsum(f_high, axis=-1), low)
+        pairs = same & jnp.tri(log_f.shape[-1], dtype=bool)
+        b = Split(*jnp.sum(jnp.where(pairs, parts[..., None, :], 0), axis=-1))
     return b, Split(i_high - b.high, i_low - b.low)
 
 

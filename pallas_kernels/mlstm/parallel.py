@@ -69,7 +69,7 @@ def token_sums(
     else:
         pairs = pairs & (document[..., :, None] == document[..., None, :])
         starts = jnp.diff(document, axis=-1, prepend=0) > 0
-        b, col = exact_sums(log_i, jnp.where(starts, 0, log_f), pairs)
+        b, col = exact_sums(log_i, jnp.where(starts, 0, log_f), document)
         # the state before a document's first token is empty, with m = 0
         bound = jnp.maximum(col.total, jnp.where(starts, log_f - b.total, -jnp.inf))
     if normalise:

@@ -142,6 +142,25 @@ def test_nothing_of_a_document_reaches_the_next(cell, options):
 
 
 @every_cell
+def test_what_a_document_holds_does_not_move_the_last_bit_of_the_next(cell, options):
+    """In float32, the border inside a chunk: gates of 1e4 before it or ordinary ones."""
+    length = 20
+    inputs = {name: x for name, x in inputs_of(cell, 2 * length).items() if not name.endswith("0")}
+    inputs["segment_ids"][:, :length], inputs["segment_ids"][:, length:] = 0, 1
+    inputs = cases.in_dtype(inputs, "float32")
+    evaluate = jax.jit(lambda inputs: run(cell, inputs, **options))
+    expected, state = evaluate(inputs)
+    for size in (3.0, 1e4):
+        other = dict(inputs)
+        for name in set(PER_TOKEN) & set(inputs) - {"segment_ids"}:
+            other[name] = inputs[name].at[:, :length].multiply(-size)
+        h, state_after = evaluate(other)
+        assert np.abs(h - expected)[:, :length].max() > 0.01
+        np.testing.assert_array_equal(h[:, length:], expected[:, length:])
+        jax.tree.map(np.testing.assert_array_equal, state_after, state)
+
+
+@every_cell
 def test_padding_may_hold_anything(cell, options):
     """Huge values and gates, even NaN, at padding tokens: not one bit of the rest changes, and
     their gradients are 0.
