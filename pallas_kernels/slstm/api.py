@@ -7,14 +7,13 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.dispatch import Backend, dispatch
 from pallas_kernels.segments import segment_borders
+from pallas_kernels.slstm.call import Call, Options
 from pallas_kernels.slstm.pallas_gpu import slstm_pallas_gpu
 from pallas_kernels.slstm.pallas_tpu import slstm_pallas_tpu
 from pallas_kernels.slstm.recurrent import slstm_recurrent
 from pallas_kernels.typing import LastSegment, SegmentIds, SLSTMState, Values, state_dtype
 
-# A backend takes (x, recurrent_kernel, bias, state, starts, padding, *, recurrent_gradient_clip)
-# and returns (h, state): the state in float32 or float64, starts and padding `[B T]` bool or None.
-# A Pallas backend joins here.
+# A backend takes (Call, Options) and returns (h, state). A Pallas backend joins here.
 BACKENDS = MappingProxyType(
     {"recurrent": slstm_recurrent, "pallas_tpu": slstm_pallas_tpu, "pallas_gpu": slstm_pallas_gpu}
 )
@@ -77,8 +76,8 @@ def slstm(
         starts, padding = segment_borders(segment_ids, previous_segment)
     order = ("recurrent",) if x.shape[1] == 1 else ORDER
     h, state = dispatch(
-        "slstm", BACKENDS, backend, order, x, recurrent_kernel, bias, state, starts, padding,
-        recurrent_gradient_clip=recurrent_gradient_clip,
+        "slstm", BACKENDS, backend, order,
+        Call(x, recurrent_kernel, bias, state, starts, padding), Options(recurrent_gradient_clip),
     )  # fmt: skip
     return h, state._replace(m=jax.lax.stop_gradient(state.m))
 

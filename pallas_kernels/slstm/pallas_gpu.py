@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.dispatch import device_family, target_device
@@ -28,44 +28,22 @@ from pallas_kernels.filling import filled
 from pallas_kernels.interpret import interpret_mode
 from pallas_kernels.rounding import added
 from pallas_kernels.segments import PADDING, START, token_flags
+from pallas_kernels.slstm import pallas_gpu_cluster as cluster
+from pallas_kernels.slstm.call import Call, Options
 from pallas_kernels.slstm.pallas_gpu_backward import backward
-from pallas_kernels.slstm.pallas_gpu_cluster import (
-    MAX_BLOCKS,
-    UNITS,
-    Flags,
-    Kept,
-    Place,
-    Settings,
-    States,
-    Tokens,
-    default_rows,
-    launch,
-    load,
-    load_R,
-    multiply,
-    publish,
-    store,
-)
+from pallas_kernels.slstm.pallas_gpu_cluster import MAX_BLOCKS, UNITS, load, store
 from pallas_kernels.slstm.recurrent import GATE_BOUNDS
-from pallas_kernels.typing import SLSTMState, TokenFlags, Values
+from pallas_kernels.typing import SLSTMState, Values
 
 
-def slstm_pallas_gpu(
-    x: Float[Array, "B T 4 H V"],
-    recurrent_kernel: Float[Array, "4 H V V"],
-    bias: Float[Array, "4 H V"],
-    state: SLSTMState,
-    starts: TokenFlags | None,
-    padding: TokenFlags | None,
-    *,
-    recurrent_gradient_clip: float | None,
-) -> tuple[Values, SLSTMState]:
+def slstm_pallas_gpu(call: Call, options: Options) -> tuple[Values, SLSTMState]:
     """Brings everything into the kernel's layout and back.
 
     The products are in the type of x, or in R's where x is float32 (gates that are not rounded, as
     the model has them); h is rounded to it. Raises NotImplementedError off Hopper GPUs, for
     products in other types than bfloat16 and float16, and for heads over 512 units.
     """
+    x, R = call.x, call.R
     if jax.__version_info__ < (0, 11):
         raise NotImplementedError(f"it needs jax >= 0.11; this is {jax.__version__}")
     interpret = interpret_mode("gpu")
@@ -79,34 +57,28 @@ def slstm_pallas_gpu(
             f"it needs an NVIDIA GPU with sm_90, and this program is lowered for a "
             f"{target_device()[1]}"
         )
-    batch, time, _, heads, dim = x.shape
-    dtype = recurrent_kernel.dtype if x.dtype == jnp.float32 else x.dtype
-    if dtype not in (jnp.bfloat16, jnp.float16) or state.c.dtype != jnp.float32:
+    batch, _, _, heads, dim = x.shape
+    dtype = R.dtype if x.dtype == jnp.float32 else x.dtype
+    if dtype not in (jnp.bfloat16, jnp.float16) or call.state.c.dtype != jnp.float32:
         reason = "x, or R where x is float32, must be bfloat16 or float16 (WGMMA's float32 is TF32)"
         raise NotImplementedError(
-            f"{reason}; they are {x.dtype} and {recurrent_kernel.dtype}, the state {state.c.dtype}"
+            f"{reason}; they are {x.dtype} and {R.dtype}, the state {call.state.c.dtype}"
         )
     if dim > UNITS * MAX_BLOCKS:
         raise NotImplementedError(
             f"heads have at most {UNITS * MAX_BLOCKS} units (a cluster of {MAX_BLOCKS} blocks); "
             f"this one has {dim}"
         )
-    settings = Settings(default_rows(batch, heads, dim), recurrent_gradient_clip, interpret)
-    h, state = run(settings, x, recurrent_kernel.astype(dtype), bias, state, starts, padding)
+    rows = cluster.default_rows(batch, heads, dim)
+    settings = cluster.Settings(rows, options.recurrent_gradient_clip, interpret)
+    h, state = _run(settings, call._replace(R=R.astype(dtype)))
     return h.astype(x.dtype), state
 
 
-def run(
-    settings: Settings,
-    x: Array,
-    R: Array,
-    bias: Array,
-    state: SLSTMState,
-    starts: Array | None,
-    padding: Array | None,
-) -> tuple[Values, SLSTMState]:
-    """As slstm_pallas_gpu, with its choices made."""
-    batch, time, _, heads, dim = x.shape
+def _run(settings: cluster.Settings, call: Call) -> tuple[Values, SLSTMState]:
+    """As slstm_pallas_gpu, with its choices made: into the kernel's layout and back."""
+    x, R, bias, state, starts, padding = call
+    batch, _, _, _, dim = x.shape
     flags = None
     if starts is not None:
         flags = filled(token_flags(starts, padding).T, 1, settings.rows)
@@ -115,7 +87,7 @@ def run(
     bias = filled(bias.astype(jnp.float32), 2, UNITS)
     states = jnp.transpose(jnp.stack(state), (0, 2, 3, 1))
     states = filled(filled(states, 2, UNITS), 3, settings.rows)
-    h, after = _slstm(settings, x, R, bias, states, flags)
+    h, after = _slstm(settings, cluster.Inputs(x, R, bias, states, flags))
     h = h[:batch, :, :, :dim]
     if padding is not None:
         h = jnp.where(padding[..., None, None], 0, h)
@@ -123,25 +95,18 @@ def run(
 
 
 def _value(
-    settings: Settings,
-    x: Float[Array, "B T 4 H W"],
-    R: Float[Array, "4 H W W"],
-    bias: Float[Array, "4 H W"],
-    state: States,
-    flags: Flags | None,
-) -> tuple[Tokens, States]:
-    return _call_forward(settings, x, R, bias, state, flags, keep=False)[:2]
+    settings: cluster.Settings, inputs: cluster.Inputs
+) -> tuple[cluster.Tokens, cluster.States]:
+    return _call_forward(settings, inputs, keep=False)[:2]
 
 
-def _forward(
-    settings: Settings, x: Array, R: Array, bias: Array, state: States, flags: Flags | None
-) -> Any:
-    h, after, kept = _call_forward(settings, x, R, bias, state, flags, keep=True)
-    return (h, after), (x, R, bias, state, flags, h, kept)
+def _forward(settings: cluster.Settings, inputs: cluster.Inputs) -> Any:
+    h, after, kept = _call_forward(settings, inputs, keep=True)
+    return (h, after), (inputs, h, kept)
 
 
-def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
-    return *backward(settings, *residuals, *cotangents), None
+def _backward(settings: cluster.Settings, residuals: Any, cotangents: Any) -> Any:
+    return (backward(settings, *residuals, *cotangents),)
 
 
 _slstm = with_first_backward_only(
@@ -150,41 +115,27 @@ _slstm = with_first_backward_only(
 
 
 def _call_forward(
-    settings: Settings,
-    x: Array,
-    R: Array,
-    bias: Array,
-    state: States,
-    flags: Flags | None,
-    *,
-    keep: bool,
-) -> tuple[Tokens, States, Kept | None]:
+    settings: cluster.Settings, inputs: cluster.Inputs, *, keep: bool
+) -> tuple[cluster.Tokens, cluster.States, cluster.Kept | None]:
     """(h after each token, state after the last, c, n and m after each token if they are to be
     kept).
     """
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-
+    x, R, bias, state, flags = inputs
     batch, time, _, heads, width = x.shape
-    rows, dtype = settings.rows, R.dtype
-    h0 = jnp.transpose(state[2], (2, 0, 1)).astype(dtype)
-    kernel = plgpu.kernel(
-        functools.partial(_forward_kernel, rows=rows, keep=keep, flagged=flags is not None),
+    h0 = jnp.transpose(state[2], (2, 0, 1)).astype(R.dtype)
+    kernel = cluster.kernel(
+        functools.partial(_forward_kernel, keep=keep, flagged=flags is not None),
+        settings,
+        R,
+        batch,
         out_type=[
-            jax.ShapeDtypeStruct((batch, time, heads, width), dtype),
+            jax.ShapeDtypeStruct((batch, time, heads, width), R.dtype),
             jax.ShapeDtypeStruct(state.shape, jnp.float32),
             jax.ShapeDtypeStruct((time, 3, heads, width, batch) if keep else (1,), jnp.float32),
         ],
-        **launch(
-            heads,
-            batch // rows,
-            width,
-            dtype,
-            rows=rows,
-            gates=1,
-            interpret=settings.interpret,
-            approximate=True,
-        ),
-        kernel_name="slstm_forward",
+        exchanged=1,
+        approximate=True,
+        name="slstm_forward",
     )
     if flags is None:
         flags = jnp.zeros((1, 1), jnp.int32)
@@ -195,6 +146,7 @@ def _call_forward(
 
 
 def _forward_kernel(
+    block: cluster.Block,
     x_ref: Any,
     R_ref: Any,
     bias_ref: Any,
@@ -205,28 +157,18 @@ def _forward_kernel(
     after_ref: Any,
     kept_ref: Any,
     *,
-    R_smem: Any,
-    shared_smem: Any,
-    R_arrived: Any,
-    arrived: Any,
-    exchanged: Any = None,
-    rows: int,
     keep: bool,
     flagged: bool,
 ) -> None:
     """The carry is (c, n, h, m) after a token and what the next one needs from memory, asked for
     ahead.
     """
-    from jax.experimental.pallas import mosaic_gpu as plgpu
+    time, (head, batch, units) = x_ref.shape[0], block.place
 
-    time, blocks = x_ref.shape[0], x_ref.shape[3] // UNITS
-    place = Place(rows, blocks)
-    head, batch, units = place.head, place.batch, place.units
-
-    plgpu.copy_gmem_to_smem(h0_ref.at[batch, head], shared_smem, arrived)
+    block.fetch(h0_ref.at[batch, head])
     biases = [load(bias_ref.at[gate, head, units], reduced=1) for gate in range(4)]
-    R_rest = load_R(R_ref, R_smem, R_arrived, place, blocks)
-    plgpu.barrier_wait(arrived)
+    block.load_R(R_ref)
+    block.wait_for_fetched()
 
     def token(t: Array) -> tuple:
         gates = tuple(load(x_ref.at[t, gate, head, units, batch]) for gate in range(4))
@@ -235,16 +177,16 @@ def _forward_kernel(
     def step(t: Array, carry: Any) -> Any:
         before, (*gates, flag) = carry
         next_token = functools.partial(token, jnp.minimum(t + 1, time - 1))
-        following = None if place.shared else next_token()
+        following = None if block.shared else next_token()
         c, n, _, m = before
-        mixed = multiply(R_smem, R_rest, shared_smem, rows)
+        mixed = block.multiply()
         if flagged:
-            flag = lax.broadcast_in_dim(flag, (UNITS, rows), (1,))
+            flag = block.for_each_column(flag)
             mixed, c, n, m = jax.tree.map(
                 lambda part: jnp.where(flag == START, 0.0, part), (mixed, c, n, m)
             )
         raw = [
-            sums + x.astype(jnp.float32) + lax.broadcast_in_dim(b, (UNITS, rows), (0,))
+            sums + x.astype(jnp.float32) + block.for_each_row(b)
             for sums, x, b in zip(mixed, gates, biases, strict=True)
         ]
         c, n, h, m = after = _cell(raw, c, n, m)
@@ -257,18 +199,16 @@ def _forward_kernel(
             if keep:
                 for part, value in enumerate((c, n, m)):
                     store(kept_ref.at[t, part, head, units, batch], value)
-            return next_token() if place.shared else following
+            return next_token() if block.shared else following
 
-        following = publish(
-            [h], h_ref.at[batch, t, head], shared_smem, place, rows, (arrived, exchanged), meanwhile
-        )
+        following = block.publish([h], h_ref.at[batch, t, head], meanwhile)
         return after, following
 
     first = tuple(load(state_ref.at[part, head, units, batch]) for part in range(4))
     after, _ = lax.fori_loop(0, time, step, (first, token(0)))
     for part in range(4):
         store(after_ref.at[part, head, units, batch], after[part])
-    plgpu.wait_smem_to_gmem(0)
+    block.wait_for_stores()
 
 
 def _cell(raw: list[Array], c: Array, n: Array, m: Array) -> tuple[Array, Array, Array, Array]:

@@ -18,21 +18,8 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.rounding import added
 from pallas_kernels.segments import PADDING, START
-from pallas_kernels.slstm.pallas_gpu_cluster import (
-    UNITS,
-    Flags,
-    Kept,
-    Place,
-    Settings,
-    States,
-    Tokens,
-    launch,
-    load,
-    load_R,
-    multiply,
-    publish,
-    store,
-)
+from pallas_kernels.slstm import pallas_gpu_cluster as cluster
+from pallas_kernels.slstm.pallas_gpu_cluster import load, store
 from pallas_kernels.slstm.recurrent import GATE_BOUNDS
 
 # Factors of a step, per token: see `_factors`.
@@ -40,22 +27,19 @@ Factors = Float[Array, "T 8 H W B"]
 
 
 def backward(
-    settings: Settings,
-    x: Float[Array, "B T 4 H W"],
-    R: Float[Array, "4 H W W"],
-    bias: Float[Array, "4 H W"],
-    state: States,
-    flags: Flags | None,
-    h: Tokens,
-    kept: Kept,
-    d_h: Tokens,
-    d_after: States,
-) -> tuple[Array, Array, Array, States]:
-    """(dx, dR, d_bias, d_state) from the forward pass's inputs, its outputs and what it kept.
+    settings: cluster.Settings,
+    inputs: cluster.Inputs,
+    h: cluster.Tokens,
+    kept: cluster.Kept,
+    d_h: cluster.Tokens,
+    d_after: cluster.States,
+) -> cluster.Inputs:
+    """Cotangents of the forward pass's inputs, from these, its outputs and what it kept.
 
     The true state is c·exp(m), so dm is c·dc + n·dn; the returned m has no gradient (d_after's is
     not read).
     """
+    x, R, bias, state, flags = inputs
     h_before = jnp.concatenate(
         [jnp.transpose(state[2], (2, 0, 1))[:, None].astype(h.dtype), h[:, :-1]], axis=1
     )
@@ -69,15 +53,18 @@ def backward(
     dR = jnp.einsum("bthv,btghw->ghvw", h_before, dx, preferred_element_type=jnp.float32)
     d_bias = jnp.sum(dx, axis=(0, 1), dtype=jnp.float32)
     dc, dn, dh = d_first
-    return (
+    return cluster.Inputs(
         dx.astype(x.dtype),
         dR.astype(R.dtype),
         d_bias,
         jnp.stack([dc, dn, dh, state[0] * dc + state[1] * dn]),
+        None,
     )
 
 
-def _factors(raw: Float[Array, "T 4 H W B"], before: Kept, flags: Flags | None) -> Factors:
+def _factors(
+    raw: Float[Array, "T 4 H W B"], before: cluster.Kept, flags: cluster.Flags | None
+) -> Factors:
     """Of every token: o/n, c/n, d h/d raw_o, i, z, f, and what dc and dn give to raw_f; neutral for
     padding (f = 1, the rest 0).
     """
@@ -104,36 +91,29 @@ def _factors(raw: Float[Array, "T 4 H W B"], before: Kept, flags: Flags | None) 
 
 
 def _call(
-    settings: Settings,
+    settings: cluster.Settings,
     R: Array,
     factors: Factors,
     d_h: Float[Array, "T H W B"],
-    d_after: States,
-    flags: Flags | None,
+    d_after: cluster.States,
+    flags: cluster.Flags | None,
 ) -> tuple[Float[Array, "B T 4 H W"], Float[Array, "3 H W B"]]:
     """(gradients of the gates' pre-activations in R's type, gradients of the first c, n, h)."""
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-
     time, _, heads, width, batch = factors.shape
-    rows, dtype = settings.rows, R.dtype
+    rows = settings.rows
     tiles = batch // rows
-    kernel = plgpu.kernel(
-        functools.partial(_kernel, rows=rows, clip=settings.clip, flagged=flags is not None),
+    kernel = cluster.kernel(
+        functools.partial(_kernel, clip=settings.clip, flagged=flags is not None),
+        settings,
+        R,
+        batch,
         out_type=[
-            jax.ShapeDtypeStruct((time, tiles, 4 * rows, heads, width), dtype),
+            jax.ShapeDtypeStruct((time, tiles, 4 * rows, heads, width), R.dtype),
             jax.ShapeDtypeStruct((3, heads, width, batch), jnp.float32),
         ],
-        **launch(
-            heads,
-            tiles,
-            width,
-            dtype,
-            rows=rows,
-            gates=4,
-            interpret=settings.interpret,
-            approximate=False,
-        ),
-        kernel_name="slstm_backward",
+        exchanged=4,
+        approximate=False,
+        name="slstm_backward",
     )
     if flags is None:
         flags = jnp.zeros((1, 1), jnp.int32)
@@ -143,6 +123,7 @@ def _call(
 
 
 def _kernel(
+    block: cluster.Block,
     R_ref: Any,
     factors_ref: Any,
     d_h_ref: Any,
@@ -151,24 +132,14 @@ def _kernel(
     dx_ref: Any,
     d_first_ref: Any,
     *,
-    R_smem: Any,
-    shared_smem: Any,
-    R_arrived: Any,
-    arrived: Any,
-    exchanged: Any = None,
-    rows: int,
     clip: float | None,
     flagged: bool,
 ) -> None:
     """From the last token to the first. The carry is the gradient of (c, n, h) after a token and
     what it needs from memory.
     """
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-
-    time, blocks = factors_ref.shape[0], factors_ref.shape[3] // UNITS
-    place = Place(rows, blocks)
-    head, batch, units = place.head, place.batch, place.units
-    R_rest = load_R(R_ref, R_smem, R_arrived, place, blocks)
+    time, (head, batch, units) = factors_ref.shape[0], block.place
+    block.load_R(R_ref)
 
     def token(t: Array) -> tuple:
         factors = tuple(load(factors_ref.at[t, factor, head, units, batch]) for factor in range(8))
@@ -179,7 +150,7 @@ def _kernel(
         t = time - 1 - index
         (dc, dn, dh), ((per_n, ratio, to_o, i, z, f, c_to_f, n_to_f), d_h, flag) = carry
         next_token = functools.partial(token, jnp.maximum(t - 1, 0))
-        following = None if place.shared else next_token()
+        following = None if block.shared else next_token()
         dh = dh + d_h.astype(jnp.float32)
         dc = dc + dh * per_n
         dn = dn - dh * per_n * ratio
@@ -188,17 +159,14 @@ def _kernel(
         dc, dn = lax.optimization_barrier((f * dc, f * dn))
 
         def meanwhile() -> tuple:
-            return next_token() if place.shared else following
+            return next_token() if block.shared else following
 
-        out_ref = dx_ref.at[t, place.tile, :, head]
-        following = publish(
-            d_raw, out_ref, shared_smem, place, rows, (arrived, exchanged), meanwhile
-        )
-        d_before = functools.reduce(jnp.add, multiply(R_smem, R_rest, shared_smem, rows))
+        following = block.publish(d_raw, dx_ref.at[t, block.tile, :, head], meanwhile)
+        d_before = functools.reduce(jnp.add, block.multiply())
         if clip is not None:
             d_before = jnp.minimum(jnp.maximum(d_before, -clip), clip)
         if flagged:
-            flag = lax.broadcast_in_dim(flag, (UNITS, rows), (1,))
+            flag = block.for_each_column(flag)
             d_before = jnp.where(flag == START, 0.0, jnp.where(flag == PADDING, dh, d_before))
         return (dc, dn, d_before), following
 
@@ -206,4 +174,4 @@ def _kernel(
     first, _ = lax.fori_loop(0, time, step, (last, token(jnp.int32(time - 1))))
     for part in range(3):
         store(d_first_ref.at[part, head, units, batch], first[part])
-    plgpu.wait_smem_to_gmem(0)
+    block.wait_for_stores()

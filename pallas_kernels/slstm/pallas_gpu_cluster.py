@@ -20,17 +20,27 @@ UNITS = 64  # units of a block: the rows of a WGMMA
 MAX_BLOCKS = 8  # of a cluster, the portable limit
 SHARED_MEMORY = 227 * 1024  # bytes that a block may have
 MULTIPROCESSORS = 132  # of an H100 and an H200
-# parts of R `[4·64, 64]` that shared memory holds: 192 of 227 KB, all of V = 384; more are held in
-# registers
+# How many parts of R `[4·64, 64]` shared memory holds: six take 192 of the 227 KB and are all of R
+# up to V = 384. Wider heads have the rest of R in registers.
 RESIDENT = 6
 
 
-# Layout of this backend: W units (V filled up to a multiple of 64); batch and units are padded, and
-# swapped where a block computes.
+# Layout of this backend: W units, which is V filled up to a multiple of 64; the batch is filled up
+# to a multiple of a block's rows. A block computes with the batch as the last axis, `[64, B]`.
 Tokens = Float[Array, "B T H W"]
 States = Float[Array, "S H W B"]  # S = 4: c, n, h, m
 Kept = Float[Array, "T 3 H W B"]  # c, n, m after each token
 Flags = Int[Array, "T B"]
+
+
+class Inputs(NamedTuple):
+    """A call's arrays in this layout. flags is None where no segments are given."""
+
+    x: Float[Array, "B T 4 H W"]
+    R: Float[Array, "4 H W W"]
+    bias: Float[Array, "4 H W"]
+    state: States
+    flags: Flags | None
 
 
 class Settings(NamedTuple):
@@ -49,7 +59,7 @@ def resident_parts(interpret: Any, width: int) -> int:
 
 
 def shared_bytes(rows: int, width: int, gates: int) -> int:
-    """What a block asks for on the device: R, what is exchanged (as in `launch`), barriers."""
+    """What a block asks for on the device: R, what is exchanged (as in `kernel`), barriers."""
     return 2 * (4 * UNITS * UNITS * resident_parts(False, width) + gates * rows * width) + 64
 
 
@@ -67,28 +77,33 @@ def default_rows(batch: int, heads: int, dim: int) -> int:
     return 8 if batch <= 8 or enough or not fits else 16
 
 
-def launch(
-    heads: int,
-    tiles: int,
-    width: int,
-    dtype: Any,
+def kernel(
+    body: Callable,
+    settings: Settings,
+    R: Float[Array, "4 H W W"],
+    batch: int,
     *,
-    rows: int,
-    gates: int,
-    interpret: Any,
+    out_type: list[Any],
+    exchanged: int,
     approximate: bool,
-) -> dict[str, Any]:
-    """Arguments of `plgpu.kernel`: the grid of clusters and their shared memory.
+    name: str,
+) -> Callable:
+    """body(block, *refs) as a kernel on a grid of clusters, one for each head and tile of rows.
 
-    rows: batch rows of a tile; gates: how many arrays `[rows, W]` are exchanged in a step.
+    exchanged: how many arrays `[rows, W]` the blocks of a cluster exchange in a step; approximate:
+    whether exponentials may be the hardware's.
     """
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
-    blocks, resident = width // UNITS, resident_parts(interpret, width)
+    def with_block(*refs: Any, **scratch: Any) -> None:
+        body(Block(settings.rows, **scratch), *refs)
+
+    heads, width = R.shape[1:3]
+    blocks, resident = width // UNITS, resident_parts(settings.interpret, width)
     tiled = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
     scratch = dict(
-        R_smem=plgpu.SMEM((resident, 4, UNITS, UNITS), dtype, transforms=tiled),
-        shared_smem=plgpu.SMEM((gates * rows, width), dtype, transforms=tiled),
+        R_smem=plgpu.SMEM((resident, 4, UNITS, UNITS), R.dtype, transforms=tiled),
+        shared_smem=plgpu.SMEM((exchanged * settings.rows, width), R.dtype, transforms=tiled),
         R_arrived=plgpu.Barrier(num_arrivals=4 * resident),
         arrived=plgpu.Barrier(),
     )
@@ -96,32 +111,171 @@ def launch(
     if blocks > 1:
         scratch["exchanged"] = plgpu.ClusterBarrier(collective_axes=("block",))
         cluster = dict(cluster=(blocks,), cluster_names=("block",))
-    return dict(
-        grid=(heads, tiles),
+    return plgpu.kernel(
+        with_block,
+        out_type=out_type,
+        grid=(heads, batch // settings.rows),
         grid_names=("head", "tile"),
         **cluster,
         scratch_types=scratch,
-        interpret=interpret,
-        # Its own barriers around each load and store would be most of those in a step. Here only
-        # `publish` writes what others read.
+        interpret=settings.interpret,
+        # Without this Pallas puts a barrier around each load and store, which would be most of the
+        # barriers in a step. Here only `Block.publish` writes what other threads read, and it has
+        # its own.
         compiler_params=plgpu.CompilerParams(
             approx_math=approximate,
             lowering_semantics=plgpu.LoweringSemantics.Lane,
             unsafe_no_auto_barriers=True,
         ),
+        kernel_name=name,
     )
 
 
-class Place:
-    """Which head, batch rows and units a block has."""
+class Block:
+    """One block of threads: which head, batch rows and units it has, its part of R, and what it
+    exchanges with the other blocks of its cluster.
 
-    def __init__(self, rows: int, blocks: int):
-        self.shared = blocks > 1
+    R_smem holds R `[parts, 4, 64, 64]` as far as it fits, shared_smem the exchanged arrays one
+    below the other, `[exchanged * rows, W]`.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        R_smem: Any,
+        shared_smem: Any,
+        R_arrived: Any,
+        arrived: Any,
+        exchanged: Any = None,
+    ) -> None:
+        self.rows, self.R_smem, self.shared_smem = rows, R_smem, shared_smem
+        self.R_arrived, self.arrived, self.exchanged = R_arrived, arrived, exchanged
+        self.R_rest: list[list[Array]] = []
+        self.blocks = shared_smem.shape[1] // UNITS
+        self.shared = self.blocks > 1
         self.head, self.tile = lax.axis_index("head"), lax.axis_index("tile")
         self.batch = pl.ds(self.tile * rows, rows)
         self.units = (
             pl.ds(lax.axis_index("block") * UNITS, UNITS) if self.shared else pl.ds(0, UNITS)
         )
+
+    @property
+    def place(self) -> tuple[Array, Any, Any]:
+        """(head, batch rows, units)."""
+        return self.head, self.batch, self.units
+
+    def for_each_row(self, x: Float[Array, "64"]) -> Float[Array, "64 B"]:
+        """One number per unit, the same for all batch rows."""
+        return lax.broadcast_in_dim(x, (UNITS, self.rows), (0,))
+
+    def for_each_column(self, x: Float[Array, "B"]) -> Float[Array, "64 B"]:
+        """One number per batch row, the same for all units."""
+        return lax.broadcast_in_dim(x, (UNITS, self.rows), (1,))
+
+    def fetch(self, source: Any) -> None:
+        """Begins to fill shared_smem from memory."""
+        from jax.experimental.pallas import mosaic_gpu as plgpu
+
+        plgpu.copy_gmem_to_smem(source, self.shared_smem, self.arrived)
+
+    def wait_for_fetched(self) -> None:
+        """Until what `fetch` began is there."""
+        from jax.experimental.pallas import mosaic_gpu as plgpu
+
+        plgpu.barrier_wait(self.arrived)
+
+    def wait_for_stores(self) -> None:
+        """Until all that `publish` wrote is in memory."""
+        from jax.experimental.pallas import mosaic_gpu as plgpu
+
+        plgpu.wait_smem_to_gmem(0)
+
+    def load_R(self, R_ref: Any) -> None:
+        """Fills R_smem from R `[4 H W W]`, rows of this block's units; the parts that do not fit
+        stay in registers (R_rest).
+        """
+        from jax.experimental.pallas import mosaic_gpu as plgpu
+
+        def part_of(part: int, gate: int) -> Any:
+            return R_ref.at[gate, self.head, self.units, pl.ds(part * UNITS, UNITS)]
+
+        resident = self.R_smem.shape[0]
+        for part in range(resident):
+            for gate in range(4):
+                target = self.R_smem.at[part, gate]
+                plgpu.copy_gmem_to_smem(part_of(part, gate), target, self.R_arrived)
+        self.R_rest = [
+            [load(part_of(part, gate)) for gate in range(4)]
+            for part in range(resident, self.blocks)
+        ]
+        plgpu.barrier_wait(self.R_arrived)
+
+    def multiply(self) -> list[Float[Array, "64 B"]]:
+        """R of each gate times what was exchanged: one array `[rows, W]` for all gates, or one for
+        each gate.
+        """
+        from jax.experimental.pallas import mosaic_gpu as plgpu
+
+        R_smem, rows, resident = self.R_smem, self.rows, self.R_smem.shape[0]
+        own = self.shared_smem.shape[0] > rows
+
+        def operand(gate: int, part: Any) -> Any:
+            its_rows = pl.ds(gate * rows if own else 0, rows)
+            return self.shared_smem.at[its_rows, pl.ds(part * UNITS, UNITS)].T
+
+        def total(*sums: Any) -> list[Array]:
+            # A loop and not unrolled: the matrix descriptors of all parts at once would take the
+            # registers that everything else needs.
+            @pl.loop(0, resident)
+            def _(part: Array) -> None:
+                for gate in range(4):
+                    plgpu.wgmma(sums[gate], R_smem.at[part, gate], operand(gate, part))
+
+            for part, gates in enumerate(self.R_rest, start=resident):
+                # The barrier makes the compiler compute the operands' addresses here, each time.
+                # Without it they stay in 64 registers for the whole sequence.
+                part = lax.optimization_barrier(jnp.int32(part))
+                for gate in range(4):
+                    plgpu.wgmma(sums[gate], gates[gate], operand(gate, part))
+            return [x[...] for x in sums]
+
+        return pl.run_scoped(total, *[plgpu.ACC((UNITS, rows), jnp.float32)] * 4)
+
+    def publish(self, values: list[Float[Array, "64 B"]], out_ref: Any, meanwhile: Callable) -> Any:
+        """Puts this block's values into out_ref `[len(values)·rows, W]` and fills shared_smem with
+        those of all blocks; returns meanwhile(), which runs while this block waits for the others.
+
+        The cluster's barrier only counts arrivals, it does not make earlier writes visible to the
+        other blocks (the machine code has a bare SYNCS.ARRIVE). So the values must be in the L2
+        cache before a block arrives: only TMA writes them, and the block first waits until these
+        copies are complete, not merely until their source has been read.
+        """
+        from jax.experimental.pallas import mosaic_gpu as plgpu
+
+        shared_smem, rows = self.shared_smem, self.rows
+        # shared_smem is free: TMA has read the values of the step before, and (the same call) all
+        # warps have done their part of the product
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        for index, value in enumerate(values):
+            store(
+                shared_smem.at[pl.ds(index * rows, rows), self.units].T,
+                value.astype(shared_smem.dtype),
+            )
+        plgpu.commit_smem()
+        # one tile of 8 rows at a time: TMA reads tiles that lie one after the other in memory
+        for first in range(0, len(values) * rows, 8):
+            eight = pl.ds(first, 8)
+            source = shared_smem.at[eight, self.units]
+            plgpu.copy_smem_to_gmem(source, out_ref.at[eight, self.units])
+        if not self.shared:
+            return meanwhile()
+        plgpu.wait_smem_to_gmem(0)
+        plgpu.barrier_arrive(self.exchanged)
+        result = meanwhile()
+        plgpu.barrier_wait(self.exchanged)
+        self.fetch(out_ref)
+        self.wait_for_fetched()
+        return result
 
 
 def load(ref: Any, reduced: int | None = None) -> Array:
@@ -142,90 +296,3 @@ def store(ref: Any, x: Array) -> None:
         plgpu.store(ref, x, optimized=False)
     else:
         ref[...] = x
-
-
-def load_R(R_ref: Any, R_smem: Any, arrived: Any, place: Place, blocks: int) -> list[list[Array]]:
-    """Fills R_smem from R `[4 H W W]`, rows of this block's units, and returns the parts that it
-    does not hold, in registers.
-    """
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-
-    def part_of(part: int, gate: int) -> Any:
-        return R_ref.at[gate, place.head, place.units, pl.ds(part * UNITS, UNITS)]
-
-    resident = R_smem.shape[0]
-    for part in range(resident):
-        for gate in range(4):
-            plgpu.copy_gmem_to_smem(part_of(part, gate), R_smem.at[part, gate], arrived)
-    rest = [[load(part_of(part, gate)) for gate in range(4)] for part in range(resident, blocks)]
-    plgpu.barrier_wait(arrived)
-    return rest
-
-
-def multiply(
-    R_smem: Any, R_rest: list[list[Array]], shared_smem: Any, rows: int
-) -> list[Float[Array, "64 B"]]:
-    """R of each gate times what was exchanged: one array `[rows, W]` for all gates, or one each."""
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-
-    resident, own = R_smem.shape[0], shared_smem.shape[0] > rows
-
-    def operand(gate: int, part: Any) -> Any:
-        return shared_smem.at[pl.ds(gate * rows if own else 0, rows), pl.ds(part * UNITS, UNITS)].T
-
-    def total(*sums: Any) -> list[Array]:
-        # unrolled, its many descriptors would not leave registers for anything else
-        @pl.loop(0, resident)
-        def _(part: Array) -> None:
-            for gate in range(4):
-                plgpu.wgmma(sums[gate], R_smem.at[part, gate], operand(gate, part))
-
-        for part, gates in enumerate(R_rest, start=resident):
-            # else the operands' addresses stay in 64 registers for the whole sequence
-            part = lax.optimization_barrier(jnp.int32(part))
-            for gate in range(4):
-                plgpu.wgmma(sums[gate], gates[gate], operand(gate, part))
-        return [x[...] for x in sums]
-
-    return pl.run_scoped(total, *[plgpu.ACC((UNITS, rows), jnp.float32)] * 4)
-
-
-def publish(
-    values: list[Float[Array, "64 B"]],
-    out_ref: Any,
-    shared_smem: Any,
-    place: Place,
-    rows: int,
-    barriers: tuple,
-    meanwhile: Callable,
-) -> Any:
-    """Puts this block's values into out_ref `[len(values)·rows, W]` and fills shared_smem with all
-    blocks'; returns meanwhile().
-
-    The cluster's barrier only counts: its arrival releases no memory (SASS: a bare SYNCS.ARRIVE).
-    What it announces has to be in the L2 cache before. So values go by TMA alone, and the wait
-    before it is for the end of their copies, not of their reads.
-    """
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-
-    arrived, exchanged = barriers
-    # and all warps have done their part of the product
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-    for index, value in enumerate(values):
-        store(
-            shared_smem.at[pl.ds(index * rows, rows), place.units].T,
-            value.astype(shared_smem.dtype),
-        )
-    plgpu.commit_smem()
-    for first in range(0, len(values) * rows, 8):  # TMA reads whole tiles that follow each other
-        eight = pl.ds(first, 8)
-        plgpu.copy_smem_to_gmem(shared_smem.at[eight, place.units], out_ref.at[eight, place.units])
-    if not place.shared:
-        return meanwhile()
-    plgpu.wait_smem_to_gmem(0)
-    plgpu.barrier_arrive(exchanged)
-    result = meanwhile()
-    plgpu.barrier_wait(exchanged)
-    plgpu.copy_gmem_to_smem(out_ref, shared_smem, arrived)
-    plgpu.barrier_wait(arrived)
-    return result

@@ -22,10 +22,10 @@ from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.filling import filled
 from pallas_kernels.interpret import interpret_mode
 from pallas_kernels.segments import PADDING, token_flags
+from pallas_kernels.slstm.call import Call, Options
 from pallas_kernels.slstm.pallas_tpu_backward import call_backward
 from pallas_kernels.slstm.pallas_tpu_forward import (
-    Flags,
-    Gates,
+    Inputs,
     Settings,
     States,
     Tokens,
@@ -33,24 +33,16 @@ from pallas_kernels.slstm.pallas_tpu_forward import (
     call_forward,
 )
 from pallas_kernels.tpu_sizes import LANES, SUBLANES, VMEM_LIMIT
-from pallas_kernels.typing import SLSTMState, TokenFlags, Values
+from pallas_kernels.typing import SLSTMState, Values
 
 
-def slstm_pallas_tpu(
-    x: Float[Array, "B T 4 H V"],
-    recurrent_kernel: Float[Array, "4 H V V"],
-    bias: Float[Array, "4 H V"],
-    state: SLSTMState,
-    starts: TokenFlags | None,
-    padding: TokenFlags | None,
-    *,
-    recurrent_gradient_clip: float | None,
-) -> tuple[Values, SLSTMState]:
+def slstm_pallas_tpu(call: Call, options: Options) -> tuple[Values, SLSTMState]:
     """Brings everything into the kernel's layout and back.
 
     Raises NotImplementedError off the TPU, for inputs other than bfloat16 and float32, and for
     heads too wide for R to stay in VMEM.
     """
+    x, R, bias, state, starts, padding = call
     interpret = interpret_mode("tpu")
     batch, time, _, heads, dim = x.shape
     if x.dtype not in (jnp.bfloat16, jnp.float32) or state.c.dtype != jnp.float32:
@@ -69,16 +61,12 @@ def slstm_pallas_tpu(
     wx = filled(filled(jnp.transpose(_pack(x, packed, width), (3, 1, 2, 0, 4)), 1, tokens), 3, rows)
     # In the lower precision of x and R: a bfloat16 model gives x in float32, so that the gates are,
     # and R in bfloat16, for the products.
-    R = _block_diagonal(
-        min(recurrent_kernel, recurrent_kernel.astype(x.dtype), key=lambda r: r.dtype.itemsize),
-        packed,
-        width,
-    )
+    R = _block_diagonal(min(R, R.astype(x.dtype), key=lambda r: r.dtype.itemsize), packed, width)
     gate_bias = jnp.swapaxes(_pack(bias.astype(jnp.float32), packed, width), 0, 1)[:, :, None]
     states = filled(jnp.transpose(_pack(jnp.stack(state), packed, width), (2, 0, 1, 3)), 2, rows)
 
-    settings = Settings(tokens, rows, recurrent_gradient_clip, interpret)
-    h, after = _slstm(settings, wx, R, gate_bias, states, flags)
+    settings = Settings(tokens, rows, options.recurrent_gradient_clip, interpret)
+    h, after = _slstm(settings, Inputs(wx, R, gate_bias, states, flags))
     h = jnp.transpose(_unpack(h, packed, dim), (2, 1, 0, 3, 4)).reshape(-1, h.shape[1], heads, dim)[
         :batch, :time
     ]
@@ -130,27 +118,18 @@ def vmem_bytes(tokens: int, rows: int, width: int, itemsize: int) -> int:
     return resident + moving + scratch + 2 * 4 * tokens * row * 4
 
 
-def _value(
-    settings: Settings,
-    x: Gates,
-    R: Weights,
-    bias: Float[Array, "G 4 1 W"],
-    state: States,
-    flags: Flags | None,
-) -> tuple[Tokens, States]:
-    h, after, _ = call_forward(settings, x, R, bias, state, flags, keep=False)
+def _value(settings: Settings, inputs: Inputs) -> tuple[Tokens, States]:
+    h, after, _ = call_forward(settings, inputs, keep=False)
     return h, after
 
 
-def _forward(
-    settings: Settings, x: Gates, R: Weights, bias: Array, state: States, flags: Flags | None
-) -> Any:
-    h, after, kept = call_forward(settings, x, R, bias, state, flags, keep=True)
-    return (h, after), (x, R, bias, flags, h, kept)
+def _forward(settings: Settings, inputs: Inputs) -> Any:
+    h, after, kept = call_forward(settings, inputs, keep=True)
+    return (h, after), (inputs._replace(state=None), h, kept)
 
 
 def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
-    return *call_backward(settings, *residuals, *cotangents), None
+    return (call_backward(settings, *residuals, *cotangents),)
 
 
 _slstm = with_first_backward_only(

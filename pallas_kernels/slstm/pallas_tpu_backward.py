@@ -23,13 +23,11 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.segments import PADDING, START
 from pallas_kernels.slstm.pallas_tpu_forward import (
-    Flags,
-    Gates,
+    Inputs,
     Rows,
     Settings,
     States,
     Tokens,
-    Weights,
     compiler_params,
     gates_of,
     precision_of,
@@ -40,16 +38,14 @@ from pallas_kernels.slstm.recurrent import GATE_BOUNDS
 
 def call_backward(
     settings: Settings,
-    x: Gates,
-    R: Weights,
-    bias: Float[Array, "G 4 1 W"],
-    flags: Flags | None,
+    inputs: Inputs,
     h: Tokens,
     kept: Float[Array, "G N S B W"],
     dh: Tokens,
     d_after: States,
-) -> tuple[Gates, Weights, Float[Array, "G 4 1 W"], States]:
+) -> Inputs:
     """Cotangents of x, R, bias and the state before the first token (m's: <c, dc> + <n, dn>)."""
+    x, R, bias, _, flags = inputs
     groups, time, _, batch, width = x.shape
     tokens, rows = settings.tokens, settings.rows
     blocks, batches = time // tokens, batch // rows
@@ -106,11 +102,12 @@ def call_backward(
     )(x, R, jnp.swapaxes(R, 2, 3), bias, flags, h, kept, dh, d_after)
     dc, dn, d_h = (d_state[:, part] for part in range(3))
     dm = kept[:, 0, 0] * dc + kept[:, 0, 1] * dn  # the true state is c·exp(m)
-    return (
+    return Inputs(
         dx,
         jnp.sum(dR, axis=1).astype(R.dtype),
         jnp.sum(d_bias, axis=1),
         jnp.stack([dc, dn, d_h, dm], axis=1),
+        None,
     )
 
 

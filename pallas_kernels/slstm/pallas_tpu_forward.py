@@ -28,6 +28,20 @@ Flags = Int[Array, "T B 1"]
 Rows = Float[Array, "B W"]  # of one token
 
 
+class Inputs(NamedTuple):
+    """A call's arrays in this layout.
+
+    flags is None where no token starts a document or is padding. state is None in what the backward
+    pass is given: it has the state before every block.
+    """
+
+    x: Gates
+    R: Weights
+    bias: Float[Array, "G 4 1 W"]
+    state: States | None
+    flags: Flags | None
+
+
 class Settings(NamedTuple):
     """What a call is compiled for: tokens and batch rows of a block, the gradient clip, how to
     interpret.
@@ -40,16 +54,10 @@ class Settings(NamedTuple):
 
 
 def call_forward(
-    settings: Settings,
-    x: Gates,
-    R: Weights,
-    bias: Float[Array, "G 4 1 W"],
-    state: States,
-    flags: Flags | None,
-    *,
-    keep: bool,
+    settings: Settings, inputs: Inputs, *, keep: bool
 ) -> tuple[Tokens, States, Float[Array, "G N S B W"] | None]:
     """(h after each token, state after the last, state before each block if it is to be kept)."""
+    x, R, bias, state, flags = inputs
     groups, time, _, batch, width = x.shape
     tokens, rows = settings.tokens, settings.rows
     blocks = time // tokens

@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.derivatives import with_backward
 from pallas_kernels.rounding import added
-from pallas_kernels.typing import SLSTMState, TokenFlags, Values
+from pallas_kernels.slstm.call import Call, Options
+from pallas_kernels.typing import SLSTMState, Values
 
 # Least pre-activation of i and f, largest of i. They make infinite gates finite: i = -2^18 counts
 # for nothing beside any other token, and f = -2^18 forgets everything.
@@ -29,30 +30,22 @@ Part = Float[Array, "*T H B V"]
 Flags = Bool[Array, "*T 1 B 1"]
 
 
-def slstm_recurrent(
-    x: Float[Array, "B T 4 H V"],
-    recurrent_kernel: Float[Array, "4 H V V"],
-    bias: Float[Array, "4 H V"],
-    state: SLSTMState,
-    starts: TokenFlags | None,
-    padding: TokenFlags | None,
-    *,
-    recurrent_gradient_clip: float | None,
-) -> tuple[Values, SLSTMState]:
+def slstm_recurrent(call: Call, options: Options) -> tuple[Values, SLSTMState]:
     """Brings everything into the layout of the scan and back."""
+    x, R, bias, state, starts, padding = call
     dtype = state.c.dtype
     wx = x.astype(dtype) + bias.astype(dtype)[None, None]
     if padding is not None:  # which may hold anything, NaN too
         wx = jnp.where(padding[..., None, None, None], 0, wx)
     wx = jnp.transpose(wx, (1, 3, 0, 2, 4))
-    R = jnp.transpose(recurrent_kernel.astype(dtype), (1, 2, 0, 3))
+    R = jnp.transpose(R.astype(dtype), (1, 2, 0, 3))
     flags = (
         None
         if starts is None
         else tuple(jnp.transpose(flag)[:, None, :, None] for flag in (starts, padding))
     )
     state = SLSTMState(*(jnp.swapaxes(part, 0, 1) for part in state))
-    h, state = _slstm(recurrent_gradient_clip, wx, R, state, flags)
+    h, state = _slstm(options.recurrent_gradient_clip, wx, R, state, flags)
     return jnp.transpose(h, (2, 0, 1, 3)).astype(x.dtype), SLSTMState(
         *(jnp.swapaxes(part, 0, 1) for part in state)
     )

@@ -13,7 +13,7 @@ import pytest
 
 from pallas_kernels import slstm
 from pallas_kernels.interpret import interpreted
-from pallas_kernels.slstm import pallas_gpu
+from pallas_kernels.slstm import pallas_gpu_cluster
 from pallas_kernels.slstm.pallas_gpu_cluster import SHARED_MEMORY, default_rows, shared_bytes
 from pallas_kernels.testing import cases, pallas_backend, specs
 from pallas_kernels.testing.specs import Spec
@@ -55,7 +55,7 @@ def test_narrow_and_wide_heads_and_any_batch(time, heads, dim, batch):
 @pytest.mark.slow
 def test_sixteen_rows_in_a_block(monkeypatch):
     """What large batches take on the device."""
-    monkeypatch.setattr(pallas_gpu, "default_rows", lambda *_: 16)
+    monkeypatch.setattr(pallas_gpu_cluster, "default_rows", lambda *_: 16)
     check(Spec("sixteen", 3, K=0, V=128, B=17, H=1, documents="random"))
 
 
