@@ -108,7 +108,7 @@ def default_chunk_size(time: int, key_dim: int, value_dim: int, measured: int | 
 
 
 def _value(options: tuple[Any, ...], call: Call) -> tuple[Values, MLSTMState]:
-    """All sizes filled up; options are those of kernels.Options."""
+    """All sizes filled up; options are the fields of pallas_gpu_tiles.Options."""
     return _forward(options, call)[0]
 
 
@@ -191,8 +191,9 @@ def _kernels(options: tuple[Any, ...]) -> tuple[Any, Any]:
     cannot import, and its Options.
     """
     from pallas_kernels.mlstm import pallas_gpu_kernels
+    from pallas_kernels.mlstm.pallas_gpu_tiles import Options
 
-    return pallas_gpu_kernels, pallas_gpu_kernels.Options(*options)
+    return pallas_gpu_kernels, Options(*options)
 
 
 def _walk_vectors(

@@ -12,8 +12,6 @@ the fastest: blocks that read the same tiles of a chunk (of a whole sequence, in
 same time, so that memory is read once for all.
 """
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -22,28 +20,20 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.mlstm.gates import ChunkGates, TokenNumbers
-from pallas_kernels.mlstm.pallas_gpu_ring import DEPTH, SWIZZLE, Operand, ring
+from pallas_kernels.mlstm.pallas_gpu_ring import DEPTH, Operand, ring
+from pallas_kernels.mlstm.pallas_gpu_tiles import (
+    Options,
+    accumulate,
+    batch_and_head,
+    blocks_of,
+    call,
+    for_each_column,
+    for_each_row,
+    smem,
+    tile_of,
+    wide_tile,
+)
 from pallas_kernels.typing import Keys, Values
-
-# one number per row or column of a tile
-_ROWS, _COLUMNS = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
-
-
-class Options(NamedTuple):
-    """What all kernels of a call share: the simulator's parameters or False, whether h is
-    normalised, L, eps, 1/sqrt(K).
-    """
-
-    interpret: Any
-    normalise: bool
-    chunk: int
-    eps: float
-    scale: float
-
-    @property
-    def rows(self) -> int:
-        """Tokens of a tile."""
-        return min(self.chunk, 128)
 
 
 def walk(
@@ -66,15 +56,15 @@ def walk(
     wide_dim, per_chunk = y.shape[-1], options.chunk // DEPTH
     chunks, tall, wide, steps = (
         time // options.chunk,
-        _tile(tall_dim),
-        _tile(wide_dim),
+        tile_of(tall_dim),
+        tile_of(wide_dim),
         time // DEPTH,
     )
-    blocks = _blocks(wide_dim // wide)
+    blocks = blocks_of(wide_dim // wide)
 
     def mlstm_walk(x, y, a, w_last, X, states, last, state, agreed):
-        b, head = _batch_and_head(heads)
-        tall_at, wide_at = lax.axis_index("tall"), _wide(blocks)
+        b, head = batch_and_head(heads)
+        tall_at, wide_at = lax.axis_index("tall"), wide_tile(blocks)
         i, j = pl.ds(tall_at * tall, tall), pl.ds(wide_at * wide, wide)
 
         def place(at):
@@ -94,12 +84,12 @@ def walk(
 
             X = lax.cond(begins, begin, lambda X: X, X)
             numbers = plgpu.load(x, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
-            numbers = numbers * _for_each_row(a, numbers.shape)
+            numbers = numbers * for_each_row(a, numbers.shape)
             # overwritten in its slot of the ring: another buffer would leave one block per
             # multiprocessor
             x[...] = numbers.astype(x.dtype)
             plgpu.commit_smem()
-            return _accumulate(options, lambda X: plgpu.wgmma(X, x.transpose((1, 0)), y), X)
+            return accumulate(options, lambda X: plgpu.wgmma(X, x.transpose((1, 0)), y), X)
 
         operands = (
             Operand(x.at[b, :, head], (DEPTH, tall), lambda at: (place(at), tall_at), blocks > 1),
@@ -110,7 +100,7 @@ def walk(
         last[b, head, i, j] = ring(step, steps, operands, agreed, slots=2, carry=first)
         plgpu.wait_smem_to_gmem(0)
 
-    return _call(
+    return call(
         mlstm_walk,
         options,
         {"bh": batch * heads, "tall": tall_dim // tall, "wide": wide_dim // wide // blocks},
@@ -118,7 +108,7 @@ def walk(
             jax.ShapeDtypeStruct((batch, heads, chunks, tall_dim, wide_dim), y.dtype),
             jax.ShapeDtypeStruct(X.shape, jnp.float32),
         ],
-        [_smem((tall, wide), y.dtype), plgpu.ClusterBarrier(collective_axes=("block",))],
+        [smem((tall, wide), y.dtype), plgpu.ClusterBarrier(collective_axes=("block",))],
         blocks,
     )(x, y, a, w_last, X)
 
@@ -146,7 +136,7 @@ def pairs(
 
     def mlstm_pairs(x, y, document, *refs):
         per_token, (out, sums, total, numbers, ids, barrier) = refs[:count], refs[count:]
-        b, head = _batch_and_head(heads)
+        b, head = batch_and_head(heads)
         chunk, pair = lax.axis_index("chunk"), lax.axis_index("pair")
         t = (
             sum((pair >= m * (m + 1) // 2).astype(jnp.int32) for m in range(1, tiles))
@@ -176,12 +166,12 @@ def pairs(
         S = pl.run_scoped(products, plgpu.ACC((rows, rows), jnp.float32))
         plgpu.barrier_wait(barrier)
         row, times, plus, *row_low = (
-            _for_each_row(numbers.at[slot], S.shape) for slot in range(len(of_rows))
+            for_each_row(numbers.at[slot], S.shape) for slot in range(len(of_rows))
         )
-        col, low = (_for_each_column(numbers.at[count - 2 + n], S.shape) for n in range(2))
+        col, low = (for_each_column(numbers.at[count - 2 + n], S.shape) for n in range(2))
         if row_low:
             low = row_low[0] + low
-        same = _for_each_row(ids.at[0], S.shape) == _for_each_column(ids.at[1], S.shape)
+        same = for_each_row(ids.at[0], S.shape) == for_each_column(ids.at[1], S.shape)
         of_t, of_s = (
             plgpu.broadcasted_iota(jnp.int32, S.shape, axis, layout=plgpu.Layout.WGMMA)
             for axis in (0, 1)
@@ -200,9 +190,9 @@ def pairs(
             plgpu.copy_smem_to_gmem(total, sums.at[s, b, head, t])
             plgpu.wait_smem_to_gmem(0)
 
-        pl.run_scoped(write, _smem((rows, rows), out.dtype))
+        pl.run_scoped(write, smem((rows, rows), out.dtype))
 
-    out, sums = _call(
+    out, sums = call(
         mlstm_pairs,
         options,
         {"bh": batch * heads, "chunk": time // options.chunk, "pair": tiles * (tiles + 1) // 2},
@@ -243,8 +233,8 @@ def combine(
     """
     batch, time, heads, depth = x.shape
     width, rows = y.shape[-1], options.rows
-    wide, tiles, per_tile = _tile(width), options.chunk // rows, rows // DEPTH
-    blocks = _blocks(width // wide)
+    wide, tiles, per_tile = tile_of(width), options.chunk // rows, rows // DEPTH
+    blocks = blocks_of(width // wide)
     column_numbers, vector = column if column else (None, None)
     optional = {
         "of_all": of_all,
@@ -264,8 +254,8 @@ def combine(
         )
         out = refs["out"]
         numbers, vector_smem, barrier, dot_barrier, agreed = (refs[name] for name in scratch)
-        b, head = _batch_and_head(heads)
-        at, j = lax.axis_index("tile"), _wide(blocks)
+        b, head = batch_and_head(heads)
+        at, j = lax.axis_index("tile"), wide_tile(blocks)
         chunk, t = at // tiles, at % tiles
         tokens, columns = pl.ds(at * rows, rows), pl.ds(j * wide, wide)
 
@@ -301,9 +291,9 @@ def combine(
 
         result = pl.run_scoped(from_state, plgpu.ACC((rows, wide), jnp.float32))
         plgpu.barrier_wait(barrier)
-        result = result * _for_each_row(numbers.at[0], result.shape)
+        result = result * for_each_row(numbers.at[0], result.shape)
         if column:
-            result = result + _for_each_row(numbers.at[1], result.shape) * _for_each_column(
+            result = result + for_each_row(numbers.at[1], result.shape) * for_each_column(
                 vector_smem, result.shape
             )
 
@@ -332,9 +322,9 @@ def combine(
                 slots=3,
             )
 
-        result = _accumulate(options, from_pairs, result)
+        result = accumulate(options, from_pairs, result)
         if of_all_in is not None:
-            result = result * _for_each_row(numbers.at[1], result.shape)
+            result = result * for_each_row(numbers.at[1], result.shape)
 
         def write(tile):
             if dots is not None:
@@ -349,7 +339,7 @@ def combine(
                 plgpu.copy_smem_to_gmem(numbers.at[0], dots.at[j, b, head, tokens])
             plgpu.wait_smem_to_gmem(0)
 
-        pl.run_scoped(write, _smem((rows, wide), out.dtype))
+        pl.run_scoped(write, smem((rows, wide), out.dtype))
 
     outs = [jax.ShapeDtypeStruct(y.shape, y.dtype)]
     outs += (
@@ -357,7 +347,7 @@ def combine(
         if dot_with is not None
         else []
     )
-    results = _call(
+    results = call(
         mlstm_combine,
         options,
         {"bh": batch * heads, "tile": time // rows, "wide": width // wide // blocks},
@@ -372,73 +362,3 @@ def combine(
         blocks,
     )(P, y, x, states, of_state, *optional.values())
     return results[0], jnp.sum(results[1], axis=0) if dot_with is not None else None
-
-
-def _accumulate(options: Options, products: Any, start: Float[Array, "R C"]) -> Float[Array, "R C"]:
-    """The sum after products(accumulator), begun with `start`.
-
-    The simulator has no run_state (jax 0.11 to 0.12): there it is a fresh accumulator and a sum,
-    which the machine would hold twice.
-    """
-    if options.interpret is False:
-        return pl.run_state(products)(plgpu.ACC.init(start))
-
-    def from_zero(acc: Any) -> Array:
-        products(acc)
-        return acc[...]
-
-    return start + pl.run_scoped(from_zero, plgpu.ACC(start.shape, jnp.float32))
-
-
-def _for_each_row(numbers: Any, shape: tuple[int, int]) -> Array:
-    """A vector in shared memory as a matrix whose row n is full of its number n."""
-    return lax.broadcast_in_dim(plgpu.load(numbers, layout=_ROWS), shape, [0])
-
-
-def _for_each_column(numbers: Any, shape: tuple[int, int]) -> Array:
-    """The same for columns."""
-    return lax.broadcast_in_dim(plgpu.load(numbers, layout=_COLUMNS), shape, [1])
-
-
-def _tile(size: int) -> int:
-    """The longer of 128 and 64 that divides a width."""
-    return 128 if size % 128 == 0 else 64
-
-
-def _smem(shape: tuple[int, int], dtype: Any) -> Any:
-    return plgpu.SMEM(shape, dtype, transforms=SWIZZLE)
-
-
-def _blocks(tiles: int) -> int:
-    """Blocks in a cluster: two, whose tiles are neighbours in the width of the output, where the
-    tiles pair up.
-    """
-    return 1 if tiles % 2 else 2
-
-
-def _wide(blocks: int) -> Array:
-    """Which tile in the width of the output is this block's."""
-    return lax.axis_index("wide") * blocks + lax.axis_index("block")
-
-
-def _batch_and_head(heads: int) -> tuple[Array, Array]:
-    at = lax.axis_index("bh")
-    return at // heads, at % heads
-
-
-def _call(
-    kernel: Any, options: Options, grid: dict[str, int], outs: Any, scratch: Any, blocks: int = 1
-) -> Any:
-    return plgpu.kernel(
-        kernel,
-        out_type=outs,
-        scratch_types=scratch,
-        grid=tuple(grid.values()),
-        grid_names=tuple(grid),
-        cluster=(blocks,),
-        cluster_names=("block",),
-        interpret=options.interpret,
-        kernel_name=kernel.__name__,
-        # of exp alone: `pairs` is a quarter shorter
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-    )

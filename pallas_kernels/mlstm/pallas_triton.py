@@ -19,9 +19,11 @@ from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.dispatch import HOPPER, target_device
 from pallas_kernels.filling import filled
 from pallas_kernels.interpret import interpret_mode
-from pallas_kernels.mlstm import pallas_triton_kernels as kernels
+from pallas_kernels.mlstm import pallas_triton_tiles as tiles
 from pallas_kernels.mlstm.call import Call, Options
 from pallas_kernels.mlstm.gates import chunk_gates, gate_gradients, output_gradients
+from pallas_kernels.mlstm.pallas_triton_backward import key_gradients, value_gradients
+from pallas_kernels.mlstm.pallas_triton_forward import outputs, walk
 from pallas_kernels.tuning import tuned
 from pallas_kernels.typing import MLSTMState, Values
 
@@ -80,7 +82,7 @@ def mlstm_pallas_triton(call: Call, options: Options) -> tuple[Values, MLSTMStat
     starts = None if starts is None else filled(starts, 1, size, False)
     C = filled(filled(state.C, -1, wide), -2, tall)
     state = MLSTMState(C, filled(state.n, -1, tall), state.m)
-    settings = kernels.Options(mode, normalise, eps, key_dim**-0.5, blocks._replace(chunk=size))
+    settings = tiles.Options(mode, normalise, eps, key_dim**-0.5, blocks._replace(chunk=size))
     h, state = _mlstm(settings, Call(q, k, v, log_i, log_f, state, starts))
     return h[:, :time, :, :value_dim].astype(out_dtype), MLSTMState(
         state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m
@@ -94,7 +96,7 @@ def default_blocks(
     dtype: DTypeLike,
     device_kind: str,
     measured: int | None = None,
-) -> kernels.Blocks:
+) -> tiles.Blocks:
     """Sizes for which no kernel spills registers (docs/aot_gpu.md); L is the measured one, or the
     longest of those.
 
@@ -110,7 +112,7 @@ def default_blocks(
     if jnp.dtype(dtype) == jnp.float32:
         chunk, blocks = (
             64 if hopper else 32,
-            kernels.Blocks(0, tall=64, wide=64, keys=32, deep=32, warps=8),
+            tiles.Blocks(0, tall=64, wide=64, keys=32, deep=32, warps=8),
         )
     else:
         wide_heads = key_dim * value_dim >= 128 * 128
@@ -118,7 +120,7 @@ def default_blocks(
         chunk, deep = 128 if hopper and wide_heads else 64, 64 if hopper else 32
         # 64: 104 bytes of spills in float16 on an A100
         keys = 64 if hopper or jnp.dtype(dtype) == jnp.bfloat16 else 32
-        blocks = kernels.Blocks(0, tall=64, wide=128, keys=keys, deep=deep, warps=8)
+        blocks = tiles.Blocks(0, tall=64, wide=128, keys=keys, deep=deep, warps=8)
     return blocks._replace(chunk=min(measured or chunk, max(16, pl.next_power_of_2(time))))
 
 
@@ -127,40 +129,40 @@ def _width(size: int) -> int:
     return max(16, pl.next_power_of_2(size)) if size < 64 else -(-size // 64) * 64
 
 
-def _value(options: kernels.Options, call: Call) -> tuple[Values, MLSTMState]:
+def _value(options: tiles.Options, call: Call) -> tuple[Values, MLSTMState]:
     """The op with all sizes filled up."""
     return _forward(options, call)[0]
 
 
-def _forward(options: kernels.Options, call: Call) -> Any:
+def _forward(options: tiles.Options, call: Call) -> Any:
     q, k, v, log_i, log_f, state, starts = call
     normalise = options.normalise
     gates = chunk_gates(log_i, log_f, state.m, starts, options.blocks.chunk, normalise=normalise)
-    C, n, last_C, last_n = kernels.walk(
+    C, n, last_C, last_n = walk(
         options, k, v, gates.kept, _if(normalise, gates.kept), gates.w_last, state.C, state.n
     )
-    h, qn = kernels.outputs(options, q, k, v, gates, C, n)
+    h, qn = outputs(options, q, k, v, gates, C, n)
     after = MLSTMState(last_C, last_n if normalise else state.n, gates.m[..., -1])
     return (h, after), (q, k, v, h, qn, gates, state, starts)
 
 
-def _backward(options: kernels.Options, kept: Any, cotangents: Any) -> Any:
+def _backward(options: tiles.Options, kept: Any, cotangents: Any) -> Any:
     normalise = options.normalise
     q, k, v, h, qn, gates, state, starts = kept
     dh, after = cotangents
     per_d, dqn = output_gradients(h, dh, qn, gates.floor, options.eps, normalise=normalise)
-    C, n, _, _ = kernels.walk(
+    C, n, _, _ = walk(
         options, k, v, gates.kept, _if(normalise, gates.kept), gates.w_last, state.C, state.n
     )
     to_state = options.scale * gates.w
     d_n = _if(normalise, after.n)
-    dC, dn, first_dC, first_dn = kernels.walk(
+    dC, dn, first_dC, first_dn = walk(
         options, q, dh, to_state * per_d, to_state * dqn, gates.w_last, after.C, d_n, reverse=True
     )
-    dq, dk, q_dq, k_dk, overlap = kernels.keys(
+    dq, dk, q_dq, k_dk, overlap = key_gradients(
         options, q, k, v, dh, gates, per_d, dqn, C, dC, n, dn
     )
-    dv = kernels.values(options, q, k, dh, gates, per_d, dC)
+    dv = value_gradients(options, q, k, dh, gates, per_d, dC)
     d_log_i, d_log_f = gate_gradients(q_dq, k_dk, overlap, starts, gates.wiped)
     dm = jnp.sum(state.C * first_dC, axis=(-2, -1)) + jnp.sum(state.n * first_dn, axis=-1)
     d_state = MLSTMState(first_dC, _if(normalise, first_dn), _if(normalise, dm))

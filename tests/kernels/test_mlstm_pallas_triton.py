@@ -8,7 +8,7 @@ import pytest
 
 from pallas_kernels import mlstm
 from pallas_kernels.interpret import interpreted
-from pallas_kernels.mlstm import pallas_triton_kernels
+from pallas_kernels.mlstm import pallas_triton_tiles
 from pallas_kernels.mlstm.pallas_triton import default_blocks
 from pallas_kernels.testing import pallas_backend, specs
 from pallas_kernels.testing.specs import Spec
@@ -64,7 +64,7 @@ def test_three_tf32_products_are_enough_for_float32(monkeypatch):
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
         return jax.lax.bitcast_convert_type((bits + 0x1000) & jnp.uint32(0xFFFFE000), jnp.float32)
 
-    exact = pallas_triton_kernels._dot
+    exact = pallas_triton_tiles.dot
 
     def split(x, y, contract=(1, 0), *, tensor_cores):
         x_high, y_high = tf32(x), tf32(y)
@@ -72,7 +72,7 @@ def test_three_tf32_products_are_enough_for_float32(monkeypatch):
         products = ((x_low, y_high), (x_high, y_low), (x_high, y_high))
         return sum(exact(a, b, contract, tensor_cores=tensor_cores) for a, b in products)
 
-    monkeypatch.setattr(pallas_triton_kernels, "_dot", split)
+    monkeypatch.setattr(pallas_triton_tiles, "dot", split)
     spec = Spec("tf32x3", 129, K=64, V=64, B=1, dtype="float32", documents="borders")
     errors = pallas_backend.check("pallas_triton", spec)
     assert max(errors.values()) < 2e-5
