@@ -18,9 +18,6 @@ import functools
 import json
 import os
 import pathlib
-import statistics
-import tempfile
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import rivals, roofline
+from benchmarks.device_time import seconds
 from pallas_kernels import mlstm, slstm
 from pallas_kernels.dispatch import device_family, target_device
 from pallas_kernels.mlstm.api import ORDER as MLSTM_ORDER
@@ -110,56 +108,6 @@ def difference(got: Any, expected: Any) -> float:
 
     # NaN stays NaN
     return float(np.max(jnp.stack(jax.tree.leaves(jax.tree.map(relative, got, expected)))))
-
-
-def seconds(program: Callable, inputs: Any, repetitions: int) -> tuple[float, str]:
-    """(median time of a call, "device" or "wall")."""
-    for _ in range(2):
-        jax.block_until_ready(program(*inputs))
-    rounds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        results = [program(*inputs) for _ in range(2)]
-        jax.block_until_ready(results)
-        rounds.append((time.perf_counter() - start) / 2)
-    wall = statistics.median(rounds)
-    if target_device()[0] == "cpu":
-        return wall, "wall"
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            for _ in range(repetitions):
-                jax.block_until_ready(program(*inputs))
-        events = [
-            event
-            for file in pathlib.Path(folder).rglob("*.xplane.pb")
-            for event in device_events(file)
-        ]
-    device = per_call(events, repetitions)
-    return (device, "device") if device else (wall, "wall")
-
-
-def device_events(file: pathlib.Path) -> Iterable[tuple[float, float]]:
-    """(start, duration) in seconds of what ran on the device: a TPU's programs, a GPU's kernels."""
-    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
-        if not plane.name.startswith("/device:"):
-            continue
-        lines = list(plane.lines)
-        modules = [line for line in lines if line.name == "XLA Modules"]
-        for line in modules or [line for line in lines if line.name.startswith("Stream")]:
-            yield from ((event.start_ns / 1e9, event.duration_ns / 1e9) for event in line.events)
-
-
-def per_call(events: Iterable[tuple[float, float]], calls: int) -> float | None:
-    """Median over calls of the time their events took; None if the events can't be shared out
-    evenly, or there are none.
-    """
-    events = sorted(events)
-    if not events or len(events) % calls:
-        return None
-    size = len(events) // calls
-    return statistics.median(
-        sum(duration for _, duration in events[i : i + size]) for i in range(0, len(events), size)
-    )
 
 
 def row(

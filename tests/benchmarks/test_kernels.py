@@ -9,7 +9,7 @@ import pathlib
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import kernels, rivals, roofline
+from benchmarks import device_time, kernels, rivals, roofline
 from pallas_kernels.testing import specs
 
 COMMITTED = pathlib.Path(kernels.__file__).parent / "results" / "kernels_predicted_h200.json"
@@ -90,9 +90,9 @@ def test_a_calls_time_is_the_sum_of_its_kernels_and_the_median_over_calls():
     events = [
         (start, duration) for start, duration in zip(range(6), (1, 2, 3, 4, 10, 20), strict=True)
     ]
-    assert kernels.per_call(reversed(events), calls=3) == 7
-    assert kernels.per_call(events, calls=4) is None
-    assert kernels.per_call([], calls=4) is None
+    assert device_time.per_call(reversed(events), calls=3) == 7
+    assert device_time.per_call(events, calls=4) is None
+    assert device_time.per_call([], calls=4) is None
 
 
 def test_the_least_work_of_the_mlstm():
