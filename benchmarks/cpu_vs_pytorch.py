@@ -27,7 +27,7 @@ import numpy as np
 import optax
 import torch
 
-from tests.parity.originals import ours, paper, paper_model, tensors_of
+from benchmarks.originals import ours, paper, paper_model, tensors_of
 from xlstm_jax.analysis.flops import training_flops_per_token
 from xlstm_jax.models import ModelConfig
 from xlstm_jax.parallel import batch_sharding, make_mesh, replicated

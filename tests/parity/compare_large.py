@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import torch
 
-from tests.parity.originals import large, large_model, ours, round_trip, tensors_of
+from benchmarks.originals import large, large_model, ours, round_trip, tensors_of
 from xlstm_jax.models import ModelConfig
 
 

@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 import torch
 
-from tests.parity.originals import large, large_model, paper, paper_model, tensors_of
+from benchmarks.originals import large, large_model, paper, paper_model, tensors_of
 from xlstm_jax.models import ModelConfig
 
 FOLDER = pathlib.Path(__file__).parents[1] / "interop" / "fixtures"

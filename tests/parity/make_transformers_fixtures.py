@@ -7,8 +7,8 @@ transformers, tokens and their logits, so that the formats are checked without P
 import numpy as np
 import torch
 
+from benchmarks.originals import tensors_of
 from tests.interop.transformers_folders import FIXTURES
-from tests.parity.originals import tensors_of
 from tests.parity.transformers_models import MODELS, transformers_model
 
 

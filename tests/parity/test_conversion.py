@@ -14,8 +14,8 @@ import torch
 from transformers import AutoTokenizer, xLSTMConfig, xLSTMForCausalLM
 from transformers.models.xlstm import modeling_xlstm
 
+from benchmarks.originals import paper_model, randomize
 from tests.generation.conftest import initial_params
-from tests.parity.originals import paper_model, randomize
 from xlstm_jax.config import Config
 from xlstm_jax.data.tokenizer import ByteTokenizer
 from xlstm_jax.generation import GREEDY, Generator

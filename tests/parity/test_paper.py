@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.parity.originals import ours, paper, paper_model, round_trip, tensors_of
+from benchmarks.originals import ours, paper, paper_model, round_trip, tensors_of
 from xlstm_jax.interop import mapping
 from xlstm_jax.models import ModelConfig
 

@@ -5,7 +5,7 @@ parameter.
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tests.parity.originals import randomize
+from benchmarks.originals import randomize
 
 # By name: the class of the configuration, that of the model, fields.
 MODELS = {

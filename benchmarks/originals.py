@@ -1,5 +1,5 @@
 """The PyTorch originals with random values in every parameter, and this project's models from the
-same tensors.
+same tensors: what cpu_vs_pytorch.py times, and what tests/parity compares.
 """
 
 import jax
