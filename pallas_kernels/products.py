@@ -16,9 +16,10 @@ def product(
 ) -> Float[Array, "..."]:
     """einsum of x and y cast to the type `low`, added up in the type `high`.
 
-    full says whether a device has to multiply float32 as float32; where it may not, it may round to
-    its fast type, which loses nothing that the inputs had (None: full unless `low` is narrower than
-    float32, whose products' gradients are the float32 ones meant here).
+    full: whether the device must multiply float32 numbers as float32 (True), or may round them to
+    the type that it multiplies fastest (False). None is True for a `low` of float32 or more. A
+    narrower `low` leaves no float32 operands but those of the gradients' products; rounding them
+    loses nothing that the inputs had.
     """
     full = jnp.dtype(low).itemsize >= 4 if full is None else full
     return jnp.einsum(

@@ -173,9 +173,9 @@ def on_parts(
     """The function under shard_map, on every device's own parts; specs are trees of PartitionSpecs,
     none for a scalar.
 
-    check_vma is off: Pallas kernels do not say over which axes their results vary. Without it, the
-    gradient of an array is summed over every axis that its spec does not name, axes of one device
-    too, at the price of a copy: these are named here.
+    check_vma is off: Pallas kernels do not say over which axes their results vary. Without this
+    check jax sums the gradient of an array over every axis that its spec does not name. Over an
+    axis of one device that sum changes nothing and costs a copy, so such axes are named here.
     """
     own = _own_axes(mesh)
     single = tuple(name for name, size in own.items() if size == 1)

@@ -66,7 +66,8 @@ def attention(
         ORDER), a name of BACKENDS, or a tuple of names to try in order.
     Cutting a sequence anywhere changes nothing. With a cache of N places the output of a token that
     is the (N+1)-th of its document or a later one is NaN, however the document was cut, and its key
-    is not stored: ask `cache_room(state)` first. So is a token whose key or value is not a number.
+    is not stored: ask `cache_room(state)` first. With a cache, outputs are NaN too from a token
+    whose key or value is not a number to the end of its document.
     Gradients are exact for all inputs and the cache; "reference" and "blockwise" also have forward
     and second ones. Raises ValueError for shapes that do not fit, NotImplementedError where the
     backend can't serve the call. Source: arXiv 1706.03762, equation 1; groups: arXiv 2305.13245.
@@ -112,9 +113,9 @@ def _without_broken(k: Array, v: Array, starts: Array) -> tuple[Array, Array, Ar
     """Keys and values with zeros in the place of tokens that are not numbers, and `[B T]` flags of
     these and of what follows them in their documents.
 
-    A layer above one whose cache was full gets such tokens. A product of a masked weight, which is
-    0, with one that is not a number would not be 0, so that it would reach earlier tokens and later
-    documents; in the cache it would stay for good.
+    A layer gets such tokens from a layer below whose cache was full. A masked weight is 0, but 0
+    times NaN is NaN: they would reach earlier tokens and later documents, and in the cache they
+    would stay for good.
     """
     finite = jnp.isfinite(k).all((2, 3)) & jnp.isfinite(v).all((2, 3))
     k, v = (jnp.where(finite[..., None, None], x, 0) for x in (k, v))
@@ -133,8 +134,8 @@ def _with_cache(
 ) -> tuple[Array, Array, Array, Array]:
     """Keys, values and the documents of queries and keys, where a cache is given.
 
-    One token has written itself into the cache and reads that, so that nothing is copied; several
-    read the cache as it was and themselves.
+    A single token reads the cache that it has been written into, so that nothing is copied. Several
+    tokens read the cache as it was before them, followed by their own keys and values.
     """
     one = documents.shape[1] == 1
     cache = after if one else before

@@ -194,7 +194,7 @@ def _scores(
 def _linear(
     plan: _Plan, equation: str, x: Float[Array, "..."], y: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """A product with a tangent, which stays in the type of the sums: jax adds up what the
-    transposed rule gives in the type of the tangent.
+    """A product with a tangent, which is not cast to the type of the inputs: for gradients jax
+    transposes this rule and adds up what the blocks give in the type that the tangent has here.
     """
     return product(equation, x, y, plan.high, plan.high, full=plan.low == plan.high)

@@ -56,11 +56,11 @@ def elementwise_recurrence(
 ) -> tuple[Any, State]:
     """h_t = a_t h_{t-1} + b_t with (a, b) = coefficients(tokens), and y = readout(h, tokens).
 
-    tokens is a pytree of arrays `[B T ...]`. coefficients and readout get stretches of it of any
-    length L (1 in the form for CPUs), give `[B L *D]` and `[B L ...]`, and look at each token by
-    itself; parameters come with them as closures. So a, b and h of all tokens, which for S6 are N
-    times as large as what they are made of, never are in memory at once. Returns (y, last h);
-    h is float32, float64 when a or b is.
+    tokens is a pytree of arrays `[B T ...]`. coefficients and readout are called with stretches of
+    it of any length L (1 in the form for CPUs), return `[B L *D]` and `[B L ...]`, and must treat
+    each token by itself; parameters come with them as closures. So a, b and h of all tokens, which
+    for S6 are N times as large as what they are made of, are never in memory at once. Returns
+    (y, last h); h is float32, float64 when a or b is.
       initial_state: h before the first token `[B *D]` (None: zeros).
       segment_ids: drops h between documents; a negative id is padding (y 0, h untouched). See
           segments.py.

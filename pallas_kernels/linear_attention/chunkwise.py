@@ -133,8 +133,10 @@ def _reading(
     bonus: Float[Array, "H K"] | None,
     resets: Float[Array, "... L 1"] | None,
 ) -> Float[Array, "... L P"]:
-    """The log decay with which each token reads what was there before the stretch: its own counts,
-    but with a bonus only whether its document starts there.
+    """The log decay with which each token reads what was there before the stretch.
+
+    Without a bonus the token's own decay is part of it. With one the token reads before its decay,
+    so that only a reset counts, where its document starts with it.
     """
     if bonus is None:
         return up_to

@@ -46,8 +46,8 @@ def _from_zeros(backend: Callable) -> Callable:
     return run
 
 
-# A backend takes (Call, Options) and returns (h, state). A Pallas backend joins here. Without a
-# state "pallas_tpu" reads no zeros.
+# A backend takes (Call, Options) and returns (h, state). A Pallas backend joins here. Where no
+# state is given, "pallas_tpu" reads none; the others are handed zeros.
 BACKENDS = MappingProxyType(
     {
         "recurrent": _from_zeros(mlstm_recurrent),

@@ -183,7 +183,8 @@ def _chunk_forward(
     C, n, m_before = state
     dot = functools.partial(_dot, product_dtype(q.dtype, C.dtype), C.dtype)
     weights = decay_weights(sums, document, m_before, normalise)
-    # with the 1/sqrt(K) of q, which q's own type need not hold; the state holds unscaled keys
+    # The 1/sqrt(K) of q goes into the weights, where it is not rounded to q's type. It can't go
+    # into the keys: the state holds unscaled ones.
     scale = q.shape[-1] ** -0.5
     D, w = scale * weights.D, scale * weights.w
     last, w_last, m = weights.last[..., None], weights.w_last[..., None], weights.m
@@ -224,7 +225,8 @@ def _chunk_backward(
     C, n, m_before = before
     dot = functools.partial(_dot, product_dtype(q.dtype, C.dtype), C.dtype)
     weights = decay_weights(sums, document, m_before, normalise)
-    # with the 1/sqrt(K) of q, which q's own type need not hold; the state holds unscaled keys
+    # The 1/sqrt(K) of q goes into the weights, where it is not rounded to q's type. It can't go
+    # into the keys: the state holds unscaled ones.
     scale = q.shape[-1] ** -0.5
     D, w = scale * weights.D, scale * weights.w
     last, w_last, m = weights.last[..., None], weights.w_last[..., None], weights.m
@@ -256,8 +258,9 @@ def _chunk_backward(
 
 
 def product_dtype(low: jnp.dtype, high: jnp.dtype) -> jnp.dtype:
-    """The type that operands of products have: that of the inputs, but of the states for float16,
-    whose largest number is 65,504. C, a sum over all that it remembers, is often larger.
+    """The type that operands of products have: that of the inputs, or for float16 that of the
+    states. float16's largest number is 65,504, and C, a sum over all that it remembers, is often
+    larger.
     """
     return high if low == jnp.float16 else low
 

@@ -1,8 +1,9 @@
 """The mLSTM's gates as logarithms, and sums of them that keep their digits.
 
 A weight is the exponential of a difference of two sums of log f. Where one forget gate is very
-negative (-1e4, or -inf), both sums hold a large number that cancels, and with it in float32 would
-go the digits of everything that was added to it. So every sum here has two parts, high and low.
+negative (-1e4, or -inf), both sums hold the same large number. It cancels in the difference, but a
+float32 sum that holds it has no digits left for the small numbers that were added to it, and these
+do not come back. So every sum here has two parts, high and low.
 The high parts are multiples of one number u, chosen such that sums and differences of them are
 exact; what is smaller than u is in the low parts, which stay small.
 """
@@ -73,7 +74,8 @@ def exact_sums(
     """
     # Adding `large` rounds to multiples of its last digit, u. Twenty-four bits hold every multiple
     # of u up to `large`, and all sums below are at most a quarter of that.
-    size = jnp.where(log_i > -LARGEST_LOG_I, jnp.abs(log_i), 0)  # smaller weights are 0
+    # A token with a smaller log i has the weight 0, so that its digits do not matter.
+    size = jnp.where(log_i > -LARGEST_LOG_I, jnp.abs(log_i), 0)
     if document is None:
         of_i = jnp.max(size, axis=-1, keepdims=True)
         of_f = jnp.sum(jnp.abs(log_f), axis=-1, keepdims=True)

@@ -37,7 +37,7 @@ from pallas_kernels.tuning import tuned
 from pallas_kernels.typing import Keys, MLSTMState, Values
 
 CHUNKS = (64, 128, 256, 512, 1024)
-MAX_HEADS = 65535  # of the whole batch: the slowest axis of a CUDA grid
+MAX_HEADS = 65535  # of all rows of the batch: what the slowest axis of a CUDA grid takes
 
 
 def mlstm_pallas_gpu(call: Call, options: Options) -> tuple[Values, MLSTMState]:
@@ -187,8 +187,10 @@ _mlstm = with_first_backward_only(
 
 
 def _kernels(options: tuple[Any, ...]) -> tuple[Any, Any]:
-    """The module of the kernels, which only this backend's callers pay for and jax before 0.11
-    cannot import, and its Options.
+    """(the module of the kernels, its Options from a tuple of the fields).
+
+    Imported when it is needed, because jax before 0.11 can't import it, and because its import
+    takes time that the callers of other backends need not spend.
     """
     from pallas_kernels.mlstm import pallas_gpu_kernels
     from pallas_kernels.mlstm.pallas_gpu_tiles import Options

@@ -3,8 +3,9 @@ made of; see pallas_gpu.py.
 
 Each is a product of matrices with TMA pipelines and WGMMA: one warpgroup per block of threads
 computes one tile of at most 128 x 128 in float32 registers (128 a thread). Two such blocks fit a
-multiprocessor (rings of at most 96 KB, whose memory the epilogue's tile takes over; at most 255
-registers), so that one's products run while the other waits or writes: no warp is specialised. In
+multiprocessor: a block takes at most 255 registers a thread, and at most 96 KB of shared memory for
+its ring of tiles, which is used again for the result. So one block's products run while the other
+waits or writes, and no warp has to be set apart for copies. In
 `walk` and `combine` two blocks side by side in the width of the output are a cluster, which fetches
 their common operand once (pallas_gpu_ring.py). Chunks are multiples of the tile's rows, so that a
 tile lies in one chunk. Tokens are `B T H *`, TMA slices the head out. The last axis of a grid is
@@ -85,8 +86,8 @@ def walk(
             X = lax.cond(begins, begin, lambda X: X, X)
             numbers = plgpu.load(x, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
             numbers = numbers * for_each_row(a, numbers.shape)
-            # overwritten in its slot of the ring: another buffer would leave one block per
-            # multiprocessor
+            # The product overwrites x in its slot of the ring. With a buffer of its own only one
+            # block would fit a multiprocessor.
             x[...] = numbers.astype(x.dtype)
             plgpu.commit_smem()
             return accumulate(options, lambda X: plgpu.wgmma(X, x.transpose((1, 0)), y), X)

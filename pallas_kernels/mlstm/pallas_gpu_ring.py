@@ -50,8 +50,8 @@ def ring(
     A step's tiles are fetched when the step two before it has ended. With two slots that step must
     be finished then; with three its last WGMMA may still run. A shared tile is fetched in two
     halves, each by one block of the cluster for both. So a slot has to be free in both: they agree
-    on it by the cluster's barrier `agreed`. There one thread arrives for its block, after a fence
-    where all warps meet.
+    on it by the cluster's barrier `agreed`, at which one thread arrives for its block, after a
+    fence at which all warps of the block meet.
     """
     share = any(operand.shared for operand in operands)
     slots = min(slots, steps) if isinstance(steps, int) else slots
@@ -77,7 +77,8 @@ def ring(
             if share:
                 plgpu.commit_smem()
                 plgpu.barrier_arrive(agreed)
-            for shared in (False, True) if share else (False,):  # what waits for nobody first
+            # first the tiles that need not wait for the other block
+            for shared in (False, True) if share else (False,):
                 if shared:
                     plgpu.barrier_wait(agreed)
                 for n in turns:

@@ -36,8 +36,9 @@ class Options(NamedTuple):
 def accumulate(options: Options, products: Any, start: Float[Array, "R C"]) -> Float[Array, "R C"]:
     """The sum after products(accumulator), begun with `start`.
 
-    The simulator has no run_state (jax 0.11 to 0.12): there it is a fresh accumulator and a sum,
-    which the machine would hold twice.
+    The simulator has no run_state (jax 0.11 to 0.12). There the products go into a fresh
+    accumulator, which is added to `start`; on the device that would take the registers of two
+    tiles.
     """
     if options.interpret is False:
         return pl.run_state(products)(plgpu.ACC.init(start))
@@ -98,6 +99,6 @@ def call(
         cluster_names=("block",),
         interpret=options.interpret,
         kernel_name=kernel.__name__,
-        # of exp alone: `pairs` is a quarter shorter
+        # concerns exp alone, with which `pairs` has a quarter fewer instructions
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )

@@ -1,5 +1,5 @@
-"""The backward pass of the mLSTM's TPU kernel: every stretch of S chunks is walked twice, on for
-the states and back for the gradients.
+"""The backward pass of the mLSTM's TPU kernel: every stretch of S chunks is walked twice, forward
+for the states and back for the gradients.
 
 With y = numerator, d = max(|qn|, floor) + eps, s = 1/sqrt(K), ' for what is after the chunk:
   dS_ts = s D_ts (dh_t·v_s / d_t + dqn_t)
@@ -103,13 +103,15 @@ def backward_call(
     spacing = settings.spacing
     stretches = -(-chunks // spacing)
 
-    def early(g: Array, j: Array) -> Array:  # on, then back
+    # What the states need: in the stretch's first S steps from chunk to chunk forward, then back.
+    def early(g: Array, j: Array) -> Array:
         return jnp.minimum(
             (stretches - 1 - g) * spacing + jnp.where(j < spacing, j, 2 * spacing - 1 - j),
             chunks - 1,
         )
 
-    def late(g: Array, j: Array) -> Array:  # waits, then back
+    # What only the gradients need: waits at the stretch's last chunk for S steps, then goes back.
+    def late(g: Array, j: Array) -> Array:
         return jnp.minimum(
             (stretches - 1 - g) * spacing + jnp.minimum(spacing - 1, 2 * spacing - 1 - j),
             chunks - 1,
@@ -207,7 +209,7 @@ def backward_bytes(
     batch, heads, chunks, rows, size = numbers
     stretches = -(-chunks // settings.spacing)
     once = 4 * key_dim + (4 if settings.normalise else 3) * value_dim
-    again = (chunks - stretches) / chunks  # the last chunk of a stretch stays where it is
+    again = (chunks - stretches) / chunks  # a stretch's last chunk is still in VMEM on the way back
     per_token = (once + again * (key_dim + value_dim)) * jnp.dtype(dtype).itemsize + 4 * (
         rows * (1 + again) + 2
     )
@@ -217,8 +219,9 @@ def backward_bytes(
 
 
 def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> Any:
-    """One chunk of one head, on its way on (a state into the stack) or back (gradients). dC, dn:
-    blocks of the results, or VMEM.
+    """One chunk of one head: on the way forward its state is stored, on the way back its gradients
+    are computed. dC and dn lie in the blocks of the results or, where no state was given and they
+    are no results, in VMEM.
     """
     size, spacing, normalise = settings.size, settings.spacing, settings.normalise
     tall, wide = tile_of(key_dim), tile_of(value_dim)
@@ -285,7 +288,9 @@ def _kernel(settings: Settings, chunks: int, key_dim: int, value_dim: int) -> An
 
             lax.fori_loop(0, key_dim // tall, store, None)
 
-        @pl.when((j < spacing - 1) & exists)  # nothing reads the state after the last
+        @pl.when(
+            (j < spacing - 1) & exists
+        )  # nothing reads the state after the stretch's last chunk
         def _() -> None:
             rows = rows_of(numbers_ref[0, 0, 0])
             end = end_of_chunk(settings, rows, m_ref[:, :1])

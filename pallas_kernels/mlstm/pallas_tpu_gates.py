@@ -178,9 +178,10 @@ def weights_of_chunk(
     """D, the columns, the pairs (t, s) in which t reads s, and the tokens that leave nothing of the
     state before them.
 
-    All but D is computed with a token per lane, one register for 128 tokens, and turned once: with
-    a token per sublane, and the maxima taken from a matrix like D, a chunk of 128 tokens at K = V =
-    384 has 150 more bundles than 1,530 on a v5e (benchmarks/aot_tpu.py says how to count).
+    All but D is computed with a token per lane, one register for 128 tokens, and turned into
+    columns once at the end. With a token per sublane, and the maxima taken from a matrix like D,
+    the program of a chunk of 128 tokens at K = V = 384 would have 150 instruction bundles more than
+    its 1,530 on a v5e (benchmarks/aot_tpu.py says how to count).
     """
     goes_on, row, low = True if rows.document is None else rows.document == 0, rows.b, rows.b_low
     log_forget, log_scale = rows.log_f, math.log(settings.scale)
@@ -228,7 +229,7 @@ def gate_gradients(
 
     log i_s only ever scales k_s. log f_s scales all that the tokens from s on read of what was
     written before s, as well as the state after the chunk, if s belongs to its last document; 0
-    where nothing is left of the state before s. (Of a document's first token the caller makes 0.)
+    where nothing is left of the state before s. (The caller sets a document's first token to 0.)
     """
     t, s = (lax.broadcasted_iota(jnp.int32, pairs.shape, axis) for axis in (0, 1))
     d_log_i = jnp.sum(jnp.where(t == s, k_dk, 0), axis=0, keepdims=True)

@@ -45,7 +45,7 @@ def call(
     kernel: Any, options: Options, grid: tuple[int, ...], ins: Any, outs: Any
 ) -> tuple[Array, ...]:
     """One kernel: ins are pairs of (array, block), outs triples of (shape, dtype, block)."""
-    # jaxlib without a GPU has it too; only this backend pays for the import
+    # imported here, because only this backend needs it; jaxlib without a GPU has it too
     from jax.experimental.pallas import triton
 
     return pl.pallas_call(
@@ -65,8 +65,8 @@ def dot(
     """A product of two matrices with float32 sums; contract names the axis of each that is summed
     over.
 
-    Two float32 matrices are multiplied as three TF32 products of their upper and lower halves, off
-    by about 2^-21; on a CPU exactly.
+    On tensor cores two float32 matrices are multiplied as three TF32 products of their upper and
+    lower halves, off by about 2^-21; on a CPU as float32.
     """
     split = x.dtype == jnp.float32 and tensor_cores
     precision = lax.DotAlgorithmPreset.TF32_TF32_F32_X3 if split else lax.Precision.HIGHEST

@@ -120,7 +120,7 @@ def decay_weights(
         m = lax.stop_gradient((b.high + top) + b.low)
         end = (x[..., -1:] for x in (top, b.high, b.low))
         m_last, lacking = added_to_pair(*map(lax.stop_gradient, end))
-        row = Split(-top, b.low - lax.stop_gradient(b.low))  # 0, with the gradient of b
+        row = Split(-top, b.low - lax.stop_gradient(b.low))  # the low part is 0, with b's gradient
         left = shifted(top, m_before) - top
     else:
         row, m, left = b, jnp.zeros_like(b.high), b.total - shifted(b.total, 0)

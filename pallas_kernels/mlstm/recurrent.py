@@ -94,8 +94,10 @@ def mlstm_step(
 
 
 def _absorbed(state: MLSTMState, low: Float[Array, "B H"]) -> MLSTMState:
-    """The state with exp(low) as a factor of C and n. low is tiny: added as a difference, it is
-    rounded once and to both sides.
+    """The state with exp(low) as a factor of C and n.
+
+    low is tiny, so exp(low) would be rounded to one of the few numbers next to 1. C + expm1(low) C
+    keeps the digits of the difference and rounds once, in the sum, up as often as down.
     """
     more = jnp.expm1(low)
     return state._replace(

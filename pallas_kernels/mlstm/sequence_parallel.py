@@ -8,7 +8,8 @@ together to its true initial state, and then runs as usual, on any backend.
 What it costs above the cell itself, per token and head: one product 2·K·V FLOPs forward and two
 back (k and v are read once more each way), and per shard and head K·V + K + 2 float32 numbers sent
 to all shards, the same amount back for the gradient. That is less than q, k, v of one shard from
-K·V / (2K + V) tokens per shard on in float32 (a thousand for K = V = 512 in bfloat16).
+K·V / (2K + V) tokens per shard on in float32, and from twice as many in bfloat16 (341 for K = V =
+512).
 
 The sLSTM has no such form: h_{t-1} enters its gates through R, so that its state is no linear
 function of the one before.

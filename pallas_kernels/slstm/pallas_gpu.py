@@ -1,13 +1,13 @@
 """The sLSTM as a Mosaic GPU kernel for Hopper (sm_90a): R stays on chip for the whole sequence, one
 cluster of blocks per head and batch.
 
-A token is the transposed product gates `[4·64, B] = R `[4·64, V]` @ h `[V, B]`, so that R fills
+A token is the transposed product gates `[4·64, B]` = R `[4·64, V]` @ h `[V, B]`, so that R fills
 WGMMA's 64 rows and any batch of 8 or more its columns; one accumulator per gate leaves all four
 gates of a cell in one thread, with its state (c, n, h, m) in registers. A block holds 64 units of a
 head; heads wider than that are shared by a cluster of V/64 <= 8 blocks (pallas_gpu_cluster.py).
-Heads are filled up with zeros to a multiple of 64. What does not fit into shared memory of R (V =
-512: a quarter) stays in registers. Grid: (heads, batch tiles) of clusters; clusters do not wait for
-each other, so any number of them may run.
+Heads are filled up with zeros to a multiple of 64. The part of R that does not fit into shared
+memory (a quarter of it for V = 512) stays in registers. Grid: (heads, batch tiles) of clusters;
+clusters do not wait for each other, so any number of them may run.
 
 h and R enter the products in bfloat16 or float16; sums, gates and states are float32, and x may be.
 The backward pass is in pallas_gpu_backward.py. Expected time of a step: docs/kernels.md; what the
@@ -160,8 +160,8 @@ def _forward_kernel(
     keep: bool,
     flagged: bool,
 ) -> None:
-    """The carry is (c, n, h, m) after a token and what the next one needs from memory, asked for
-    ahead.
+    """The carry is (c, n, h, m) after a token and what the next token needs from memory, which is
+    loaded ahead of its turn.
     """
     time, (head, batch, units) = x_ref.shape[0], block.place
 
@@ -216,7 +216,7 @@ def _cell(raw: list[Array], c: Array, n: Array, m: Array) -> tuple[Array, Array,
     pre-activation.
 
     tanh and the sigmoid are made of exponentials, whose approximation is good to 2^-22; the
-    hardware's tanh is to 2^-11.
+    hardware's own tanh is good to 2^-11 only.
     """
     i, f, z, o = raw
     least, largest = GATE_BOUNDS

@@ -65,8 +65,11 @@ def backward(
 def _factors(
     raw: Float[Array, "T 4 H W B"], before: cluster.Kept, flags: cluster.Flags | None
 ) -> Factors:
-    """Of every token: o/n, c/n, d h/d raw_o, i, z, f, and what dc and dn give to raw_f; neutral for
-    padding (f = 1, the rest 0).
+    """Eight numbers per cell and token, which are all that the kernel's step multiplies with.
+
+    o/n and c/n after the token; the derivative of h by the pre-activation of o; i, z and f; the
+    derivatives of c and of n by the pre-activation of f. Padding has neutral ones: f = 1, the rest
+    0.
     """
     i, f, z, o = (raw[:, gate] for gate in range(4))
     c, n, m = (before[:, part] for part in range(3))
@@ -136,7 +139,7 @@ def _kernel(
     flagged: bool,
 ) -> None:
     """From the last token to the first. The carry is the gradient of (c, n, h) after a token and
-    what it needs from memory.
+    what that token needs from memory.
     """
     time, (head, batch, units) = factors_ref.shape[0], block.place
     block.load_R(R_ref)
@@ -155,7 +158,8 @@ def _kernel(
         dc = dc + dh * per_n
         dn = dn - dh * per_n * ratio
         d_raw = [i * (dc * z + dn), dc * c_to_f + dn * n_to_f, dc * i * (1 - z * z), dh * to_o]
-        # now, not after the product: it needs registers
+        # The barrier makes the compiler do this now. After `multiply` the factors would have to be
+        # kept through it, in registers that it needs.
         dc, dn = lax.optimization_barrier((f * dc, f * dn))
 
         def meanwhile() -> tuple:

@@ -52,8 +52,8 @@ class Settings(NamedTuple):
 
 
 def resident_parts(interpret: Any, width: int) -> int:
-    """Parts of R in shared memory: all of them in the simulator, which multiplies nothing that is
-    in registers.
+    """Parts of R in shared memory: all of them in the simulator, which can't multiply what is in
+    registers.
     """
     return min(width // UNITS, RESIDENT if interpret is False else MAX_BLOCKS)
 
@@ -67,9 +67,9 @@ def default_rows(batch: int, heads: int, dim: int) -> int:
     """Batch rows of a block: 8, or 16 where blocks of 8 would be more than the GPU has
     multiprocessors and 16 fit.
 
-    A step's product streams R from shared memory however many rows there are, but its pointwise
-    part takes time with them. From V = 384 on R leaves no shared memory (and at 512 no registers)
-    for more than 8.
+    A step's product reads all of R from shared memory, however many rows it serves; the pointwise
+    part of the step takes longer with more rows. From V = 384 on R leaves no shared memory (and at
+    512 no registers) for more than 8 rows.
     """
     width = -(-dim // UNITS) * UNITS
     enough = heads * -(-batch // 8) * (width // UNITS) <= MULTIPROCESSORS

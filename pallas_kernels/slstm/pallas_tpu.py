@@ -59,8 +59,8 @@ def slstm_pallas_tpu(call: Call, options: Options) -> tuple[Values, SLSTMState]:
         )
         flags = filled(filled(flags.T, 0, tokens, PADDING), 1, rows)[..., None]
     wx = filled(filled(jnp.transpose(_pack(x, packed, width), (3, 1, 2, 0, 4)), 1, tokens), 3, rows)
-    # In the lower precision of x and R: a bfloat16 model gives x in float32, so that the gates are,
-    # and R in bfloat16, for the products.
+    # R enters the products in the lower precision of x and R: a bfloat16 model gives x in float32,
+    # so that its gates are not rounded, and R in bfloat16, in which it wants the products.
     R = _block_diagonal(min(R, R.astype(x.dtype), key=lambda r: r.dtype.itemsize), packed, width)
     gate_bias = jnp.swapaxes(_pack(bias.astype(jnp.float32), packed, width), 0, 1)[:, :, None]
     states = filled(jnp.transpose(_pack(jnp.stack(state), packed, width), (2, 0, 1, 3)), 2, rows)
@@ -90,13 +90,14 @@ def default_blocks(batch: int, time: int, width: int, itemsize: int) -> tuple[in
     """(tokens, batch rows) of a block.
 
     A time step moves R (W·4W entries) from VMEM into the MXU however few rows there are, so a block
-    has all rows, up to 128. About 256 token-rows fill the MXU in the backward pass's products over
-    a whole block, and 8 tokens make the 0.35 us of a grid step small against theirs; more are fewer
-    where VMEM does not hold them. Raises NotImplementedError where VMEM does not even hold one
-    token.
+    has all rows, up to 128. Its tokens are so many that the backward pass's products over the whole
+    block have about 256 rows (tokens times batch rows), which fills the MXU, and at least 8, so
+    that the 0.35 us that a grid step costs are small beside their time. Where VMEM does not hold
+    them the tokens are halved until it does. Raises NotImplementedError where it does not even hold
+    one token.
     """
     rows = min(-(-batch // SUBLANES) * SUBLANES, 128)
-    # the same number of blocks, as little filling as possible
+    # the fewest rows that make the same number of blocks, so that little is filled up
     rows = -(-batch // (-(-batch // rows))) // -SUBLANES * -SUBLANES
     tokens = min(time, max(256 // rows, 8))
     while vmem_bytes(tokens, rows, width, itemsize) > VMEM_LIMIT:
@@ -107,8 +108,10 @@ def default_blocks(batch: int, time: int, width: int, itemsize: int) -> tuple[in
 
 
 def vmem_bytes(tokens: int, rows: int, width: int, itemsize: int) -> int:
-    """VMEM of the backward kernel, the larger one: blocks in flight twice, one-off blocks and
-    scratch once, a step's temporaries.
+    """Bytes of VMEM that the backward kernel takes, which is more than the forward one does.
+
+    Blocks that change from step to step count twice, as the next one is fetched while one is in
+    use; blocks that are fetched once and scratch count once; then the temporaries of a step.
     """
     matrix, row = 4 * width * width, rows * width
     resident = matrix * (2 * itemsize + 4)  # R twice (one is transposed), its gradient

@@ -101,7 +101,7 @@ def call_backward(
         name="slstm_backward",
     )(x, R, jnp.swapaxes(R, 2, 3), bias, flags, h, kept, dh, d_after)
     dc, dn, d_h = (d_state[:, part] for part in range(3))
-    dm = kept[:, 0, 0] * dc + kept[:, 0, 1] * dn  # the true state is c·exp(m)
+    dm = kept[:, 0, 0] * dc + kept[:, 0, 1] * dn  # m scales the true state, c·exp(m) and n·exp(m)
     return Inputs(
         dx,
         jnp.sum(dR, axis=1).astype(R.dtype),

@@ -35,7 +35,7 @@ def slstm_recurrent(call: Call, options: Options) -> tuple[Values, SLSTMState]:
     x, R, bias, state, starts, padding = call
     dtype = state.c.dtype
     wx = x.astype(dtype) + bias.astype(dtype)[None, None]
-    if padding is not None:  # which may hold anything, NaN too
+    if padding is not None:  # a padding token may hold anything, NaN too
         wx = jnp.where(padding[..., None, None, None], 0, wx)
     wx = jnp.transpose(wx, (1, 3, 0, 2, 4))
     R = jnp.transpose(R.astype(dtype), (1, 2, 0, 3))
@@ -64,10 +64,12 @@ def pointwise(raw: Raw, c: Part, n: Part, m: Part) -> tuple[Part, Part, Part, Pa
     forgotten, missing = added(*map(lax.stop_gradient, (m, log_f)))
     m_new = lax.stop_gradient(jnp.where(n == 0, i, jnp.maximum(forgotten, i)))
     i = jnp.exp(i - m_new)
-    # above 0 only for an empty state, where it multiplies zeros
+    # The exponent is above 0 only for an empty state, whose c and n are 0. There the bound keeps f
+    # finite, so that f times 0 is 0 and not NaN.
     log_forget = jnp.minimum((forgotten - m_new) + missing, 60)
+    # log_forget has no gradient. What is added to it is 0 and has the gradients of log_f and m.
     moved = log_f + m
-    f = jnp.exp(log_forget + (moved - lax.stop_gradient(moved)))  # 0, with their gradients
+    f = jnp.exp(log_forget + (moved - lax.stop_gradient(moved)))
     c = f * c + i * jnp.tanh(z)
     n = f * n + i
     return c, n, jax.nn.sigmoid(o) * c / n, m_new
@@ -133,7 +135,7 @@ def _slstm_backward(clip: float | None, kept: Any, cotangents: Any) -> Any:
         step, (d_after.c, d_after.n, d_after.h), (raw, c, n, m, d_out, flags), reverse=True
     )
     dR = jnp.einsum("thbv,thbgw->hvgw", h_before, d_raw, precision=lax.Precision.HIGHEST)
-    dm = c[0] * dc + n[0] * dn  # the true state is c·exp(m)
+    dm = c[0] * dc + n[0] * dn  # m scales the true state, c·exp(m) and n·exp(m)
     no_gradient = jax.tree.map(lambda _: None, flags)
     return d_raw, dR, SLSTMState(dc, dn, dh, dm), no_gradient
 

@@ -13,7 +13,8 @@ from pallas_kernels.testing.reference import weighted
 
 B, H, K, V = 2, 2, 8, 12
 TIMES = (1, 7, 64, 100, 129, 257)
-# of the input gate: 7B's initialisation, the paper's, and one that m has to tame
+# Biases of the input gate: 7B's initialisation, the paper's, and one so large that the stabiliser m
+# is needed.
 BIASES = (-10.0, 0.0, 3.0)
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 

@@ -1,9 +1,10 @@
 """The cells for any gates, in float64: all weights as sums of logarithms, one pair of tokens at a
 time.
 
-reference.py multiplies true states, whose size is exp(gate): float64 ends at 700. Here a weight is
-exp(sum of logarithms - m), each sum taken anew and without a difference of sums, so that nothing
-cancels. Nothing is shared with pallas_kernels. Gradients are autodiff's, with m held constant.
+reference.py multiplies true states, whose size is exp(gate), and exp(710) is too large for float64.
+Here a weight is exp(sum of logarithms - m), each sum taken anew and without a difference of sums,
+so that nothing cancels. Nothing is shared with pallas_kernels. Gradients are autodiff's, with m
+held constant.
 
 Infinite gates are what the kernels promise: i = +inf counts as 65,536; the mLSTM's i = -inf and
 f = -inf are the limits, nothing written and nothing left; the sLSTM's count as -2^18, so that a

@@ -121,7 +121,8 @@ def check(backend: Any, spec: Spec, **options: Any) -> dict[str, float]:
     for name, x in got.items():
         assert np.isfinite(x).all(), f"{spec.name}: {name} has NaN or infinity"
         size = np.abs(want[name]).max()
-        # gates of 80 leave little of df, a difference of sums of di's size, in any form
+        # With gates of 80 df is a small difference of two sums as large as di, in any form: its
+        # error is compared with those.
         if name == "df" and spec.gates == "extreme":
             size = max(size, np.abs(want["di"]).max())
         size = max(size, np.finfo(np.float32).tiny)
@@ -164,8 +165,8 @@ def _empty_state(spec: Spec) -> dict[str, np.ndarray]:
 
 
 def check_float32_gates(backend: str, *, mode: Any = True) -> None:
-    """The sLSTM as a bfloat16 model calls it: x is float32, R is not. At 100 the input gates would
-    be rounded to halves in bfloat16.
+    """The sLSTM as a bfloat16 model calls it: x is float32, R is not. Input gates are about 100,
+    where bfloat16 would round them to halves.
     """
     inputs = cases.slstm_inputs(5, bias=0.0, value_dim=32)
     inputs["x"][:, :, 0] += 100
