@@ -7,7 +7,9 @@ import contextvars
 from collections.abc import Iterator
 from typing import Any
 
-from pallas_kernels.dispatch import target_device
+import jax
+
+from pallas_kernels.dispatch import device_family, target_device
 
 _MODE: contextvars.ContextVar[Any] = contextvars.ContextVar("interpret", default=False)
 
@@ -38,5 +40,28 @@ def interpret_mode(platform: str) -> Any:
     if mode is False and found != platform:
         raise NotImplementedError(
             f"it needs a {platform.upper()}, and this program is lowered for a {found.upper()}"
+        )
+    return mode
+
+
+def hopper_mode() -> Any:
+    """The mode in context of a Mosaic GPU kernel for Hopper: a simulator's parameters, or False to
+    compile.
+
+    Raises NotImplementedError for jax before 0.11, for interpret=True, which such kernels do not
+    have, and where the program is lowered for another device.
+    """
+    if jax.__version_info__ < (0, 11):
+        raise NotImplementedError(f"it needs jax >= 0.11; this is {jax.__version__}")
+    mode = interpret_mode("gpu")
+    if mode is True:
+        raise NotImplementedError(
+            "it is interpreted by Mosaic GPU's simulator alone, "
+            "interpreted(plgpu.InterpretGPUParams())"
+        )
+    platform, kind = target_device()
+    if mode is False and device_family(platform, kind) != "hopper":
+        raise NotImplementedError(
+            f"it needs an NVIDIA GPU with sm_90, and this program is lowered for a {kind}"
         )
     return mode

@@ -21,16 +21,14 @@ chunk, is XLA's, in float32.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
-from pallas_kernels.dispatch import HOPPER, target_device
 from pallas_kernels.filling import filled
-from pallas_kernels.interpret import interpret_mode
+from pallas_kernels.interpret import hopper_mode
 from pallas_kernels.mlstm.call import Call, Options
 from pallas_kernels.mlstm.gates import TokenNumbers, chunk_gates, gate_gradients, output_gradients
 from pallas_kernels.tuning import tuned
@@ -51,19 +49,7 @@ def mlstm_pallas_gpu(call: Call, options: Options) -> tuple[Values, MLSTMState]:
     """
     q, k, v, log_i, log_f, state, starts = call
     normalise, chunk_size, eps = options
-    if jax.__version_info__ < (0, 11):
-        raise NotImplementedError(f"it needs jax >= 0.11; this is {jax.__version__}")
-    mode = interpret_mode("gpu")
-    if mode is True:
-        raise NotImplementedError(
-            "it is interpreted by Mosaic GPU's simulator alone, "
-            "interpreted(plgpu.InterpretGPUParams())"
-        )
-    kind = target_device()[1]
-    if mode is False and not HOPPER.search(kind):
-        raise NotImplementedError(
-            f"it needs an NVIDIA GPU with sm_90, and this program is lowered for a {kind}"
-        )
+    mode = hopper_mode()
     if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in (jnp.bfloat16, jnp.float16):
         raise NotImplementedError(
             f"q, k, v must be all bfloat16 or all float16; they are {q.dtype}, {k.dtype}, {v.dtype}"

@@ -23,9 +23,8 @@ from jax import lax
 from jaxtyping import Array
 
 from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
-from pallas_kernels.dispatch import device_family, target_device
 from pallas_kernels.filling import filled
-from pallas_kernels.interpret import interpret_mode
+from pallas_kernels.interpret import hopper_mode
 from pallas_kernels.rounding import added
 from pallas_kernels.segments import PADDING, START, token_flags
 from pallas_kernels.slstm import pallas_gpu_cluster as cluster
@@ -44,19 +43,7 @@ def slstm_pallas_gpu(call: Call, options: Options) -> tuple[Values, SLSTMState]:
     products in other types than bfloat16 and float16, and for heads over 512 units.
     """
     x, R = call.x, call.R
-    if jax.__version_info__ < (0, 11):
-        raise NotImplementedError(f"it needs jax >= 0.11; this is {jax.__version__}")
-    interpret = interpret_mode("gpu")
-    if interpret is True:
-        raise NotImplementedError(
-            "it is interpreted by Mosaic GPU's simulator alone, "
-            "interpreted(plgpu.InterpretGPUParams())"
-        )
-    if interpret is False and device_family(*target_device()) != "hopper":
-        raise NotImplementedError(
-            f"it needs an NVIDIA GPU with sm_90, and this program is lowered for a "
-            f"{target_device()[1]}"
-        )
+    interpret = hopper_mode()
     batch, _, _, heads, dim = x.shape
     dtype = R.dtype if x.dtype == jnp.float32 else x.dtype
     if dtype not in (jnp.bfloat16, jnp.float16) or call.state.c.dtype != jnp.float32:
