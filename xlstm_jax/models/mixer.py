@@ -63,6 +63,9 @@ class Parts(NamedTuple):
     sequence: int = 1
 
 
+ONE_DEVICE = Parts()
+
+
 def _no_memory(settings: Any, dim: int, batch_size: int, dtype: Any, cache_length: int | None):
     """The state of a mixer that remembers nothing."""
     return ()
