@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.originals import ours, paper, paper_model, tensors_of
 from xlstm_jax.analysis.flops import training_flops_per_token
-from xlstm_jax.models import ModelConfig
+from xlstm_jax.models import ModelConfig, build_model
 from xlstm_jax.parallel import batch_sharding, make_mesh, replicated
 from xlstm_jax.parallel.mesh import MeshConfig
 from xlstm_jax.tasks.cross_entropy import cross_entropy_sum
@@ -140,7 +140,7 @@ def compare(name: str, blocks: str, context: int, repetitions: int, rate: float)
         "tokens_per_second": speed,
         "ratio": {side: speed[side] / speed["xlstm"] for side in OURS},
         "share_of_matrix_product_rate": speed[PER_CORE]
-        * training_flops_per_token(config, context)
+        * training_flops_per_token(build_model(config), context)
         / rate,
         "seconds": times,
     }

@@ -27,7 +27,7 @@ import numpy as np
 
 from xlstm_jax import command_line, config_flags
 from xlstm_jax.analysis.flops import peak_flops, training_flops_per_token
-from xlstm_jax.config import Config, load, task_of
+from xlstm_jax.config import Config, OptimizerConfig, load, task_of
 from xlstm_jax.data.loader import Batch
 from xlstm_jax.parallel import batch_sharding, make_mesh, put_batch
 from xlstm_jax.runs.params import shardings_of
@@ -121,7 +121,7 @@ def step_time(config: Config, mesh: jax.sharding.Mesh, steps: int) -> dict[str, 
     seconds, device = statistics.median(stretches), mesh.devices.flat[0]
     tokens = config.data.batch_size * config.data.context_length
     peak = peak_flops(device.device_kind)
-    flops = training_flops_per_token(config.model, config.data.context_length)
+    flops = training_flops_per_token(task_of(config).model(), config.data.context_length)
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "seconds_per_step": seconds,
@@ -150,6 +150,7 @@ def around(config: Config, mesh: jax.sharding.Mesh, steps: int) -> dict[str, flo
             warmup_steps=0,
             cooldown_steps=0,
             decay_steps=None,
+            final_fraction=OptimizerConfig.final_fraction,
         ),
         eval=dataclasses.replace(
             config.eval, every=10**9, sample_tokens=0, max_tokens=config.data.context_length

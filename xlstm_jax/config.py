@@ -278,7 +278,7 @@ def check(config: Config) -> None:
     mesh = config.mesh
     # -1 stands for the devices that are left: a mixer whose time can't be spread refuses it too
     check_model(config.model, Parts(tensor=max(mesh.tensor, 1), sequence=mesh.sequence))
-    task_of(config)  # refuses keys that the task does not read
+    task_of(config).model()  # task and model refuse keys that they would not read
     _check_training(config)
     # "auto" would start jax's backend, before which several processes have to find one another
     if config.model.dtype == "float64":
@@ -292,6 +292,15 @@ def check(config: Config) -> None:
 
 def _check_training(config: Config) -> None:
     optimizer, steps = config.optimizer, config.train.steps
+    if optimizer.schedule == "constant":
+        why = "optimizer.schedule 'constant' has no decay"
+        settings.refuse_ignored(optimizer, "optimizer", ("decay_steps", "final_fraction"), why)
+    if config.train.spike_deviations is None:
+        why = "without train.spike_deviations no step is skipped as a spike"
+        settings.refuse_ignored(config.train, "train", ("spike_window",), why)
+    if config.train.watchdog_seconds is None:
+        why = "without train.watchdog_seconds nothing watches the steps"
+        settings.refuse_ignored(config.train, "train", ("watchdog_ends",), why)
     if config.data.batch_size % config.train.accumulation_steps:
         raise UserError(
             f"config key data.batch_size is {config.data.batch_size}, not divisible by "

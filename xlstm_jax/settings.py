@@ -159,6 +159,23 @@ def differing(section: Any) -> dict[str, Any]:
     }
 
 
+def refuse_ignored(section: Any, name: str, keys: Iterable[str], why: str) -> None:
+    """Raises `UserError` where one of these settings does not have its default, though nothing
+    would read it.
+
+    Args:
+        name: of the section in messages, as in `read`.
+        why: nothing reads it, as the part of the sentence after "but".
+    """
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    for key, value in differing(section).items():
+        if key in keys:
+            raise UserError(
+                f"config key {name}.{key} is {value!r}, but {why}; leave it at its default "
+                f"{fields[key].default!r}"
+            )
+
+
 def allowed_types(hint: Any) -> tuple[type, ...]:
     """int | None -> (int, NoneType); tuple[int, ...] -> (tuple,)."""
     members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -3,7 +3,7 @@
 import pytest
 
 from xlstm_jax.analysis.flops import peak_flops, training_flops_per_token
-from xlstm_jax.models import ModelConfig
+from xlstm_jax.models import ModelConfig, SequenceModel, build_model
 from xlstm_jax.models.mlstm_cell import cell_flops
 
 
@@ -41,7 +41,15 @@ def test_matrix_products_of_each_mixer():
 def test_training_is_three_times_forward_with_the_vocabulary_and_without_the_embedding():
     config = ModelConfig(dim=64, num_blocks=3, blocks="2*mlstm,slstm+mlp", vocab_size=100)
     blocks = sum(flops_of(config, name) for name in ("mlstm", "mlstm", "slstm", "mlp"))
-    assert training_flops_per_token(config, 2048) == 3 * (blocks + 2 * 64 * 100)
+    flops = training_flops_per_token(build_model(config), 2048)
+    assert flops == 3 * (blocks + 2 * 64 * 100)
+
+
+def test_a_model_of_vectors_has_its_own_head_and_no_vocabulary_projection():
+    config = ModelConfig(dim=64, num_blocks=2, blocks="mlstm,slstm")
+    blocks = flops_of(config, "mlstm") + flops_of(config, "slstm")
+    flops = training_flops_per_token(SequenceModel(config, outputs=5), 2048)
+    assert flops == 3 * (blocks + 2 * 64 * 5)
 
 
 @pytest.mark.parametrize(

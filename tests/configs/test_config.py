@@ -243,6 +243,17 @@ def test_a_config_dict_is_locked():
             "model.slstm.backend is 'chunkwise'; it must be one of 'recurrent'",
         ),
         ({"optimizer.schedule": "linear"}, "optimizer.schedule is 'linear'"),
+        (
+            {"optimizer.schedule": "constant", "optimizer.decay_steps": 900},
+            "optimizer.decay_steps is 900, but optimizer.schedule 'constant' has no decay; leave",
+        ),
+        (
+            {"optimizer.schedule": "constant", "optimizer.final_fraction": 0.5},
+            "optimizer.final_fraction is 0.5, but optimizer.schedule 'constant' has no decay",
+        ),
+        ({"train.spike_window": 8}, "train.spike_window is 8, but without train.spike_deviations"),
+        ({"train.watchdog_ends": True}, "train.watchdog_ends is True, but without train.watchdog_"),
+        ({"model.norm": "none", "model.norm_eps": 1e-6}, "model.norm_eps is 1e-06, but model.norm"),
     ],
 )
 def test_what_is_wrong_is_named(overrides, message):

@@ -21,6 +21,7 @@ from xlstm_jax.evaluation.command import FLAGS
 from xlstm_jax.evaluation.downstream import PAPER_TASKS, paper_average
 from xlstm_jax.evaluation.options import NAMES, USED_BY, Options
 from xlstm_jax.evaluation.paper_values import (
+    MODELS,
     PALOMA,
     PALOMA_SOURCES,
     SIZES,
@@ -295,7 +296,7 @@ def test_the_papers_average_is_the_mean_of_its_six_accuracies():
         assert paper_average(results) == pytest.approx(values[-1], abs=0.006)
         assert len(values) == len(TASK_COLUMNS)
     assert paper_average({"piqa": {"acc,none": 0.5}}) is None
-    assert all(
-        len(row) == len(PALOMA_SOURCES) for models in PALOMA.values() for row in models.values()
-    )
+    for size, sources in PALOMA.items():
+        assert list(sources) == list(PALOMA_SOURCES) and list(TASKS[size]) == list(MODELS)
+        assert all(len(row) == len(MODELS) for row in sources.values())
     assert set(SIZES.values()) == set(TASKS) == set(PALOMA)

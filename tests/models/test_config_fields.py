@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from xlstm_jax.errors import UserError
-from xlstm_jax.models import ModelConfig, build_model, mixers
+from xlstm_jax.models import ModelConfig, SequenceModel, build_model, mixers
 from xlstm_jax.models.config import check_model, model_keys, read_model
 
 SMALL = {"dim": 16, "num_blocks": 2, "vocab_size": 23}
@@ -86,13 +86,15 @@ def traces(config: ModelConfig) -> tuple[str, str]:
     """The programs that initialise the parameters and that compute loss and gradient; nothing is
     compiled.
     """
-    model = build_model(config)
+    return traces_of(build_model(config), TOKENS)
 
+
+def traces_of(model: nn.Module, x: jax.Array) -> tuple[str, str]:
     def loss(variables):
-        logits, _ = model.apply(variables, TOKENS, train=True, rngs={"dropout": jax.random.key(1)})
-        return jnp.square(logits).sum()
+        y, _ = model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(1)})
+        return jnp.square(y).sum()
 
-    init, variables = jax.make_jaxpr(model.init, return_shape=True)(jax.random.key(0), TOKENS)
+    init, variables = jax.make_jaxpr(model.init, return_shape=True)(jax.random.key(0), x)
     return str(init), str(jax.make_jaxpr(jax.value_and_grad(loss))(nn.meta.unbox(variables)))
 
 
@@ -135,6 +137,41 @@ def test_each_key_changes_the_program_or_is_refused(mixer, key):
     else:
         if key not in ("positions", "max_positions"):  # one is refused without the other
             assert traces(config) != base_traces(mixer, key)
+
+
+OWN_KEYS = sorted(field.name for field in dataclasses.fields(ModelConfig) if field.name != "mixers")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", OWN_KEYS)
+def test_each_key_changes_a_model_of_vectors_or_is_refused(key):
+    base = SMALL | {"vocab_size": ModelConfig.vocab_size, "mlstm": {"num_heads": 2}}
+    value = "mlstm,slstm" if key == "blocks" else CHANGES[key]
+    x = jnp.ones((2, 10, 3))
+    try:
+        model = SequenceModel(read_model(base | {key: value}), outputs=3)
+    except UserError as error:
+        assert f"model.{key} is" in str(error)
+    else:
+        before = traces_of(SequenceModel(read_model(base), outputs=3), x)
+        assert traces_of(model, x) != before
+
+
+@pytest.mark.parametrize(
+    "key",
+    "vocab_size embedding_norm positions max_positions tie_embeddings logit_soft_cap".split(),
+)
+def test_a_model_of_vectors_refuses_settings_of_tokens(key):
+    config = ModelConfig(**{key: CHANGES[key]})
+    with pytest.raises(UserError, match=f"config key model.{key} is .*reads and writes vectors"):
+        SequenceModel(config, outputs=3)
+
+
+@pytest.mark.parametrize("key", ["norm_bias", "norm_eps", "final_norm", "embedding_norm"])
+def test_without_norms_their_settings_are_refused(key):
+    with pytest.raises(UserError, match=f"config key model.{key} is .*leaves out all norms"):
+        check_model(ModelConfig(norm="none", **{key: CHANGES[key]}))
+    check_model(ModelConfig(norm="none"))
 
 
 def test_no_key_is_forgotten():

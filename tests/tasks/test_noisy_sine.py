@@ -134,6 +134,8 @@ def test_its_settings_are_keys_like_all_others():
         UserError, match="data.tokenizer is 'x', but the task 'noisy_sine' does not"
     ):
         sine({"data.tokenizer": "x"})
+    with pytest.raises(UserError, match="model.vocab_size is 64, but this task's model reads and"):
+        sine({"model.vocab_size": 64})
 
 
 def test_it_is_unknown_where_it_is_not_registered():

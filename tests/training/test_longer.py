@@ -34,6 +34,22 @@ def test_a_run_says_how_it_is_made_longer_and_does_so(tiny, tmp_path, no_op_step
     assert max(losses(tmp_path)) == 12
 
 
+def test_config_json_has_the_length_that_the_run_has_now_and_the_one_before_is_kept(
+    tiny, tmp_path, no_op_step
+):
+    folder = find_run(tmp_path)
+    loop.train(tiny(CONSTANT), tmp_path)
+    first = folder.config.read_text()
+    loop.train(tiny(CONSTANT | {"log.every": 3}), tmp_path)
+    assert folder.config.read_text() == first  # goes on as long as it was to be
+    loop.train(tiny(CONSTANT | {"train.steps": 12, "log.every": 3}), tmp_path)
+    assert folder.config.read_text() == first.replace('"steps": 6', '"steps": 12')
+    assert (tmp_path / "config_6_steps.json").read_text() == first
+    with pytest.raises(UserError, match="the run has done 12 steps already"):
+        loop.train(tiny(CONSTANT | {"train.steps": 7}), tmp_path)
+    assert folder.read_config().train.steps == 12
+
+
 def test_a_run_can_not_become_shorter_than_it_is(tiny, tmp_path, no_op_step):
     loop.train(tiny(CONSTANT), tmp_path)
     with pytest.raises(UserError, match="train.steps is 4, but the run has done 6 steps already"):

@@ -32,12 +32,10 @@ def paloma(evaluation: Evaluation) -> Report:
     elif options.limit is not None:
         notes.append(LIMITED_NOTE.format(limit=options.limit))
     else:
-        models = list(paper_values.PALOMA[size])
+        models = list(paper_values.MODELS)
         notes.append(report.PAPER_NOTE)
-    printed = {
-        folder: [paper_values.PALOMA[size][model][k] for model in models]
-        for k, folder in enumerate(paper_values.PALOMA_SOURCES.values())
-    }
+    folders = paper_values.PALOMA_SOURCES
+    printed = {folders[name]: row for name, row in paper_values.PALOMA[size].items()}
     rows = []
     for domain in sources:
         print(
@@ -45,7 +43,7 @@ def paloma(evaluation: Evaluation) -> Report:
             f"bits per byte over {domain.tokens:,} tokens",
             flush=True,
         )
-        theirs = [f"{value:.2f}" for value in printed.get(domain.source, ())]
+        theirs = [f"{value:.2f}" for value in printed.get(domain.source, ())] if models else []
         rows.append(
             (
                 domain.source,

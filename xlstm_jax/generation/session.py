@@ -216,7 +216,9 @@ def extended(
 
     A row without new tokens stays as it is; in the others nothing is held back any more.
     """
-    # where each token of the new tail stands in the old tail with the new tokens put behind it
+    # Written one after the other, a row's old tail and its `count` new tokens are TAIL + count
+    # tokens; the new tail is the last TAIL of them. Its token j is therefore number j + count: one
+    # of the old tail where that is below TAIL, else a new one.
     place = jnp.arange(TAIL) + count[:, None]
     new = jnp.clip(place - TAIL + start[:, None], 0, tokens.shape[1] - 1)
     ids = jnp.where(

@@ -43,8 +43,9 @@ def import_checkpoint(source: str, output: str, tokenizer: str | None = None) ->
         opened = folders.open_source(source)
         config = folders.config_of(opened, tokenizer)
         file = config.data.tokenizer
-        # The checkpoint writer holds a copy of everything until the end. So that it is the only
-        # one, ours lies on disk, beside the folder that is to stay.
+        # The checkpoint writer holds a copy of all parameters in memory until it is done. So that
+        # there is only this one, the arrays that are given to it are files, beside the folder that
+        # is to stay; they are removed with the folder around both.
         numbers = itertools.count()
 
         def on_disk(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

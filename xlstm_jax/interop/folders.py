@@ -194,7 +194,8 @@ def _record(folder: pathlib.Path) -> tuple[int | None, bool, int | None]:
 @contextlib.contextmanager
 def new_folder(output: str) -> Iterator[pathlib.Path]:
     """A folder to be filled, which gets the name `output` when all of it is there: what goes wrong
-    before leaves nothing. Beside it, in the folder around it, there is room for what need not stay.
+    before leaves nothing. It lies in a temporary folder, where other files may lie beside it until
+    the end.
 
     Raises:
         UserError: there is something of that name, or the folder can't be made or filled.

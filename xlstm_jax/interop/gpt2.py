@@ -28,6 +28,7 @@ from xlstm_jax.interop.transformer import (
     BLOCK,
     activation_of,
     feed_forward,
+    fields_beside,
     their_activation,
     with_defaults,
 )
@@ -162,17 +163,6 @@ def export_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _export_fields(config: ModelConfig, wish: Wish) -> dict[str, Any]:
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        **export_config(config),
-        "dtype": wish.dtype,
-        "torch_dtype": wish.dtype,  # transformers 4
-        "bos_token_id": wish.end_of_text,
-        "eos_token_id": wish.end_of_text,
-    }
-
-
 def _apart(config: ModelConfig, fields: Mapping[str, Any], tensors: Tensors) -> Tensors:
     """Their tensors under the names of `table`: also of a `GPT2Model`, whose names lack the prefix
     (the published gpt2 is stored so).
@@ -198,7 +188,9 @@ FORMAT = Format(
     about="GPT2LMHeadModel of transformers (model_type 'gpt2')",
     recognises=lambda fields: fields.get("model_type") == "gpt2",
     import_config=import_config,
-    export_fields=_export_fields,
+    export_fields=lambda config, wish: (
+        fields_beside("GPT2LMHeadModel", wish) | export_config(config)
+    ),
     table=table,
     context_length=lambda fields: with_defaults(fields, DEFAULTS).whole("n_positions"),
     incoming=_apart,

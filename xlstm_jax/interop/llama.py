@@ -28,6 +28,7 @@ from xlstm_jax.interop.transformer import (
     BLOCK,
     activation_of,
     feed_forward,
+    fields_beside,
     their_activation,
     with_defaults,
 )
@@ -201,15 +202,8 @@ def export_config(config: ModelConfig, context_length: int) -> dict[str, Any]:
 
 
 def _export_fields(config: ModelConfig, wish: Wish) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        **export_config(config, wish.context_length),
-        "dtype": wish.dtype,
-        "torch_dtype": wish.dtype,  # transformers 4
-        "bos_token_id": wish.end_of_text,
-        "eos_token_id": wish.end_of_text,
-        "pad_token_id": None,
-    }
+    beside = fields_beside("LlamaForCausalLM", wish) | {"pad_token_id": None}
+    return beside | export_config(config, wish.context_length)
 
 
 def _weights(config: ModelConfig, fields: Mapping[str, Any], tensors: Tensors) -> Tensors:

@@ -213,10 +213,12 @@ class Fields(dict):
         )
 
     def whole(self, *names: str) -> int:
-        """The whole number that one of the fields has: several are names of one thing."""
+        """A whole number that may stand under any of these names, or under several of them."""
         given = {name: self[name] for name in names if self.get(name) is not None}
+        if not given and names[0] in self:
+            self._refuse(names[0], "a number")
         if not given:
-            return self[names[0]] if names[0] not in self else self._refuse(names[0], "a number")
+            return self[names[0]]  # refuses a missing field
         for name, value in given.items():
             if type(value) is not int or value < 0:
                 self._refuse(name, "a whole number")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.interop.format import Wish
 from xlstm_jax.interop.mapping import Fields
 
 BLOCK = ("attention", "mlp")
@@ -40,6 +41,17 @@ def with_defaults(theirs: Mapping[str, Any], defaults: Mapping[str, Any]) -> Fie
         name: value for name, value in theirs.items() if value is not None or name not in defaults
     }
     return Fields({**defaults, **given})
+
+
+def fields_beside(architecture: str, wish: Wish) -> dict[str, Any]:
+    """The fields of an exported config.json that do not describe the model's layers."""
+    return {
+        "architectures": [architecture],
+        "dtype": wish.dtype,
+        "torch_dtype": wish.dtype,  # transformers 4
+        "bos_token_id": wish.end_of_text,
+        "eos_token_id": wish.end_of_text,
+    }
 
 
 def feed_forward(activation: str, hidden: int, *, gated: bool, bias: bool) -> dict[str, Any]:

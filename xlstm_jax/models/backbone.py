@@ -225,6 +225,15 @@ class Backbone(nn.Module):
             position=jnp.zeros((batch_size,), jnp.int32),
         )
 
+    @nn.nowrap
+    def flops(self, context_length: int) -> float:
+        """Forward FLOPs of the mixers, per token of a sequence of that length."""
+        return sum(
+            mixer.flops(settings, self.config.dim, context_length)
+            for names in self.config.layout
+            for mixer, settings in map(self.config.of, names)
+        )
+
 
 def growing_mixers(config: ModelConfig) -> list[str]:
     """The mixers of the stack whose memory grows with the text."""

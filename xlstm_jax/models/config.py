@@ -12,7 +12,7 @@ from flax.core import FrozenDict
 from xlstm_jax import settings
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import mixers
-from xlstm_jax.models.mixer import Mixer, Parts
+from xlstm_jax.models.mixer import ONE_DEVICE, Mixer, Parts
 from xlstm_jax.settings import setting
 
 
@@ -33,7 +33,11 @@ class ModelConfig:
     vocab_size: int = setting(
         320, "rows of the embedding, at least the tokenizer's vocabulary", at_least=1
     )
-    norm: str = setting("layer", "before each branch", choices=("layer", "rms", "none"))
+    norm: str = setting(
+        "layer",
+        'before each branch and wherever else the model has a norm; "none": nowhere',
+        choices=("layer", "rms", "none"),
+    )
     norm_bias: bool = setting(False, "the norms have a bias")
     norm_eps: float = setting(1e-5, "added to the variance", at_least=0)
     residual: bool = setting(True, "x + branch(x); without it, branch(x)")
@@ -74,12 +78,13 @@ class ModelConfig:
         for name in self.mixer_names:
             sections[name] = _section(name, self.mixers.get(name, {}))
         for name in self.mixers.keys() - sections.keys():
-            for key, value in settings.differing(_section(name, self.mixers[name])).items():
-                raise UserError(
-                    f"config key model.{name}.{key} is {value!r}, but no block of this model reads "
-                    f"it (model.blocks is {self.blocks!r}); leave it at its default "
-                    f"{getattr(mixers.find(name).section(), key)!r}"
-                )
+            section = _section(name, self.mixers[name])
+            settings.refuse_ignored(
+                section,
+                f"model.{name}",
+                settings.differing(section),
+                f"no block of this model reads it (model.blocks is {self.blocks!r})",
+            )
         object.__setattr__(self, "mixers", FrozenDict(sections))
 
     def __getattr__(self, name: str) -> Any:
@@ -151,8 +156,10 @@ def model_keys() -> list[settings.Key]:
     return found
 
 
-def check_model(config: ModelConfig, parts: Parts = Parts()) -> None:  # noqa: B008
-    """Raises `UserError` for values that can't work together, or not on so many devices."""
+def check_model(config: ModelConfig, parts: Parts = ONE_DEVICE) -> None:
+    """Raises `UserError` for values that can't work together, not on so many devices, or would be
+    ignored.
+    """
     if (config.positions == "learned") != (config.max_positions is not None):
         raise UserError(
             f"config key model.max_positions is {config.max_positions!r} and model.positions is "
@@ -160,6 +167,9 @@ def check_model(config: ModelConfig, parts: Parts = Parts()) -> None:  # noqa: B
         )
     if config.norm == "rms" and config.norm_bias:
         raise UserError("config key model.norm_bias is True, but a root-mean-square norm has none")
+    if config.norm == "none":
+        of_norms = ("norm_bias", "norm_eps", "final_norm", "embedding_norm")
+        settings.refuse_ignored(config, "model", of_norms, "model.norm 'none' leaves out all norms")
     for name in config.mixer_names:
         mixer, section = config.of(name)
         mixer.check(section, config.dim, parts)

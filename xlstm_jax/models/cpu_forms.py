@@ -110,12 +110,15 @@ def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def _spread(row: Float[Array, " D"], shape: tuple[int, int]) -> Float[Array, "B T D"]:
     """The row at every token of a batch of shape (B, T), as a product with ones.
 
-    Transposed it is a sum over all tokens, in float32 or better, as a product with ones: 0.3 ms for
-    2,048 tokens of 512 channels, a sum takes 1.2 ms. Where a sequence lies on one device its
-    eighths are added first, in the pass that computes the summands: the product then reads an
-    eighth of them from memory (a convolution, SiLU and gradients, 8,192 tokens: 5.5 ms instead of
-    10), and all tokens are one axis: with two XLA copies the summands into another order. Where the
-    time is spread over devices rows and time stay two axes, as in `project`.
+    What counts is its transpose, by which the row's gradient is computed: the sum over all tokens,
+    in float32 or better, as a product with ones (0.3 ms for 2,048 tokens of 512 channels; a plain
+    sum takes 1.2 ms).
+
+    Where a sequence lies on one device, it is cut into eight stretches, and these are added to one
+    another before the product, in the same pass that computes the summands: the product then has an
+    eighth of them to read from memory (a convolution, SiLU and gradients, 8,192 tokens: 5.5 ms
+    instead of 10). Rows and time are one axis in it: with two, XLA first copies the summands into
+    another order. Where the time is spread over devices they stay two axes, as in `project`.
     """
     batch, time = shape
     dtype = jnp.promote_types(row.dtype, jnp.float32)
@@ -148,9 +151,9 @@ def scale_channels(x: Float[Array, "B T D"], scale: Float[Array, " D"]) -> Float
 
 
 def _sum_of_taps_tangent(inputs, tangents):
-    """Each tap's products are computed for all inputs, moved by the tap's distance and added up on
-    a time axis with margins. The margins, for inputs that meet no token of the sequence at this
-    tap, are cut off at the end.
+    """Each tap's products are computed for all inputs, also for those that meet no token of the
+    sequence at this tap. They are moved to the token that the tap adds them to and added up on a
+    time axis that is longer on both sides; what lies outside the sequence is cut off at the end.
     """
     x, kernel, _, ids = inputs
     dx, d_kernel, d_bias, _ = tangents

@@ -103,6 +103,12 @@ class LanguageModel(nn.Module):
         """The empty state, a function of the configuration alone; see `Backbone.init_state`."""
         return Backbone(self.config, self.stacked).init_state(batch_size, dtype, cache_length)
 
+    @nn.nowrap
+    def flops(self, context_length: int) -> float:
+        """Forward FLOPs per token: backbone and vocabulary projection."""
+        head = 2 * self.config.dim * self.config.vocab_size
+        return Backbone(self.config, self.stacked).flops(context_length) + head
+
 
 def build_model(config: ModelConfig, *, stacked: bool = False) -> LanguageModel:
     """The language model of a configuration."""

@@ -91,8 +91,8 @@ def _bias(module: Any) -> Float[Array, " F"]:
 
 
 def round_up(size: float, multiple: int = 64) -> int:
-    """The least multiple from `size` on. What is above a whole number by rounding errors only does
-    not count as above it: 8/3 x 768 is 2048.
+    """The smallest multiple of `multiple` that is at least `size`. A size that is above one by no
+    more than rounding errors counts as that one: 8/3 x 768 gives 2048.
     """
     return math.ceil(round(size / multiple, 9)) * multiple
 
@@ -100,9 +100,10 @@ def round_up(size: float, multiple: int = 64) -> int:
 class Mapped(NamedTuple):
     """The result of a block-diagonal map, and what it was made of.
 
-    What is linear in the value can be computed from x in one product with both maps' kernels, which
-    spares a pass over the value (`mlstm_cell.gates_of`). Whoever changes the value has a plain
-    array, which says nothing of x, so that nobody can compute from the value before the change.
+    A further linear map of the value can be computed from x, with the product of both kernels,
+    which spares a pass over the value (`mlstm_cell.gates_of`). Code that changes the value makes a
+    plain array of it, without x and kernel: what follows then sees the changed value and can't go
+    round it.
     """
 
     value: Float[Array, "B T I"]

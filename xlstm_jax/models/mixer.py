@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 
+from xlstm_jax.errors import UserError
 from xlstm_jax.typing import Array, Int, SegmentIds
 
 
@@ -61,6 +62,18 @@ class Parts(NamedTuple):
 
     tensor: int = 1
     sequence: int = 1
+
+
+ONE_DEVICE = Parts()
+
+
+def check_heads(name: str, num_heads: int, parts: Parts) -> None:
+    """Refuses a mesh over which the heads of the mixer `name` can't be spread evenly."""
+    if num_heads % parts.tensor:
+        raise UserError(
+            f"config key mesh.tensor is {parts.tensor}, which does not divide "
+            f"model.{name}.num_heads {num_heads}; use a divisor of it"
+        )
 
 
 def _no_memory(settings: Any, dim: int, batch_size: int, dtype: Any, cache_length: int | None):

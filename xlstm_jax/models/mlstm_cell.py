@@ -9,13 +9,13 @@ from flax import linen as nn
 
 from pallas_kernels import MLSTMState
 from pallas_kernels.mlstm.api import BACKENDS
-from xlstm_jax.errors import UserError, backend_of
+from xlstm_jax.errors import backend_of
 from xlstm_jax.models.cpu_forms import gate_preactivations
 from xlstm_jax.models.initializers import Initializer, head_linspace, shifted_normal, zeros
 from xlstm_jax.models.layers import Mapped, record_gates, soft_cap, split_heads
 from xlstm_jax.models.mixer import Segments
 from xlstm_jax.parallel.kernels import mlstm
-from xlstm_jax.settings import setting
+from xlstm_jax.settings import refuse_ignored, setting
 from xlstm_jax.typing import Array, Float, HeadActivations
 
 CHUNK_LENGTH = 64  # at which FLOPs are counted
@@ -72,12 +72,9 @@ class Gate(nn.Module):
 
 def check_cell(settings: MLSTMCellConfig, name: str) -> None:
     """Refuses what the cell of the mixer `name` would ignore."""
-    default = MLSTMCellConfig.eps
-    if settings.input_gate == "sigmoid" and settings.eps != default:
-        raise UserError(
-            f"config key model.{name}.eps is {settings.eps!r}, but a sigmoid input gate has no "
-            f"normaliser to add it to; leave it at {default!r}"
-        )
+    if settings.input_gate == "sigmoid":
+        why = "a sigmoid input gate has no normaliser to add it to"
+        refuse_ignored(settings, f"model.{name}", ("eps",), why)
 
 
 def gates_of(

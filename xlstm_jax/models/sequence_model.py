@@ -10,7 +10,18 @@ from xlstm_jax.models.config import ModelConfig
 from xlstm_jax.models.initializers import small_init
 from xlstm_jax.models.layers import Projection
 from xlstm_jax.parallel import compute_dtype
+from xlstm_jax.settings import refuse_ignored
 from xlstm_jax.typing import Array, Float, SegmentIds
+
+# Settings of the language model's input and head.
+OF_TOKENS = (
+    "vocab_size",
+    "embedding_norm",
+    "positions",
+    "max_positions",
+    "tie_embeddings",
+    "logit_soft_cap",
+)
 
 
 class SequenceModel(nn.Module):
@@ -19,11 +30,19 @@ class SequenceModel(nn.Module):
     Attributes:
         outputs: size of the output vectors.
         stacked: as in `Backbone`.
+
+    Raises:
+        UserError: the configuration has settings of tokens or logits, which this model lacks.
     """
 
     config: ModelConfig
     outputs: int
     stacked: bool = False
+
+    def __post_init__(self):
+        why = "this task's model reads and writes vectors, no tokens"
+        refuse_ignored(self.config, "model", OF_TOKENS, why)
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -50,3 +69,11 @@ class SequenceModel(nn.Module):
     ) -> BackboneState:
         """The empty state; see `Backbone.init_state`."""
         return Backbone(self.config, self.stacked).init_state(batch_size, dtype, cache_length)
+
+    @nn.nowrap
+    def flops(self, context_length: int) -> float:
+        """Forward FLOPs per token: backbone and head. The input's projection, whose size only the
+        data tell, counts as little as the language model's embedding.
+        """
+        head = 2 * self.config.dim * self.outputs
+        return Backbone(self.config, self.stacked).flops(context_length) + head

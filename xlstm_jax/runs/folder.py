@@ -31,6 +31,10 @@ class RunFolder:
         """The resolved configuration."""
         return self.root / "config.json"
 
+    def config_of_length(self, steps: int) -> pathlib.Path:
+        """What config.json was while the run was to have so many steps, before that was changed."""
+        return self.root / f"config_{steps}_steps.json"
+
     @property
     def data_record(self) -> pathlib.Path:
         """The files that the tokens came from, with their hashes."""
@@ -110,7 +114,7 @@ def open_run(root: str | pathlib.Path, config: Config) -> RunFolder:
     keys that are marked `may_change`, `PLACES`, and `train.steps` where the learning rate does not
     depend on it.
 
-    Nothing is written yet; config.json stays that of the run's start, each checkpoint has its own.
+    Nothing is written yet.
 
     Raises:
         UserError: the folder belongs to a run with another configuration, holds a run's files
@@ -156,12 +160,19 @@ def write_config(folder: RunFolder, config: Config) -> None:
     """Makes the folder the run's own: its configuration, paths being absolute, and its tokenizer.
     To be called after all checks, so that a call with a mistake leaves no run behind.
 
+    Of a run that goes on, config.json stays that of its start, but for `train.steps` (each
+    checkpoint has all keys as they were when it was saved). Where that changes, the old file is
+    kept as `config_of_length`.
+
     Raises:
         UserError: the folder can't be made or written to.
     """
-    if folder.config.exists() or not is_first_process():
+    if not is_first_process():
         return
     try:
+        if folder.config.exists():
+            _set_length(folder, config.train.steps)
+            return
         folder.root.mkdir(parents=True, exist_ok=True)
         source = pathlib.Path(config.data.tokenizer)
         if source.is_file() and source.resolve() != folder.tokenizer:
@@ -172,6 +183,17 @@ def write_config(folder: RunFolder, config: Config) -> None:
             f"--workdir {str(folder.root)!r} can't be written to: {error.strerror}; give another "
             f"folder"
         ) from None
+
+
+def _set_length(folder: RunFolder, steps: int) -> None:
+    before = folder.read_config().train.steps
+    if before == steps:
+        return
+    text = folder.config.read_text()
+    _write_whole(folder.config_of_length(before), text.encode())
+    values = json.loads(text)
+    values.setdefault("train", {})["steps"] = steps
+    _write_whole(folder.config, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def _write_whole(path: pathlib.Path, content: bytes) -> None:

@@ -112,11 +112,8 @@ def read_task(values: Mapping[str, Any]) -> TaskConfig:
     name = flat.get("name", TaskConfig.name)
     for other in nested.keys() - {name}:
         section = settings.read(find(other).section, nested[other], f"task.{other}")
-        for key, value in settings.differing(section).items():
-            raise UserError(
-                f"config key task.{other}.{key} is {value!r}, but task.name is {name!r}; leave it "
-                f"at its default {getattr(type(section)(), key)!r}"
-            )
+        unread = settings.differing(section)
+        settings.refuse_ignored(section, f"task.{other}", unread, f"task.name is {name!r}")
     return settings.read(TaskConfig, flat, "task", own=nested.get(name, {}))
 
 
@@ -145,11 +142,12 @@ def make_task(
     """
     kind = find(config.name)
     for section_name, section in (("data", data), ("eval", evaluation)):
-        for key, value in settings.differing(section).items():
-            name = f"{section_name}.{key}"
-            if name not in GENERAL and name not in kind.reads:
-                raise UserError(
-                    f"config key {name} is {value!r}, but the task {config.name!r} does not read "
-                    f"it; leave it at its default {getattr(type(section)(), key)!r}"
-                )
+        names_read = GENERAL | kind.reads
+        unread = {
+            field.name
+            for field in dataclasses.fields(section)
+            if f"{section_name}.{field.name}" not in names_read
+        }
+        why = f"the task {config.name!r} does not read it"
+        settings.refuse_ignored(section, section_name, unread, why)
     return kind.task(config.own, model, data, evaluation)

@@ -139,7 +139,8 @@ def gzip_bits_per_byte(source: TokenSource, max_tokens: int | None) -> float | N
 
 
 def _bytes_of(tokenizer: Tokenizer, tokens: np.ndarray) -> int:
-    # A byte is a byte, also where it is half a character, which decoding would make three of.
+    # Each of its tokens is a byte of the text. Decoding them would count too many: a byte that is
+    # half a character becomes U+FFFD, which has three bytes.
     if isinstance(tokenizer, ByteTokenizer):
         return len(tokens)
     return len(tokenizer.decode(tokens).encode())

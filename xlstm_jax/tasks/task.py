@@ -67,7 +67,14 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def model(self, *, stacked: bool = False) -> nn.Module:
-        """The module that is trained; `stacked` as in `Backbone`."""
+        """The module that is trained; `stacked` as in `Backbone`.
+
+        It has the method `flops(context_length)`: forward FLOPs per token, from which the share of
+        the chip's peak follows.
+
+        Raises:
+            UserError: a setting of `model` is set that the module would not read.
+        """
 
     @abc.abstractmethod
     def shapes(self, rows: int, time: int | None = None) -> Batch:

@@ -103,19 +103,19 @@ def compile_step(config: Config, topology: str) -> StepReport:
     mesh = make_mesh(config.mesh, devices)
     rows, length = config.data.batch_size, config.data.context_length
     tokens = batch_sharding(mesh, rows, length, accumulation_steps=config.train.accumulation_steps)
-    flops = training_flops_per_token(config.model, length) * rows * length
     chip = topology.partition(":")[0]
+    task = task_of(config)
+    model = task.model(stacked=True)
     known = {
         "topology": topology,
         "devices": len(devices),
         "memory": HBM_BYTES[chip],
-        "flops": flops,
+        "flops": training_flops_per_token(model, length) * rows * length,
         "accumulation_steps": config.train.accumulation_steps,
     }
     with jax.set_mesh(mesh):
         schedule = make_schedule(config.optimizer, config.train.steps)
-        task, optimizer = task_of(config), make_optimizer(config.optimizer, schedule)
-        model = task.model(stacked=True)
+        optimizer = make_optimizer(config.optimizer, schedule)
         state = abstract_state(task, model, optimizer, config.train, mesh)
         shapes = task.shapes(rows)
         batch = with_sharding(

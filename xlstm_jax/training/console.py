@@ -31,7 +31,7 @@ def say(*lines: Any) -> None:
     or a reader that is gone, is said on stderr once.
     """
     if not lines or not is_first_process() or _nobody_reads:
-        return  # of no lines print would make an empty one
+        return  # print without arguments would write an empty line
     with _stdout.caught():
         try:
             print(*lines, sep="\n", flush=True)

@@ -28,9 +28,9 @@ HELD_OUT = (
     ("#000000", "P"),
 )
 DASHES = ("-", "--", ":", "-.")  # of the accuracies of one set
-BEGINNING = 0.1  # of the steps: what the loss is there does not rule its axis
+BEGINNING = 0.1  # share of the steps whose losses need not fit on the y axis
 SMOOTHED_OVER = 1 / 25  # of the training events, on each side
-OUTLIERS = (0.01, 0.99)  # quantiles: the axis has room for what single steps have between them
+OUTLIERS = (0.01, 0.99)  # quantiles of the single steps' losses; what lies beyond may be cut off
 LEAST_TO_SMOOTH = 20  # events; fewer are shown as they are
 MANY_MARKS = 40  # points of a curve above which they are not marked one by one
 
@@ -69,8 +69,8 @@ def figure_of(records: Sequence[Mapping[str, Any]], unit: str | None = None) -> 
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """The mean over the neighbours of each value, of fewer at the beginning, where a curve falls
-    steeply: each reaches as far to the left as to the right there.
+    """The mean over each value and its neighbours, as many before it as after it. At the beginning,
+    where a curve falls steeply, these are fewer; at the end those after it are missing.
     """
     reach = np.minimum(np.arange(len(values)), round(SMOOTHED_OVER * len(values)))
     sums = np.concatenate([[0.0], np.cumsum(values)])

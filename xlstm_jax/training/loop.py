@@ -135,7 +135,7 @@ def train(
         with MetricsWriter(
             folder, start, tensorboard=config.log.tensorboard, wandb=config.log.wandb
         ) as writer:
-            report = Report(config, writer, wall_time, folder, device, mesh.size)
+            report = Report(config, model, writer, wall_time, folder, device, mesh.size)
             part, parts = own_part(to_devices, rows, length)
             own_rows = range(part * rows // parts, (part + 1) * rows // parts)
             batches = task.batches(start, own_rows)

@@ -119,7 +119,7 @@ class Preemption:
             )
 
     def _await_notice(self) -> None:
-        """Passes SIGTERM on to the watch, which doesn't hear of it: the handler is jax's."""
+        """Tells `interrupts` of a SIGTERM: the handler is jax's, so that it does not hear of it."""
         client = distributed.global_state.client
         while not self._closed.wait(1.0):
             try:

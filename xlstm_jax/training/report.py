@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 from xlstm_jax.analysis.flops import peak_flops, training_flops_per_token
@@ -20,6 +21,7 @@ class Report:
     def __init__(
         self,
         config: Config,
+        model: nn.Module,
         writer: MetricsWriter,
         wall_time: WallTime,
         folder: RunFolder,
@@ -31,7 +33,7 @@ class Report:
         self._speed = Speed(config.train.steps)
         self._tokens = config.data.batch_size * config.data.context_length
         peak = peak_flops(device_kind)
-        flops = training_flops_per_token(config.model, config.data.context_length)
+        flops = training_flops_per_token(model, config.data.context_length)
         self._share_of_peak = flops / (peak * devices) if peak else None  # per token a second
 
     def pause(self) -> None:

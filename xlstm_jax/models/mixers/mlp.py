@@ -16,7 +16,7 @@ from xlstm_jax.models.cpu_forms import silu
 from xlstm_jax.models.initializers import small_init, wang_init
 from xlstm_jax.models.layers import Projection, SplitProjection, round_up
 from xlstm_jax.models.mixer import Depth, Mixer, Parts, Segments
-from xlstm_jax.settings import differing, setting
+from xlstm_jax.settings import refuse_ignored, setting
 from xlstm_jax.typing import Activations
 
 ACTIVATIONS = {
@@ -96,12 +96,9 @@ def check(settings: MLPConfig, dim: int, parts: Parts) -> None:
             f"config keys model.mlp.hidden {settings.hidden!r} and model.mlp.factor "
             f"{settings.factor!r}: give one of them and unset the other"
         )
-    for key in ("round_to", "whole_first") if settings.hidden is not None else ():
-        if key in differing(settings):
-            raise UserError(
-                f"config key model.mlp.{key} is {getattr(settings, key)!r}, but model.mlp.hidden "
-                f"{settings.hidden} is not rounded; leave it at its default"
-            )
+    if settings.hidden is not None:
+        why = f"model.mlp.hidden {settings.hidden} is not rounded"
+        refuse_ignored(settings, "model.mlp", ("round_to", "whole_first"), why)
 
 
 MIXER = Mixer(

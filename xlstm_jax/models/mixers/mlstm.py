@@ -25,7 +25,7 @@ from xlstm_jax.models.layers import (
     SplitProjection,
     round_up,
 )
-from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments
+from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments, check_heads
 from xlstm_jax.models.mlstm_cell import (
     MLSTMCellConfig,
     cell_flops,
@@ -135,11 +135,7 @@ def check(settings: MLSTMConfig, dim: int, parts: Parts) -> None:
             f"{settings.num_heads} and model.mlstm.qkv_block_size {settings.qkv_block_size}; "
             "change one of them"
         )
-    if settings.num_heads % parts.tensor:
-        raise UserError(
-            f"config key mesh.tensor is {parts.tensor}, which does not divide "
-            f"model.mlstm.num_heads {settings.num_heads}; use a divisor of it"
-        )
+    check_heads(NAME, settings.num_heads, parts)
 
 
 MIXER = Mixer(

@@ -14,7 +14,7 @@ from pallas_kernels import MLSTMState
 from xlstm_jax.errors import UserError
 from xlstm_jax.models.initializers import small_init, wang_init, zeros
 from xlstm_jax.models.layers import HeadNorm, Projection
-from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments
+from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments, check_heads
 from xlstm_jax.models.mlstm_cell import (
     MLSTMCellConfig,
     cell_flops,
@@ -94,11 +94,7 @@ def check(settings: MLSTM7BConfig, dim: int, parts: Parts) -> None:
             f"model.mlstm_7b.qk_factor {settings.qk_factor}) are not both divisible by "
             f"model.mlstm_7b.num_heads {heads}; change one of them"
         )
-    if heads % parts.tensor:
-        raise UserError(
-            f"config key mesh.tensor is {parts.tensor}, which does not divide "
-            f"model.mlstm_7b.num_heads {heads}; use a divisor of it"
-        )
+    check_heads(NAME, heads, parts)
 
 
 MIXER = Mixer(

@@ -26,7 +26,7 @@ from xlstm_jax.models.initializers import (
     zeros,
 )
 from xlstm_jax.models.layers import RESIDUAL_STREAM, HeadNorm, record_gates, split_heads
-from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments
+from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments, check_heads
 from xlstm_jax.parallel import constrain
 from xlstm_jax.parallel.kernels import slstm
 from xlstm_jax.settings import setting
@@ -189,11 +189,7 @@ def check(settings: SLSTMConfig, dim: int, parts: Parts) -> None:
             f"config key model.dim is {dim}, not divisible by model.slstm.num_heads "
             f"{settings.num_heads}; use a multiple of it"
         )
-    if settings.num_heads % parts.tensor:
-        raise UserError(
-            f"config key mesh.tensor is {parts.tensor}, which does not divide "
-            f"model.slstm.num_heads {settings.num_heads}; use a divisor of it"
-        )
+    check_heads("slstm", settings.num_heads, parts)
     if parts.sequence != 1:
         raise UserError(
             f"config key mesh.sequence is {parts.sequence}, but the model has sLSTM blocks, whose "
