@@ -60,10 +60,9 @@ MLSTM_SHAPES = (
 SLSTM_SHAPES = ((4, 192), (4, 256), (4, 384), (4, 512), (12, 64), (48, 16))  # (heads, V)
 TOKENS, TIME = 65_536, 2048
 SLSTM_BATCH = 16
-# Others: bfloat16. On Hopper pallas_triton serves float32, which pallas_gpu refuses; float16 is
-# like bfloat16.
+# Others: bfloat16. On Hopper pallas_triton serves float32, which pallas_gpu refuses.
 DTYPES = {
-    "mlstm/pallas_triton/a100": ("bfloat16", "float16", "float32"),
+    "mlstm/pallas_triton/a100": ("bfloat16", "float32"),
     "mlstm/pallas_triton/h100": ("bfloat16", "float32"),
     "mlstm/pallas_triton/h200": ("bfloat16", "float32"),
 }

@@ -5,6 +5,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 
+def product_dtype(low: jnp.dtype, high: jnp.dtype) -> jnp.dtype:
+    """The type that operands of products have: that of the inputs, or for float16 that of the
+    states. float16's largest number is 65,504, and a state, a sum over all that it remembers, is
+    often larger.
+    """
+    return high if low == jnp.float16 else low
+
+
 def product(
     equation: str,
     x: Float[Array, "..."],

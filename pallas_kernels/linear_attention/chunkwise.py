@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.linear_attention.call import Call
-from pallas_kernels.products import product
+from pallas_kernels.products import product, product_dtype
 
 
 def linear_attention_chunkwise(
@@ -36,7 +36,7 @@ def linear_attention_chunkwise(
         tokens.append(
             _cut(jnp.where(starts, -jnp.inf, jnp.zeros((), call.S.dtype))[..., None, None], size)
         )
-    low = jnp.result_type(call.q, call.k, call.v)
+    low = product_dtype(jnp.result_type(call.q, call.k, call.v), call.S.dtype)
 
     @jax.checkpoint
     def step(S: Array, bonus: Array | None, chunk: list[Array]) -> tuple[Array, Array]:

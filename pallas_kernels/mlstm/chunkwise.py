@@ -29,6 +29,7 @@ from pallas_kernels.filling import filled
 from pallas_kernels.mlstm.call import Call, Options
 from pallas_kernels.mlstm.exponents import denominator, floor_of, quotient
 from pallas_kernels.mlstm.parallel import TokenSums, decay_weights, token_sums
+from pallas_kernels.products import product_dtype
 from pallas_kernels.typing import Gates, Keys, MLSTMState, Values
 
 Static = tuple[bool, int, float]  # normalise, chunk length, eps
@@ -255,14 +256,6 @@ def _chunk_backward(
     dC = w_last * dC + dot("bhtk,bhtv->bhkv", q, w_dy)
     dn = weights.w_last * dn + jnp.sum(q * w_dqn, axis=-2)
     return (dC, dn, _overlap(before, dC, dn)), _Tokens(dq, dk, dv, d_log_i, d_log_f, None)
-
-
-def product_dtype(low: jnp.dtype, high: jnp.dtype) -> jnp.dtype:
-    """The type that operands of products have: that of the inputs, or for float16 that of the
-    states. float16's largest number is 65,504, and C, a sum over all that it remembers, is often
-    larger.
-    """
-    return high if low == jnp.float16 else low
 
 
 def _sum_from(

@@ -94,8 +94,9 @@ def exact_sums(
     if document is None:
         b = Split(*jnp.cumsum(parts, axis=-1))
     else:
-        pairs = same & jnp.tri(log_f.shape[-1], dtype=bool)
-        b = Split(*jnp.sum(jnp.where(pairs, parts[..., None, :], 0), axis=-1))
+        t, s = (lax.broadcasted_iota(jnp.int32, same.shape, same.ndim - axis) for axis in (2, 1))
+        pairs = same & (s <= t)
+        b = Split(*jnp.sum(jnp.where(pairs[None], parts[..., None, :], 0), axis=-1))
     return b, Split(i_high - b.high, i_low - b.low)
 
 

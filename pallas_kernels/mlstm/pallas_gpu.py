@@ -39,20 +39,19 @@ MAX_HEADS = 65535  # of all rows of the batch: what the slowest axis of a CUDA g
 
 
 def mlstm_pallas_gpu(call: Call, options: Options) -> tuple[Values, MLSTMState]:
-    """The backend "pallas_gpu": bfloat16 and float16; K and V are filled up with zeros to multiples
-    of 64, T to one of the chunk.
+    """The backend "pallas_gpu": bfloat16; K and V are filled up with zeros to multiples of 64, T to
+    one of the chunk.
 
-    float16 is multiplied as bfloat16: C, a sum over all that it remembers, is often beyond
-    float16's 65,504. Raises NotImplementedError for other types (WGMMA would round float32 to
-    TF32), one token, more than MAX_HEADS, other chunk sizes than CHUNKS, jax before 0.11 and
+    Raises NotImplementedError for other types (WGMMA would round float32 to TF32, and float16 holds
+    no C), one token, more than MAX_HEADS, other chunk sizes than CHUNKS, jax before 0.11 and
     devices that are not Hopper.
     """
     q, k, v, log_i, log_f, state, starts = call
     normalise, chunk_size, eps = options
     mode = hopper_mode()
-    if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in (jnp.bfloat16, jnp.float16):
+    if {q.dtype, k.dtype, v.dtype} != {jnp.dtype(jnp.bfloat16)}:
         raise NotImplementedError(
-            f"q, k, v must be all bfloat16 or all float16; they are {q.dtype}, {k.dtype}, {v.dtype}"
+            f"q, k, v must be all bfloat16; they are {q.dtype}, {k.dtype}, {v.dtype}"
         )
     if q.shape[1] == 1:
         raise NotImplementedError('one token is a step of the recurrence; "recurrent" does it')
@@ -66,15 +65,13 @@ def mlstm_pallas_gpu(call: Call, options: Options) -> tuple[Values, MLSTMState]:
     if size not in CHUNKS:
         raise NotImplementedError(f"chunk_size must be one of {CHUNKS}; it is {size}")
 
-    out_dtype = v.dtype
-    q, k, v = (filled(x.astype(jnp.bfloat16), 1, size) for x in (q, k, v))
-    q, k, v = (filled(x, -1, 64) for x in (q, k, v))
+    q, k, v = (filled(filled(x, 1, size), -1, 64) for x in (q, k, v))
     log_i, log_f = filled(log_i, 1, size, -jnp.inf), filled(log_f, 1, size)
     starts = None if starts is None else filled(starts, 1, size, False)
     state = MLSTMState(filled(filled(state.C, -1, 64), -2, 64), filled(state.n, -1, 64), state.m)
     settings = (mode, normalise, size, eps, key_dim**-0.5)
     h, state = _mlstm(settings, Call(q, k, v, log_i, log_f, state, starts))
-    return h[:, :time, :, :value_dim].astype(out_dtype), MLSTMState(
+    return h[:, :time, :, :value_dim], MLSTMState(
         state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m
     )
 

@@ -24,6 +24,7 @@ from pallas_kernels.mlstm.call import Call, Options
 from pallas_kernels.mlstm.gates import chunk_gates, gate_gradients, output_gradients
 from pallas_kernels.mlstm.pallas_triton_backward import key_gradients, value_gradients
 from pallas_kernels.mlstm.pallas_triton_forward import outputs, walk
+from pallas_kernels.products import product_dtype
 from pallas_kernels.tuning import tuned
 from pallas_kernels.typing import MLSTMState, Values
 
@@ -37,9 +38,9 @@ def mlstm_pallas_triton(call: Call, options: Options) -> tuple[Values, MLSTMStat
     """The backend "pallas_triton": bfloat16, float16 and float32 (three TF32 products for each).
 
     K and V are filled up with zeros to a power of two up to 64 and to a multiple of 64 beyond; T to
-    a multiple of the chunk. float16 is multiplied as bfloat16: C, a sum over all that it remembers,
-    is often beyond float16's 65,504. Raises NotImplementedError for T = 1, float64, mixed types,
-    other chunk sizes than CHUNKS, and devices before sm_80.
+    a multiple of the chunk. float16 is multiplied as float32 (`product_dtype`). Raises
+    NotImplementedError for T = 1, float64, mixed types, other chunk sizes than CHUNKS, and devices
+    before sm_80.
     """
     q, k, v, log_i, log_f, state, starts = call
     normalise, chunk_size, eps = options
@@ -65,14 +66,13 @@ def mlstm_pallas_triton(call: Call, options: Options) -> tuple[Values, MLSTMStat
     time, key_dim, value_dim = q.shape[1], q.shape[-1], v.shape[-1]
     if time == 1:
         raise NotImplementedError('it is for sequences, one step is "recurrent"')
-    known = tuned("mlstm/pallas_triton", K=key_dim, V=value_dim, dtype=q.dtype.name) or {}
-    blocks = default_blocks(time, key_dim, value_dim, q.dtype, kind, known.get("chunk_size"))
+    dtype, out_dtype = product_dtype(q.dtype, state.C.dtype), v.dtype
+    known = tuned("mlstm/pallas_triton", K=key_dim, V=value_dim, dtype=dtype.name) or {}
+    blocks = default_blocks(time, key_dim, value_dim, dtype, kind, known.get("chunk_size"))
     size = chunk_size or blocks.chunk
     if size not in CHUNKS:
         raise NotImplementedError(f"chunk_size must be one of {CHUNKS}; it is {size}")
 
-    dtype = jnp.bfloat16 if q.dtype == jnp.float16 else q.dtype
-    out_dtype = v.dtype
     tall, wide = _width(key_dim), _width(value_dim)
     q, k, v = (
         filled(filled(x.astype(dtype), 1, size), -1, width)
@@ -118,9 +118,7 @@ def default_blocks(
         wide_heads = key_dim * value_dim >= 128 * 128
         # with deep = 64 a kernel spills 56 bytes on an A100
         chunk, deep = 128 if hopper and wide_heads else 64, 64 if hopper else 32
-        # with keys = 64 a kernel spills 104 bytes in float16 on an A100
-        keys = 64 if hopper or jnp.dtype(dtype) == jnp.bfloat16 else 32
-        blocks = tiles.Blocks(0, tall=64, wide=128, keys=keys, deep=deep, warps=8)
+        blocks = tiles.Blocks(0, tall=64, wide=128, keys=64, deep=deep, warps=8)
     return blocks._replace(chunk=min(measured or chunk, max(16, pl.next_power_of_2(time))))
 
 

@@ -9,7 +9,7 @@ from pallas_kernels.testing import cases
 
 # Largest error of an array, relative to its largest entry, per type of the inputs. The one table
 # for all Pallas backends.
-TOLERANCE = {"bfloat16": 2e-2, "float16": 2e-2, "float32": 1e-4}
+TOLERANCE = {"bfloat16": 2e-2, "float16": 3e-3, "float32": 1e-4}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,7 @@ def test_values_and_gradients_of_long_and_odd_cases(spec):
 
 @pytest.mark.slow
 def test_float16():
+    """Multiplied as float32, its error is the rounding of h and the gradients to float16."""
     pallas_backend.check(
         "pallas_triton", Spec("float16", 65, K=16, V=32, dtype="float16", documents="borders")
     )

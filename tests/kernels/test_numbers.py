@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import mlstm, slstm
+from pallas_kernels import linear_attention, mlstm, slstm
 from pallas_kernels.interpret import interpreted
 from pallas_kernels.mlstm.sequence_parallel import mlstm_sequence_parallel
 from pallas_kernels.testing import cases
@@ -71,7 +71,19 @@ def test_float16_holds_no_state(backend):
     with interpreted(True):
         h, _ = mlstm(q, k, v, gate, gate + 3, backend=backend, chunk_size=16)
     assert h.dtype == jnp.float16
-    np.testing.assert_allclose(h, 100, rtol=1e-2 if backend == "pallas_triton" else 1e-3)
+    np.testing.assert_allclose(h, 100, rtol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ("recurrent", "chunkwise"))
+def test_float16_holds_no_state_of_linear_attention(backend):
+    """k = v = 100: S grows to 330,000, o stays below 16 * 0.001 * S."""
+    q, k, v = (
+        x * factor for x, factor in zip(ones(33, 16, 16, "float16"), (1e-3, 100, 100), strict=True)
+    )
+    o, _ = linear_attention(q, k, v, jnp.zeros((1, 33, 1)), backend=backend)
+    assert o.dtype == jnp.float16
+    want = 16 * float(q[0, 0, 0, 0]) * 1e4 * np.arange(1, 34)
+    np.testing.assert_allclose(o[0, :, 0, 0], want, rtol=1e-3)
 
 
 @pytest.mark.parametrize("input_gate", ("exponential", "sigmoid"))

@@ -58,7 +58,7 @@ def test_a_file_is_named_for_the_device_kind():
     ("backend", "kind", "measured"),
     [
         ("pallas_tpu", "TPU v5 lite", 64),
-        ("pallas_triton", "NVIDIA A100-SXM4-80GB", 32),
+        ("pallas_triton", "NVIDIA A100-SXM4-80GB", 128),
         pytest.param(
             "pallas_gpu",
             "NVIDIA H200",
@@ -103,7 +103,7 @@ def test_the_mlstm_takes_the_chunk_that_was_measured(monkeypatch, backend, kind,
 
     assert chunk() == measured
     assert chunk(chunk_size=measured // 2) == measured // 2
-    assert chunk("float32" if backend == "pallas_tpu" else "float16") != measured
+    assert backend == "pallas_gpu" or chunk("float32") != measured  # that serves bfloat16 alone
     assert chunk(time=20) <= 64 or backend == "pallas_tpu"
 
 
