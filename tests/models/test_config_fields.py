@@ -23,6 +23,8 @@ BASES = {
     "mlp": SMALL | {"blocks": "mlp"},
     "attention": SMALL | {"blocks": "attention", "attention": {"num_heads": 2}},
     "mamba": SMALL | {"blocks": "mamba"},
+    "rwkv4": SMALL | {"blocks": "rwkv4"},
+    "rwkv4_channel": SMALL | {"blocks": "rwkv4_channel"},
 }
 
 # A value other than the default for every key, by its name without the mixer's.
@@ -73,7 +75,7 @@ CHANGES = {
     "step_range": (1e-2, 1e-1),
 }
 # For mixers to which the value above is no change: on a CPU a scan is "recurrent" by itself.
-INSTEAD = {("mamba", "backend"): "associative"}
+INSTEAD = {(name, "backend"): "associative" for name in ("mamba", "rwkv4")}
 # Keys that only act together with another one, or on another size.
 TOGETHER = {
     "max_positions": {"positions": "learned"},

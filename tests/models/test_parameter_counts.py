@@ -78,6 +78,16 @@ def mamba(dim: int, blocks: int, state: int = 16) -> int:
     return 2 * VOCABULARY * dim + blocks * block + dim
 
 
+def rwkv4(dim: int, blocks: int) -> int:
+    """2305.13048: key, value, receptance and out of D x D with decay, bonus and three shares of the
+    token before; key, value of D x 4 D and receptance of D x D with two shares; layer norms with
+    biases, one of them after the embedding.
+    """
+    time_mix, channel_mix = 4 * dim**2 + 5 * dim, 2 * dim * 4 * dim + dim**2 + 2 * dim
+    norms = 2 * 2 * dim
+    return 2 * VOCABULARY * dim + blocks * (time_mix + channel_mix + norms) + 2 * 2 * dim
+
+
 # (configuration, formula, count, what is printed, in millions)
 COUNTS = [
     ("llama.py:125m-15b", llama(768, 12), 162_220_800, "162.2"),
@@ -101,6 +111,11 @@ COUNTS = [
     ("mamba.py:760m-300b", mamba(1536, 48), 870_508_032, "870.5"),
     ("mamba.py:1.3b-300b", mamba(2048, 48), 1_475_250_176, "1475.3"),
     ("mamba.py:2.7b-15b", mamba(2560, 64), 2_897_185_280, "2897.2"),
+    ("rwkv4.py:125m-15b", rwkv4(768, 12), 169_383_936, "169.4"),
+    ("rwkv4.py:350m-15b", rwkv4(1024, 24), 430_452_736, "430.5"),
+    ("rwkv4.py:760m-300b", rwkv4(1536, 24), 891_045_888, "891.0"),
+    ("rwkv4.py:1.3b-300b", rwkv4(2048, 24), 1_515_216_896, "1515.2"),
+    ("rwkv4.py:2.7b-15b", rwkv4(2560, 32), 2_984_765_440, "2984.8"),
     ("xlstm_7b.py", xlstm_7b(), 6_865_424_896, "6865.4"),
 ]
 

@@ -6,13 +6,24 @@ slstm      scalar memory with memory mixing (2405.04517, figure 10)
 attention  causal softmax attention, rotary positions, grouped heads
 mlp        feed-forward layer, gated or not
 mamba      selective state-space model S6 (2312.00752)
+rwkv4          averages that decay: time mix of RWKV-4 (2305.13048)
+rwkv4_channel  its channel mix: a feed-forward layer that sees the token before
 """
 
 import re
 
 from xlstm_jax.errors import UserError
 from xlstm_jax.models.mixer import Mixer
-from xlstm_jax.models.mixers import attention, mamba, mlp, mlstm, mlstm_7b, slstm
+from xlstm_jax.models.mixers import (
+    attention,
+    mamba,
+    mlp,
+    mlstm,
+    mlstm_7b,
+    rwkv4,
+    rwkv4_channel,
+    slstm,
+)
 
 _TABLE: dict[str, Mixer] = {}
 
@@ -50,3 +61,5 @@ register("slstm", slstm.MIXER)
 register("attention", attention.MIXER)
 register("mlp", mlp.MIXER)
 register("mamba", mamba.MIXER)
+register("rwkv4", rwkv4.MIXER)
+register("rwkv4_channel", rwkv4_channel.MIXER)
