@@ -5,13 +5,14 @@ mlstm_7b   matrix memory in the block of xLSTM 7B (2503.13427, figure 8)
 slstm      scalar memory with memory mixing (2405.04517, figure 10)
 attention  causal softmax attention, rotary positions, grouped heads
 mlp        feed-forward layer, gated or not
+gla        gated linear attention (2312.06635)
 """
 
 import re
 
 from xlstm_jax.errors import UserError
 from xlstm_jax.models.mixer import Mixer
-from xlstm_jax.models.mixers import attention, mlp, mlstm, mlstm_7b, slstm
+from xlstm_jax.models.mixers import attention, gla, mlp, mlstm, mlstm_7b, slstm
 
 _TABLE: dict[str, Mixer] = {}
 
@@ -48,3 +49,4 @@ register("mlstm_7b", mlstm_7b.MIXER)
 register("slstm", slstm.MIXER)
 register("attention", attention.MIXER)
 register("mlp", mlp.MIXER)
+register("gla", gla.MIXER)
