@@ -65,6 +65,19 @@ def xlstm_7b(dim: int = 4096, blocks: int = 32, heads: int = 8) -> int:
     return 2 * VOCABULARY * dim + blocks * (cell + 3 * dim * hidden + 2 * dim) + dim
 
 
+def mamba(dim: int, blocks: int, state: int = 16) -> int:
+    """2312.00752, figure 3, with I = 2 D and rank R = D/16 rounded up: both branches up, a
+    convolution of 4 taps with bias, [dt B C] of I x (R + 2 N), steps of R x I with bias, A of I x
+    N, the skip, down; one norm.
+    """
+    inner, rank = 2 * dim, -(-dim // 16)
+    up, down = dim * 2 * inner, inner * dim
+    convolution = 4 * inner + inner
+    selection = inner * (rank + 2 * state) + rank * inner + inner
+    block = dim + up + convolution + selection + inner * state + inner + down
+    return 2 * VOCABULARY * dim + blocks * block + dim
+
+
 # (configuration, formula, count, what is printed, in millions)
 COUNTS = [
     ("llama.py:125m-15b", llama(768, 12), 162_220_800, "162.2"),
@@ -83,6 +96,11 @@ COUNTS = [
     ("xlstm_350m.py:7_1-300b", xlstm(1024, 42, 6), 408_436_048, "408.4"),
     ("xlstm_760m.py:7_1-15b", xlstm(1536, 42, 6), 839_736_144, "839.7"),
     ("xlstm_1.3b.py:7_1-15b", xlstm(2048, 42, 6), 1_420_065_104, "1420.1"),
+    ("mamba.py:125m-15b", mamba(768, 24), 167_787_264, "167.8"),
+    ("mamba.py:350m-15b", mamba(1024, 48), 423_052_288, "423.1"),
+    ("mamba.py:760m-300b", mamba(1536, 48), 870_508_032, "870.5"),
+    ("mamba.py:1.3b-300b", mamba(2048, 48), 1_475_250_176, "1475.3"),
+    ("mamba.py:2.7b-15b", mamba(2560, 64), 2_897_185_280, "2897.2"),
     ("xlstm_7b.py", xlstm_7b(), 6_865_424_896, "6865.4"),
 ]
 

@@ -5,6 +5,7 @@ mlstm_7b   matrix memory in the block of xLSTM 7B (2503.13427, figure 8)
 slstm      scalar memory with memory mixing (2405.04517, figure 10)
 attention  causal softmax attention, rotary positions, grouped heads
 mlp        feed-forward layer, gated or not
+mamba      selective state-space model S6 (2312.00752)
 gla        gated linear attention (2312.06635)
 """
 
@@ -12,7 +13,7 @@ import re
 
 from xlstm_jax.errors import UserError
 from xlstm_jax.models.mixer import Mixer
-from xlstm_jax.models.mixers import attention, gla, mlp, mlstm, mlstm_7b, slstm
+from xlstm_jax.models.mixers import attention, gla, mamba, mlp, mlstm, mlstm_7b, slstm
 
 _TABLE: dict[str, Mixer] = {}
 
@@ -49,4 +50,5 @@ register("mlstm_7b", mlstm_7b.MIXER)
 register("slstm", slstm.MIXER)
 register("attention", attention.MIXER)
 register("mlp", mlp.MIXER)
+register("mamba", mamba.MIXER)
 register("gla", gla.MIXER)
