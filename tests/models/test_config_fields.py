@@ -23,6 +23,7 @@ BASES = {
     "mlp": SMALL | {"blocks": "mlp"},
     "attention": SMALL | {"blocks": "attention", "attention": {"num_heads": 2}},
     "mamba": SMALL | {"blocks": "mamba"},
+    "gla": SMALL | {"blocks": "gla", "gla": {"num_heads": 2}},
 }
 
 # A value other than the default for every key, by its name without the mixer's.
@@ -71,6 +72,9 @@ CHANGES = {
     "state_dim": 5,
     "rank": 3,
     "step_range": (1e-2, 1e-1),
+    "key_factor": 1.0,
+    "gate_rank": 5,
+    "gate_temperature": 2.0,
 }
 # For mixers to which the value above is no change: on a CPU a scan is "recurrent" by itself.
 INSTEAD = {("mamba", "backend"): "associative"}

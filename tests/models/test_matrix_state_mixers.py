@@ -1,5 +1,5 @@
-"""The mixers with a matrix state against their equations, step by step in NumPy float64: outputs and
-the state after the last token, from random parameters and a random state.
+"""The mixers with a matrix state against their equations, step by step in NumPy float64: outputs
+and the state after the last token, from random parameters and a random state.
 """
 
 import jax
@@ -83,7 +83,5 @@ def test_outputs_and_state_are_those_of_the_equations(name):
     in_float32 = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), (variables, x, state))
     y, after = jax.jit(lambda *arguments: module.apply(*arguments, **more))(*in_float32)
     np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-4)
-    for ours, theirs in zip(
-        jax.tree.leaves(after), jax.tree.leaves(wanted_state), strict=True
-    ):
+    for ours, theirs in zip(jax.tree.leaves(after), jax.tree.leaves(wanted_state), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)

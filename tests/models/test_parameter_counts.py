@@ -78,6 +78,19 @@ def mamba(dim: int, blocks: int, state: int = 16) -> int:
     return 2 * VOCABULARY * dim + blocks * block + dim
 
 
+def swiglu_of_256(dim: int) -> int:
+    """Gate, up, down of D x F with F = 8/3 D up to a multiple of 256."""
+    return 3 * dim * 256 * -(-8 * dim // (3 * 256))
+
+
+def gla(dim: int, blocks: int, heads: int = 4, rank: int = 16) -> int:
+    """q and k of D x D/2, v, gate and out of D x D; the forget gate through 16 channels, with a
+    bias; one scale for all heads; SwiGLU; two norms.
+    """
+    mixer = 4 * dim**2 + dim * rank + rank * dim // 2 + dim // 2 + dim // heads
+    return 2 * VOCABULARY * dim + blocks * (mixer + swiglu_of_256(dim) + 2 * dim) + dim
+
+
 # (configuration, formula, count, what is printed, in millions)
 COUNTS = [
     ("llama.py:125m-15b", llama(768, 12), 162_220_800, "162.2"),
@@ -101,6 +114,7 @@ COUNTS = [
     ("mamba.py:760m-300b", mamba(1536, 48), 870_508_032, "870.5"),
     ("mamba.py:1.3b-300b", mamba(2048, 48), 1_475_250_176, "1475.3"),
     ("mamba.py:2.7b-15b", mamba(2560, 64), 2_897_185_280, "2897.2"),
+    ("gla.py:350m-15b", gla(1024, 24), 411_962_368, "412.0"),
     ("xlstm_7b.py", xlstm_7b(), 6_865_424_896, "6865.4"),
 ]
 

@@ -1,6 +1,6 @@
 """What the mixers with a linearly decaying matrix state share: settings, the call, its FLOPs.
 
-S_t = diag(a_t) S_{t-1} + k_t^T v_t,  o_t = q_t S_t    per head, by `pallas_kernels.linear_attention`
+S_t = diag(a_t) S_{t-1} + k_t^T v_t,  o_t = q_t S_t    (`pallas_kernels.linear_attention`)
 """
 
 import dataclasses
@@ -23,7 +23,9 @@ CHUNK_LENGTH = 64  # at which FLOPs are counted
 class LinearMemoryConfig:
     """Settings of the memory and of the norm behind it."""
 
-    norm_eps: float = setting(1e-5, "added to the mean square in the norm of its output", at_least=0)
+    norm_eps: float = setting(
+        1e-5, "added to the mean square in the norm of its output", at_least=0
+    )
     backend: str | None = setting(
         None,
         "unset takes the best that serves the device",

@@ -10,7 +10,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from pallas_kernels import LinearAttentionState
@@ -71,14 +70,18 @@ class GLA(nn.Module):
         v = Projection(dim, axes, init, name="value")(x)
         g = Projection(dim, axes, init, name="output_gate")(x)
         low_rank = LowRankProjection(
-            keys, settings.gate_rank, "heads", init, small_init(settings.gate_rank), name="forget_gate"
+            keys,
+            settings.gate_rank,
+            "heads",
+            init,
+            small_init(settings.gate_rank),
+            name="forget_gate",
         )
         bias_init = nn.with_logical_partitioning(zeros, ("heads",))
         bias = gathered(self.param("forget_gate_bias", bias_init, (keys,)), "heads")
         log_decay = jax.nn.log_sigmoid(low_rank(x)[0] + bias) / settings.gate_temperature
-        o, state = linear_memory(
-            settings, NAME, *(split_heads(part, heads) for part in (q, k, v, log_decay)), state, segments
-        )  # fmt: skip
+        by_head = (split_heads(part, heads) for part in (q, k, v, log_decay))
+        o, state = linear_memory(settings, NAME, *by_head, state, segments)
         norm = HeadNorm(settings.norm_eps, center=False, one_scale=True, name="head_norm")
         y = norm(o) * silu(g)
         out_init = wang_init(dim, self.depth.num_blocks)
