@@ -25,6 +25,7 @@ BASES = {
     "mamba": SMALL | {"blocks": "mamba"},
     "rwkv4": SMALL | {"blocks": "rwkv4"},
     "rwkv4_channel": SMALL | {"blocks": "rwkv4_channel"},
+    "gla": SMALL | {"blocks": "gla", "gla": {"num_heads": 2}},
 }
 
 # A value other than the default for every key, by its name without the mixer's.
@@ -73,6 +74,9 @@ CHANGES = {
     "state_dim": 5,
     "rank": 3,
     "step_range": (1e-2, 1e-1),
+    "key_factor": 1.0,
+    "gate_rank": 5,
+    "gate_temperature": 2.0,
 }
 # For mixers to which the value above is no change: on a CPU a scan is "recurrent" by itself.
 INSTEAD = {(name, "backend"): "associative" for name in ("mamba", "rwkv4")}

@@ -88,6 +88,19 @@ def rwkv4(dim: int, blocks: int) -> int:
     return 2 * VOCABULARY * dim + blocks * (time_mix + channel_mix + norms) + 2 * 2 * dim
 
 
+def swiglu_of_256(dim: int) -> int:
+    """Gate, up, down of D x F with F = 8/3 D up to a multiple of 256."""
+    return 3 * dim * 256 * -(-8 * dim // (3 * 256))
+
+
+def gla(dim: int, blocks: int, heads: int = 4, rank: int = 16) -> int:
+    """q and k of D x D/2, v, gate and out of D x D; the forget gate through 16 channels, with a
+    bias; one scale for all heads; SwiGLU; two norms.
+    """
+    mixer = 4 * dim**2 + dim * rank + rank * dim // 2 + dim // 2 + dim // heads
+    return 2 * VOCABULARY * dim + blocks * (mixer + swiglu_of_256(dim) + 2 * dim) + dim
+
+
 # (configuration, formula, count, what is printed, in millions)
 COUNTS = [
     ("llama.py:125m-15b", llama(768, 12), 162_220_800, "162.2"),
@@ -116,6 +129,7 @@ COUNTS = [
     ("rwkv4.py:760m-300b", rwkv4(1536, 24), 891_045_888, "891.0"),
     ("rwkv4.py:1.3b-300b", rwkv4(2048, 24), 1_515_216_896, "1515.2"),
     ("rwkv4.py:2.7b-15b", rwkv4(2560, 32), 2_984_765_440, "2984.8"),
+    ("gla.py:350m-15b", gla(1024, 24), 411_962_368, "412.0"),
     ("xlstm_7b.py", xlstm_7b(), 6_865_424_896, "6865.4"),
 ]
 

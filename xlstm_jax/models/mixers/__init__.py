@@ -6,8 +6,10 @@ slstm      scalar memory with memory mixing (2405.04517, figure 10)
 attention  causal softmax attention, rotary positions, grouped heads
 mlp        feed-forward layer, gated or not
 mamba      selective state-space model S6 (2312.00752)
-rwkv4          averages that decay: time mix of RWKV-4 (2305.13048)
-rwkv4_channel  its channel mix: a feed-forward layer that sees the token before
+rwkv4      averages that decay: time mix of RWKV-4 (2305.13048)
+rwkv4_channel
+           its channel mix: a feed-forward layer that sees the token before
+gla        gated linear attention (2312.06635)
 """
 
 import re
@@ -16,6 +18,7 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.models.mixer import Mixer
 from xlstm_jax.models.mixers import (
     attention,
+    gla,
     mamba,
     mlp,
     mlstm,
@@ -63,3 +66,4 @@ register("mlp", mlp.MIXER)
 register("mamba", mamba.MIXER)
 register("rwkv4", rwkv4.MIXER)
 register("rwkv4_channel", rwkv4_channel.MIXER)
+register("gla", gla.MIXER)

@@ -1,0 +1,87 @@
+"""The mixers with a matrix state against their equations, step by step in NumPy float64: outputs
+and the state after the last token, from random parameters and a random state.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from xlstm_jax.models import mixers
+from xlstm_jax.models.mixer import Depth
+
+DIM, HEADS, BATCH, TIME = 16, 2, 2, 13
+EPS = 1e-5
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def silu(x):
+    return x * sigmoid(x)
+
+
+def normed(o, eps=EPS, center=False):
+    """Over the last axis."""
+    o = o - o.mean(-1, keepdims=True) if center else o
+    return o / np.sqrt(np.mean(o**2, -1, keepdims=True) + eps)
+
+
+def low_rank(x, weights, activation=lambda x: x):
+    return activation(x @ weights["down"]["kernel"]) @ weights["up"]["kernel"]
+
+
+def split(x, heads=HEADS):
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def memory(q, k, v, decay, S):
+    """o_t = q_t S_t with S_t = diag(a_t) S_{t-1} + k_t^T v_t, over [B T H _]; the last S too."""
+    outputs = []
+    for t in range(q.shape[1]):
+        S = decay[:, t, :, :, None] * S + k[:, t, :, :, None] * v[:, t, :, None, :]
+        outputs.append(np.einsum("bhk,bhkv->bhv", q[:, t], S))
+    return np.stack(outputs, axis=1), S
+
+
+def gla(p, x, state):
+    q, k, v, g = (x @ p[name]["kernel"] for name in ("query", "key", "value", "output_gate"))
+    decay = sigmoid(low_rank(x, p["forget_gate"]) + p["forget_gate_bias"]) ** (1 / 16)
+    q, k, v, decay = (split(part) for part in (q, k, v, decay))
+    o, S = memory(q / np.sqrt(q.shape[-1]), k, v, decay, state.S)
+    y = (normed(o) * p["head_norm"]["scale"]).reshape(x.shape) * silu(g)
+    return y @ p["out_projection"]["kernel"], S
+
+
+CASES = {
+    "gla": (gla, {"num_heads": HEADS}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_and_state_are_those_of_the_equations(name):
+    oracle, values = CASES[name]
+    mixer = mixers.find(name)
+    settings = mixer.section(**values)
+    module = mixer.module(settings, DIM, Depth(1, 3))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(BATCH, TIME, DIM))
+    state = mixer.empty_state(settings, DIM, BATCH, jnp.float32, None)
+    state = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), state)
+    more = {} if mixer.stack is None else {"share": rng.uniform(0, 0.9, size=DIM)}
+
+    @jax.jit
+    def variables():
+        return nn.meta.unbox(module.init(jax.random.key(0), jnp.asarray(x, jnp.float32), **more))
+
+    variables = jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float64) + 0.3 * rng.normal(size=leaf.shape), variables()
+    )
+    wanted, wanted_state = oracle(variables["params"], x, state, **more)
+    in_float32 = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), (variables, x, state))
+    y, after = jax.jit(lambda *arguments: module.apply(*arguments, **more))(*in_float32)
+    np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(jax.tree.leaves(after), jax.tree.leaves(wanted_state), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
