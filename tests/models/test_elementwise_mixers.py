@@ -76,6 +76,17 @@ def rwkv4_channel(x, p, settings):
     return np.array(outputs), before
 
 
+def hgrn(x, p, settings, bound):
+    h, outputs = np.zeros(DIM), []
+    for x_t in x:
+        z, i, g = (x_t @ p[name]["kernel"] for name in ("forget_gate", "input", "output_gate"))
+        f = bound + (1 - bound) * sigmoid(z)
+        h = f * h + (1 - f) * silu(i)
+        normed = h / np.sqrt(np.mean(h**2) + settings.norm_eps) * p["norm"]["scale"]
+        outputs.append((normed * silu(g)) @ p["out_projection"]["kernel"])
+    return np.array(outputs), h
+
+
 class Case(NamedTuple):
     """A mixer's equations, its settings here, and what the layers of its stack share."""
 
@@ -87,6 +98,7 @@ class Case(NamedTuple):
 CASES = {
     "mamba": Case(mamba, {"state_dim": 5, "rank": 3, "up_factor": 1.5, "bias": True}),
     "rwkv4": Case(rwkv4, {}),
+    "hgrn": Case(hgrn, {}, np.linspace(0, 0.9, DIM)),
     "rwkv4_channel": Case(rwkv4_channel, {"factor": 2.5}),
 }
 

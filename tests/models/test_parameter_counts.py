@@ -101,6 +101,14 @@ def gla(dim: int, blocks: int, heads: int = 4, rank: int = 16) -> int:
     return 2 * VOCABULARY * dim + blocks * (mixer + swiglu_of_256(dim) + 2 * dim) + dim
 
 
+def hgrn(dim: int, blocks: int) -> int:
+    """Forget gate, input, output gate and out of D x D; a norm and a lower bound; SwiGLU; two
+    norms.
+    """
+    mixer = 4 * dim**2 + 2 * dim
+    return 2 * VOCABULARY * dim + blocks * (mixer + swiglu_of_256(dim) + 2 * dim) + dim
+
+
 # (configuration, formula, count, what is printed, in millions)
 COUNTS = [
     ("llama.py:125m-15b", llama(768, 12), 162_220_800, "162.2"),
@@ -130,6 +138,7 @@ COUNTS = [
     ("rwkv4.py:1.3b-300b", rwkv4(2048, 24), 1_515_216_896, "1515.2"),
     ("rwkv4.py:2.7b-15b", rwkv4(2560, 32), 2_984_765_440, "2984.8"),
     ("gla.py:350m-15b", gla(1024, 24), 411_962_368, "412.0"),
+    ("hgrn.py:350m-15b", hgrn(1024, 24), 411_403_264, "411.4"),  # the paper prints 411
     ("xlstm_7b.py", xlstm_7b(), 6_865_424_896, "6865.4"),
 ]
 

@@ -10,6 +10,7 @@ rwkv4      averages that decay: time mix of RWKV-4 (2305.13048)
 rwkv4_channel
            its channel mix: a feed-forward layer that sees the token before
 gla        gated linear attention (2312.06635)
+hgrn       a gated recurrence per channel, later layers forget more slowly (2311.04823)
 """
 
 import re
@@ -19,6 +20,7 @@ from xlstm_jax.models.mixer import Mixer
 from xlstm_jax.models.mixers import (
     attention,
     gla,
+    hgrn,
     mamba,
     mlp,
     mlstm,
@@ -67,3 +69,4 @@ register("mamba", mamba.MIXER)
 register("rwkv4", rwkv4.MIXER)
 register("rwkv4_channel", rwkv4_channel.MIXER)
 register("gla", gla.MIXER)
+register("hgrn", hgrn.MIXER)
