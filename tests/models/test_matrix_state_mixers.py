@@ -55,8 +55,35 @@ def gla(p, x, state):
     return y @ p["out_projection"]["kernel"], S
 
 
+def turned(x, theta=10000.0):
+    """Rotary positions from 0 on, [B T H K]: channels j and j + K/2 are a complex number."""
+    half = x.shape[-1] // 2
+    angles = np.arange(x.shape[1])[:, None, None] * theta ** (-np.arange(half) / half)
+    z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
+    return np.concatenate([z.real, z.imag], -1)
+
+
+def retnet(p, x, state):
+    q, k, v, g = (x @ p[name]["kernel"] for name in ("query", "key", "value", "output_gate"))
+    q, k, v = split(q), split(k), split(v)
+    decay = np.broadcast_to((1 - 2.0 ** (-5 - np.arange(HEADS)))[:, None], k.shape)
+    o, S = memory(turned(q) / np.sqrt(q.shape[-1]), turned(k), v, decay, state.S)
+    y = (normed(o) * p["head_norm"]["scale"]).reshape(g.shape) * silu(g)
+    return y @ p["out_projection"]["kernel"], S
+
+
+def hgrn2(p, x, state, share):
+    q, z, i = (x @ p[name]["kernel"] for name in ("query", "forget_gate", "input"))
+    f = share + (1 - share) * sigmoid(z)
+    o, S = memory(*(split(part) for part in (silu(q), 1 - f, i, f)), state.S)
+    y = normed(o.reshape(x.shape)) * p["norm"]["scale"]
+    return y @ p["out_projection"]["kernel"], S
+
+
 CASES = {
+    "retnet": (retnet, {"num_heads": HEADS}),
     "gla": (gla, {"num_heads": HEADS}),
+    "hgrn2": (hgrn2, {"head_dim": DIM // HEADS}),
 }
 
 

@@ -6,14 +6,26 @@ slstm      scalar memory with memory mixing (2405.04517, figure 10)
 attention  causal softmax attention, rotary positions, grouped heads
 mlp        feed-forward layer, gated or not
 mamba      selective state-space model S6 (2312.00752)
+retnet     retention, a fixed decay per head (2307.08621)
 gla        gated linear attention (2312.06635)
+hgrn2      matrix state that writes what it forgets, bounded by layer (2404.07904)
 """
 
 import re
 
 from xlstm_jax.errors import UserError
 from xlstm_jax.models.mixer import Mixer
-from xlstm_jax.models.mixers import attention, gla, mamba, mlp, mlstm, mlstm_7b, slstm
+from xlstm_jax.models.mixers import (
+    attention,
+    gla,
+    hgrn2,
+    mamba,
+    mlp,
+    mlstm,
+    mlstm_7b,
+    retnet,
+    slstm,
+)
 
 _TABLE: dict[str, Mixer] = {}
 
@@ -51,4 +63,6 @@ register("slstm", slstm.MIXER)
 register("attention", attention.MIXER)
 register("mlp", mlp.MIXER)
 register("mamba", mamba.MIXER)
+register("retnet", retnet.MIXER)
 register("gla", gla.MIXER)
+register("hgrn2", hgrn2.MIXER)
