@@ -23,6 +23,9 @@ BASES = {
     "mlp": SMALL | {"blocks": "mlp"},
     "attention": SMALL | {"blocks": "attention", "attention": {"num_heads": 2}},
     "mamba": SMALL | {"blocks": "mamba"},
+    "rwkv4": SMALL | {"blocks": "rwkv4"},
+    "rwkv4_channel": SMALL | {"blocks": "rwkv4_channel"},
+    "hgrn": SMALL | {"blocks": "hgrn"},
     "gla": SMALL | {"blocks": "gla", "gla": {"num_heads": 2}},
 }
 
@@ -77,7 +80,7 @@ CHANGES = {
     "gate_temperature": 2.0,
 }
 # For mixers to which the value above is no change: on a CPU a scan is "recurrent" by itself.
-INSTEAD = {("mamba", "backend"): "associative"}
+INSTEAD = {(name, "backend"): "associative" for name in ("mamba", "rwkv4", "hgrn")}
 # Keys that only act together with another one, or on another size.
 TOGETHER = {
     "max_positions": {"positions": "learned"},

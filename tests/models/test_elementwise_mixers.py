@@ -43,6 +43,50 @@ def mamba(x, p, settings):
     return np.array(outputs), (h, window[1:])
 
 
+def mixed(x_t, before, share):
+    return share * x_t + (1 - share) * before
+
+
+def rwkv4(x, p, settings):
+    """With plain sums of exponentials, which float64 holds: no largest logarithm."""
+    before, num, den, outputs = np.zeros(DIM), np.zeros(DIM), np.zeros(DIM), []
+    largest = np.full(DIM, -np.inf)
+    w, u = np.exp(-np.exp(p["decay"])), p["bonus"]
+    for x_t in x:
+        k, v, r = (
+            mixed(x_t, before, p["mix"][name]) @ p[name]["kernel"]
+            for name in ("key", "value", "receptance")
+        )
+        average = (num + np.exp(u + k) * v) / (den + np.exp(u + k))
+        num, den = w * num + np.exp(k) * v, w * den + np.exp(k)
+        largest = np.maximum(largest + np.log(w), k)
+        outputs.append((sigmoid(r) * average) @ p["out_projection"]["kernel"])
+        before = x_t
+    # ours are divided by the exponential of the largest logarithm
+    return np.array(outputs), (num / np.exp(largest), den / np.exp(largest), largest, before)
+
+
+def rwkv4_channel(x, p, settings):
+    before, outputs = np.zeros(DIM), []
+    for x_t in x:
+        k = mixed(x_t, before, p["mix"]["key"]) @ p["key"]["kernel"]
+        r = mixed(x_t, before, p["mix"]["receptance"]) @ p["receptance"]["kernel"]
+        outputs.append(sigmoid(r) * (np.maximum(k, 0) ** 2 @ p["value"]["kernel"]))
+        before = x_t
+    return np.array(outputs), before
+
+
+def hgrn(x, p, settings, bound):
+    h, outputs = np.zeros(DIM), []
+    for x_t in x:
+        z, i, g = (x_t @ p[name]["kernel"] for name in ("forget_gate", "input", "output_gate"))
+        f = bound + (1 - bound) * sigmoid(z)
+        h = f * h + (1 - f) * silu(i)
+        normed = h / np.sqrt(np.mean(h**2) + settings.norm_eps) * p["norm"]["scale"]
+        outputs.append((normed * silu(g)) @ p["out_projection"]["kernel"])
+    return np.array(outputs), h
+
+
 class Case(NamedTuple):
     """A mixer's equations, its settings here, and what the layers of its stack share."""
 
@@ -51,7 +95,12 @@ class Case(NamedTuple):
     share: np.ndarray | None = None
 
 
-CASES = {"mamba": Case(mamba, {"state_dim": 5, "rank": 3, "up_factor": 1.5, "bias": True})}
+CASES = {
+    "mamba": Case(mamba, {"state_dim": 5, "rank": 3, "up_factor": 1.5, "bias": True}),
+    "rwkv4": Case(rwkv4, {}),
+    "hgrn": Case(hgrn, {}, np.linspace(0, 0.9, DIM)),
+    "rwkv4_channel": Case(rwkv4_channel, {"factor": 2.5}),
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -78,6 +78,16 @@ def mamba(dim: int, blocks: int, state: int = 16) -> int:
     return 2 * VOCABULARY * dim + blocks * block + dim
 
 
+def rwkv4(dim: int, blocks: int) -> int:
+    """2305.13048: key, value, receptance and out of D x D with decay, bonus and three shares of the
+    token before; key, value of D x 4 D and receptance of D x D with two shares; layer norms with
+    biases, one of them after the embedding.
+    """
+    time_mix, channel_mix = 4 * dim**2 + 5 * dim, 2 * dim * 4 * dim + dim**2 + 2 * dim
+    norms = 2 * 2 * dim
+    return 2 * VOCABULARY * dim + blocks * (time_mix + channel_mix + norms) + 2 * 2 * dim
+
+
 def swiglu_of_256(dim: int) -> int:
     """Gate, up, down of D x F with F = 8/3 D up to a multiple of 256."""
     return 3 * dim * 256 * -(-8 * dim // (3 * 256))
@@ -88,6 +98,14 @@ def gla(dim: int, blocks: int, heads: int = 4, rank: int = 16) -> int:
     bias; one scale for all heads; SwiGLU; two norms.
     """
     mixer = 4 * dim**2 + dim * rank + rank * dim // 2 + dim // 2 + dim // heads
+    return 2 * VOCABULARY * dim + blocks * (mixer + swiglu_of_256(dim) + 2 * dim) + dim
+
+
+def hgrn(dim: int, blocks: int) -> int:
+    """Forget gate, input, output gate and out of D x D; a norm and a lower bound; SwiGLU; two
+    norms.
+    """
+    mixer = 4 * dim**2 + 2 * dim
     return 2 * VOCABULARY * dim + blocks * (mixer + swiglu_of_256(dim) + 2 * dim) + dim
 
 
@@ -114,7 +132,13 @@ COUNTS = [
     ("mamba.py:760m-300b", mamba(1536, 48), 870_508_032, "870.5"),
     ("mamba.py:1.3b-300b", mamba(2048, 48), 1_475_250_176, "1475.3"),
     ("mamba.py:2.7b-15b", mamba(2560, 64), 2_897_185_280, "2897.2"),
+    ("rwkv4.py:125m-15b", rwkv4(768, 12), 169_383_936, "169.4"),
+    ("rwkv4.py:350m-15b", rwkv4(1024, 24), 430_452_736, "430.5"),
+    ("rwkv4.py:760m-300b", rwkv4(1536, 24), 891_045_888, "891.0"),
+    ("rwkv4.py:1.3b-300b", rwkv4(2048, 24), 1_515_216_896, "1515.2"),
+    ("rwkv4.py:2.7b-15b", rwkv4(2560, 32), 2_984_765_440, "2984.8"),
     ("gla.py:350m-15b", gla(1024, 24), 411_962_368, "412.0"),
+    ("hgrn.py:350m-15b", hgrn(1024, 24), 411_403_264, "411.4"),  # the paper prints 411
     ("xlstm_7b.py", xlstm_7b(), 6_865_424_896, "6865.4"),
 ]
 

@@ -1,11 +1,16 @@
 """The token shift of the RWKV models: each token sees the token before it in its own document."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from pallas_kernels.segments import segment_borders
 from xlstm_jax.models.cpu_forms import scale_channels
-from xlstm_jax.models.mixer import Segments
+from xlstm_jax.models.initializers import Initializer
+from xlstm_jax.models.mixer import Depth, Segments
+from xlstm_jax.parallel import gathered
 from xlstm_jax.typing import Activations, Array, Float
 
 
@@ -40,3 +45,37 @@ def token_shift(
 def mix(x: Activations, before: Activations, share: Float[Array, " D"]) -> Activations:
     """share x_t + (1 - share) x_{t-1}, per channel."""
     return before + scale_channels(x - before, share.astype(x.dtype))
+
+
+class TokenMix(nn.Module):
+    """`mix` in several shares that are learned.
+
+    Attributes:
+        inits: by what is made of a mixture ("key"), the initializer of its share.
+    """
+
+    inits: Mapping[str, Initializer]
+
+    @nn.compact
+    def __call__(self, x: Activations, before: Activations) -> list[Activations]:
+        mixtures = []
+        for name, init in self.inits.items():
+            share = self.param(name, nn.with_logical_partitioning(init, ("embed",)), x.shape[-1:])
+            mixtures.append(mix(x, before, gathered(share, "embed")))
+        return mixtures
+
+
+def share_init(depth: Depth, exponent: float = 1.0, add: float = 0.0) -> Initializer:
+    """(d/D)^(exponent (1 - block/blocks)) + add block/(blocks - 1) for channel d.
+
+    Those are the authors' values: the first channels see the token before, the last ones, and all
+    of later blocks, their own.
+    """
+
+    def init(key, shape, dtype=jnp.float32):
+        index = jnp.asarray(depth.index, dtype)
+        channel = jnp.arange(shape[0], dtype=dtype) / shape[0]
+        share = channel ** (exponent * (1 - index / depth.num_blocks))
+        return share + add * index / max(depth.num_blocks - 1, 1)
+
+    return init
