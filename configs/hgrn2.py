@@ -1,5 +1,5 @@
-"""HGRN2 on SlimPajama, as arXiv 2405.04517 compares xLSTM with it (tables 1 and 7): RMS norms, heads
-of 128 channels, SwiGLU.
+"""HGRN2 on SlimPajama, as arXiv 2405.04517 compares xLSTM with it (tables 1 and 7): RMS norms,
+heads of 128 channels, SwiGLU.
 
     variant   parameters  peak rate  expected held-out loss, nats per GPT-2 token
     125m-15b      162.2M    0.003    not in the paper's tables
@@ -9,7 +9,7 @@ of 128 channels, SwiGLU.
     2.7b-15b    2,795.4M    0.0008   not in the paper's tables
 
 Tokens: 28,170 steps x 256 x 2048 = 14.77B, one epoch. At 2.7b the paper's table 7 prints the
-dimensions of 1.3b; its parameters are those of 32 blocks of D 2560. The default variant is 350m-15b.
+dimensions of 1.3b, but the parameters of 32 blocks of D 2560. The default variant is 350m-15b.
 
     python train.py --config=configs/hgrn2.py:350m-15b --workdir=DIR
 """

@@ -6,11 +6,11 @@ with keys of D and values of 2 D, SwiGLU of 5/3 D.
 
 Tokens: 28,170 steps x 256 x 2048 = 14.77B, one epoch.
 
-The paper prints 431M and says nothing else of this model; its code is not public. RetNet's own
-values of 2 D leave 24 blocks of D 1024 a gated layer of 1,710 to 1,723 channels. This one has 1,712:
-5/3 D, the ratio of RetNet's published 768-channel model (1,280), up to a multiple of 16. Others fit
-as well: values of D with a SwiGLU of 8/3 D up to a multiple of 16 has exactly as many parameters.
-The default of flash-linear-attention (a gated layer of 1,536) gives 417.7M.
+The paper prints 431M and says nothing else of this model. With RetNet's values of 2 D, 24 blocks of
+D 1024 then have a gated layer of 1,711 to 1,723 channels. Here it has 1,712: 5/3 D, the ratio of
+RetNet's published model of 768 channels (1,280), up to a multiple of 16. Others fit as well: values
+of D and a SwiGLU of 8/3 D up to a multiple of 16 have as many parameters but for the norms. The
+defaults of flash-linear-attention, with a gated layer of 1,536, give 417.7M.
 
     python train.py --config=configs/retnet.py:350m-15b --workdir=DIR
 """

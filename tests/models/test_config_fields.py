@@ -26,6 +26,8 @@ BASES = {
     "rwkv4": SMALL | {"blocks": "rwkv4"},
     "rwkv4_channel": SMALL | {"blocks": "rwkv4_channel"},
     "hgrn": SMALL | {"blocks": "hgrn"},
+    "retnet": SMALL | {"blocks": "retnet", "retnet": {"num_heads": 2}},
+    "hgrn2": SMALL | {"blocks": "hgrn2", "hgrn2": {"head_dim": 8}},
     "gla": SMALL | {"blocks": "gla", "gla": {"num_heads": 2}},
 }
 
@@ -75,7 +77,9 @@ CHANGES = {
     "state_dim": 5,
     "rank": 3,
     "step_range": (1e-2, 1e-1),
-    "key_factor": 1.0,
+    "key_factor": 2.0,
+    "value_factor": 1.0,
+    "head_dim": 4,
     "gate_rank": 5,
     "gate_temperature": 2.0,
 }
