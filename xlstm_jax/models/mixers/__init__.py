@@ -9,6 +9,8 @@ mamba      selective state-space model S6 (2312.00752)
 rwkv4      averages that decay: time mix of RWKV-4 (2305.13048)
 rwkv4_channel
            its channel mix: a feed-forward layer that sees the token before
+rwkv5      matrix state with a decay per channel: time mix of RWKV-5 (2404.05892)
+rwkv6      the same with decays and mixtures that the text decides: time mix of RWKV-6
 retnet     retention, a fixed decay per head (2307.08621)
 gla        gated linear attention (2312.06635)
 hgrn       a gated recurrence per channel, later layers forget more slowly (2311.04823)
@@ -31,6 +33,8 @@ from xlstm_jax.models.mixers import (
     retnet,
     rwkv4,
     rwkv4_channel,
+    rwkv5,
+    rwkv6,
     slstm,
 )
 
@@ -72,6 +76,8 @@ register("mlp", mlp.MIXER)
 register("mamba", mamba.MIXER)
 register("rwkv4", rwkv4.MIXER)
 register("rwkv4_channel", rwkv4_channel.MIXER)
+register("rwkv5", rwkv5.MIXER)
+register("rwkv6", rwkv6.MIXER)
 register("retnet", retnet.MIXER)
 register("gla", gla.MIXER)
 register("hgrn", hgrn.MIXER)

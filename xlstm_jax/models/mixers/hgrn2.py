@@ -1,4 +1,4 @@
-"""HGRN2 (arXiv 2404.07904, section 3): a matrix state whose keys are what its forget gates let go.
+"""HGRN2 (arXiv 2404.07904): a matrix state whose keys are what its forget gates let go.
 
 q = SiLU(Q x),  i = I x
 f = bound + (1 - bound) sigmoid(F x)                       bound by layer (lower_bounds.py)
