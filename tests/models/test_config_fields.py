@@ -26,6 +26,10 @@ BASES = {
     "rwkv4": SMALL | {"blocks": "rwkv4"},
     "rwkv4_channel": SMALL | {"blocks": "rwkv4_channel"},
     "hgrn": SMALL | {"blocks": "hgrn"},
+    "rwkv5": SMALL | {"blocks": "rwkv5", "rwkv5": {"head_dim": 8}},
+    "rwkv6": SMALL | {"blocks": "rwkv6", "rwkv6": {"head_dim": 8}},
+    "retnet": SMALL | {"blocks": "retnet", "retnet": {"num_heads": 2}},
+    "hgrn2": SMALL | {"blocks": "hgrn2", "hgrn2": {"head_dim": 8}},
     "gla": SMALL | {"blocks": "gla", "gla": {"num_heads": 2}},
 }
 
@@ -75,8 +79,12 @@ CHANGES = {
     "state_dim": 5,
     "rank": 3,
     "step_range": (1e-2, 1e-1),
-    "key_factor": 1.0,
+    "key_factor": 2.0,
+    "value_factor": 1.0,
+    "head_dim": 4,
     "gate_rank": 5,
+    "mix_rank": 5,
+    "decay_rank": 5,
     "gate_temperature": 2.0,
 }
 # For mixers to which the value above is no change: on a CPU a scan is "recurrent" by itself.

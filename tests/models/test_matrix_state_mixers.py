@@ -2,6 +2,8 @@
 and the state after the last token, from random parameters and a random state.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,12 +39,18 @@ def split(x, heads=HEADS):
     return x.reshape(*x.shape[:-1], heads, -1)
 
 
-def memory(q, k, v, decay, S):
-    """o_t = q_t S_t with S_t = diag(a_t) S_{t-1} + k_t^T v_t, over [B T H _]; the last S too."""
+def memory(q, k, v, decay, S, bonus=None):
+    """o_t = q_t S_t with S_t = diag(a_t) S_{t-1} + k_t^T v_t, over [B T H _]; the last S too.
+
+    With a bonus u [H K] o_t = q_t (S_{t-1} + diag(u) k_t^T v_t).
+    """
     outputs = []
     for t in range(q.shape[1]):
-        S = decay[:, t, :, :, None] * S + k[:, t, :, :, None] * v[:, t, :, None, :]
-        outputs.append(np.einsum("bhk,bhkv->bhv", q[:, t], S))
+        written = k[:, t, :, :, None] * v[:, t, :, None, :]
+        after = decay[:, t, :, :, None] * S + written
+        read = after if bonus is None else S + bonus[..., None] * written
+        outputs.append(np.einsum("bhk,bhkv->bhv", q[:, t], read))
+        S = after
     return np.stack(outputs, axis=1), S
 
 
@@ -55,8 +63,68 @@ def gla(p, x, state):
     return y @ p["out_projection"]["kernel"], S
 
 
+def turned(x, theta=10000.0):
+    """Rotary positions from 0 on, [B T H K]: channels j and j + K/2 are a complex number."""
+    half = x.shape[-1] // 2
+    angles = np.arange(x.shape[1])[:, None, None] * theta ** (-np.arange(half) / half)
+    z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
+    return np.concatenate([z.real, z.imag], -1)
+
+
+def retnet(p, x, state):
+    q, k, v, g = (x @ p[name]["kernel"] for name in ("query", "key", "value", "output_gate"))
+    q, k, v = split(q), split(k), split(v)
+    decay = np.broadcast_to((1 - 2.0 ** (-5 - np.arange(HEADS)))[:, None], k.shape)
+    o, S = memory(turned(q) / np.sqrt(q.shape[-1]), turned(k), v, decay, state.S)
+    y = (normed(o) * p["head_norm"]["scale"]).reshape(g.shape) * silu(g)
+    return y @ p["out_projection"]["kernel"], S
+
+
+def hgrn2(p, x, state, share):
+    q, z, i = (x @ p[name]["kernel"] for name in ("query", "forget_gate", "input"))
+    f = share + (1 - share) * sigmoid(z)
+    o, S = memory(*(split(part) for part in (silu(q), 1 - f, i, f)), state.S)
+    y = normed(o.reshape(x.shape)) * p["norm"]["scale"]
+    return y @ p["out_projection"]["kernel"], S
+
+
+def rwkv(p, mixtures, decay, state, x, norm):
+    """What RWKV-5 and RWKV-6 do alike; `norm` is that of the heads."""
+    names = ("receptance", "key", "value", "gate")
+    r, k, v, g = (x_i @ p[name]["kernel"] for name, x_i in zip(names, mixtures, strict=True))
+    heads = (split(part) for part in (r, k, v, decay))
+    o, S = memory(*heads, state.memory.S, p["bonus"].reshape(HEADS, -1))
+    y = norm(o).reshape(x.shape) * p["head_norm"]["scale"] + p["head_norm"]["bias"]
+    return (y * silu(g)) @ p["out_projection"]["kernel"], (S, x[:, -1])
+
+
+def rwkv5(p, x, state):
+    before = np.concatenate([state.last[:, None], x[:, :-1]], axis=1)
+    shares = (p["mix"][name] for name in ("receptance", "key", "value", "gate"))
+    mixtures = [share * x + (1 - share) * before for share in shares]
+    decay = np.broadcast_to(np.exp(-np.exp(p["decay"])), x.shape)
+    return rwkv(p, mixtures, decay, state, x, lambda o: normed(o / 8, 1e-5, center=True))
+
+
+def rwkv6(p, x, state):
+    before = np.concatenate([state.last[:, None], x[:, :-1]], axis=1)
+    z, mixtures = x + p["mix"]["all"] * (before - x), {}
+    downs = np.split(p["mix"]["low_rank"]["down"]["kernel"], 5, axis=1)
+    ups = np.split(p["mix"]["low_rank"]["up"]["kernel"], 5)
+    names = ("decay", "receptance", "key", "value", "gate")
+    for name, down, up in zip(names, downs, ups, strict=True):
+        mixtures[name] = x + (p["mix"][name] + np.tanh(z @ down) @ up) * (before - x)
+    raw = p["decay"] + low_rank(mixtures.pop("decay"), p["decay_low_rank"], np.tanh)
+    norm = functools.partial(normed, eps=64e-5, center=True)
+    return rwkv(p, mixtures.values(), np.exp(-np.exp(raw)), state, x, norm)
+
+
 CASES = {
+    "rwkv5": (rwkv5, {"head_dim": DIM // HEADS}),
+    "rwkv6": (rwkv6, {"head_dim": DIM // HEADS, "mix_rank": 3, "decay_rank": 5}),
+    "retnet": (retnet, {"num_heads": HEADS}),
     "gla": (gla, {"num_heads": HEADS}),
+    "hgrn2": (hgrn2, {"head_dim": DIM // HEADS}),
 }
 
 

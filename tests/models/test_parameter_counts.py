@@ -109,6 +109,44 @@ def hgrn(dim: int, blocks: int) -> int:
     return 2 * VOCABULARY * dim + blocks * (mixer + swiglu_of_256(dim) + 2 * dim) + dim
 
 
+def retnet(dim: int, blocks: int, heads: int = 4) -> int:
+    """q and k of D x D; v, gate and out of D x 2 D; one scale for all heads; a gated layer of 5/3 D
+    up to a multiple of 16; two norms.
+    """
+    mixer = 8 * dim**2 + 2 * dim // heads
+    hidden = 16 * -(-5 * dim // (3 * 16))
+    return 2 * VOCABULARY * dim + blocks * (mixer + 3 * dim * hidden + 2 * dim) + dim
+
+
+def hgrn2(dim: int, blocks: int) -> int:
+    """q, forget gate, input and out of D x D; the norm of all channels; the lower bounds, one row
+    per layer; SwiGLU; two norms.
+    """
+    mixer = 4 * dim**2 + dim + dim
+    return 2 * VOCABULARY * dim + blocks * (mixer + swiglu_of_256(dim) + 2 * dim) + dim
+
+
+def rwkv_with_matrices(dim: int, blocks: int, hidden: int, of_mixtures: int) -> int:
+    """receptance, key, value, gate and out of D x D; decay, bonus, the norm of the heads with a
+    bias; the channel mix with two mixtures, D x F, F x D and D x D; two norms with biases, one
+    after the embedding, one at the end.
+    """
+    time_mix = 5 * dim**2 + 4 * dim + of_mixtures
+    channel_mix = 2 * dim * hidden + dim**2 + 2 * dim
+    return 2 * VOCABULARY * dim + blocks * (time_mix + channel_mix + 4 * dim) + 4 * dim
+
+
+def rwkv5(dim: int, blocks: int) -> int:
+    """Four mixtures; F = 4 D."""
+    return rwkv_with_matrices(dim, blocks, 4 * dim, 4 * dim)
+
+
+def rwkv6(dim: int, blocks: int) -> int:
+    """Six mixtures, five of them with 32 channels between; 64 channels to the decay; F = 3.5 D."""
+    low_rank = 2 * dim * (5 * 32 + 64)
+    return rwkv_with_matrices(dim, blocks, 7 * dim // 2, 6 * dim + low_rank)
+
+
 # (configuration, formula, count, what is printed, in millions)
 COUNTS = [
     ("llama.py:125m-15b", llama(768, 12), 162_220_800, "162.2"),
@@ -139,6 +177,23 @@ COUNTS = [
     ("rwkv4.py:2.7b-15b", rwkv4(2560, 32), 2_984_765_440, "2984.8"),
     ("gla.py:350m-15b", gla(1024, 24), 411_962_368, "412.0"),
     ("hgrn.py:350m-15b", hgrn(1024, 24), 411_403_264, "411.4"),  # the paper prints 411
+    # the paper prints no more digits
+    ("retnet.py:350m-15b", retnet(1024, 24), 430_633_984, "430.6"),
+    ("hgrn2.py:125m-15b", hgrn2(768, 12), 162_239_232, "162.2"),
+    ("hgrn2.py:350m-15b", hgrn2(1024, 24), 411_403_264, "411.4"),
+    ("hgrn2.py:760m-15b", hgrn2(1536, 24), 834_160_128, "834.2"),
+    ("hgrn2.py:1.3b-15b", hgrn2(2048, 24), 1_439_369_216, "1439.4"),
+    ("hgrn2.py:2.7b-15b", hgrn2(2560, 32), 2_795_440_640, "2795.4"),
+    ("rwkv5.py:125m-15b", rwkv5(768, 12), 176_489_472, "176.5"),
+    ("rwkv5.py:350m-15b", rwkv5(1024, 24), 455_692_288, "455.7"),
+    ("rwkv5.py:760m-15b", rwkv5(1536, 24), 947_779_584, "947.8"),
+    ("rwkv5.py:1.3b-15b", rwkv5(2048, 24), 1_616_027_648, "1616.0"),
+    ("rwkv5.py:2.7b-15b", rwkv5(2560, 32), 3_194_726_400, "3194.7"),
+    ("rwkv6.py:125m-15b", rwkv6(768, 12), 173_558_784, "173.6"),
+    ("rwkv6.py:350m-15b", rwkv6(1024, 24), 441_585_664, "441.6"),
+    ("rwkv6.py:760m-15b", rwkv6(1536, 24), 907_745_280, "907.7"),
+    ("rwkv6.py:1.3b-15b", rwkv6(2048, 24), 1_537_482_752, "1537.5"),
+    ("rwkv6.py:2.7b-15b", rwkv6(2560, 32), 3_021_875_200, "3021.9"),
     ("xlstm_7b.py", xlstm_7b(), 6_865_424_896, "6865.4"),
 ]
 
