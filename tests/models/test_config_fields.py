@@ -15,12 +15,11 @@ from xlstm_jax.models.config import check_model, model_keys, read_model
 
 SMALL = {"dim": 16, "num_blocks": 2, "vocab_size": 23}
 # by mixer, a stack that has it
-BASES = {
+BASES = {name: SMALL | {"blocks": name} for name in mixers.names()} | {
     "mlstm": SMALL | {"blocks": "mlstm", "mlstm": {"num_heads": 2}},
     "mlstm_7b": SMALL
     | {"blocks": "mlstm_7b", "mlstm_7b": {"num_heads": 2, "qk_factor": 0.5}, "norm": "rms"},
     "slstm": SMALL | {"blocks": "slstm", "slstm": {"num_heads": 2}},
-    "mlp": SMALL | {"blocks": "mlp"},
     "attention": SMALL | {"blocks": "attention", "attention": {"num_heads": 2}},
     "mamba": SMALL | {"blocks": "mamba"},
     "rwkv4": SMALL | {"blocks": "rwkv4"},
