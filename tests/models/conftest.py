@@ -77,6 +77,9 @@ CONFIGS = {
 }
 
 
+# Settings of mixers whose defaults do not fit a model of dim 64.
+SETTINGS: dict[str, dict] = {}
+
 QUICK = ("paper", "7b", "llama")  # what the others change is between them
 
 

@@ -15,17 +15,12 @@ from xlstm_jax.models.config import check_model, model_keys, read_model
 
 SMALL = {"dim": 16, "num_blocks": 2, "vocab_size": 23}
 # by mixer, a stack that has it
-BASES = {
+BASES = {name: SMALL | {"blocks": name} for name in mixers.names()} | {
     "mlstm": SMALL | {"blocks": "mlstm", "mlstm": {"num_heads": 2}},
     "mlstm_7b": SMALL
     | {"blocks": "mlstm_7b", "mlstm_7b": {"num_heads": 2, "qk_factor": 0.5}, "norm": "rms"},
     "slstm": SMALL | {"blocks": "slstm", "slstm": {"num_heads": 2}},
-    "mlp": SMALL | {"blocks": "mlp"},
     "attention": SMALL | {"blocks": "attention", "attention": {"num_heads": 2}},
-    "mamba": SMALL | {"blocks": "mamba"},
-    "rwkv4": SMALL | {"blocks": "rwkv4"},
-    "rwkv4_channel": SMALL | {"blocks": "rwkv4_channel"},
-    "hgrn": SMALL | {"blocks": "hgrn"},
     "rwkv5": SMALL | {"blocks": "rwkv5", "rwkv5": {"head_dim": 8}},
     "rwkv6": SMALL | {"blocks": "rwkv6", "rwkv6": {"head_dim": 8}},
     "retnet": SMALL | {"blocks": "retnet", "retnet": {"num_heads": 2}},
