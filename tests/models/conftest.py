@@ -78,7 +78,11 @@ CONFIGS = {
 
 
 # Settings of mixers whose defaults do not fit a model of dim 64.
-SETTINGS: dict[str, dict] = {}
+SETTINGS: dict[str, dict] = {
+    "rwkv5": {"head_dim": 16},
+    "rwkv6": {"head_dim": 16},
+    "hgrn2": {"head_dim": 16},
+}
 
 QUICK = ("paper", "7b", "llama")  # what the others change is between them
 

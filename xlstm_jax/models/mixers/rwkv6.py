@@ -78,7 +78,7 @@ class TextDependentMix(nn.Module):
             for name, init in of_present.items()
         )
         moves = LowRankProjection(
-            *(self.dim, self.rank, "features", zeros, uniform(SPREAD)),
+            *(self.dim, self.rank, "embed", zeros, uniform(SPREAD)),
             activation=jnp.tanh,
             parts=len(shares),
             name="low_rank",
