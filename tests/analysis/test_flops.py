@@ -38,6 +38,19 @@ def test_matrix_products_of_each_mixer():
     assert flops_of(large, "mlstm_7b") == dense + cell_flops(4, 512, 1024)
 
 
+def test_matrix_products_of_recurrences_per_channel():
+    """The same; the recurrence itself has a few FLOPs for each number that it remembers."""
+    dim, inner, state, rank = 64, 128, 16, 4
+    products = 2 * (dim * 2 * inner + inner * (rank + 2 * state) + rank * inner + inner * dim)
+    mamba = products + 2 * 4 * inner + inner * (7 * state + 3)
+    assert flops_of(ModelConfig(dim=dim, num_blocks=1, blocks="mamba"), "mamba") == mamba
+    rwkv4 = ModelConfig(dim=dim, num_blocks=1, blocks="rwkv4+rwkv4_channel")
+    assert flops_of(rwkv4, "rwkv4") == 2 * 4 * dim**2 + 34 * dim
+    assert flops_of(rwkv4, "rwkv4_channel") == 2 * 9 * dim**2 + 8 * dim + 2 * 4 * dim
+    hgrn = ModelConfig(dim=dim, num_blocks=1, blocks="hgrn")
+    assert flops_of(hgrn, "hgrn") == 2 * 4 * dim**2 + 9 * dim
+
+
 def test_training_is_three_times_forward_with_the_vocabulary_and_without_the_embedding():
     config = ModelConfig(dim=64, num_blocks=3, blocks="2*mlstm,slstm+mlp", vocab_size=100)
     blocks = sum(flops_of(config, name) for name in ("mlstm", "mlstm", "slstm", "mlp"))
