@@ -82,9 +82,13 @@ CHANGES = {
     "mix_rank": 5,
     "decay_rank": 5,
     "gate_temperature": 2.0,
+    "input_gate_from": "bias",
+    "forget_gate_from": "fixed",
+    "dense": True,
 }
 # For mixers to which the value above is no change: on a CPU a scan is "recurrent" by itself.
 INSTEAD = {(name, "backend"): "associative" for name in ("mamba", "rwkv4", "hgrn")}
+INSTEAD |= {("lstm", "forget_gate_bias"): 1.0}
 # Keys that only act together with another one, or on another size.
 TOGETHER = {
     "max_positions": {"positions": "learned"},

@@ -1,5 +1,5 @@
-"""Mixers without products of matrices in their recurrence, against the equations written out token
-by token in float64: outputs and states.
+"""Mixers without a matrix in their state, against the equations written out token by token in
+float64: outputs and states.
 """
 
 import re
@@ -88,6 +88,20 @@ def hgrn(x, p, settings, bound):
     return np.array(outputs), h
 
 
+def lstm(x, p, settings):
+    """As documented of torch.nn.LSTM, gates i, f, g, o."""
+    (W, b), (R, b_recurrent) = (
+        (p[name]["kernel"], p[name]["bias"]) for name in ("input", "recurrent")
+    )
+    c, h, outputs = np.zeros(DIM), np.zeros(DIM), []
+    for x_t in x:
+        raw = [x_t @ W[:, g] + b[g] + h @ R[:, g] + b_recurrent[g] for g in range(4)]
+        c = sigmoid(raw[1]) * c + sigmoid(raw[0]) * np.tanh(raw[2])
+        h = sigmoid(raw[3]) * np.tanh(c)
+        outputs.append(h)
+    return np.array(outputs), (c, h)
+
+
 class Case(NamedTuple):
     """A mixer's equations, its settings here, and what the layers of its stack share."""
 
@@ -100,6 +114,7 @@ CASES = {
     "mamba": Case(mamba, {"state_dim": 5, "rank": 3, "up_factor": 1.5, "bias": True}),
     "rwkv4": Case(rwkv4, {}),
     "hgrn": Case(hgrn, {}, np.linspace(0, 0.9, DIM)),
+    "lstm": Case(lstm, {}),
     "rwkv4_channel": Case(rwkv4_channel, {"factor": 2.5}),
 }
 

@@ -147,6 +147,35 @@ def rwkv6(dim: int, blocks: int) -> int:
     return rwkv_with_matrices(dim, blocks, 7 * dim // 2, 6 * dim + low_rank)
 
 
+def lstm(dim: int, layers: int, others: int = 0, norms: bool = True) -> int:
+    """Four gates of D x D from the input and from the output before, each with a bias; of the
+    layers some are instead a layer D x 4 D, 4 D x D without gate and bias; one norm each.
+    """
+    kernels = layers * (2 * 4 * dim**2 + 2 * 4 * dim) + others * 2 * dim * 4 * dim
+    return 2 * VOCABULARY * dim + kernels + (layers + others + 1) * dim * norms
+
+
+def slstm_of_the_ablation(dim: int, blocks: int, heads: int = 4) -> int:
+    """`slstm_block` with gates whose input kernels are D x D and a gated layer of 2,688."""
+    gates = 4 * (dim**2 + dim**2 // heads + dim)
+    block = 2 * dim + 5 * dim + gates + dim + 3 * dim * 2688
+    return 2 * VOCABULARY * dim + blocks * block + dim
+
+
+def gates_of_the_ablation(kernels: int, biases: int, heads: int = 4) -> int:
+    """xLSTM[1:0] of 350M with so many of the two gates' kernels and biases."""
+    missing = (2 - kernels) * 3 * 2 * 1024 * heads + (2 - biases) * heads
+    return xlstm(1024, 48) - 48 * missing
+
+
+def post_up(dim: int, blocks: int, heads: int = 4) -> int:
+    """q, k, v, output gate and out of D x D; gates with bias; the norm of the heads; a layer of 4 D
+    without gate; two norms.
+    """
+    cell = 5 * dim**2 + 2 * (dim * heads + heads) + dim
+    return 2 * VOCABULARY * dim + blocks * (cell + 8 * dim**2 + 2 * dim) + dim
+
+
 # (configuration, formula, count, what is printed, in millions)
 COUNTS = [
     ("llama.py:125m-15b", llama(768, 12), 162_220_800, "162.2"),
@@ -194,6 +223,17 @@ COUNTS = [
     ("rwkv6.py:760m-15b", rwkv6(1536, 24), 907_745_280, "907.7"),
     ("rwkv6.py:1.3b-15b", rwkv6(2048, 24), 1_537_482_752, "1537.5"),
     ("rwkv6.py:2.7b-15b", rwkv6(2560, 32), 3_021_875_200, "3021.9"),
+    ("ablations.py:lstm", lstm(1536, 24, norms=False), 607_813_632, "607.8"),
+    ("ablations.py:lstm_residual", lstm(1024, 48), 506_119_168, "506.1"),
+    ("ablations.py:lstm_block", lstm(1024, 24, others=24), 505_922_560, "505.9"),
+    ("ablations.py:xlstm_0_1", slstm_of_the_ablation(1024, 24), 427_328_512, "427.3"),
+    ("ablations.py:xlstm_7_1", xlstm(1024, 42, 6), 408_436_048, "408.4"),
+    # the paper does not print the numbers of the rows with fewer gates
+    ("ablations.py:gates-none_inf", gates_of_the_ablation(0, 0), 406_930_432, "406.9"),
+    ("ablations.py:gates-input", gates_of_the_ablation(1, 1), 408_110_272, "408.1"),
+    ("ablations.py:gates-forget_and_bias", gates_of_the_ablation(1, 2), 408_110_464, "408.1"),
+    ("ablations.py:memory-post_up", post_up(1024, 24), 430_449_856, "430.4"),
+    ("ablations.py:memory-no_conv", xlstm(1024, 48) - 48 * 5 * 2048, 408_798_592, "408.8"),
     ("xlstm_7b.py", xlstm_7b(), 6_865_424_896, "6865.4"),
 ]
 

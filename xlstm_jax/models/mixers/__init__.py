@@ -15,6 +15,7 @@ retnet     retention, a fixed decay per head (2307.08621)
 gla        gated linear attention (2312.06635)
 hgrn       a gated recurrence per channel, later layers forget more slowly (2311.04823)
 hgrn2      matrix state that writes what it forgets, bounded by layer (2404.07904)
+lstm       the LSTM with memory mixing over all channels: baseline of the ablations
 """
 
 import re
@@ -26,6 +27,7 @@ from xlstm_jax.models.mixers import (
     gla,
     hgrn,
     hgrn2,
+    lstm,
     mamba,
     mlp,
     mlstm,
@@ -82,3 +84,4 @@ register("retnet", retnet.MIXER)
 register("gla", gla.MIXER)
 register("hgrn", hgrn.MIXER)
 register("hgrn2", hgrn2.MIXER)
+register("lstm", lstm.MIXER)
