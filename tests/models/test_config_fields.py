@@ -14,6 +14,7 @@ from xlstm_jax.models import ModelConfig, SequenceModel, build_model, mixers
 from xlstm_jax.models.config import check_model, model_keys, read_model
 
 SMALL = {"dim": 16, "num_blocks": 2, "vocab_size": 23}
+ONE = SMALL | {"num_blocks": 1}
 # by mixer, a stack that has it
 BASES = {name: SMALL | {"blocks": name} for name in mixers.names()} | {
     "mlstm": SMALL | {"blocks": "mlstm", "mlstm": {"num_heads": 2}},
@@ -21,15 +22,11 @@ BASES = {name: SMALL | {"blocks": name} for name in mixers.names()} | {
     | {"blocks": "mlstm_7b", "mlstm_7b": {"num_heads": 2, "qk_factor": 0.5}, "norm": "rms"},
     "slstm": SMALL | {"blocks": "slstm", "slstm": {"num_heads": 2}},
     "attention": SMALL | {"blocks": "attention", "attention": {"num_heads": 2}},
-    "mamba": SMALL | {"blocks": "mamba"},
-    "rwkv4": SMALL | {"blocks": "rwkv4"},
-    "rwkv4_channel": SMALL | {"blocks": "rwkv4_channel"},
-    "hgrn": SMALL | {"blocks": "hgrn"},
-    "rwkv5": SMALL | {"blocks": "rwkv5", "rwkv5": {"head_dim": 8}},
-    "rwkv6": SMALL | {"blocks": "rwkv6", "rwkv6": {"head_dim": 8}},
-    "retnet": SMALL | {"blocks": "retnet", "retnet": {"num_heads": 2}},
-    "hgrn2": SMALL | {"blocks": "hgrn2", "hgrn2": {"head_dim": 8}},
-    "gla": SMALL | {"blocks": "gla", "gla": {"num_heads": 2}},
+    "rwkv5": ONE | {"blocks": "rwkv5", "rwkv5": {"head_dim": 8}},
+    "rwkv6": ONE | {"blocks": "rwkv6", "rwkv6": {"head_dim": 8}},
+    "retnet": ONE | {"blocks": "retnet", "retnet": {"num_heads": 2}},
+    "hgrn2": ONE | {"blocks": "hgrn2", "hgrn2": {"head_dim": 8}},
+    "gla": ONE | {"blocks": "gla", "gla": {"num_heads": 2}},
 }
 
 # A value other than the default for every key, by its name without the mixer's.

@@ -2,6 +2,7 @@
 float64: outputs and states.
 """
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -190,3 +191,51 @@ def test_outputs_and_state_are_those_of_the_equations(name):
     assert [leaf.shape for leaf in ours] == [leaf.shape for leaf in theirs]
     for one, other in zip(ours, theirs, strict=True):
         assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def initial(name: str, depth: Depth, dim: int) -> Any:
+    mixer = mixers.find(name)
+    module = mixer.module(mixer.section(), dim=dim, depth=depth)
+    x = jnp.zeros((1, 2, dim))
+    return nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), x))["params"]
+
+
+def test_mambas_memory_starts_with_decays_of_all_lengths():
+    params = initial("mamba", Depth(0, 2), 64)
+    steps = np.log1p(np.exp(params["step_projection"]["bias"]))
+    assert 9e-4 < steps.min() < 2e-3 and 5e-2 < steps.max() < 0.101
+    assert_allclose(np.median(steps), 1e-2, rtol=0.6)  # the middle of their logarithms
+    assert_allclose(np.exp(params["a_log"]), np.arange(1, 17)[:, None] * np.ones(128), rtol=1e-5)
+    assert_allclose(params["skip"], 1)
+
+
+@pytest.mark.parametrize("block", [0, 2])
+def test_rwkv4_starts_with_the_authors_decays_and_shares(block):
+    """As in transformers' `RwkvPreTrainedModel._init_weights`, but for time_first, which it leaves
+    at 1 where the authors have log 0.3 and a zigzag.
+    """
+    depth, dim, late = Depth(block, 3), 9, block / 2
+    params, channel = initial("rwkv4", depth, dim), np.arange(dim)
+    decay = -5 + 8 * (channel / (dim - 1)) ** (0.7 + 1.3 * late)
+    assert_allclose(params["decay"], decay, rtol=1e-5, atol=1e-5)
+    zigzag = np.array([0.5 * ((number + 1) % 3 - 1) for number in range(dim)])
+    assert_allclose(params["bonus"], np.log(0.3) + zigzag, rtol=1e-5)
+    share = (channel / dim) ** (1 - block / 3)
+    assert_allclose(params["mix"]["key"], share, rtol=1e-5)
+    assert_allclose(params["mix"]["value"], share + 0.3 * late, rtol=1e-5)
+    assert_allclose(params["mix"]["receptance"], np.sqrt(share), rtol=1e-5)
+    of_channel_mix = initial("rwkv4_channel", depth, dim)["mix"]
+    for name in ("key", "receptance"):
+        assert_allclose(of_channel_mix[name], share, rtol=1e-5)
+
+
+def test_mambas_memory_is_never_there_for_all_tokens():
+    """Neither h nor its decays, N times as large as x, forward or backward."""
+    mixer, dim, time = mixers.find("mamba"), 16, 512
+    module = mixer.module(mixer.section(), dim=dim, depth=Depth(0, 2))
+    x = jnp.zeros((1, time, dim))
+    params = jax.eval_shape(module.init, jax.random.key(0), x)
+    traced = jax.make_jaxpr(jax.grad(lambda p, x: jnp.sum(module.apply(p, x)[0]), (0, 1)))
+    found = re.findall(r"f32\[([\d,]+)\]", str(traced(params, x)))
+    largest = max(np.prod([int(size) for size in shape.split(",")]) for shape in found)
+    assert time * 2 * dim <= largest < time * 2 * dim * 16 / 4

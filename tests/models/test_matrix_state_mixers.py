@@ -153,3 +153,34 @@ def test_outputs_and_state_are_those_of_the_equations(name):
     np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-4)
     for ours, theirs in zip(jax.tree.leaves(after), jax.tree.leaves(wanted_state), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", [0, 2])
+def test_rwkv5_and_rwkv6_start_with_the_authors_decays_bonus_and_shares(block):
+    """Those of RWKV-LM's model.py; RWKV-6 keeps the shares of the token before."""
+    depth, late, channel = Depth(block, 3), block / 2, np.arange(DIM)
+    starts = {}
+    for name in ("rwkv5", "rwkv6"):
+        mixer = mixers.find(name)
+        module = mixer.module(mixer.section(head_dim=8), DIM, depth)
+        init = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 2, DIM)))
+        starts[name] = nn.meta.unbox(init)["params"]
+    decay = -6 + 5 * (channel / (DIM - 1)) ** (0.7 + 1.3 * late)
+    bonus = late * (1 - channel / (DIM - 1)) + 0.1 * ((channel + 1) % 3 - 1)
+    share = (channel / DIM) ** (1 - block / 3)
+    shares = {
+        "key": share,
+        "value": share + 0.3 * late,
+        "receptance": np.sqrt(share),
+        "gate": np.sqrt(share),
+    }
+    for params in starts.values():
+        np.testing.assert_allclose(params["decay"], decay, rtol=1e-5)
+        np.testing.assert_allclose(params["bonus"], bonus, rtol=1e-5, atol=1e-6)
+    for name, expected in shares.items():
+        np.testing.assert_allclose(starts["rwkv5"]["mix"][name], expected, rtol=1e-5)
+    for name, expected in (shares | {"all": share, "decay": share}).items():
+        np.testing.assert_allclose(starts["rwkv6"]["mix"][name], 1 - expected, atol=1e-6)
+    for low_rank in (starts["rwkv6"]["mix"]["low_rank"], starts["rwkv6"]["decay_low_rank"]):
+        assert not np.any(low_rank["down"]["kernel"])
+        assert 0.009 < np.abs(low_rank["up"]["kernel"]).max() <= 0.01

@@ -72,9 +72,9 @@ class GLA(nn.Module):
         low_rank = LowRankProjection(
             keys,
             settings.gate_rank,
-            "heads",
-            init,
-            small_init(settings.gate_rank),
+            axis="heads",
+            down_init=init,
+            up_init=small_init(settings.gate_rank),
             name="forget_gate",
         )
         bias_init = nn.with_logical_partitioning(zeros, ("heads",))

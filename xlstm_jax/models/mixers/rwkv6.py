@@ -78,7 +78,11 @@ class TextDependentMix(nn.Module):
             for name, init in of_present.items()
         )
         moves = LowRankProjection(
-            *(self.dim, self.rank, "features", zeros, uniform(SPREAD)),
+            self.dim,
+            self.rank,
+            axis="embed",
+            down_init=zeros,
+            up_init=uniform(SPREAD),
             activation=jnp.tanh,
             parts=len(shares),
             name="low_rank",
@@ -113,7 +117,11 @@ class RWKV6(nn.Module):
             x, before
         )
         (move,) = LowRankProjection(
-            *(dim, settings.decay_rank, "heads", zeros, uniform(SPREAD)),
+            dim,
+            settings.decay_rank,
+            axis="heads",
+            down_init=zeros,
+            up_init=uniform(SPREAD),
             activation=jnp.tanh,
             name="decay_low_rank",
         )(for_decay)
