@@ -24,6 +24,7 @@ from xlstm_jax.config import Config, task_of
 from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import batch_sharding, make_mesh, of_rank
 from xlstm_jax.parallel.topology import HBM_BYTES, absent_devices
+from xlstm_jax.paths import check_can_be_written
 from xlstm_jax.progress import doing
 from xlstm_jax.runs.params import with_sharding
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
@@ -249,12 +250,43 @@ def _gigabytes(size: float | None) -> str:
     return "unknown" if size is None else f"{size / 1e9:.2f} GB"
 
 
-def report_on(config: Config, topology: str, folder: str, name: str) -> None:
-    """What `train.py --aot` does: compiles, prints and writes the report."""
+def report_on(
+    config: Config, topology: str, folder: str, name: str, details: str | None = None
+) -> None:
+    """What `train.py --aot` does: compiles, prints and writes the report; to the file `details` all
+    kernels.
+    """
     try:  # before minutes of compiling
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir {folder!r} can't be made: {error.strerror}") from None
+    if details is not None:
+        check_new_file("--aot-details", details)
     report = compile_step(config, topology)
     print(*report.lines(), sep="\n", flush=True)  # first: writing it may fail
     print(write_report(report, folder, name), flush=True)
+    if details is not None:
+        print(write_details(report, details), flush=True)
+
+
+def check_new_file(what: str, name: str) -> None:
+    """Raises `UserError` unless a file of this name can be made."""
+    if os.path.lexists(name):
+        raise UserError(f"{what} {name!r} is there already; give another name, or remove it")
+    check_can_be_written(what, pathlib.Path(name).parent)
+
+
+def write_details(report: StepReport, name: str) -> str:
+    """Writes all kernels of the step as JSON; returns the file's name.
+
+    Raises:
+        UserError: nothing is known of them.
+    """
+    if report.model is None:
+        reason = report.unread or "the step does not fit" * (not report.fits)
+        raise UserError(f"--aot-details: no kernels are known: {reason or 'of this chip no rates'}")
+    pathlib.Path(name).parent.mkdir(parents=True, exist_ok=True)
+    with open(name, "x") as file:
+        json.dump(report.facts() | {"model": report.model.details()}, file, indent=1)
+        file.write("\n")
+    return name

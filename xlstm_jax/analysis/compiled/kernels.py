@@ -128,8 +128,8 @@ def _kernel(times: int, instruction: Instruction, computation: str, reading: _Re
         read, written = plain_traffic(instruction, neighbours)
         work = _alone(instruction, operands, program)
     named = reader_of(instruction, reading.users[computation])
-    frames = sources.frames(named)
     body = body_of(instruction, program)
+    frames = next((found for each in (named, *body[::-1]) if (found := sources.frames(each))), ())
     return Kernel(
         times=times,
         part=part_of(instruction, body, frames, bool(work.products), sources),

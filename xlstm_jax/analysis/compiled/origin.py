@@ -17,6 +17,8 @@ MOVES = FREE | {
     "dynamic-update-slice", "concatenate", "pad", "reverse", "async-start", "iota",
 }  # fmt: skip
 _OURS = re.compile(r"(?:^|/)((?:xlstm_jax|pallas_kernels)/[\w/]+\.py)$")
+_MACHINERY = re.compile(r"pallas_kernels/(derivatives|dispatch|sharded)\.py|xlstm_jax/parallel/")
+_BEGINNING = re.compile(r"^xlstm_jax/(models/)?")
 _OTHERS = re.compile(r"site-packages/|dist-packages/|/lib/python3|^<")
 _OP = re.compile(r"^pallas_kernels/(\w+)/")
 _LOSS = re.compile(r"^xlstm_jax/\w+/cross_entropy\.py$")
@@ -88,12 +90,14 @@ def _file(path: str) -> str | None:
 
 
 def place(frames: Sequence[Frame]) -> str:
-    """The innermost line and the one that called it from another file."""
-    if not frames:
-        return ""
-    first = frames[0]
-    callers = [frame for frame in frames if frame.file != first.file]
-    return " < ".join(f"{frame.file}:{frame.line}" for frame in (first, *callers[:1]))
+    """The innermost line and the two that called it from other files, innermost first; machinery
+    that many call is left out where something else is there.
+    """
+    files: dict[str, Frame] = {}
+    for frame in [frame for frame in frames if not _MACHINERY.match(frame.file)] or frames:
+        files.setdefault(frame.file, frame)
+    lines = [f"{_BEGINNING.sub('', frame.file)}:{frame.line}" for frame in files.values()]
+    return " < ".join(lines[:3])
 
 
 def part_of(
