@@ -74,7 +74,8 @@ class Sources:
                     frames.append(Frame(file, place.get("line", 0), function))
                 # parents are written with one added, so that the outermost has itself
                 each = self._frames[each].get("parent_frame_id", 1) - 1
-            self._known[number] = tuple(frames)
+            # a function that jax traced apart has its caller's frames too, and these twice
+            self._known[number] = tuple(dict.fromkeys(frames))
         return self._known[number]
 
 
