@@ -155,6 +155,7 @@ def test_loops_in_loops_count_with_their_trips_and_stacks_with_the_row_that_is_t
     assert {kernel.times for kernel in found.values()} == {25}
     assert (found["rows"].read, found["rows"].written) == (32 + 4, 32)
     assert (found["all"].read, found["all"].written) == (32 + 4, 32)
+    assert found["all"].work.steps == 4 * 8
     assert (found["rows"].part, found["all"].part) == ("norms", "copies")
     assert found["rows"].place == "layers.py:9 < anywhere/train.py:7"
 

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from xlstm_jax.models import cpu_forms, gpu_forms
 from xlstm_jax.models.cpu_forms import (
-    block_diagonal_product,
     project,
     project_in_parts,
     scale_channels,
 )
 from xlstm_jax.models.initializers import Initializer, zeros
-from xlstm_jax.parallel import constrain, gathered
+from xlstm_jax.parallel import constrain, gathered, platform
 from xlstm_jax.typing import Activations, Array, Float, HeadActivations
 
 
@@ -139,7 +139,8 @@ class BlockDiagonalProjection(nn.Module):
         self.kernel = self.param("kernel", init, shape)
 
     def __call__(self, x: Float[Array, "B T I"]) -> Mapped:
-        return Mapped(block_diagonal_product(x, self.kernel), x, self.kernel)
+        forms = gpu_forms if platform() == "gpu" else cpu_forms
+        return Mapped(forms.block_diagonal_product(x, self.kernel), x, self.kernel)
 
 
 def normalize(x: Float[Array, "... D"], eps: float, *, center: bool) -> Float[Array, "... D"]:

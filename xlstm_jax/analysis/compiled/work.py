@@ -77,13 +77,22 @@ def work_of(body: Sequence[Instruction], computations: Computations) -> Work:
         if (product := product_of(instruction, types)) is not None:
             products.append(product)
         elif instruction.opcode not in FREE:
-            # a reduction takes a step for each element that it reads
-            source = types.get(instruction.operands[0]) if instruction.operands else None
-            read = instruction.opcode in ("reduce", "reduce-window") and source
-            size = (source if read else instruction.arrays or [Array("", (), "")])[0].size
+            size = _elements(instruction, types)
             steps += size * STEPS.get(instruction.opcode, 1)
             transcendental |= instruction.opcode in TRANSCENDENTAL
     return Work(tuple(products), steps, transcendental)
+
+
+def _elements(instruction: Instruction, types: Mapping[str, Sequence[Array]]) -> int:
+    """Of how many elements an instruction takes a step: a reduction of those that it reads, an
+    update of those that it puts in.
+    """
+    operands = [types[name][0].size for name in instruction.operands if types.get(name)]
+    if instruction.opcode in ("reduce", "reduce-window") and operands:
+        return operands[0]
+    if instruction.opcode == "dynamic-update-slice" and len(operands) > 1:
+        return operands[1]
+    return instruction.arrays[0].size if instruction.arrays else 0
 
 
 def _inner(instruction: Instruction, computations: Computations) -> Iterator[list[Instruction]]:

@@ -1,0 +1,109 @@
+"""What a GPU computes is what a CPU computes: the block-diagonal maps, their derivatives of every
+kind, on one device and on a mesh.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from xlstm_jax.config import MeshConfig
+from xlstm_jax.models import gpu_forms
+from xlstm_jax.models.initializers import ones
+from xlstm_jax.models.layers import BlockDiagonalProjection
+from xlstm_jax.parallel import make_mesh
+
+
+def reference(x, kernel):
+    blocks = x.reshape(*x.shape[:-1], *kernel.shape[:2])
+    return jnp.einsum("btni,nio->btno", blocks, kernel).reshape(x.shape)
+
+
+def draw(batch=2, time=6, num_blocks=24, size=4, dtype=np.float64):
+    rng = np.random.default_rng(0)
+    return [
+        rng.normal(size=shape).astype(dtype)
+        for shape in ((batch, time, num_blocks * size), (num_blocks, size, size))
+        for _ in range(2)
+    ]
+
+
+@pytest.mark.parametrize(("num_blocks", "size"), [(24, 4), (5, 3), (1, 20)])
+def test_values_and_all_derivatives_are_those_of_a_product_per_block(num_blocks, size):
+    """Gradients, a tangent, and the gradient of a function of the gradient."""
+    with jax.enable_x64(True):
+        x, move, kernel, kernel_move = draw(num_blocks=num_blocks, size=size)
+
+        def derivatives(function):
+            def loss(x, kernel):
+                return jnp.sum(jnp.sin(function(x, kernel)))
+
+            def slope(x, kernel):
+                return sum(jnp.sum(part**2) for part in jax.grad(loss, (0, 1))(x, kernel))
+
+            value, tangent = jax.jvp(function, (x, kernel), (move, kernel_move))
+            return value, tangent, jax.grad(loss, (0, 1))(x, kernel), jax.grad(slope)(x, kernel)
+
+        found, expected = (
+            jax.jit(lambda form=form: derivatives(form))()
+            for form in (gpu_forms.block_diagonal_product, reference)
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), found, expected
+        )
+
+
+def test_bfloat16_is_rounded_once():
+    """Products and sums, over channels and over tokens, are in float32."""
+    x, dy, kernel, _ = (jnp.asarray(a, jnp.bfloat16) for a in draw(time=64, dtype=np.float32))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradients(function, x, kernel, dy):
+        y, pull = jax.vjp(function, x, kernel)
+        return y, *pull(dy)
+
+    y, dx, d_kernel = gradients(gpu_forms.block_diagonal_product, x, kernel.astype(np.float32), dy)
+    exact = gradients(reference, *(a.astype(np.float32) for a in (x, kernel, dy)))
+    for found, expected in zip((y, dx, d_kernel), exact, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2**-8, atol=1e-5)
+    assert (y.dtype, dx.dtype, d_kernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+
+
+@pytest.mark.parametrize("axes", [{"data": 4, "tensor": 2}, {"data": 2, "sequence": 4}])
+def test_a_mesh_changes_nothing(axes):
+    x, dy, kernel, _ = draw(batch=4, time=8, dtype=np.float32)
+    mesh = make_mesh(MeshConfig(**axes))
+
+    def gradients(x, kernel, dy):
+        y, pull = jax.vjp(gpu_forms.block_diagonal_product, x, kernel)
+        return y, *pull(dy)
+
+    expected = jax.jit(gradients)(x, kernel, dy)
+    spread = [
+        jax.device_put(x, NamedSharding(mesh, P("data", "sequence", "tensor"))),
+        jax.device_put(kernel, NamedSharding(mesh, P("tensor"))),
+        jax.device_put(dy, NamedSharding(mesh, P("data", "sequence", "tensor"))),
+    ]
+    with jax.set_mesh(mesh):
+        found = jax.jit(gradients)(*spread)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("platform", "batched"), [("gpu", False), ("tpu", True), ("cpu", True)])
+def test_gpus_have_no_products_of_tiny_matrices(platform, batched):
+    """The layer asks for what the device that the program is for does best (1,536 channels)."""
+    device = jax.sharding.AbstractDevice(
+        device_kind=f"some {platform}", num_cores=None, platform=platform
+    )
+    layer = BlockDiagonalProjection(1536, 4, ones)
+    x, kernel = jnp.zeros((1, 2, 1536)), jnp.zeros((384, 4, 4))
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        program = jax.make_jaxpr(lambda x, k: layer.apply({"params": {"kernel": k}}, x).value)(
+            x, kernel
+        )
+    assert ("dot_general" in str(program)) == batched
