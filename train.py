@@ -20,6 +20,7 @@ from xlstm_jax import command_line, config_flags
 from xlstm_jax.errors import UserError
 from xlstm_jax.interrupts import Preempted
 from xlstm_jax.parallel.topology import EXAMPLES
+from xlstm_jax.parallel.xla_flags import TRAINING, set_for_gpus
 from xlstm_jax.training.aot import report_on
 from xlstm_jax.training.console import end_of_output
 from xlstm_jax.training.loop import train
@@ -41,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
         flags = command_line.parse(
             argv, __doc__, FLAGS, config_flags.without_config, config_flags.listing()
         )
+        set_for_gpus(TRAINING)
         config = config_flags.read(argv)
         if (topology := flags.aot) is not None:
             details = flags["aot-details"].value

@@ -32,6 +32,7 @@ from xlstm_jax.generation.decoding import row_keys
 from xlstm_jax.generation.weights import cast_weights
 from xlstm_jax.models import build_model
 from xlstm_jax.parallel.topology import absent_devices
+from xlstm_jax.parallel.xla_flags import WRITING, compiler_options
 from xlstm_jax.training.aot import compiled_step
 
 TOPOLOGY, DEVICE = "h100:1x1x1", "NVIDIA H100"
@@ -59,9 +60,9 @@ def training(config: str, **overrides: Any) -> jax.stages.Compiled:
 
 
 def on_chip(
-    function: Callable, *arguments: Any, static: dict[str, Any] | None = None
+    function: Callable, *arguments: Any, options: dict[str, str] | None = None
 ) -> jax.stages.Compiled:
-    """A jitted function, compiled for one absent H100."""
+    """A jitted function, compiled for one absent H100 with XLA's options."""
     device = absent_devices(TOPOLOGY)[0]
     mesh = jax.sharding.Mesh(np.array([device]), ("gpu",))
     here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -70,7 +71,7 @@ def on_chip(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
             [argument() if callable(argument) else argument for argument in arguments],
         )
-        return function.lower(*shapes, **(static or {})).compile()
+        return function.lower(*shapes).compile(options)
 
 
 def seven_b() -> tuple[nn.Module, Callable[[], Any], Callable[[], Any]]:
@@ -95,7 +96,7 @@ def decoding() -> jax.stages.Compiled:
     ended, count = jax.ShapeDtypeStruct((1,), bool), jax.ShapeDtypeStruct((), jnp.int32)
     options = {"space": 64, "sampling": GREEDY}
     function = jax.jit(functools.partial(decode.__wrapped__, model, **options))
-    return on_chip(function, params, start, keys, ended, count)
+    return on_chip(function, params, start, keys, ended, count, options=compiler_options(WRITING))
 
 
 def prefill() -> jax.stages.Compiled:
@@ -106,7 +107,7 @@ def prefill() -> jax.stages.Compiled:
     def read(params: Any, before: session.Session, tokens: jax.Array) -> session.Session:
         return session.read_piece.__wrapped__(model, params, before, tokens, None)
 
-    return on_chip(jax.jit(read), params, start, tokens)
+    return on_chip(jax.jit(read), params, start, tokens, options=compiler_options(WRITING))
 
 
 def slstm_cell(heads: int, dim: int, *, backward: bool = True) -> jax.stages.Compiled:
