@@ -63,7 +63,8 @@ def set_for_gpus(
             given += [] if flag.name in known else [f"{flag.name}={flag.value}"]
         elif not any(name in environment for name in flag.instead):
             environment.setdefault(flag.name, flag.value)
-    environment["XLA_FLAGS"] = " ".join(given)
+    if given:
+        environment["XLA_FLAGS"] = " ".join(given)
 
 
 def compiler_options(flags: Sequence[Flag]) -> dict[str, str]:
