@@ -1,5 +1,5 @@
-"""What a GPU computes is what a CPU computes: the block-diagonal maps, their derivatives of every
-kind, on one device and on a mesh.
+"""What a GPU computes is what a CPU computes: block-diagonal maps and the norm of heads, their
+derivatives of every kind, on one device and on a mesh.
 """
 
 import functools
@@ -11,10 +11,11 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from xlstm_jax.config import MeshConfig
-from xlstm_jax.models import gpu_forms
+from xlstm_jax.config import MeshConfig, ModelConfig
+from xlstm_jax.models import gpu_forms, layers
+from xlstm_jax.models.backbone import Backbone
 from xlstm_jax.models.initializers import ones
-from xlstm_jax.models.layers import BlockDiagonalProjection
+from xlstm_jax.models.layers import BlockDiagonalProjection, normalize
 from xlstm_jax.parallel import make_mesh
 
 
@@ -32,29 +33,58 @@ def draw(batch=2, time=6, num_blocks=24, size=4, dtype=np.float64):
     ]
 
 
+def derivatives(function, inputs, moves):
+    """Value and tangent, gradients, and the gradient of a function of the gradients."""
+    everything = tuple(range(len(inputs)))
+
+    def loss(*inputs):
+        return jnp.sum(jnp.sin(function(*inputs)))
+
+    def slope(*inputs):
+        return sum(jnp.sum(part**2) for part in jax.grad(loss, everything)(*inputs))
+
+    return jax.jit(
+        lambda: (
+            *jax.jvp(function, inputs, moves),
+            jax.grad(loss, everything)(*inputs),
+            jax.grad(slope, everything)(*inputs),
+        )
+    )()
+
+
+def assert_same(found, expected, tolerance):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
+        found,
+        expected,
+    )
+
+
 @pytest.mark.parametrize(("num_blocks", "size"), [(24, 4), (5, 3), (1, 20)])
-def test_values_and_all_derivatives_are_those_of_a_product_per_block(num_blocks, size):
-    """Gradients, a tangent, and the gradient of a function of the gradient."""
+def test_block_diagonal_maps_and_all_their_derivatives(num_blocks, size):
     with jax.enable_x64(True):
         x, move, kernel, kernel_move = draw(num_blocks=num_blocks, size=size)
-
-        def derivatives(function):
-            def loss(x, kernel):
-                return jnp.sum(jnp.sin(function(x, kernel)))
-
-            def slope(x, kernel):
-                return sum(jnp.sum(part**2) for part in jax.grad(loss, (0, 1))(x, kernel))
-
-            value, tangent = jax.jvp(function, (x, kernel), (move, kernel_move))
-            return value, tangent, jax.grad(loss, (0, 1))(x, kernel), jax.grad(slope)(x, kernel)
-
         found, expected = (
-            jax.jit(lambda form=form: derivatives(form))()
+            derivatives(form, (x, kernel), (move, kernel_move))
             for form in (gpu_forms.block_diagonal_product, reference)
         )
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), found, expected
+        assert_same(found, expected, 1e-11)
+
+
+def test_the_norm_of_heads_and_all_its_derivatives():
+    def plain(h, scale):
+        return normalize(h, 1e-3, center=True).reshape(*h.shape[:2], -1) * scale
+
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        inputs, moves = ((3 + rng.normal(size=(2, 5, 3, 4)), rng.normal(size=12)) for _ in range(2))
+        found, expected = (
+            derivatives(form, inputs, moves)
+            for form in (lambda h, scale: gpu_forms.head_norm(h, scale, 1e-3), plain)
         )
+        assert_same(found, expected, 1e-9)
+    low = gpu_forms.head_norm(jnp.asarray(inputs[0], jnp.bfloat16), jnp.ones(12), 1e-3)
+    assert low.dtype == jnp.bfloat16 and low.shape == (2, 5, 12)
 
 
 def test_bfloat16_is_rounded_once():
@@ -107,3 +137,17 @@ def test_gpus_have_no_products_of_tiny_matrices(platform, batched):
             x, kernel
         )
     assert ("dot_general" in str(program)) == batched
+
+
+def test_a_block_computes_the_same_with_the_forms_of_a_gpu(monkeypatch):
+    """The paper's mLSTM block in float32, its gradients by all parameters."""
+    config = ModelConfig(dim=16, num_blocks=1, vocab_size=8, mixers={"mlstm": {"num_heads": 2}})
+    backbone, x = Backbone(config), jnp.sin(jnp.arange(2 * 5 * 16.0)).reshape(2, 5, 16)
+    params = backbone.init(jax.random.key(0), x)
+
+    def gradients():
+        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(backbone.apply(p, x)[0]))))(params)
+
+    expected = gradients()
+    monkeypatch.setattr(layers, "platform", lambda: "gpu")
+    assert_same(gradients(), expected, 1e-5)

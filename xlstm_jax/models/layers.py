@@ -197,8 +197,10 @@ class HeadNorm(nn.Module):
 
     @nn.compact
     def __call__(self, h: HeadActivations) -> Float[Array, "B T H*V"]:
+        scale = _channel_vector(self, "scale", 1, h.shape[2] * h.shape[3], "inner")
+        if platform() == "gpu":
+            return gpu_forms.head_norm(h, scale, self.eps)
         y = normalize(h, self.eps, center=True).reshape(*h.shape[:2], -1)
-        scale = _channel_vector(self, "scale", 1, y.shape[-1], "inner")
         return scale_channels(y, scale).astype(h.dtype)
 
 
