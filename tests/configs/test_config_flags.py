@@ -66,6 +66,16 @@ def test_an_infinite_bound_is_none(key):
     assert from_json(config.to_json()) == config
 
 
+def test_a_forget_gate_may_be_infinite_and_config_json_keeps_it():
+    config = read("--config.model.mlstm.forget_gate_bias=inf,inf")
+    assert config.model.mlstm.forget_gate_bias == (math.inf, math.inf)
+    assert from_json(config.to_json()) == config
+    with pytest.raises(
+        UserError, match=r"forget_gate_bias is \(3.0, inf\); there is nothing between"
+    ):
+        read("--config.model.mlstm.forget_gate_bias=3,inf")
+
+
 @pytest.mark.parametrize("text", ["inf", "-inf", "nan"])
 def test_what_is_no_bound_must_be_finite(text):
     assert not math.isfinite(float(text))

@@ -71,19 +71,22 @@ def test_block_diagonal_maps_and_all_their_derivatives(num_blocks, size):
         assert_same(found, expected, 1e-11)
 
 
-def test_the_norm_of_heads_and_all_its_derivatives():
+@pytest.mark.parametrize("center", [True, False])
+def test_the_norm_of_heads_and_all_its_derivatives(center):
     def plain(h, scale):
-        return normalize(h, 1e-3, center=True).reshape(*h.shape[:2], -1) * scale
+        return normalize(h, 1e-3, center=center).reshape(*h.shape[:2], -1) * scale
 
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         inputs, moves = ((3 + rng.normal(size=(2, 5, 3, 4)), rng.normal(size=12)) for _ in range(2))
         found, expected = (
             derivatives(form, inputs, moves)
-            for form in (lambda h, scale: gpu_forms.head_norm(h, scale, 1e-3), plain)
+            for form in (lambda h, scale: gpu_forms.head_norm(h, scale, 1e-3, center=center), plain)
         )
         assert_same(found, expected, 1e-9)
-    low = gpu_forms.head_norm(jnp.asarray(inputs[0], jnp.bfloat16), jnp.ones(12), 1e-3)
+    low = gpu_forms.head_norm(
+        jnp.asarray(inputs[0], jnp.bfloat16), jnp.ones(12), 1e-3, center=center
+    )
     assert low.dtype == jnp.bfloat16 and low.shape == (2, 5, 12)
 
 

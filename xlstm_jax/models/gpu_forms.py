@@ -84,31 +84,29 @@ def _kernel_gradient(
 
 
 def head_norm(
-    h: HeadActivations, scale: Float[Array, " H*V"], eps: float
+    h: HeadActivations, scale: Float[Array, " H*V"], eps: float, *, center: bool
 ) -> Float[Array, "B T H*V"]:
-    """`normalize` of each head with its mean subtracted, times the scale; the dtype of h.
+    """`normalize` of each head times the scale; the dtype of h.
 
     Forward and backward take two passes each, sums first and then what is elementwise, with a
     barrier between them. Without it XLA makes one kernel of both, whose tiles of one head and
     several tokens take 230 registers a thread (`analysis.compiled.tiles`): 0.8 to 1.06 of 3 TB/s
     were measured.
     """
-    return _head_norm((eps,), h, scale)
+    return _head_norm((eps, center), h, scale)
 
 
-def _statistics(
-    h: HeadActivations, eps: float
-) -> tuple[Float[Array, "B T H 1"], Float[Array, "B T H 1"]]:
-    """Mean and one over the standard deviation of each head."""
-    x = h.astype(_wide(h))
-    mean = jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
-    return jax.lax.optimization_barrier((mean, jax.lax.rsqrt(variance + eps)))
+def _mean_of_head(x: HeadActivations, wanted: bool = True) -> Float[Array, "B T H 1"]:
+    return jnp.mean(x, axis=-1, keepdims=True) if wanted else jnp.zeros((*x.shape[:-1], 1), x.dtype)
 
 
 def _head_norm_forward(static, h, scale):
-    mean, rate = _statistics(h, *static)
-    y = (h.astype(mean.dtype) - mean) * rate * scale.reshape(h.shape[2:])
+    eps, center = static
+    x = h.astype(_wide(h))
+    mean = _mean_of_head(x, center)
+    variance = _mean_of_head(jnp.square(x - mean))
+    mean, rate = jax.lax.optimization_barrier((mean, jax.lax.rsqrt(variance + eps)))
+    y = (x - mean) * rate * scale.reshape(h.shape[2:])
     return y.astype(h.dtype).reshape(*h.shape[:2], -1), (h, scale, mean, rate)
 
 
@@ -117,10 +115,7 @@ def _head_norm_backward(static, residuals, dy):
     normed = (h.astype(mean.dtype) - mean) * rate
     dy = dy.reshape(h.shape).astype(mean.dtype)
     along = dy * scale.reshape(h.shape[2:])
-    sums = (
-        jnp.mean(along, axis=-1, keepdims=True),
-        jnp.mean(along * normed, axis=-1, keepdims=True),
-    )
+    sums = _mean_of_head(along, static[1]), _mean_of_head(along * normed)
     level, slope = jax.lax.optimization_barrier(sums)
     dh = rate * (along - level - normed * slope)
     return dh.astype(h.dtype), jnp.sum(dy * normed, axis=(0, 1)).reshape(-1).astype(scale.dtype)
@@ -130,8 +125,7 @@ def _head_norm_push(static, residuals, tangents):
     h, scale, mean, rate = residuals
     dh, d_scale = tangents
     normed, dh = (h.astype(mean.dtype) - mean) * rate, dh.astype(mean.dtype)
-    slope = jnp.mean(dh * normed, axis=-1, keepdims=True)
-    moved = rate * (dh - jnp.mean(dh, axis=-1, keepdims=True) - normed * slope)
+    moved = rate * (dh - _mean_of_head(dh, static[1]) - normed * _mean_of_head(dh * normed))
     dy = moved * scale.reshape(h.shape[2:]) + normed * d_scale.reshape(h.shape[2:])
     return dy.astype(h.dtype).reshape(*h.shape[:2], -1)
 
