@@ -1,5 +1,5 @@
-"""The models that the paper compares on its small tasks (2405.04517, section 4.1, appendix B.1), for
-the config files of these: two blocks each, by the names that variants have.
+"""The models that the paper compares on its small tasks (2405.04517, section 4.1, appendix B.1),
+for their config files: two blocks each, by the names that variants have.
 """
 
 import re

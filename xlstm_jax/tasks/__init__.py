@@ -2,6 +2,7 @@
 
 language_modelling  the next token of a text
 formal              questions about sequences of formal languages
+mqar                multi-query associative recall
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from xlstm_jax.data.config import DataConfig
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import ModelConfig
 from xlstm_jax.settings import setting
-from xlstm_jax.tasks import formal, language_modelling
+from xlstm_jax.tasks import formal, language_modelling, mqar
 from xlstm_jax.tasks.config import EvalConfig
 from xlstm_jax.tasks.task import Task
 
@@ -79,6 +80,7 @@ register(
     ),
 )
 register("formal", TaskKind(formal.FormalConfig, formal.Formal))
+register("mqar", TaskKind(mqar.MQARConfig, mqar.MQAR))
 
 
 @dataclasses.dataclass(frozen=True)
