@@ -41,22 +41,26 @@ LABELS = {name: label for name, (label, _) in MODELS.items()}
 
 
 def split_variant(
-    variant: str, tasks: Mapping[str, Any], presets: Mapping[str, Any]
+    variant: str, tasks: Mapping[str, Any] | None, presets: Mapping[str, Any]
 ) -> tuple[str, str, str]:
     """The parts of a variant "TASK-MODEL" or "TASK-MODEL-PRESET"; without one it is the first.
+
+    Args:
+        tasks: None for a file with one task, whose variants are "MODEL" and "MODEL-PRESET".
 
     Raises:
         UserError: there is no such task, model or preset.
     """
-    task, _, rest = variant.partition("-")
+    task, _, rest = ("", "", variant) if tasks is None else variant.partition("-")
     model, _, preset = rest.partition("-")
     preset = preset or next(iter(presets))
+    form = "MODEL" if tasks is None else "TASK-MODEL"
     parts = ((task, tasks, "TASK"), (model, MODELS, "MODEL"), (preset, presets, "PRESET"))
     for part, known, what in parts:
-        if part not in known:
+        if known is not None and part not in known:
             raise UserError(
-                f"config variant {variant!r} does not exist: it is TASK-MODEL or "
-                f"TASK-MODEL-PRESET, and {part!r} is no {what}; there are {', '.join(known)}"
+                f"config variant {variant!r} does not exist: it is {form} or {form}-PRESET, and "
+                f"{part!r} is no {what}; there are {', '.join(known)}"
             )
     return task, model, preset
 

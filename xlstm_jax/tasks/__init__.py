@@ -3,6 +3,7 @@
 language_modelling  the next token of a text
 formal              questions about sequences of formal languages
 mqar                multi-query associative recall
+nearest_neighbour   the value of the most similar vector so far
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from xlstm_jax.data.config import DataConfig
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import ModelConfig
 from xlstm_jax.settings import setting
-from xlstm_jax.tasks import formal, language_modelling, mqar
+from xlstm_jax.tasks import formal, language_modelling, mqar, nearest_neighbour
 from xlstm_jax.tasks.config import EvalConfig
 from xlstm_jax.tasks.task import Task
 
@@ -81,6 +82,10 @@ register(
 )
 register("formal", TaskKind(formal.FormalConfig, formal.Formal))
 register("mqar", TaskKind(mqar.MQARConfig, mqar.MQAR))
+register(
+    "nearest_neighbour",
+    TaskKind(nearest_neighbour.NearestNeighbourConfig, nearest_neighbour.NearestNeighbour),
+)
 
 
 @dataclasses.dataclass(frozen=True)
