@@ -32,8 +32,10 @@ The sLSTM has no convolution and random recurrent weights (paper); "repository" 
 and zeros.
 
     python train.py --config=configs/formal.py:parity-xlstm_1_1 --workdir=DIR
+    python -m xlstm_jax.experiments formal --preset=small
 """
 
+from xlstm_jax.experiments.grid import Experiment
 from xlstm_jax.tasks.formal_languages import LANGUAGES
 
 from . import base, small_models
@@ -72,3 +74,85 @@ def get_config(variant: str = "parity-xlstm_1_1"):
     config.checkpoint.every = 1_000
     config.log.every = 50
     return config
+
+
+# Scaled accuracies of the paper: figure 12, and what is known of figure 4, whose values are quoted
+# by Grazzi et al. (2411.12537, table 3).
+FIGURE_12 = ("odds_first", "reverse_string", "stack_manipulation", "repetition", "set")
+PAPER = {
+    "Llama": dict(zip(FIGURE_12, (0.07, 0.06, 0.11, 0.08, 0.04), strict=True)),
+    "Retention": dict(zip(FIGURE_12, (0.03, 0.11, 0.03, 0.02, 0.02), strict=True)),
+    "RWKV-4": dict(zip(FIGURE_12, (0.08, 0.12, 0.20, 0.10, 0.10), strict=True)),
+    "Hyena": dict(zip(FIGURE_12, (0.04, 0.15, 0.07, 0.07, 0.03), strict=True)),
+    "RWKV-5": dict(zip(FIGURE_12, (0.08, 0.09, 0.16, 0.16, 0.13), strict=True)),
+    "RWKV-6": dict(zip(FIGURE_12, (0.13, 0.11, 0.23, 0.15, 0.19), strict=True)),
+    "Mamba": dict(zip(FIGURE_12, (0.08, 0.13, 0.21, 0.15, 0.12), strict=True)),
+    "LSTM(Block)": dict(zip(FIGURE_12, (0.08, 0.17, 0.25, 0.15, 0.18), strict=True)),
+    "xLSTM[0:1]": {
+        **dict(zip(FIGURE_12, (0.09, 0.14, 0.13, 0.09, 0.17), strict=True)),
+        "parity": 1.0,
+        "modular_arithmetic": 1.0,
+        "modular_arithmetic_brackets": 0.57,
+    },
+    "xLSTM[1:0]": {
+        **dict(zip(FIGURE_12, (0.15, 0.22, 0.25, 0.28, 0.17), strict=True)),
+        "parity": 0.04,
+        "modular_arithmetic": 0.04,
+        "modular_arithmetic_brackets": 0.03,
+    },
+    "xLSTM[1:1]": dict(zip(FIGURE_12, (0.08, 0.20, 0.17, 0.09, 0.15), strict=True)),
+}
+SMALL_CELLS = (
+    "parity",
+    "cycle_navigation",
+    "even_pairs",
+    "modular_arithmetic",
+    "majority",
+    "bucket_sort",
+    "missing_duplicate",
+)
+SMALL_MODELS = ("llama", "mamba", "rwkv4", "lstm", "xlstm_1_0", "xlstm_0_1", "xlstm_1_1")
+OF_PAPER = (
+    "llama",
+    "mamba",
+    "retention",
+    "hyena",
+    "rwkv4",
+    "rwkv5",
+    "rwkv6",
+    "lstm",
+    "lstm_block",
+    "xlstm_0_1",
+    "xlstm_1_0",
+    "xlstm_1_1",
+)
+
+
+def get_experiment(preset: str) -> Experiment:
+    """Figures 4 and 12."""
+    small = small_models.check_preset(preset, ("small", "paper")) == "small"
+    cells = SMALL_CELLS if small else tuple(LANGUAGES)
+    rates = (1e-2, 1e-3) if small else (1e-2, 1e-3, 1e-4)
+    names = SMALL_MODELS if small else OF_PAPER
+    return Experiment(
+        title="Formal languages: scaled accuracy at lengths of 40 to 256",
+        variant=f"{{cell}}-{{model}}-{preset}",
+        cells=cells,
+        models={name: small_models.LABELS[name] for name in names},
+        dims=(64,),
+        learning_rates=dict.fromkeys(cells, rates),
+        last_rate=1e-5,
+        seeds=1 if small else 2,
+        metric="scaled_accuracy",
+        chosen_by=("validation/short", "accuracy"),
+        solved=0.99 if small else None,
+        stages=3 if small else 1,
+        curve=("right_at_", "length of the sample"),
+        paper=PAPER,
+        absent={name: why for name, why in small_models.absent().items() if name in names},
+        reduced=small,
+        notes=(
+            "Accuracies are of single answer tokens, scaled to 0 for the paper's chance. Majority "
+            "with equally frequent letters is the smallest one.",
+        ),
+    )

@@ -3,7 +3,7 @@ for their config files: two blocks each, by the names that variants have.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -65,6 +65,27 @@ def split_variant(
     return task, model, preset
 
 
+def check_preset(preset: str, presets: Sequence[str]) -> str:
+    """The preset of an experiment; raises `UserError` where it has none of that name."""
+    if preset not in presets:
+        raise UserError(f"--preset is {preset!r}; it must be one of {', '.join(presets)}")
+    return preset
+
+
+def absent() -> dict[str, str]:
+    """The models that have a mixer which is not registered, and why they are not there."""
+    found = {}
+    for name, (_, keys) in MODELS.items():
+        missing = [m for m in _mixers_of(keys["blocks"]) if m not in mixers.names()]
+        if missing:
+            found[name] = f"it needs the mixer {missing[0]!r}, which is not there yet"
+    return found
+
+
+def _mixers_of(blocks: str) -> list[str]:
+    return re.findall(r"[a-z]\w*", blocks)
+
+
 def set_model(
     config: ConfigDict,
     name: str,
@@ -83,13 +104,12 @@ def set_model(
         UserError: the model has a mixer that is not registered.
     """
     keys = dict(MODELS[name][1])
-    stack = re.findall(r"[a-z]\w*", keys["blocks"])
+    stack = _mixers_of(keys["blocks"])
+    if why := absent().get(name):
+        raise UserError(
+            f"the model {name!r} can't be: {why}; there are {', '.join(mixers.names())}"
+        )
     for mixer in stack:
-        if mixer not in mixers.names():
-            raise UserError(
-                f"the model {name!r} is not there yet: it needs the mixer {mixer!r}, and there "
-                f"are {', '.join(mixers.names())}"
-            )
         section = config.model[mixer]
         if "num_heads" in section:
             section.num_heads = num_heads
