@@ -13,6 +13,7 @@ eighth run, for a cluster's array of jobs: all of them write to one --workdir.
 import math
 import pathlib
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +22,9 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.experiments.grid import Experiment, narrowed, part_of, runs_of
 from xlstm_jax.experiments.report import report
 from xlstm_jax.experiments.running import config_of, run_grid
+from xlstm_jax.installation import python
 from xlstm_jax.interrupts import Preempted
+from xlstm_jax.paths import check_can_be_written
 from xlstm_jax.training.console import end_of_output
 
 FLAGS = {
@@ -62,12 +65,19 @@ def main(argv: Sequence[str]) -> int:
         overrides = {
             key: config_flags.parse(key, text) for key, text in arguments.overrides.items()
         }
+        check_can_be_written("--workdir", folder)
         experiment = _narrowed(experiment, flags)
         runs = part_of(runs_of(experiment), _part(flags.part))
         configs = {run: config_of(experiment, file, run, overrides) for run in runs}
         try:
             run_grid(experiment, _stem(file), preset, configs, folder)
-            print(f"all runs of this call are done; `report {name}` shows them", flush=True)
+            shown = f"{python()} -m xlstm_jax.experiments report {shlex.quote(name)}"
+            given = [
+                f"--{key}={shlex.quote(flags[key].value)}" for key in OF_REPORTS if flags[key].value
+            ]
+            print(
+                "all runs of this call are done; next:", f"  {' '.join([shown, *given])}", sep="\n"
+            )
         finally:
             end_of_output()
 

@@ -1,6 +1,7 @@
 """From rows to numbers: the best learning rate by held-out data, and its runs' test results."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -126,4 +127,5 @@ def _curve(experiment: Experiment, runs: Sequence[Sequence[Row]]) -> dict[str, f
             shown = row["set"] == FINAL or row["metric"] == experiment.metric
             if shown and name.startswith(beginning):
                 points[name.removeprefix(beginning)].append(row["value"])
-    return {name: float(np.mean(values)) for name, values in points.items()}
+    names = sorted(points, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+    return {name: float(np.mean(points[name])) for name in names}

@@ -55,7 +55,8 @@ def curves(experiment: Experiment, found: Found) -> Figure:
 def _heat_map(experiment: Experiment, found: Found) -> Figure:
     """Models by cells, mean ± spread in each; the colour goes from 0 to 1."""
     cells, models = _axes_of(experiment, found)
-    figure = Figure(figsize=(2 + 1.3 * len(cells), 1.6 + 0.5 * len(models)), layout="constrained")
+    size = (max(7, 2 + 1.3 * len(cells)), 1.6 + 0.5 * len(models))
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     values = np.full((len(models), len(cells)), np.nan)
     for (cell, model, _), result in found.items():
@@ -77,7 +78,7 @@ def _heat_map(experiment: Experiment, found: Found) -> Figure:
     )
     axes.set_yticks(range(len(models)), [experiment.models[model] for model in models])
     figure.colorbar(image, label=experiment.metric.replace("_", " "))
-    axes.set_title(_title(experiment))
+    figure.suptitle(_title(experiment), fontsize=10, wrap=True)
     return figure
 
 
@@ -97,7 +98,7 @@ def _bars(experiment: Experiment, found: Found) -> Figure:
             range(len(models)), [experiment.models[m] for m in models], rotation=30, ha="right"
         )
         _dress(panel, cell, "", experiment.metric.replace("_", " "))
-    figure.suptitle(_title(experiment))
+    figure.suptitle(_title(experiment), fontsize=10, wrap=True)
     return figure
 
 
@@ -120,7 +121,7 @@ def _over_dims(experiment: Experiment, found: Found) -> Figure:
                 )  # fmt: skip
                 panel.set_xscale("log", base=2)
         _dress(panel, cell, "model.dim", experiment.metric.replace("_", " "))
-    figure.suptitle(_title(experiment))
+    figure.suptitle(_title(experiment), fontsize=10, wrap=True)
     return figure
 
 
@@ -135,7 +136,7 @@ def _axes_of(experiment: Experiment, found: Found) -> tuple[list[str], list[str]
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(count, 4)
     rows = -(-count // columns)
-    figure = Figure(figsize=(4 * columns, 3.2 * rows), layout="constrained")
+    figure = Figure(figsize=(max(6, 4 * columns), 3.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel in panels[count:]:
         panel.set_axis_off()

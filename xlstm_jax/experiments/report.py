@@ -14,6 +14,7 @@ from xlstm_jax.experiments.choosing import Key, Result, guesses_of, results_of
 from xlstm_jax.experiments.grid import Experiment, Run, runs_of
 
 MARKDOWN, ALL_ROWS = "report.md", "results.jsonl"
+DIGITS = 4  # of results, behind the point
 REDUCED = "Reduced scale: steps, models or data are smaller than the paper's."
 
 
@@ -62,12 +63,12 @@ def markdown(
             if any(own):
                 name = label if len(dims) == 1 else f"{label}, dim {dim}"
                 lines.append([name, *map(shown, own)])
-        if label in experiment.paper:
-            values = [experiment.paper[label].get(cell) for cell in cells]
+        values = [experiment.paper.get(label, {}).get(cell) for cell in cells]
+        if any(value is not None for value in values):
             lines.append([f"paper: {label}", *("" if v is None else f"*{v:.2f}*" for v in values)])
     for guess, values in guesses.items():
         lines.append(
-            [f"guess: {guess}", *(f"{values[c]:.3f}" if c in values else "" for c in cells)]
+            [f"guess: {guess}", *(f"{values[c]:.{DIGITS}f}" if c in values else "" for c in cells)]
         )
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
@@ -113,9 +114,8 @@ def shown(result: Result | None) -> str:
         return ""
     if math.isnan(result.mean):
         return "diverged"
-    digits = 3 if abs(result.mean) >= 0.1 or result.mean == 0 else 4
-    spread = "" if result.spread is None else f" ± {result.spread:.{digits}f}"
-    return f"{result.mean:.{digits}f}{spread}"
+    spread = "" if result.spread is None else f" ± {result.spread:.{DIGITS}f}"
+    return f"{result.mean:.{DIGITS}f}{spread}"
 
 
 def _number(value: float) -> float | None:

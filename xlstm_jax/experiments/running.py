@@ -13,11 +13,11 @@ from xlstm_jax.config import Config, load, task_of
 from xlstm_jax.errors import Diverged, UserError
 from xlstm_jax.experiments import rows as results
 from xlstm_jax.experiments.grid import Experiment, Run
-from xlstm_jax.interop.opening import open_checkpoint
+from xlstm_jax.interop.opening import Opened, open_checkpoint
 from xlstm_jax.parallel import make_mesh, replicated
 from xlstm_jax.runs.folder import find_run
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
-from xlstm_jax.tasks.task import HeldOut, Task
+from xlstm_jax.tasks.task import Task
 from xlstm_jax.training.console import duration, say
 from xlstm_jax.training.loop import train
 
@@ -120,28 +120,34 @@ def _rows(
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "seconds": round(seconds, 1),
     }
-    task, found = task_of(config), []
+    task = task_of(config)
     if diverged:
         head |= {"parameters": None, "steps": _latest_step(folder)}
-        found.append(
-            {**head, "set": results.DIVERGED, "metric": "loss", "value": float("nan"), "n": 0}
-        )
+        nothing = {"set": results.DIVERGED, "metric": "loss", "value": float("nan"), "n": 0}
+        found = [{**head, **nothing}]
     else:
         opened = open_checkpoint(str(folder), sharding=replicated(mesh))
         head |= {"parameters": count_parameters(opened.params), "steps": opened.step}
-        eval_step = make_eval_step(task, opened.model)
-        with jax.set_mesh(mesh):
-            for set_name, held_out in _sets(task):
-                totals = evaluate(eval_step, opened.params, held_out, config.eval.batch_size, mesh)
-                for metric, value in task.summary(totals).items():
-                    count = totals.get(metric, totals["loss"])[1]
-                    row = {"set": set_name, "metric": metric, "value": value, "n": int(count)}
-                    found.append({**head, **row})
+        found = [{**head, **row} for row in _measured(task, opened, config.eval.batch_size, mesh)]
     for guess, summary in task.guesses().items():
         for metric, value in summary.items():
             row = {"set": f"{results.GUESS}{guess}", "metric": metric, "value": value, "n": 0}
             found.append({**head, **row})
     return found
+
+
+def _measured(
+    task: Task, opened: Opened, rows: int, mesh: jax.sharding.Mesh
+) -> Iterator[dict[str, Any]]:
+    """Each number of each held-out and test set, with the weight of its mean."""
+    eval_step = make_eval_step(task, opened.model)
+    sets = {**task.held_out(), **task.test_sets()}
+    for name, held_out in sets.items():
+        with jax.set_mesh(mesh):
+            totals = evaluate(eval_step, opened.params, held_out, rows, mesh)
+        for metric, value in task.summary(totals).items():
+            count = totals.get(metric, totals["loss"])[1]
+            yield {"set": name, "metric": metric, "value": value, "n": int(count)}
 
 
 def _train(experiment: Experiment, config: Config, folder: pathlib.Path) -> None:
@@ -168,11 +174,6 @@ def _latest_step(folder: pathlib.Path) -> int:
     """Of the newest checkpoint; 0 without one."""
     names = (path.name for path in find_run(folder).checkpoints.glob("*"))
     return max((int(name) for name in names if name.isdecimal()), default=0)
-
-
-def _sets(task: Task) -> Iterator[tuple[str, HeldOut]]:
-    yield from task.held_out().items()
-    yield from task.test_sets().items()
 
 
 def _shown(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> str:
