@@ -185,7 +185,11 @@ def test_the_spread_is_over_seeds():
     accuracy = EXPERIMENT._replace(spread="interval", metric="accuracy")
     one = [row(RUN, "test", "accuracy", 0.8), *rows_of(RUN, 1.0, 0.1, 0.8)]
     found = choosing.results_of(accuracy, one)["parity", "small", 8]
-    assert found.spread == pytest.approx(2.576 * math.sqrt(0.8 * 0.2 / 100))
+    # Wilson's interval of 80 of 100: its ends are where the share is 2.576 deviations away
+    z = 2.576
+    middle = (0.8 + z**2 / 200) / (1 + z**2 / 100)
+    for end in (middle - found.spread, middle + found.spread):
+        assert abs(0.8 - end) == pytest.approx(z * math.sqrt(end * (1 - end) / 100))
 
 
 def test_a_report_has_the_papers_number_and_guesses_beside_ours(tmp_path):

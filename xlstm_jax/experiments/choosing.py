@@ -112,8 +112,16 @@ def _spread(
         count = next(
             r["n"] for r in runs[0] if r["set"] == FINAL and r["metric"] == experiment.metric
         )
-        return Z_995 * math.sqrt(values[0] * (1 - values[0]) / count)
+        return _wilson(values[0], count)
     return None
+
+
+def _wilson(share: float, count: int) -> float:
+    """Half of Wilson's 99 % interval of a share that was counted so often; also at 0 and 1 it has a
+    width.
+    """
+    z, n = Z_995, count
+    return z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
 
 
 def _curve(experiment: Experiment, runs: Sequence[Sequence[Row]]) -> dict[str, float]:
