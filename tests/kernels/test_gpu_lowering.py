@@ -16,6 +16,7 @@ from pallas_kernels import MLSTMState, SLSTMState, mlstm, slstm
 from pallas_kernels.testing.specs import MODELS
 
 GPUS = {"A100": "NVIDIA A100-SXM4-80GB", "H100": "NVIDIA H100 80GB HBM3", "H200": "NVIDIA H200"}
+MLSTM_HEADS = MODELS | {"narrow": (16, 128, 256)}
 SLSTM_HEADS = {
     "125m": (4, 192),
     "350m": (4, 256),
@@ -59,7 +60,7 @@ def mlstm_step(gpu, model, backend, dtype="bfloat16"):
     """A paper's model's head dims, documents, an initial state: h and the last state, and the
     gradients of all inputs.
     """
-    heads, K, V = MODELS[model]
+    heads, K, V = MLSTM_HEADS[model]
     B, T = 2, 2048
     tokens = (
         [((B, T, heads, K), dtype)] * 2
@@ -83,13 +84,19 @@ def mlstm_step(gpu, model, backend, dtype="bfloat16"):
     [
         case("A100", "125m", quick=True),
         *(case("A100", model) for model in ("1.3b", "7b")),
-        case("H100", "760m"),
-        *(case("H200", model) for model in ("350m", "7b")),
+        case("H200", "narrow"),
     ],
 )
 def test_triton_kernels_of_the_mlstm(gpu, model):
     found = triton_kernels(mlstm_step(gpu, model, "pallas_triton"))
     assert found == {"mlstm_walk": 3, "mlstm_outputs": 1, "mlstm_keys": 1, "mlstm_values": 1}
+
+
+@pytest.mark.parametrize("model", ("125m", "7b"))
+def test_triton_kernels_refuse_wide_heads_on_hopper(model):
+    """They gave other results at each call there."""
+    with pytest.raises(NotImplementedError, match='not reliable on a NVIDIA H200; "pallas_gpu"'):
+        mlstm_step("H200", model, "pallas_triton")
 
 
 @pytest.mark.parametrize("dtype", ["float16", pytest.param("float32", marks=pytest.mark.slow)])
