@@ -20,17 +20,22 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("Mamba", {"blocks": "mamba", "norm": "rms"}),
     "rwkv4": (
         "RWKV-4",
-        {"blocks": "rwkv4+rwkv4_channel_mix", "norm_bias": True, "embedding_norm": True},
+        {"blocks": "rwkv4+rwkv4_channel", "norm_bias": True, "embedding_norm": True},
     ),
     "rwkv5": (
         "RWKV-5",
-        {"blocks": "rwkv5+rwkv4_channel_mix", "norm_bias": True, "embedding_norm": True},
+        {"blocks": "rwkv5+rwkv4_channel", "norm_bias": True, "embedding_norm": True},
     ),
     "rwkv6": (
         "RWKV-6",
-        {"blocks": "rwkv6+rwkv6_channel_mix", "norm_bias": True, "embedding_norm": True},
+        {
+            "blocks": "rwkv6+rwkv4_channel",
+            "norm_bias": True,
+            "embedding_norm": True,
+            "rwkv4_channel.factor": 3.5,
+        },
     ),
-    "retention": ("Retention", {"blocks": "retnet+mlp", "norm": "rms"}),
+    "retention": ("Retention", {"blocks": "retnet+mlp", "norm": "rms", "mlp.activation": "silu"}),
     "hyena": ("Hyena", {"blocks": "hyena+mlp"}),
     "h3": ("H3", {"blocks": "h3+mlp"}),
     # layers one after another, without residual connections and norms
