@@ -1,5 +1,5 @@
 """The models that the paper compares on its small tasks (2405.04517, section 4.1, appendix B.1),
-for their config files: two blocks each, by the names that variants have.
+for their config files, by the names that variants have.
 """
 
 import re
@@ -96,10 +96,11 @@ def set_model(
     name: str,
     *,
     dim: int,
+    num_blocks: int = 2,
     num_heads: int = 1,
     slstm: Mapping[str, Any] | None = None,
 ) -> None:
-    """Makes the config's model one of the table's, with two blocks.
+    """Makes the config's model one of the table's.
 
     Args:
         num_heads: of every mixer that has heads.
@@ -118,7 +119,7 @@ def set_model(
         section = config.model[mixer]
         if "num_heads" in section:
             section.num_heads = num_heads
-    config.model.num_blocks = 2
+    config.model.num_blocks = num_blocks
     config.model.dim = dim
     for key, value in keys.items():
         *section, last = key.split(".")

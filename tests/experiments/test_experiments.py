@@ -237,7 +237,7 @@ def test_damaged_rows_are_named(tmp_path):
         results.read(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["formal", "mqar", "nns"])
+@pytest.mark.parametrize("name", ["formal", "mqar", "nns", "lra"])
 @pytest.mark.parametrize("preset", ["small", "paper"])
 def test_the_projects_own_experiments_have_variants_for_all_their_runs(name, preset):
     experiment = config_files.experiment(f"configs/{name}.py", preset)

@@ -2,6 +2,7 @@
 
 language_modelling  the next token of a text
 formal              questions about sequences of formal languages
+listops             the value of nested lists, of the Long Range Arena
 mqar                multi-query associative recall
 nearest_neighbour   the value of the most similar vector so far
 """
@@ -16,7 +17,7 @@ from xlstm_jax.data.config import DataConfig
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import ModelConfig
 from xlstm_jax.settings import setting
-from xlstm_jax.tasks import formal, language_modelling, mqar, nearest_neighbour
+from xlstm_jax.tasks import formal, language_modelling, listops, mqar, nearest_neighbour
 from xlstm_jax.tasks.config import EvalConfig
 from xlstm_jax.tasks.task import Task
 
@@ -81,6 +82,7 @@ register(
     ),
 )
 register("formal", TaskKind(formal.FormalConfig, formal.Formal))
+register("listops", TaskKind(listops.ListOpsConfig, listops.ListOps))
 register("mqar", TaskKind(mqar.MQARConfig, mqar.MQAR))
 register(
     "nearest_neighbour",

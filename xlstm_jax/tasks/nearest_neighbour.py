@@ -8,7 +8,6 @@ so far. Vectors have two components and length 1, their angles are uniform, valu
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,10 +19,11 @@ import numpy as np
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import SequenceModel
 from xlstm_jax.settings import setting
+from xlstm_jax.tasks.epochs import sample_of
 from xlstm_jax.tasks.task import HeldOut, Sums, Task
 from xlstm_jax.typing import Array, Float, Int
 
-SPLITS = {"train": 0, "validation": 1, "test": 2, "order": 3}
+SPLITS = {"train": 0, "validation": 1, "test": 2}
 UNCOUNTED = -1
 BY_REVISIONS = "error_after_"  # mean squared errors where the answer has changed so often
 MOST_REVISIONS = 6  # counted one by one; more are counted together
@@ -91,10 +91,8 @@ class NearestNeighbour(Task):
 
     def batch(self, seed: int, step: int, rows: Sequence[int]) -> Search:
         """The training samples in an order of its own in each epoch."""
-        count, numbers = self.settings.train_samples, []
-        for row in rows:
-            epoch, place = divmod(step * self.data.batch_size + row, count)
-            numbers.append(int(_order(seed, epoch, count)[place]))
+        count, first = self.settings.train_samples, step * self.data.batch_size
+        numbers = [sample_of(seed, first + row, count) for row in rows]
         return self._samples("train", seed, numbers)
 
     def held_out(self) -> Mapping[str, HeldOut]:
@@ -207,9 +205,3 @@ class NearestNeighbour(Task):
             first = 1 if self.settings.asked == "every" else length - 1
             batch.revisions[row, first:length] = revisions[first - 1 :]
         return batch
-
-
-@functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> Int[np.ndarray, " N"]:
-    """The numbers of the training samples as an epoch reads them."""
-    return np.random.default_rng([SPLITS["order"], seed, epoch]).permutation(count)
