@@ -139,7 +139,7 @@ def get_experiment(preset: str) -> Experiment:
         variant=f"{{cell}}-{{model}}-{preset}",
         cells=cells,
         models={name: small_models.LABELS[name] for name in names},
-        dims=(64,),
+        dims=dict.fromkeys(cells, (64,)),
         learning_rates=dict.fromkeys(cells, rates),
         last_rate=1e-5,
         seeds=1 if small else 2,

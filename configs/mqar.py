@@ -106,6 +106,7 @@ OF_PAPER = (
     "xlstm_1_1",
 )
 SMALL_MODELS = ("llama", "mamba", "rwkv4", "lstm", "xlstm_0_1", "xlstm_1_0", "xlstm_1_1")
+DIMS = (32, 64, 128, 256, 512), (64, 128, 256, 512)  # of experiment 1, of experiment 2
 RATES, LONG_RATES = (1e-2, 2.15e-3, 4.6e-4, 1e-4), (1e-3, 2.2e-4, 5e-5, 1e-5)
 
 
@@ -123,7 +124,7 @@ def get_experiment(preset: str) -> Experiment:
         variant=f"{{cell}}-{{model}}-{preset}",
         cells=cells,
         models={name: small_models.LABELS[name] for name in names},
-        dims=(64,) if small else (64, 128, 256, 512),
+        dims={cell: (64,) if small else DIMS[NAMES[cell][0] > 256] for cell in cells},
         learning_rates=dict.fromkeys(cells, (1e-2, 2.15e-3)) if small else rates,
         last_rate=LAST_RATE,
         seeds=1,

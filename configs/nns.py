@@ -63,7 +63,7 @@ def get_experiment(preset: str) -> Experiment:
         variant=f"{{model}}-{preset}",
         cells=("search",),
         models={name: small_models.LABELS[name] for name in names},
-        dims=(PRESETS[preset][1],),
+        dims={"search": (PRESETS[preset][1],)},
         learning_rates={"search": (1e-2, 1e-3) if small else (1e-1, 1e-2, 1e-3, 1e-4)},
         last_rate=LAST_RATE,
         seeds=3 if small else 5,

@@ -35,7 +35,7 @@ def get_experiment(preset):
         variant="{cell}-{model}",
         cells=cells,
         models={"small": "Small", "large": "Large", "lost": "Lost"},
-        dims=(8,),
+        dims=dict.fromkeys(cells, (8,)),
         learning_rates=dict.fromkeys(cells, (0.1, 0.01)),
         last_rate=1e-3,
         seeds=2,

@@ -15,8 +15,8 @@ class Experiment(NamedTuple):
         variant: of the config file, with the places {cell} and {model}.
         cells: what is learned: languages, sizes of a problem; columns of the report.
         models: the names of models in variants, and how the paper calls them.
-        dims: model.dim of the runs.
-        learning_rates: that every model is trained with; the best one is shown.
+        dims: by cell, model.dim of the runs.
+        learning_rates: by cell, those that every model is trained with; the best one is shown.
         last_rate: at the end of each schedule, whatever its peak.
         seeds: runs of each learning rate, train.seed 0, 1, ...
         metric: what is shown, a number of the test sets' summary.
@@ -40,8 +40,8 @@ class Experiment(NamedTuple):
     variant: str
     cells: tuple[str, ...]
     models: Mapping[str, str]
-    dims: tuple[int, ...]
-    learning_rates: Mapping[str, tuple[float, ...]]  # by cell
+    dims: Mapping[str, tuple[int, ...]]
+    learning_rates: Mapping[str, tuple[float, ...]]
     last_rate: float
     seeds: int
     metric: str
@@ -78,10 +78,9 @@ def runs_of(experiment: Experiment) -> list[Run]:
     """All runs; those of one cell and model stand together, so that parts of the grid are whole."""
     return [
         Run(cell, model, dim, rate, seed)
-        for cell, model, dim in itertools.product(
-            experiment.cells, experiment.models, experiment.dims
-        )
+        for cell, model in itertools.product(experiment.cells, experiment.models)
         if model not in experiment.absent
+        for dim in experiment.dims[cell]
         for rate in experiment.learning_rates[cell]
         for seed in range(experiment.seeds)
     ]
@@ -118,7 +117,7 @@ def narrowed(
     return experiment._replace(
         cells=kept,
         models={name: experiment.models[name] for name in models or experiment.models},
-        dims=tuple(dims or experiment.dims),
+        dims={cell: tuple(dims or own) for cell, own in experiment.dims.items()},
         learning_rates=rates,
         seeds=seeds or experiment.seeds,
     )

@@ -55,14 +55,15 @@ def markdown(
 ) -> str:
     """The report as text: a row for each model, below it the paper's where there is one."""
     cells = [c for c in experiment.cells if any(key[0] == c for key in found)]
-    dims = sorted({key[2] for key in found})
+    dims = {cell: sorted({key[2] for key in found if key[0] == cell}) for cell in cells}
+    single = all(len(of_cell) == 1 for of_cell in dims.values())
     lines: list[list[str]] = [["", *cells], ["---"] * (1 + len(cells))]
     for model, label in experiment.models.items():
-        for dim in dims:
-            own = [found.get((cell, model, dim)) for cell in cells]
+        # one row for a model, or one for each of its dimensions
+        for dim in (None,) if single else sorted(set().union(*dims.values())):
+            own = [found.get((cell, model, dims[cell][0] if single else dim)) for cell in cells]
             if any(own):
-                name = label if len(dims) == 1 else f"{label}, dim {dim}"
-                lines.append([name, *map(shown, own)])
+                lines.append([label if single else f"{label}, dim {dim}", *map(shown, own)])
         values = [experiment.paper.get(label, {}).get(cell) for cell in cells]
         if any(value is not None for value in values):
             lines.append([f"paper: {label}", *("" if v is None else f"*{v:.2f}*" for v in values)])
