@@ -45,10 +45,12 @@ def recipes() -> dict[str, list[Piece]]:
 
 
 def beside_its_like(line: str, text: str) -> str:
-    """The text with a line more: behind the last one that begins with the same word."""
+    """The text with a line more: behind the last statement that begins with the same word."""
     start = re.match(r"\w+\W", line)[0]
     lines = text.splitlines()
     last = max(number for number, other in enumerate(lines) if other.startswith(start))
+    if lines[last].endswith("("):  # an import of many names
+        last = lines.index(")", last)
     return "\n".join([*lines[: last + 1], line, *lines[last + 1 :]]) + "\n"
 
 
