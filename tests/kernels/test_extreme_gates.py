@@ -112,13 +112,34 @@ def loss_of(values, weights, m_judge):
     return sum(jnp.sum(x * w) for x, w in zip([h, *states], weights, strict=True)), [h, *states]
 
 
-def differentiated(run, inputs, weights, m_judge):
-    def loss(inputs):
-        return loss_of(run(inputs), weights, m_judge)
+def run_mlstm(inputs, form, input_gate):
+    state = MLSTMState(inputs["C0"], inputs["n0"], inputs["m0"])
+    tokens = [inputs[name] for name in ("q", "k", "v", "i", "f")]
+    h, state = mlstm(*tokens, state, input_gate=input_gate, eps=0.0, **FORMS[form])
+    return h, *state
+
+
+def run_slstm(inputs, form, input_gate):
+    state = SLSTMState(*(inputs[name] for name in ("c0", "n0", "h0", "m0")))
+    h, state = slstm(inputs["x"], inputs["R"], inputs["bias"], state, backend=form)
+    return h, state.c, state.n, state.h, state.m
+
+
+@functools.cache
+def differentiated(run, form, input_gate):
+    """(inputs, weights, the judge's m) -> (values, gradients), compiled once for all gates."""
+
+    def loss(inputs, weights, m_judge):
+        return loss_of(run(inputs, form, input_gate), weights, m_judge)
 
     compiled = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK_COMPILE)
-    (_, values), gradients = compiled(inputs)
-    return direct.to_numpy(values), direct.to_numpy(gradients)
+
+    def call(*arguments):
+        with interpreted(True):
+            (_, values), gradients = compiled(*arguments)
+        return direct.to_numpy(values), direct.to_numpy(gradients)
+
+    return call
 
 
 @functools.cache
@@ -161,15 +182,8 @@ def check_mlstm(gates, form, input_gate="exponential", tolerance=TOLERANCE):
     if input_gate == "sigmoid":
         weights[2] *= 0
     values, gradients, m = expected("mlstm", inputs, weights, input_gate)
-
-    def run(inputs):
-        state = MLSTMState(inputs["C0"], inputs["n0"], inputs["m0"])
-        tokens = [inputs[name] for name in ("q", "k", "v", "i", "f")]
-        h, state = mlstm(*tokens, state, input_gate=input_gate, eps=0.0, **FORMS[form])
-        return h, *state
-
-    with interpreted(True):
-        got, got_gradients = differentiated(run, inputs, weights, m.astype(np.float32))
+    call = differentiated(run_mlstm, form, input_gate)
+    got, got_gradients = call(inputs, weights, m.astype(np.float32))
     assert_same(got, values, ("h", "C", "n"), tolerance)
     sizes = {"f": np.abs(gradients["i"]).max()}  # df is a difference of sums of di's size
     if input_gate == "sigmoid":
@@ -211,6 +225,7 @@ def test_sigmoid_input_gate_in_kernels():
 @pytest.mark.parametrize("cell", ("mlstm", "slstm"))
 def test_one_token_at_a_time(cell):
     """Steps equal the judge, too."""
+    step = jax.jit({"mlstm": functools.partial(mlstm, eps=0.0), "slstm": slstm}[cell])
     for gates in ("f of -1e4", "all gates -100", "all i -inf", "f of -inf", "any"):
         inputs = mlstm_inputs(gates) if cell == "mlstm" else slstm_inputs(gates)
         with jax.enable_x64(True):
@@ -224,9 +239,9 @@ def test_one_token_at_a_time(cell):
         for t in range(TIME):
             if cell == "mlstm":
                 token = [inputs[name][:, t : t + 1] for name in ("q", "k", "v", "i", "f")]
-                h, state = mlstm(*token, state, eps=0.0)
             else:
-                h, state = slstm(inputs["x"][:, t : t + 1], inputs["R"], inputs["bias"], state)
+                token = [inputs["x"][:, t : t + 1], inputs["R"], inputs["bias"]]
+            h, state = step(*token, state)
             outputs.append(np.asarray(h, np.float64))
         assert_same([np.concatenate(outputs, axis=1)], [wanted], ["h"], TOLERANCE)
 
@@ -256,14 +271,8 @@ def check_slstm(gates, backend, tolerance=TOLERANCE):
     shapes = [(B, TIME, H, V), *[(B, H, V)] * 3]
     weights = [r.normal(size=shape).astype(np.float32) for shape in shapes]
     values, gradients, m = expected("slstm", inputs, weights)
-
-    def run(inputs):
-        state = SLSTMState(*(inputs[name] for name in ("c0", "n0", "h0", "m0")))
-        h, state = slstm(inputs["x"], inputs["R"], inputs["bias"], state, backend=backend)
-        return h, state.c, state.n, state.h, state.m
-
-    with interpreted(True):
-        got, got_gradients = differentiated(run, inputs, weights, m.astype(np.float32))
+    call = differentiated(run_slstm, backend, "exponential")
+    got, got_gradients = call(inputs, weights, m.astype(np.float32))
     assert_same(got, values, ("h", "c", "n", "last h"), tolerance)
     names = sorted(got_gradients)
     flat = [[g[name] for name in names] for g in (got_gradients, gradients)]
