@@ -8,6 +8,7 @@ figure 2, right), twelve blocks of a mixer and a feed-forward layer that differ 
 
 Expected: figure 2 has no numbers; the LSTM is worst on rare tokens, the xLSTM is not (paper, in
 words).
+
 Tokens: 50k steps x 256 x 512 = 6.55B, some 50 epochs; of the GPT-2 tokenizer, as in the rest of the
 paper (which does not say so here). Checkpoints are kept by their held-out loss, the paper's
 criterion; what figure 2 shows is of the test split:
