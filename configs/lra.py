@@ -118,6 +118,7 @@ def get_experiment(preset: str) -> Experiment:
         chosen_by=("validation", "accuracy"),
         figure="bars",
         spread="interval",
+        ranked=True,
         paper=PAPER,
         absent={name: why for name, why in small_models.absent().items() if name in names},
         reduced=small,
