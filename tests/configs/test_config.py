@@ -34,6 +34,8 @@ FILES = {
     "xlstm_7b.py": [""],
     "gpt3.py": ["", ":350m-15b"],
     "ablations.py": ["", ":lstm", ":xlstm_0_1", ":gates-none_inf", ":memory-post_up"],
+    "h3.py": ["", ":350m-15b"],
+    "hyena.py": ["", ":350m-15b"],
     "formal.py": ["", *(f":parity-{name}" for name in ("xlstm_1_1", "xlstm_0_1", "llama"))],
     "gla.py": ["", ":350m-15b"],
     "hgrn.py": ["", ":350m-15b"],
