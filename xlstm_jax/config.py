@@ -8,6 +8,7 @@ can be overridden on the command line.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -149,7 +150,16 @@ class Config:
 
     def to_json(self) -> str:
         """The resolved configuration as JSON, the text of a run's `config.json`."""
-        return json.dumps(self.values(), indent=2, allow_nan=False) + "\n"
+        return json.dumps(_finite(self.values()), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """Nested values in which an infinite number is the text "inf" or "-inf", as JSON has none."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 SECTIONS = {field.name: field.default_factory for field in dataclasses.fields(Config)}

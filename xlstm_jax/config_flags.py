@@ -121,7 +121,8 @@ def _value(kind: type, text: str) -> Any:
     if kind is bool:
         return TRUTH[text.lower()]
     if kind is tuple:
-        value = ast.literal_eval(text)
+        # a number beyond all others is a literal of Python's, the word inf is none
+        value = ast.literal_eval(re.sub(r"\binf\b", "1e999", text))
         return tuple(value) if isinstance(value, list | tuple) else (value,)
     return kind(text)
 

@@ -208,6 +208,8 @@ def typed(key: str, value: Any, hint: Any) -> Any:
             h for h in (hint, *typing.get_args(hint)) if typing.get_origin(h) is tuple
         )
         member = typing.get_args(tuple_hint)[0]
+        if member is float:  # as config.json has it
+            value = tuple(float(item) if item in ("inf", "-inf") else item for item in value)
         fits = (int, float) if member is float else (member,)
         if any(type(item) not in fits for item in value):
             raise UserError(

@@ -38,6 +38,41 @@ def test_matrix_products_of_each_mixer():
     assert flops_of(large, "mlstm_7b") == dense + cell_flops(4, 512, 1024)
 
 
+def test_matrix_products_of_recurrences_per_channel():
+    """The same; the recurrence itself has a few FLOPs for each number that it remembers."""
+    dim, inner, state, rank = 64, 128, 16, 4
+    products = 2 * (dim * 2 * inner + inner * (rank + 2 * state) + rank * inner + inner * dim)
+    mamba = products + 2 * 4 * inner + inner * (7 * state + 3)
+    assert flops_of(ModelConfig(dim=dim, num_blocks=1, blocks="mamba"), "mamba") == mamba
+    rwkv4 = ModelConfig(dim=dim, num_blocks=1, blocks="rwkv4+rwkv4_channel")
+    assert flops_of(rwkv4, "rwkv4") == 2 * 4 * dim**2 + 34 * dim
+    assert flops_of(rwkv4, "rwkv4_channel") == 2 * 9 * dim**2 + 8 * dim + 2 * 4 * dim
+    hgrn = ModelConfig(dim=dim, num_blocks=1, blocks="hgrn")
+    assert flops_of(hgrn, "hgrn") == 2 * 4 * dim**2 + 9 * dim
+
+
+def test_matrix_products_of_matrix_states():
+    """Projections, and per head, in chunks of 64 tokens: half a square of q k and a square of
+    weights times v; reading the state and writing to it; its decay, once per chunk.
+    """
+
+    def of(name: str, **settings) -> float:
+        config = ModelConfig(dim=64, num_blocks=1, blocks=name, mixers={name: settings})
+        return flops_of(config, name)
+
+    def memory(heads: int, k: int, v: int) -> float:
+        return heads * (64 * k + 2 * 64 * v + 4 * k * v + k * v / 64)
+
+    square = 2 * 64 * 64
+    assert of("gla", num_heads=4) == 4 * square + 2 * 16 * (64 + 32) + memory(4, 8, 16)
+    assert of("retnet", num_heads=4) == 8 * square + memory(4, 16, 32)
+    assert of("hgrn2", head_dim=16) == 4 * square + memory(4, 16, 16)
+    rwkv5 = 5 * square + memory(4, 16, 16) + (5 + 3 * 4) * 64
+    assert of("rwkv5", head_dim=16) == rwkv5
+    low_rank = 2 * 2 * 64 * (5 * 32 + 64)
+    assert of("rwkv6", head_dim=16) == rwkv5 + 3 * 2 * 64 + low_rank
+
+
 def test_training_is_three_times_forward_with_the_vocabulary_and_without_the_embedding():
     config = ModelConfig(dim=64, num_blocks=3, blocks="2*mlstm,slstm+mlp", vocab_size=100)
     blocks = sum(flops_of(config, name) for name in ("mlstm", "mlstm", "slstm", "mlp"))

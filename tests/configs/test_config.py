@@ -33,6 +33,18 @@ FILES = {
     "base.py": [""],
     "xlstm_7b.py": [""],
     "gpt3.py": ["", ":350m-15b"],
+    "ablations.py": ["", ":lstm", ":xlstm_0_1", ":gates-none_inf", ":memory-post_up"],
+    "h3.py": ["", ":350m-15b"],
+    "hyena.py": ["", ":350m-15b"],
+    "gla.py": ["", ":350m-15b"],
+    "hgrn.py": ["", ":350m-15b"],
+    "mamba.py": ["", ":2.7b-15b", ":1.3b-300b"],
+    "rwkv4.py": ["", ":2.7b-15b", ":1.3b-300b"],
+    "retnet.py": ["", ":350m-15b"],
+    **{
+        f"{name}.py": ["", *(f":{size}-15b" for size in ("125m", "350m", "760m", "1.3b", "2.7b"))]
+        for name in ("rwkv5", "rwkv6", "hgrn2")
+    },
     "formal.py": ["", *(f":parity-{name}" for name in ("xlstm_1_1", "xlstm_0_1", "llama"))]
     + [":majority-xlstm_1_0-paper", ":set-llama-repository"],
     "mqar.py": ["", ":256x16-llama", ":2048x256-xlstm_1_0-paper"],

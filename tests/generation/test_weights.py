@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.generation.conftest import FAMILIES, VOCABULARY, build, initial_params
+from tests.models.conftest import SETTINGS
 from xlstm_jax.generation import GREEDY, decode, session
 from xlstm_jax.generation.decoding import row_keys
 from xlstm_jax.generation.weights import cast_weights, is_cast
@@ -37,7 +38,12 @@ def test_cast_weights_change_no_bit(model_and_params):
 def test_what_a_mixer_names_may_be_cast(mixer):
     """Of every mixer in the table, also where a block has it twice."""
     config = ModelConfig(
-        vocab_size=VOCABULARY, dim=64, num_blocks=1, blocks=f"{mixer}+{mixer}", dtype="bfloat16"
+        vocab_size=VOCABULARY,
+        dim=64,
+        num_blocks=1,
+        blocks=f"{mixer}+{mixer}",
+        dtype="bfloat16",
+        mixers={mixer: SETTINGS.get(mixer, {})},
     )
     _, params = build(config)
     paths = jax.tree_util.tree_leaves_with_path(params["backbone"])

@@ -80,7 +80,7 @@ def random_run(path: pathlib.Path, model: ModelConfig) -> str:
             "scale": 1 + 0.3 * noise,
             "bias": 0.2 * noise,
         }
-        return values[path[-1].key].astype(np.float32)
+        return values.get(path[-1].key, 0.5 + 0.3 * noise).astype(np.float32)
 
     shapes = language_model_params(build_model(model))
     params = jax.tree_util.tree_map_with_path(random, shapes)

@@ -77,6 +77,14 @@ CONFIGS = {
 }
 
 
+# Settings of mixers whose defaults do not fit a model of dim 64.
+SETTINGS: dict[str, dict] = {
+    "hgrn2": {"head_dim": 16},
+    "hyena": {"filter_hidden": 16},
+    "rwkv5": {"head_dim": 16},
+    "rwkv6": {"head_dim": 16},
+}
+
 QUICK = ("paper", "7b", "llama")  # what the others change is between them
 
 

@@ -1,7 +1,7 @@
 """Attention as a mixer: the sum written out in NumPy, its cache, positions, types, meshes.
 
-That pieces equal the whole, packed documents separate ones and padding nothing is tested for all
-mixers at once (test_states.py, test_documents.py), the op itself in tests/kernels.
+What every mixer keeps is tested for all of them at once (test_registry.py), the op itself in
+tests/kernels.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from xlstm_jax.models import Backbone, ModelConfig, build_model
 from xlstm_jax.models.config import check_model
 from xlstm_jax.models.mixer import Depth, Parts
 from xlstm_jax.models.mixers.attention import MIXER, AttentionConfig
-from xlstm_jax.parallel import make_mesh, parameter_shardings
+from xlstm_jax.parallel import make_mesh
 
 LLAMA, GPT = CONFIGS["llama"], CONFIGS["gpt"]
 TOKENS = np.random.default_rng(2).integers(0, 23, (2, 19)).astype(np.int32)
@@ -163,30 +163,6 @@ def loss_of(config, params, tokens, ids, stacked=False):
 
 
 IDS = np.where(np.arange(19) < 6, 0, np.where(np.arange(19) < 16, 1, -1))[None].repeat(8, 0)
-
-
-@pytest.mark.slow
-@both
-def test_a_mesh_changes_neither_loss_nor_gradients(name, random_variables):
-    """Rows over data and fsdp, heads and hidden channels over tensor; parameters really spread."""
-    config = dataclasses.replace(KINDS[name], num_blocks=1)
-    params = random_variables(config)["params"]
-    tokens = np.random.default_rng(3).integers(0, 23, (8, 19)).astype(np.int32)
-    gradient = jax.value_and_grad(functools.partial(loss_of, config))
-    expected = jax.jit(gradient)(params, tokens, IDS)
-
-    mesh = make_mesh(MeshConfig(2, 2, 2, 1))
-    boxed = jax.eval_shape(build_model(config).init, jax.random.key(0), tokens)
-    spread = parameter_shardings(boxed, mesh)["params"]
-    on_rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
-    with jax.set_mesh(mesh):
-        got = jax.jit(gradient, out_shardings=(None, spread))(
-            jax.device_put(params, spread), *jax.device_put((tokens, IDS), on_rows)
-        )
-    query = got[1]["backbone"]["block_0"]["attention"]["query"]["kernel"]
-    assert query.sharding.spec == jax.P("fsdp", "tensor")
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1))
 
 
 def test_a_mesh_changes_no_step_with_a_cache(random_variables, jitted):

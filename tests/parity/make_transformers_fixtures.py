@@ -1,8 +1,12 @@
-"""Writes tests/interop/fixtures/{llama,gpt2}.npz: config.json and tensors of tiny models of
-transformers, tokens and their logits, so that the formats are checked without PyTorch.
+"""Writes tests/interop/fixtures/{llama,gpt2,mamba,rwkv4}.npz: config.json and tensors of tiny
+models of transformers, tokens and their logits, so that the formats are checked without PyTorch.
 
-    python -m tests.parity.make_transformers_fixtures        (in the environment of `make parity`)
+    python -m tests.parity.make_transformers_fixtures [NAME ...]
+
+In the environment of `make parity`.
 """
+
+import sys
 
 import numpy as np
 import torch
@@ -12,8 +16,8 @@ from tests.interop.transformers_folders import FIXTURES
 from tests.parity.transformers_models import MODELS, transformers_model
 
 
-def main() -> None:
-    for name in MODELS:
+def main(names: list[str]) -> None:
+    for name in names or MODELS:
         model = transformers_model(name)
         tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 40))
         with torch.no_grad():
@@ -29,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

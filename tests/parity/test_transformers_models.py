@@ -1,5 +1,5 @@
-"""Transformers' `LlamaForCausalLM` and `GPT2LMHeadModel`: the same logits from their folders, from
-ours in theirs, and the same tokens.
+"""Transformers' Llama, GPT-2, Mamba and RWKV-4: the same logits from their folders, from ours in
+theirs, and the same tokens.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from tests.parity.transformers_models import MODELS, transformers_model
 from xlstm_jax.data.tokenizer import ByteTokenizer
 from xlstm_jax.generation import GREEDY, Generator
 from xlstm_jax.generation.decoding import generate
-from xlstm_jax.interop import folders, gpt2, llama
+from xlstm_jax.interop import folders, gpt2, llama, mamba, rwkv4
 from xlstm_jax.interop.convert import export_checkpoint, import_checkpoint
 from xlstm_jax.interop.opening import open_checkpoint
 
@@ -34,6 +34,12 @@ CASES = {
     ),
     "tied": ("gpt2", {}),
     "untied": ("gpt2", {"tie_word_embeddings": False}),
+    "mamba, tied": ("mamba", {}),
+    "mamba, untied, biases": ("mamba", {"tie_word_embeddings": False, "use_bias": True}),
+    "mamba's sizes": ("mamba", {"expand": 3, "conv_kernel": 3, "time_step_rank": 7}),
+    "rwkv4": ("rwkv4", {}),
+    "rwkv4, tied": ("rwkv4", {"tie_word_embeddings": True}),
+    "rwkv4's sizes": ("rwkv4", {"num_hidden_layers": 3, "intermediate_size": 40}),
     "hidden size": ("gpt2", {"n_inner": 40, "activation_function": "gelu"}),
 }
 RUNS = {
@@ -41,6 +47,9 @@ RUNS = {
     "tied llama": dataclasses.replace(OURS["llama"], tie_embeddings=True),
     "gpt2": OURS["gpt2"],
     "untied gpt2": dataclasses.replace(OURS["gpt2"], tie_embeddings=False),
+    "mamba": OURS["mamba"],
+    "tied mamba": dataclasses.replace(OURS["mamba"], tie_embeddings=True),
+    "rwkv4": OURS["rwkv4"],
 }
 
 
@@ -98,9 +107,13 @@ def test_ours_loads_in_transformers_and_generates_the_same_tokens(tmp_path, name
         opened.model, {"params": opened.params}, prompts, 20, jax.random.key(0), temperature=0.0
     )
     with torch.no_grad():
-        expected = theirs.generate(
-            torch.from_numpy(prompts), max_new_tokens=20, do_sample=False, eos_token_id=None
-        )
+        # row by row: with several, transformers 5.23's RWKV adds [B D] of the tokens before to
+        # [B 1 D], so that each row sees those of all
+        rows = [
+            theirs.generate(row, max_new_tokens=20, do_sample=False, eos_token_id=None)
+            for row in torch.from_numpy(prompts).split(1)
+        ]
+    expected = torch.cat(rows)
     assert np.asarray(ours).tolist() == expected[:, len(ids) :].tolist()
     assert min(len(set(row)) for row in np.asarray(ours).tolist()) > 3
     generator = Generator(opened.model, opened.params, opened.tokenizer, cache_length=32)
@@ -111,7 +124,8 @@ def test_ours_loads_in_transformers_and_generates_the_same_tokens(tmp_path, name
 
 
 def test_absent_fields_are_read_as_transformers_reads_them():
-    for name, module in (("llama", llama), ("gpt2", gpt2)):
+    modules = {"llama": llama, "gpt2": gpt2, "mamba": mamba, "rwkv4": rwkv4}
+    for name, module in modules.items():
         config, _, fields = MODELS[name]
         for given in ({}, fields):
             theirs = config(**given).to_dict()

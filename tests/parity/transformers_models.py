@@ -1,9 +1,18 @@
-"""Small `LlamaForCausalLM` and `GPT2LMHeadModel` of transformers with random values in every
+"""Small models of transformers (Llama, GPT-2, Mamba, RWKV-4) with random values in every
 parameter.
 """
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 from benchmarks.originals import randomize
 
@@ -28,6 +37,23 @@ MODELS = {
         GPT2Config,
         GPT2LMHeadModel,
         {"vocab_size": 29, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 48},
+    ),
+    "mamba": (
+        MambaConfig,
+        MambaForCausalLM,
+        {"vocab_size": 29, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 5},
+    ),
+    "rwkv4": (
+        RwkvConfig,
+        RwkvForCausalLM,
+        {
+            "vocab_size": 29,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "context_length": 48,
+            # else the first evaluation divides the weights
+            "rescale_every": 0,
+        },
     ),
 }
 

@@ -1,7 +1,7 @@
 """The table of formats, by the names that `python -m xlstm_jax.interop export --format` takes."""
 
 from xlstm_jax.errors import UserError
-from xlstm_jax.interop import gpt2, large, llama, paper
+from xlstm_jax.interop import gpt2, large, llama, mamba, paper, rwkv4
 from xlstm_jax.interop.format import Format, Wish
 from xlstm_jax.models.config import ModelConfig
 
@@ -11,6 +11,8 @@ FORMATS: dict[str, Format] = {
     "xlstm": paper.FORMAT,
     "llama": llama.FORMAT,
     "gpt2": gpt2.FORMAT,
+    "mamba": mamba.FORMAT,
+    "rwkv4": rwkv4.FORMAT,
 }
 
 

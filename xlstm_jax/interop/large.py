@@ -169,9 +169,8 @@ def export_config(config: ModelConfig, weight_mode: str = "single") -> dict[str,
     cell, feed_forward = config.mlstm_7b, config.mlp
     required = PLAIN | {"norm": "rms", "residual": True, "final_norm": True}
     refuse_unless(vars(config), required, "the model")
-    refuse_unless(
-        vars(cell), {"input_gate": "exponential", "norm_eps": config.norm_eps}, "the mLSTM"
-    )
+    gates = {"input_gate": "exponential", "input_gate_from": "text", "forget_gate_from": "text"}
+    refuse_unless(vars(cell), gates | {"norm_eps": config.norm_eps}, "the mLSTM")
     ours = FEED_FORWARD | {"gated": True, "round_to": 64, "bias": False, "hidden": None}
     refuse_unless(vars(feed_forward), ours, "the feed-forward layer")
     caps = {"gate_soft_cap": cell.gate_soft_cap, "logit_soft_cap": config.logit_soft_cap}

@@ -188,6 +188,7 @@ def export_config(config: ModelConfig, context_length: int) -> dict[str, Any]:
     if len(positions) < config.num_blocks:
         mlstm = config.mlstm
         required = {"input_gate": "exponential", "gate_soft_cap": None, "norm_eps": 1e-5}
+        required |= {"input_gate_from": "text", "forget_gate_from": "text"}
         refuse_unless(vars(mlstm), required | {"eps": 1e-6}, "the mLSTM")
         mlstm_block = {
             "mlstm": {
@@ -199,7 +200,7 @@ def export_config(config: ModelConfig, context_length: int) -> dict[str, Any]:
         }
     if positions:
         slstm, feed_forward = config.slstm, config.mlp
-        refuse_unless(vars(slstm), {"norm_eps": 1e-5}, "the sLSTM")
+        refuse_unless(vars(slstm), {"norm_eps": 1e-5, "dense": False}, "the sLSTM")
         required = {
             "activation": "gelu",
             "gated": True,

@@ -1,4 +1,4 @@
-"""What the formats of Transformers ("attention+mlp") share."""
+"""What the formats of the library transformers share, those of "attention+mlp" above all."""
 
 from collections.abc import Mapping
 from typing import Any

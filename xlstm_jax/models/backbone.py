@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from pallas_kernels.segments import last_segment, segment_borders
@@ -39,6 +40,25 @@ def make_norm(config: ModelConfig, name: str) -> Any:
     return norm[config.norm](config.norm_eps, name=name)
 
 
+class Shared(NamedTuple):
+    """What the layers of one mixer share (`Mixer.stack`).
+
+    Attributes:
+        rows: arrays [N ...] with a row for each of the mixer's N layers in the stack.
+        first: [blocks], the number of each block's first layer among them.
+    """
+
+    rows: Any
+    first: Int[Array, " blocks"]
+
+    def of(self, index: Int[Array, ""], number: int) -> Any:
+        """The row of the block's layer of that number; with `number` 0 its first."""
+        row = self.first[index] + number
+        return jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, row, keepdims=False), self.rows
+        )
+
+
 class Block(nn.Module):
     """x + dropout(mixer(norm(x))) for each of a block's mixers in turn: its branches."""
 
@@ -48,7 +68,12 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Activations, state: Any, index: Int[Array, ""], segments: Segments | None
+        self,
+        x: Activations,
+        state: Any,
+        index: Int[Array, ""],
+        segments: Segments | None,
+        shared: Mapping[str, Shared],
     ) -> tuple[Activations, tuple[Any, ...]]:
         config, after = self.config, []
         depth = Depth(index, config.num_blocks)
@@ -58,7 +83,9 @@ class Block(nn.Module):
             name = f"{mixer_name}_{again}" if again else mixer_name
             branch = mixer.module(settings, config.dim, depth, self.train, name=name)
             before = None if state is None else state[number]
-            y, branch_state = branch(make_norm(config, f"{name}_norm")(x), before, segments)
+            share = {"share": shared[mixer_name].of(index, again)} if mixer.stack else {}
+            norm = make_norm(config, f"{name}_norm")
+            y, branch_state = branch(norm(x), before, segments, **share)
             y = nn.Dropout(config.dropout)(y, deterministic=not self.train)
             x = constrain(x + y if config.residual else y, *RESIDUAL_STREAM)
             after.append(branch_state)
@@ -74,7 +101,12 @@ class Pattern(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Activations, state: Any, first: Int[Array, ""], segments: Segments | None
+        self,
+        x: Activations,
+        state: Any,
+        first: Int[Array, ""],
+        segments: Segments | None,
+        shared: Mapping[str, Shared],
     ) -> tuple[Activations, dict[str, Any]]:
         block = _block_class(self.config, scanned=True)
         states = {}
@@ -82,7 +114,7 @@ class Pattern(nn.Module):
             name = block_name(offset)
             before = None if state is None else state[name]
             x, states[name] = block(self.config, mixers, self.train, name=name)(
-                x, before, first + offset, segments
+                x, before, first + offset, segments, shared
             )
         return x, states
 
@@ -147,12 +179,28 @@ class Backbone(nn.Module):
         if not isinstance(segments, Segments):
             segments = segments_of(segments, state, x.shape[:2])
         x = constrain(x.astype(compute_dtype(config.dtype)), *RESIDUAL_STREAM)
-        blocks = {}
+        blocks, shared = {}, self._shared()
         for run in self.stack.runs:
             before = None if state is None else state.blocks[run.name]
-            x, blocks[run.name] = self._run(run, train)(x, before, segments)
+            x, blocks[run.name] = self._run(run, train)(x, before, segments, shared)
         y = make_norm(config, "final_norm")(x) if config.final_norm else x
         return y, BackboneState(blocks, *_end_of(segments, state, x.shape[:2]))
+
+    @nn.nowrap
+    def _shared(self) -> dict[str, Shared]:
+        """By their names, what the layers of mixers share: parameters "NAME_stack" beside the
+        blocks.
+        """
+        config, shared = self.config, {}
+        for name in config.mixer_names:
+            mixer, settings = config.of(name)
+            if mixer.stack is None:
+                continue
+            counts = np.array([block.count(name) for block in config.layout])
+            rows = mixer.stack(settings, config.dim, int(counts.sum()), name=f"{name}_stack")()
+            first = np.cumsum(counts) - counts
+            shared[name] = Shared(rows, jnp.asarray(first, jnp.int32))
+        return shared
 
     @nn.nowrap
     def _run(self, run: Run, train: bool):
@@ -162,17 +210,17 @@ class Backbone(nn.Module):
                 self.config, mixers, train, name=run.name
             )
             index = jnp.asarray(run.start, jnp.int32)
-            return lambda x, state, segments: block(x, state, index, segments)
+            return lambda x, state, segments, shared: block(x, state, index, segments, shared)
         scan = nn.scan(
             Pattern,
             variable_axes={"params": 0, "statistics": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, 0, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=run.repeats,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(self.config, run.pattern, train, name=run.name)
         firsts = run.start + len(run.pattern) * jnp.arange(run.repeats, dtype=jnp.int32)
-        return lambda x, state, segments: scan(x, state, firsts, segments)
+        return lambda x, state, segments, shared: scan(x, state, firsts, segments, shared)
 
     @nn.nowrap
     def _check_can_go_on(self, state: BackboneState | None) -> None:

@@ -55,10 +55,12 @@ def shifted_normal(mean: float, std: float) -> Initializer:
 
 def head_linspace(first: float, last: float) -> Initializer:
     """From the first head's value to the last head's in equal steps: the mLSTM's forget-gate bias,
-    3 to 6.
+    3 to 6. Both may be infinite.
     """
 
     def init(key, shape, dtype=jnp.float32):
+        if first == last:
+            return jnp.full(shape, first, dtype)
         return jnp.linspace(first, last, shape[-1], dtype=dtype)
 
     return init

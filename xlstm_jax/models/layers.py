@@ -5,6 +5,7 @@ input.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -65,6 +66,43 @@ class SplitProjection(nn.Module):
             return outputs
         biases = jnp.split(_bias(self), self.parts)
         return [y + bias.astype(y.dtype) for y, bias in zip(outputs, biases, strict=True)]
+
+
+class LowRankProjection(nn.Module):
+    """up(activation(down x)): linear maps of D channels to F through a few channels, several side
+    by side. Their results are float32 or better, as gates need them.
+
+    Attributes:
+        features: F, of each map.
+        rank: the channels between.
+        axis: logical name of the output's channels.
+        down_init, up_init: initializers of the kernels.
+        activation: between the two kernels.
+        parts: number of maps.
+    """
+
+    features: int
+    rank: int
+    axis: str
+    down_init: Initializer
+    up_init: Initializer
+    activation: Callable[[Array], Array] = lambda x: x
+    parts: int = 1
+
+    @nn.compact
+    def __call__(self, x: Activations) -> list[Float[Array, "B T F"]]:
+        down = Kernel(self.parts * self.rank, ("embed", "rank"), self.down_init, name="down")
+        up = Kernel(self.features, ("rank", self.axis), self.up_init, name="up")
+        high = jnp.promote_types(x.dtype, jnp.float32)
+        narrow = self.activation(project(x, down(x.shape[-1])))
+        return [
+            jnp.matmul(part, kernel.astype(x.dtype), preferred_element_type=high)
+            for part, kernel in zip(
+                jnp.split(narrow, self.parts, axis=-1),
+                jnp.split(up(self.parts * self.rank), self.parts),
+                strict=True,
+            )
+        ]
 
 
 class Kernel(nn.Module):
@@ -190,15 +228,30 @@ class RMSNorm(nn.Module):
 class HeadNorm(nn.Module):
     """Layer norm over each head's outputs, then one scale per channel: "GroupNorm" in the paper's
     figures 10 and 11.
+
+    Attributes:
+        center: subtract the mean; without it a root-mean-square norm.
+        use_bias: add a bias per channel.
+        one_scale: all heads have the same scale [V].
     """
 
     eps: float
+    center: bool = True
+    use_bias: bool = False
+    one_scale: bool = False
 
     @nn.compact
     def __call__(self, h: HeadActivations) -> Float[Array, "B T H*V"]:
-        y = normalize(h, self.eps, center=True).reshape(*h.shape[:2], -1)
-        scale = _channel_vector(self, "scale", 1, y.shape[-1], "inner")
-        return scale_channels(y, scale).astype(h.dtype)
+        y = normalize(h, self.eps, center=self.center).reshape(*h.shape[:2], -1)
+        if self.one_scale:
+            scale = _channel_vector(self, "scale", 1, h.shape[-1], "head_dim_out")
+            scale = jnp.tile(scale, h.shape[-2])
+        else:
+            scale = _channel_vector(self, "scale", 1, y.shape[-1], "inner")
+        y = scale_channels(y, scale)
+        if self.use_bias:
+            y = y + _channel_vector(self, "bias", 0, y.shape[-1], "inner")
+        return y.astype(h.dtype)
 
 
 def record_gates(module: nn.Module, i: Float[Array, "..."], f: Float[Array, "..."]) -> None:

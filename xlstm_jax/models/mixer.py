@@ -5,7 +5,8 @@ that says what the rest of the project asks about it. The module has the attribu
 
     settings: its section;  dim: D;  depth: where in the stack it stands;  train: use dropout
 
-and the call `(x [B T D], state, segments) -> (y [B T D], state)`. A state of None means empty.
+and the call `(x [B T D], state, segments) -> (y [B T D], state)`. A state of None means empty. A
+mixer whose layers share parameters (`Mixer.stack`) takes its own part of them as `share`.
 """
 
 from collections.abc import Callable
@@ -76,6 +77,17 @@ def check_heads(name: str, num_heads: int, parts: Parts) -> None:
         )
 
 
+def check_whole_time(name: str, parts: Parts) -> None:
+    """Refuses a mesh that spreads the time, which the mixer `name` reads from left to right on one
+    device.
+    """
+    if parts.sequence != 1:
+        raise UserError(
+            f"config key mesh.sequence is {parts.sequence}, but the model has the mixer {name!r}, "
+            "whose time is not spread over devices here; use mesh.sequence 1"
+        )
+
+
 def _no_memory(settings: Any, dim: int, batch_size: int, dtype: Any, cache_length: int | None):
     """The state of a mixer that remembers nothing."""
     return ()
@@ -102,6 +114,10 @@ class Mixer(NamedTuple):
         grows: its memory grows with the text: without a given state it returns none, and a given
             one has `cache_length` places.
         resets: it can forget at a document's border.
+        stack: a Flax module made from (settings, dim, count) with the parameters that the mixer's
+            `count` layers share; the stack has one of it. Called without arguments it gives arrays
+            with a row [count ...] for each layer, in their order; the mixer's call gets its own
+            row as the keyword `share`.
     """
 
     section: type
@@ -112,3 +128,4 @@ class Mixer(NamedTuple):
     cast: frozenset[str] = frozenset()
     grows: bool = False
     resets: bool = True
+    stack: type[nn.Module] | None = None

@@ -1,6 +1,7 @@
 """What the blocks with a matrix memory share: settings of the cell, gates, the call, its FLOPs."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from flax import linen as nn
 
 from pallas_kernels import MLSTMState
 from pallas_kernels.mlstm.api import BACKENDS
-from xlstm_jax.errors import backend_of
+from xlstm_jax.errors import UserError, backend_of
 from xlstm_jax.models.cpu_forms import gate_preactivations
 from xlstm_jax.models.initializers import Initializer, head_linspace, shifted_normal, zeros
 from xlstm_jax.models.layers import Mapped, record_gates, soft_cap, split_heads
@@ -19,6 +20,7 @@ from xlstm_jax.settings import refuse_ignored, setting
 from xlstm_jax.typing import Array, Float, HeadActivations
 
 CHUNK_LENGTH = 64  # at which FLOPs are counted
+SOURCES = ("text", "bias", "fixed")  # of a gate's pre-activation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,18 @@ class MLSTMCellConfig:
     input_gate_bias: float = setting(0.0, "mean of the input gate's initial bias")
     input_gate_bias_std: float = setting(0.1, "its standard deviation", at_least=0)
     forget_gate_bias: tuple[float, ...] = setting(
-        (3.0, 6.0), "initial bias of the first and the last head, linear between", entries=2
+        (3.0, 6.0),
+        "initial bias of the first and the last head, linear between; inf,inf forgets nothing",
+        entries=2,
+        finite=False,
+    )
+    input_gate_from: str = setting(
+        "text",
+        'what decides: the text and a bias, "bias" (learned, the same for all tokens) or "fixed"',
+        choices=SOURCES,
+    )
+    forget_gate_from: str = setting(
+        "text", 'the same of the forget gate: or "bias", "fixed"', choices=SOURCES
     )
     gate_soft_cap: float | None = setting(None, "gates become a tanh(x / a)", above=0)
     eps: float = setting(1e-6, "added to the stabilised normaliser", at_least=0)
@@ -49,29 +62,48 @@ class MLSTMCellConfig:
         None, "L, chunk length; unset leaves it to the backend", at_least=1, may_change=True
     )
 
+    @property
+    def gates_from_text(self) -> int:
+        """How many of the two gates have a kernel."""
+        return (self.input_gate_from, self.forget_gate_from).count("text")
+
 
 class Gate(nn.Module):
-    """The weights of one pre-activation per head.
+    """The weights of one pre-activation per head: of a gate that the text decides kernel and bias,
+    else no kernel; a fixed gate has no parameters.
 
     The kernel starts at zero, so that at first the bias alone decides, as in the authors' code.
     """
 
     num_heads: int
     bias_init: Initializer
+    source: str = "text"
 
     @nn.compact
-    def __call__(self, size: int) -> tuple[Float[Array, "D H"], Float[Array, " H"]]:
-        axes = ("gate_inputs", "gate_heads")
-        kernel_init = nn.with_logical_partitioning(zeros, axes)
+    def __call__(self, size: int) -> tuple[Float[Array, "D H"] | None, Float[Array, " H"]]:
+        axes, kernel, heads = ("gate_inputs", "gate_heads"), None, (self.num_heads,)
+        if self.source == "fixed":
+            return None, self.bias_init(None, heads)
+        if self.source == "text":
+            kernel_init = nn.with_logical_partitioning(zeros, axes)
+            kernel = self.param("kernel", kernel_init, (size, *heads))
         bias_init = nn.with_logical_partitioning(self.bias_init, axes[1:])
-        return (
-            self.param("kernel", kernel_init, (size, self.num_heads)),
-            self.param("bias", bias_init, (self.num_heads,)),
-        )
+        return kernel, self.param("bias", bias_init, heads)
 
 
 def check_cell(settings: MLSTMCellConfig, name: str) -> None:
-    """Refuses what the cell of the mixer `name` would ignore."""
+    """Refuses what the cell of the mixer `name` would ignore, and gates without a value."""
+    if settings.input_gate_from == "fixed" and settings.input_gate_bias_std:
+        raise UserError(
+            f"config key model.{name}.input_gate_bias_std is {settings.input_gate_bias_std}, but "
+            f"model.{name}.input_gate_from 'fixed' has one value for all heads; set it to 0"
+        )
+    first, last = settings.forget_gate_bias
+    if first != last and math.isinf(first - last):
+        raise UserError(
+            f"config key model.{name}.forget_gate_bias is {settings.forget_gate_bias}; there is "
+            "nothing between a finite and an infinite value: give two finite ones, or the same"
+        )
     if settings.input_gate == "sigmoid":
         why = "a sigmoid input gate has no normaliser to add it to"
         refuse_ignored(settings, f"model.{name}", ("eps",), why)
@@ -80,7 +112,8 @@ def check_cell(settings: MLSTMCellConfig, name: str) -> None:
 def gates_of(
     module: nn.Module, settings: MLSTMCellConfig, *inputs: Mapped | Float[Array, "B T _"]
 ) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
-    """Pre-activations of input gate and forget gate, linear in the inputs, float32 or better.
+    """Pre-activations of input gate and forget gate, linear in the inputs or the same for all
+    tokens, float32 or better.
 
     Makes the parameters `input_gate` and `forget_gate` of the module that calls it; the rows of
     their kernels are those of the inputs, one below the other. Inputs that were mapped from the
@@ -90,21 +123,37 @@ def gates_of(
     heads, size = settings.num_heads, sum(sizes)
     input_bias = shifted_normal(settings.input_gate_bias, settings.input_gate_bias_std)
     forget_bias = head_linspace(*settings.forget_gate_bias)
-    of_input = Gate(heads, input_bias, name="input_gate", parent=module)(size)
-    of_forget = Gate(heads, forget_bias, name="forget_gate", parent=module)(size)
-    kernel, bias = (
-        jnp.concatenate(parts, axis=-1) for parts in zip(of_input, of_forget, strict=True)
+    if settings.input_gate_from == "fixed":
+        input_bias = head_linspace(settings.input_gate_bias, settings.input_gate_bias)
+    gates = [
+        Gate(heads, bias_init, source, name=f"{name}_gate", parent=module)(size)
+        for name, bias_init, source in (
+            ("input", input_bias, settings.input_gate_from),
+            ("forget", forget_bias, settings.forget_gate_from),
+        )
+    ]
+    tokens = value_of(inputs[0]).shape[:2]
+    decided = iter(_decided(sizes, inputs, [gate for gate in gates if gate[0] is not None]))
+    i, f = (
+        jnp.broadcast_to(bias, (*tokens, heads)) if kernel is None else next(decided)
+        for kernel, bias in gates
     )
+    record_gates(module, i, f)
+    return i, f
+
+
+def _decided(sizes: list[int], inputs: Any, gates: list[tuple[Array, Array]]) -> list[Array]:
+    """The pre-activations of the gates with these kernels and biases."""
+    if not gates:
+        return []
+    kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(*gates, strict=True))
     products: dict[int, tuple[Array, Array]] = {}  # by the identity of x
     for given, rows in zip(inputs, jnp.split(kernel, np.cumsum(sizes)[:-1]), strict=True):
         x, rows = (given.x, given.then(rows)) if isinstance(given, Mapped) else (given, rows)
         before = products.get(id(x))
         products[id(x)] = (x, rows if before is None else before[1] + rows)
     xs, kernels = zip(*products.values(), strict=True)
-    gates = gate_preactivations(list(xs), list(kernels), bias)
-    i, f = jnp.split(gates, 2, axis=-1)
-    record_gates(module, i, f)
-    return i, f
+    return jnp.split(gate_preactivations(list(xs), list(kernels), bias), len(gates), axis=-1)
 
 
 def value_of(x: Mapped | Array) -> Array:

@@ -37,6 +37,8 @@ LOGICAL_AXIS_RULES = {
     "head_dim": ("fsdp",),
     "head_dim_out": (),
     "taps": (),
+    "rank": (),  # of a product of two narrow kernels
+    "state": (),  # numbers that a channel of a state-space model remembers
     "block_in": (),
     "block_out": (),
 }

@@ -12,6 +12,8 @@ from typing import Any
 from pallas_kernels import sharded
 from pallas_kernels.attention import AttentionState
 from pallas_kernels.attention import attention as attention_on_one_device
+from pallas_kernels.linear_attention import LinearAttentionState
+from pallas_kernels.linear_attention import linear_attention as linear_attention_on_one_device
 from xlstm_jax.parallel.axes import mesh_axes, mesh_in_trace, partition_spec, spread_axes
 
 
@@ -60,6 +62,46 @@ def attention(
         out_axes=(heads, *cache_axes),
     )
     return y, AttentionState(*after) if after else None
+
+
+def linear_attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    log_decay: Any,
+    state: LinearAttentionState | None = None,
+    *,
+    bonus: Any = None,
+    segment_ids: Any = None,
+    previous_segment: Any = None,
+    chunk_size: int | None = None,
+    backend: str | None = None,
+) -> tuple[Any, LinearAttentionState]:
+    """`pallas_kernels.linear_attention`, its batch and heads spread over the mesh in context; its
+    time is not.
+    """
+
+    def part(q, k, v, decay, bonus, ids, previous, S, *, sequence_axis):
+        del sequence_axis
+        o, after = linear_attention_on_one_device(
+            q, k, v, decay, None if S is None else LinearAttentionState(S), bonus=bonus,
+            segment_ids=ids, previous_segment=previous, chunk_size=chunk_size, backend=backend,
+        )  # fmt: skip
+        return o, after.S
+
+    rows, heads = ("batch",), ("batch", None, "heads", None)
+    matrices = ("batch", "heads", None, None)
+    o, S = on_own_part(
+        part,
+        *(q, k, v, log_decay, bonus, segment_ids, previous_segment),
+        None if state is None else state.S,
+        axes=(
+            *(heads, heads, heads, heads[: log_decay.ndim]),
+            *(("heads", None), ("batch", None), rows, matrices),
+        ),
+        out_axes=(heads, matrices),
+    )
+    return o, LinearAttentionState(S)
 
 
 def _cell_axes() -> dict[str, tuple[str, ...] | None]:

@@ -119,7 +119,7 @@ def flops(settings: MLSTMConfig, dim: int, context_length: int) -> float:
     inner, heads = settings.inner_dim(dim), settings.num_heads
     up_and_down = 2 * dim * 2 * inner + 2 * inner * dim
     query_key_value = 3 * 2 * inner * settings.qkv_block_size
-    gates = 2 * 3 * inner * 2 * heads
+    gates = 2 * 3 * inner * settings.gates_from_text * heads
     conv = 2 * settings.conv_width * inner
     return up_and_down + conv + query_key_value + gates + cell_flops(heads, inner, inner)
 

@@ -80,7 +80,8 @@ def empty_state(
 def flops(settings: MLSTM7BConfig, dim: int, context_length: int) -> float:
     """Projections, gates and cell."""
     keys, heads = settings.qk_dim(dim), settings.num_heads
-    projections = 2 * dim * (2 * keys + dim + 2 * heads) + 2 * 2 * dim * dim
+    gates = settings.gates_from_text * heads
+    projections = 2 * dim * (2 * keys + dim + gates) + 2 * 2 * dim * dim
     return projections + cell_flops(heads, keys, dim)
 
 

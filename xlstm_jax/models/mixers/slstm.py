@@ -2,7 +2,7 @@
 `mlp`: "slstm+mlp".
 
     c = SiLU(conv(x))
-    i, f = W c,  z, o = W x        block-diagonal over the heads
+    i, f = W c,  z, o = W x        block-diagonal over the heads, or dense
     y = norm(sLSTM(i, f, z, o))    with recurrent kernels within each head: memory mixing
 """
 
@@ -34,6 +34,7 @@ from xlstm_jax.typing import Activations, Array, Float, HeadActivations
 
 INPUT, FORGET, CELL_INPUT, OUTPUT = range(4)  # the gates' order in every array: i, f, z, o
 KERNEL_AXES = ("gates", "heads", "head_dim", "head_dim_out")
+DENSE_AXES = ("gates", "embed", "heads", "head_dim_out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,9 @@ class SLSTMConfig:
     """Settings of the sLSTM."""
 
     num_heads: int = setting(4, "H, number of heads; the memory mixes within a head", at_least=1)
+    dense: bool = setting(
+        False, "W of the gates sees all channels, not those of its own head alone"
+    )
     conv_width: int = setting(
         4, "taps of the causal convolution; 0 leaves it out, and its SiLU", at_least=0
     )
@@ -69,23 +73,29 @@ class SLSTMBlockState(NamedTuple):
 
 
 class GateProjections(nn.Module):
-    """W of the four gates, block-diagonal over the heads: the input and forget gates see one input,
-    z and o another.
+    """W of the four gates, block-diagonal over the heads or dense: the input and forget gates see
+    one input, z and o another.
     """
 
     init: Initializer
+    dense: bool = False
 
     @nn.compact
     def __call__(
         self, for_i_and_f: HeadActivations, for_z_and_o: HeadActivations
     ) -> Float[Array, "B T 4 H V"]:
         num_heads, head_dim = for_i_and_f.shape[-2:]
-        init = nn.with_logical_partitioning(self.init, KERNEL_AXES)
-        kernel = self.param("kernel", init, (4, num_heads, head_dim, head_dim))
+        axes, shape = KERNEL_AXES, (4, num_heads, head_dim, head_dim)
+        if self.dense:
+            axes, shape = DENSE_AXES, (4, num_heads * head_dim, num_heads, head_dim)
+            for_i_and_f, for_z_and_o = (
+                x.reshape(*x.shape[:2], -1) for x in (for_i_and_f, for_z_and_o)
+            )
+        kernel = self.param("kernel", nn.with_logical_partitioning(self.init, axes), shape)
         kernel = kernel.astype(for_i_and_f.dtype)
         products = [
             jnp.einsum(
-                "bthv,ghvw->btghw",
+                "btd,gdhw->btghw" if self.dense else "bthv,ghvw->btghw",
                 x,
                 part,
                 preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
@@ -119,7 +129,7 @@ class SLSTM(nn.Module):
             conv = CausalConv(settings.conv_width, name="conv")
             c, window = conv(x, window, segments.ids, segments.previous)
             c = silu(c)
-        gates = GateProjections(small_init(self.dim), name="gates")(
+        gates = GateProjections(small_init(self.dim), settings.dense, name="gates")(
             split_heads(c, heads), split_heads(x, heads)
         )
         recurrent_init, bias_init = (
@@ -178,7 +188,7 @@ def flops(settings: SLSTMConfig, dim: int, context_length: int) -> float:
     """
     head_dim = dim // settings.num_heads
     conv = 2 * settings.conv_width * dim
-    gates = 2 * 4 * dim * head_dim
+    gates = 2 * 4 * dim * (dim if settings.dense else head_dim)
     return conv + gates + 2 * 4 * dim * head_dim + 24 * dim
 
 
