@@ -1,6 +1,7 @@
 """Tasks of the Long Range Arena (arXiv 2405.04517, appendix B.1.3, tables 5 and 6; 2011.04006).
 
-A variant is TASK-MODEL or TASK-MODEL-PRESET, as listops-xlstm_1_0 or pathfinder-llama-paper.
+A variant is TASK-MODEL, TASK-MODEL-PRESET or TASK-MODEL-PRESET-DIM, as listops-xlstm_1_0 or
+pathfinder-llama-paper-192.
 
     task        preset  blocks  dim  batch  steps    length  samples
     listops     small        2   64     32    3,000     256   20,000 of 33 to 255 symbols
@@ -66,13 +67,15 @@ PAPER = {
 
 
 def get_config(variant: str = "listops-xlstm_1_0"):
-    cell, model, preset = small_models.split_variant(variant, TASKS, dict.fromkeys(PRESETS))
+    cell, model, preset, own_dim = small_models.split_variant(
+        variant, TASKS, dict.fromkeys(PRESETS)
+    )
     task, blocks, dim, batch_size, steps, length, weight_decay, dropout = TASKS[cell]
     if preset == "small":
         blocks, dim, batch_size, steps = 2, 64, 32, 3_000
     config = base.get_config()
     config.task.name = task
-    small_models.set_model(config, model, dim=dim, num_blocks=blocks, num_heads=4)
+    small_models.set_model(config, model, dim=own_dim or dim, num_blocks=blocks, num_heads=4)
     config.model.dropout = dropout
     if task == "listops":
         config.model.vocab_size = len(SYMBOLS)
@@ -113,7 +116,7 @@ def get_experiment(preset: str) -> Experiment:
         cells = ("listops", "pathfinder")
     return Experiment(
         title="Long Range Arena: accuracy",
-        variant=f"{{cell}}-{{model}}-{preset}",
+        variant=f"{{cell}}-{{model}}-{preset}-{{dim}}",
         cells=cells,
         models={name: small_models.LABELS[name] for name in names},
         dims={cell: (64 if small else TASKS[cell][2],) for cell in cells},
