@@ -24,9 +24,10 @@ VocabularyKernel = Float[Array, "D E"]
 # the logits of some of the vocabulary from the columns of the kernel
 Head = Callable[[Activations, VocabularyKernel], Logits]
 
-LOGITS_BYTES = 2**28  # float32 logits that one device may hold at once, but for GPUs:
-# There each part costs a pass over dy, and products are the faster the larger they are. The logits
-# take half of this and their gradient the other half, in bfloat16.
+LOGITS_BYTES = 2**28  # float32 logits that one device may hold at once; GPUs see below
+# A GPU may hold as many as fill this share of its memory (2.2 of 80 GB; in bfloat16 the logits are
+# half of that and their gradient is the other half): its products are the faster the larger they
+# are, and each part costs a pass over the gradient of y.
 SHARE_OF_A_GPU = 1 / 36
 GPU_COLUMNS = 64  # a part has a multiple of it: cuBLAS wants rows of 16 bytes and whole tiles
 
