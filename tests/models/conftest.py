@@ -80,6 +80,7 @@ CONFIGS = {
 # Settings of mixers whose defaults do not fit a model of dim 64.
 SETTINGS: dict[str, dict] = {
     "hgrn2": {"head_dim": 16},
+    "hyena": {"filter_hidden": 16},
     "rwkv5": {"head_dim": 16},
     "rwkv6": {"head_dim": 16},
 }

@@ -85,6 +85,12 @@ CHANGES = {
     "input_gate_from": "bias",
     "forget_gate_from": "fixed",
     "dense": True,
+    "order": 3,
+    "filter_hidden": 9,
+    "filter_layers": 1,
+    "filter_waves": 2,
+    "filter_frequency": 3.0,
+    "filter_length": 100,
 }
 # For mixers to which the value above is no change: on a CPU a scan is "recurrent" by itself.
 INSTEAD = {(name, "backend"): "associative" for name in ("mamba", "rwkv4", "hgrn")}

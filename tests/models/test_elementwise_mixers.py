@@ -102,6 +102,44 @@ def lstm(x, p, settings):
     return np.array(outputs), (c, h)
 
 
+def causal(taps, x):
+    """y_t = sum_s taps_{t-s} x_s, the first tap the current token's."""
+    return np.array(
+        [sum(taps[t - s] * x[s] for s in range(t + 1) if t - s < len(taps)) for t in range(TIME)]
+    )
+
+
+def h3(x, p, settings):
+    q, k, v = np.split(x @ p["in_projection"]["kernel"] + p["in_projection"]["bias"], 3, axis=-1)
+    u = (causal(p["conv"]["kernel"][::-1], k) + p["conv"]["bias"]) * v
+    step, a = np.exp(p["step_log"]), -np.exp(p["a_real_log"]) + 1j * p["a_imag"]
+    c = (p["c_real"] + 1j * p["c_imag"]) * (np.exp(step * a) - 1) / a
+    h, y = np.zeros(a.shape, complex), []
+    for u_t in u:
+        h = np.exp(step * a) * h + u_t
+        y.append(2 * np.sum(c * h, axis=0).real + p["skip"] * u_t)
+    out = (q * np.array(y)) @ p["out_projection"]["kernel"] + p["out_projection"]["bias"]
+    return out, (np.stack([h.real, h.imag]), k[TIME - settings.conv_width + 1 :])
+
+
+def hyena(x, p, settings):
+    """Of order 3, with one wave, one layer between and no state."""
+    projected = x @ p["in_projection"]["kernel"]
+    projected = causal(p["conv"]["kernel"][::-1], projected) + p["conv"]["bias"]
+    x_1, x_2, x_3, v = np.split(projected, 4, axis=-1)
+    t = np.arange(TIME)[:, None] / (settings.filter_length - 1)
+    wave = 2 * np.pi * 1e-4 * t
+    net, h = p["filters"], np.concatenate([t, np.cos(wave), -np.sin(wave)], axis=-1)
+    for layer in (net["layer_0"], net["layer_1"]):
+        h = np.sin(net["frequency"] * (h @ layer["kernel"] + layer["bias"]))
+    rates = np.log(100) * np.linspace(1 / 1.5, 1 / 0.3, DIM)
+    z = v * x_3
+    for number, gate in enumerate((x_2, x_1)):
+        filters = h @ net["last"]["kernel"][:, number * DIM : (number + 1) * DIM]
+        z = (causal(filters * np.exp(-rates * t), z) + p["skip"][number] * z) * gate
+    return z @ p["out_projection"]["kernel"], None
+
+
 class Case(NamedTuple):
     """A mixer's equations, its settings here, and what the layers of its stack share."""
 
@@ -115,6 +153,17 @@ CASES = {
     "rwkv4": Case(rwkv4, {}),
     "hgrn": Case(hgrn, {}, np.linspace(0, 0.9, DIM)),
     "lstm": Case(lstm, {}),
+    "h3": Case(h3, {"state_dim": 3, "conv_width": 5, "bias": True}),
+    "hyena": Case(
+        hyena,
+        {
+            "order": 3,
+            "filter_hidden": 6,
+            "filter_layers": 1,
+            "filter_length": 9,
+            "filter_frequency": 1.0,
+        },
+    ),
     "rwkv4_channel": Case(rwkv4_channel, {"factor": 2.5}),
 }
 

@@ -15,6 +15,8 @@ retnet     retention, a fixed decay per head (2307.08621)
 gla        gated linear attention (2312.06635)
 hgrn       a gated recurrence per channel, later layers forget more slowly (2311.04823)
 hgrn2      matrix state that writes what it forgets, bounded by layer (2404.07904)
+h3         two linear state-space models with products around them (2212.14052)
+hyena      long convolutions with products between them (2302.10866); its memory grows
 lstm       the LSTM with memory mixing over all channels: baseline of the ablations
 """
 
@@ -25,8 +27,10 @@ from xlstm_jax.models.mixer import Mixer
 from xlstm_jax.models.mixers import (
     attention,
     gla,
+    h3,
     hgrn,
     hgrn2,
+    hyena,
     lstm,
     mamba,
     mlp,
@@ -84,4 +88,6 @@ register("retnet", retnet.MIXER)
 register("gla", gla.MIXER)
 register("hgrn", hgrn.MIXER)
 register("hgrn2", hgrn2.MIXER)
+register("h3", h3.MIXER)
+register("hyena", hyena.MIXER)
 register("lstm", lstm.MIXER)
