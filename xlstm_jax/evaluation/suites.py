@@ -77,10 +77,12 @@ def perplexity(evaluation: Evaluation) -> Report:
 
 
 def task_summary(evaluation: Evaluation) -> Report:
-    """What a task says of each of its held-out sets, over all devices."""
+    """What a task says of each of its held-out and test sets, over all devices, and what guesses
+    reach.
+    """
     task, rows, values = evaluation.task, [], {}
     eval_step = make_eval_step(task, evaluation.opened.model)
-    for name, held_out in task.held_out().items():
+    for name, held_out in {**task.held_out(), **task.test_sets()}.items():
         print(f"{name}: evaluating; compiling first", flush=True)
         totals = evaluate(
             eval_step,
@@ -92,8 +94,12 @@ def task_summary(evaluation: Evaluation) -> Report:
         values[name] = task.summary(totals)
         print(f"{name}, step {evaluation.opened.step}: {task.line(values[name])}", flush=True)
         rows += [(name, measure, f"{value:.4f}") for measure, value in values[name].items()]
+    guesses = task.guesses()
+    for name, found in guesses.items():
+        rows += [(f"guess: {name}", measure, f"{value:.4f}") for measure, value in found.items()]
     notes = task.description()
-    return Report("perplexity", ("", "measure", "value"), rows, {"held_out": values}, notes)
+    found = {"held_out": values, "guesses": guesses}
+    return Report("perplexity", ("", "measure", "value"), rows, found, notes)
 
 
 def extrapolation(evaluation: Evaluation) -> Report:

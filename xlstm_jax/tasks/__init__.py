@@ -2,6 +2,10 @@
 
 language_modelling  the next token of a text
 formal              questions about sequences of formal languages
+listops             the value of nested lists, of the Long Range Arena
+mqar                multi-query associative recall
+nearest_neighbour   the value of the most similar vector so far
+pathfinder          whether two points are the ends of one curve, of the Long Range Arena
 """
 
 import dataclasses
@@ -14,7 +18,14 @@ from xlstm_jax.data.config import DataConfig
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import ModelConfig
 from xlstm_jax.settings import setting
-from xlstm_jax.tasks import formal, language_modelling
+from xlstm_jax.tasks import (
+    formal,
+    language_modelling,
+    listops,
+    mqar,
+    nearest_neighbour,
+    pathfinder,
+)
 from xlstm_jax.tasks.config import EvalConfig
 from xlstm_jax.tasks.task import Task
 
@@ -79,6 +90,13 @@ register(
     ),
 )
 register("formal", TaskKind(formal.FormalConfig, formal.Formal))
+register("listops", TaskKind(listops.ListOpsConfig, listops.ListOps))
+register("mqar", TaskKind(mqar.MQARConfig, mqar.MQAR))
+register(
+    "nearest_neighbour",
+    TaskKind(nearest_neighbour.NearestNeighbourConfig, nearest_neighbour.NearestNeighbour),
+)
+register("pathfinder", TaskKind(pathfinder.PathfinderConfig, pathfinder.Pathfinder))
 
 
 @dataclasses.dataclass(frozen=True)

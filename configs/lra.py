@@ -1,0 +1,112 @@
+"""Tasks of the Long Range Arena that can be made here (arXiv 2405.04517, appendix B.1.3, tables 5
+and 6; 2011.04006).
+
+A variant is TASK-MODEL or TASK-MODEL-PRESET, as listops-xlstm_1_0 or pathfinder-llama-paper.
+
+    task        preset  blocks  dim  batch  steps    length  samples
+    listops     small        2   64     32    3,000     256   20,000 of 33 to 255 symbols
+    listops     paper        8  128     32   80,000   2,048   96,000 of 501 to 1,999 symbols
+    pathfinder  small        2   64     32    3,000   1,024   20,000
+    pathfinder  paper        6  192     64  500,000   1,024  160,000
+
+Models are those of small_models.py. Tokens: none are read, samples are made. Expected accuracy
+(paper, table 6):
+
+                Llama  Mamba  RWKV-4  LSTM   LSTM(Block)  xLSTM  chance
+    listops     0.379  0.325  0.389   0.275  0.495        0.411  0.1
+    pathfinder  0.887  0.992  0.914   -      -            0.919  0.5
+
+The paper's xLSTM is the better of [0:1] and [1:0] on validation data: [0:1] for images, else [1:0].
+
+The paper is silent on what follows; decided here, each a key:
+    the stack is causal, as everywhere here (S5, whose hyper-parameters the paper took, reads both
+    ways); the class is told from the mean of the outputs (task.TASK.pooling)
+    task.pathfinder.input           "values", as for S5; "tokens" as in the Arena
+    task.pathfinder.single_dashes   off, as in the script that the Arena took its other values from
+    4 heads; weight decay and dropout as S5 has (0.04 and 0; 0.03 and 0.05); 10 % warm-up to 1e-3,
+    of the three rates that the paper tries; of its two schedules the one without restarts
+
+    python train.py --config=configs/lra.py:listops-xlstm_1_0 --workdir=DIR
+    python -m xlstm_jax.experiments lra --preset=small
+"""
+
+from xlstm_jax.experiments.grid import Experiment
+from xlstm_jax.tasks.listops import SYMBOLS
+
+from . import base, small_models
+
+# blocks, dim, batch size, steps, length, weight decay, dropout
+TASKS = {
+    "listops": (8, 128, 32, 80_000, 2048, 0.04, 0.0),
+    "pathfinder": (6, 192, 64, 500_000, 1024, 0.03, 0.05),
+}
+PRESETS = ("small", "paper")
+PAPER = {
+    "Llama": {"listops": 0.379, "pathfinder": 0.887},
+    "Mamba": {"listops": 0.325, "pathfinder": 0.992},
+    "RWKV-4": {"listops": 0.389, "pathfinder": 0.914},
+    "LSTM": {"listops": 0.275},
+    "LSTM(Block)": {"listops": 0.495},
+    "xLSTM[1:0]": {"listops": 0.411},
+    "xLSTM[0:1]": {"pathfinder": 0.919},
+}
+
+
+def get_config(variant: str = "listops-xlstm_1_0"):
+    task, model, preset = small_models.split_variant(variant, TASKS, dict.fromkeys(PRESETS))
+    blocks, dim, batch_size, steps, length, weight_decay, dropout = TASKS[task]
+    if preset == "small":
+        blocks, dim, batch_size, steps = 2, 64, 32, 3_000
+    config = base.get_config()
+    config.task.name = task
+    small_models.set_model(config, model, dim=dim, num_blocks=blocks, num_heads=4)
+    config.model.dropout = dropout
+    if task == "listops":
+        config.model.vocab_size = len(SYMBOLS)
+    else:
+        config.model.embedding_norm = False  # there is no embedding
+    if preset == "small":
+        own = config.task[task]
+        own.train_samples, own.held_out_samples, own.test_samples = 20_000, 2_000, 2_000
+        if task == "listops":
+            own.lengths, length = (32, 256), 256
+
+    config.data.context_length = length
+    config.data.batch_size = batch_size
+    config.eval.batch_size = batch_size
+    config.eval.every = 500 if preset == "small" else 5_000
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = weight_decay
+    config.optimizer.warmup_steps = steps // 10
+    config.optimizer.final_fraction = 0.0
+    config.train.steps = steps
+    config.checkpoint.every = 1_000
+    config.log.every = 50
+    return config
+
+
+def get_experiment(preset: str) -> Experiment:
+    """Tables 5 and 6."""
+    small = small_models.check_preset(preset, PRESETS) == "small"
+    names = ("llama", "mamba", "rwkv4", "lstm", "lstm_block", "xlstm_1_0", "xlstm_0_1")
+    if small:
+        names = ("llama", "mamba", "lstm", "xlstm_1_0")
+    cells = tuple(TASKS)
+    return Experiment(
+        title="Long Range Arena: accuracy",
+        variant=f"{{cell}}-{{model}}-{preset}",
+        cells=cells,
+        models={name: small_models.LABELS[name] for name in names},
+        dims={cell: (64 if small else TASKS[cell][1],) for cell in cells},
+        learning_rates=dict.fromkeys(cells, (1e-3,) if small else (1e-3, 6e-4, 1e-4)),
+        last_rate=1e-7,
+        seeds=1,
+        metric="accuracy",
+        chosen_by=("validation", "accuracy"),
+        figure="bars",
+        spread="interval",
+        paper=PAPER,
+        absent={name: why for name, why in small_models.absent().items() if name in names},
+        reduced=small,
+        notes=("The stack is causal, the class is told from the mean of the outputs.",),
+    )
