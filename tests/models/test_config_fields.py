@@ -94,7 +94,7 @@ CHANGES = {
 }
 # For mixers to which the value above is no change: on a CPU a scan is "recurrent" by itself.
 INSTEAD = {(name, "backend"): "associative" for name in ("mamba", "rwkv4", "hgrn")}
-INSTEAD |= {("lstm", "forget_gate_bias"): 1.0}
+INSTEAD |= {("lstm", "forget_gate_bias"): 1.0, ("hyena", "conv_width"): 4}
 # Keys that only act together with another one, or on another size.
 TOGETHER = {
     "max_positions": {"positions": "learned"},

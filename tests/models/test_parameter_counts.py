@@ -176,6 +176,28 @@ def post_up(dim: int, blocks: int, heads: int = 4) -> int:
     return 2 * VOCABULARY * dim + blocks * (cell + 8 * dim**2 + 2 * dim) + dim
 
 
+def h3(dim: int, blocks: int, taps: int = 64, state: int = 32) -> int:
+    """q, k, v of D x 3 D and out, with biases; the taps with a bias; A and C, complex; step and
+    skip; a layer of 4 D and two norms, with biases.
+    """
+    mixer = 4 * dim**2 + 4 * dim + (taps + 1) * dim + 4 * state * dim + 2 * dim
+    layer = 8 * dim**2 + 5 * dim
+    return 2 * VOCABULARY * dim + blocks * (mixer + layer + 4 * dim) + 2 * dim
+
+
+def hyena(dim: int, blocks: int, order: int, hidden: int = 64) -> int:
+    """n + 1 projections and out, with biases; three taps with a bias; n - 1 filters and skips, made
+    of 3 numbers by three layers of 64 and one without bias, with 64 frequencies; a layer of 4 D and
+    two norms, with biases.
+    """
+    projections = (order + 2) * (dim**2 + dim) + 4 * (order + 1) * dim
+    filters = (
+        (3 + 1) * hidden + 2 * (hidden**2 + hidden) + hidden + (order - 1) * dim * (hidden + 1)
+    )
+    layer = 8 * dim**2 + 5 * dim
+    return 2 * VOCABULARY * dim + blocks * (projections + filters + layer + 4 * dim) + 2 * dim
+
+
 # (configuration, formula, count, what is printed, in millions)
 COUNTS = [
     ("llama.py:125m-15b", llama(768, 12), 162_220_800, "162.2"),
@@ -234,6 +256,8 @@ COUNTS = [
     ("ablations.py:gates-forget_and_bias", gates_of_the_ablation(1, 2), 408_110_464, "408.1"),
     ("ablations.py:memory-post_up", post_up(1024, 24), 430_449_856, "430.4"),
     ("ablations.py:memory-no_conv", xlstm(1024, 48) - 48 * 5 * 2048, 408_798_592, "408.8"),
+    ("h3.py:350m-15b", h3(1024, 24), 410_126_336, "410.1"),  # the paper prints 420
+    ("hyena.py:350m-15b", hyena(1024, 24, order=3), 434_319_872, "434.3"),  # the paper prints 435
     ("xlstm_7b.py", xlstm_7b(), 6_865_424_896, "6865.4"),
 ]
 

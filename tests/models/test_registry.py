@@ -1,9 +1,10 @@
 """What every mixer of the table keeps, whichever it is: one that is registered is tested here
 without a line more, but for a row in `SETTINGS` where its defaults do not fit a small model.
 
-Most of the time goes into compiling. A model therefore has five programs, which the tests share:
-its gradients, with the logits beside them, on 23 tokens; a call of 11 tokens and one of a single
-token, each going on from a state; one in bfloat16; its gradients on a mesh.
+Most of the time goes into compiling. A model therefore has six programs, most of which the tests
+share: its gradients, with the logits beside them, on 23 tokens; a call of 11 tokens and one of a
+single token, each going on from a state; one of 11 tokens that knows nothing of documents and
+states; one in bfloat16; its gradients on a mesh.
 """
 
 import dataclasses
@@ -99,7 +100,8 @@ class Small:
 
     def goes_on(self, state):
         """What it makes of one more token."""
-        return self.on(TOKENS[:, 5:6], self.strewn[:, -1:] * 0 + state.segment[:, None], state)[0]
+        ids = np.full((2, ONE), 7, np.int32)
+        return self.on(TOKENS[:, 5:6], ids, state._replace(segment=ids[:, 0]))[0]
 
 
 def gradients(module):
@@ -166,6 +168,17 @@ def test_pieces_with_their_states_equal_the_whole(name, model_of):
         states.append(state)
     for state in states[1:]:
         close(model.goes_on(state), model.goes_on(states[0]))
+
+
+@every
+def test_a_text_without_documents_and_state_is_one_document(name, model_of):
+    """As most training reads it; also where that is another form, such as a convolution by FFT."""
+    model, tokens = model_of(name), TOKENS[:, :SHORT]
+    plain, after = jax.jit(model.module.apply)(model.variables, tokens)
+    logits, state = model.on(tokens, ONE_DOCUMENT[:, :SHORT], model.empty())
+    close(plain, logits)
+    if not model.grows:
+        close(model.goes_on(after), model.goes_on(state))
 
 
 @each_that_resets
