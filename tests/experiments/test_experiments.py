@@ -192,6 +192,29 @@ def test_the_spread_is_over_seeds():
         assert abs(0.8 - end) == pytest.approx(z * math.sqrt(end * (1 - end) / 100))
 
 
+def test_ranks_are_computed():
+    """Of the paper's table 6, whose printed ranks partly are others: reference notes. LSTM is not
+    above chance in two tasks, LSTM(Block) in one.
+    """
+    tasks = ("retrieval", "listops", "pathfinder", "g_image", "rgb_image")
+    table = {
+        "Llama": (0.845, 0.379, 0.887, 0.541, 0.629),
+        "Mamba": (0.902, 0.325, 0.992, 0.689, 0.765),
+        "RWKV-4": (0.898, 0.389, 0.914, 0.691, 0.757),
+        "LSTM": (math.nan, 0.275, math.nan, 0.675, 0.718),
+        "LSTM(Block)": (0.880, 0.495, math.nan, 0.690, 0.756),
+        "xLSTM": (0.906, 0.411, 0.919, 0.695, 0.761),
+    }
+    values = {model: dict(zip(tasks, row, strict=True)) for model, row in table.items()}
+    found = choosing.mean_ranks(values, tasks)
+    expected = {"Llama": 5.0, "Mamba": 2.6, "RWKV-4": 2.8, "LSTM": 5.4, "LSTM(Block)": 3.4}
+    assert found == pytest.approx({**expected, "xLSTM": 1.6})
+    rows = rows_of(RUN, 1.0, 0.1, 0.4) + rows_of(RUN._replace(model="large"), 1.0, 0.1, 0.6)
+    ranked = EXPERIMENT._replace(ranked=True)
+    text = report.markdown(ranked, choosing.results_of(ranked, rows), {}, 0, "1 x cpu")
+    assert "Mean rank over 1 of the paper's tasks: Large 1.0, Small 2.0." in text
+
+
 def test_a_report_has_the_papers_number_and_guesses_beside_ours(tmp_path):
     for seed, value in enumerate((0.5, 0.7)):
         run = RUN._replace(seed=seed)

@@ -62,6 +62,30 @@ def guesses_of(experiment: Experiment, rows: Iterable[Row]) -> dict[str, dict[st
     return dict(found)
 
 
+def mean_ranks(
+    values: Mapping[str, Mapping[str, float]],
+    cells: Sequence[str],
+    *,
+    higher_is_better: bool = True,
+) -> dict[str, float]:
+    """The mean over the cells of each model's rank, 1 being the best; equal values share the better
+    rank. A value that is missing or no number comes behind all others.
+
+    Args:
+        values: by model and cell.
+    """
+    sign, worst = (1 if higher_is_better else -1), -math.inf
+    ranks: dict[str, list[int]] = {model: [] for model in values}
+    for cell in cells:
+        merits = {}
+        for model, own in values.items():
+            value = own.get(cell, math.nan)
+            merits[model] = worst if math.isnan(value) else sign * value
+        for model, merit in merits.items():
+            ranks[model].append(1 + sum(other > merit for other in merits.values()))
+    return {model: sum(found) / len(found) for model, found in ranks.items()}
+
+
 def _result(experiment: Experiment, rates: Mapping[float, Sequence[Sequence[Row]]]) -> Result:
     best = max(rates, key=lambda rate: _merit(experiment, rates[rate]))
     runs = [run for run in rates[best] if run[0]["set"] != DIVERGED]

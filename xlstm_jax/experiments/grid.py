@@ -32,6 +32,7 @@ class Experiment(NamedTuple):
         paper: by the paper's name of the model and by cell.
         left_out: cells of the paper that can't be, and why.
         absent: models that this version of the code does not have, and why.
+        ranked: whether the report tells the mean rank of each model over the cells.
         reduced: the runs are smaller than the paper's.
         notes: decisions that a reader of the report has to know.
     """
@@ -55,6 +56,7 @@ class Experiment(NamedTuple):
     paper: Mapping[str, Mapping[str, float]] = {}
     left_out: Mapping[str, str] = {}
     absent: Mapping[str, str] = {}
+    ranked: bool = False
     reduced: bool = True
     notes: tuple[str, ...] = ()
 

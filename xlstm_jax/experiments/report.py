@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from xlstm_jax.errors import UserError
 from xlstm_jax.experiments import figures
 from xlstm_jax.experiments import rows as results
-from xlstm_jax.experiments.choosing import Key, Result, guesses_of, results_of
+from xlstm_jax.experiments.choosing import Key, Result, guesses_of, mean_ranks, results_of
 from xlstm_jax.experiments.grid import Experiment, Run, runs_of
 
 MARKDOWN, ALL_ROWS = "report.md", "results.jsonl"
@@ -94,6 +94,8 @@ def _notes(
         f"{metric.replace('_', ' ')} on {set_name}. Run on {devices}.",
         *experiment.notes,
     ]
+    if experiment.ranked:
+        notes += _ranks(experiment, found)
     if experiment.reduced:
         notes.append(REDUCED)
     if missing:
@@ -107,6 +109,22 @@ def _notes(
         label = experiment.models.get(model, model)
         lines.append([cell, label, f"{dim}", parameters, steps, f"{result.learning_rate:g}"])
     return [*notes, "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+
+
+def _ranks(experiment: Experiment, found: Mapping[Key, Result]) -> list[str]:
+    """The mean ranks in one line, where there is something to rank."""
+    cells = [cell for cell in experiment.cells if any(key[0] == cell for key in found)]
+    values: dict[str, dict[str, float]] = {}
+    for (cell, model, _), result in found.items():
+        values.setdefault(experiment.models.get(model, model), {})[cell] = result.mean
+    if len(values) < 2:
+        return []
+    better = experiment.higher_is_better
+    ranks = sorted(
+        mean_ranks(values, cells, higher_is_better=better).items(), key=lambda entry: entry[1]
+    )
+    named = ", ".join(f"{label} {rank:.1f}" for label, rank in ranks)
+    return [f"Mean rank over {len(cells)} of the paper's tasks: {named}."]
 
 
 def shown(result: Result | None) -> str:

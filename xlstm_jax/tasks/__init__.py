@@ -1,6 +1,7 @@
 """The table of tasks. `register` adds one, also from a notebook.
 
 language_modelling  the next token of a text
+cifar               what images show, pixel by pixel, of the Long Range Arena
 formal              questions about sequences of formal languages
 listops             the value of nested lists, of the Long Range Arena
 mqar                multi-query associative recall
@@ -19,6 +20,7 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.models import ModelConfig
 from xlstm_jax.settings import setting
 from xlstm_jax.tasks import (
+    cifar,
     formal,
     language_modelling,
     listops,
@@ -89,6 +91,7 @@ register(
         reads=language_modelling.READS,
     ),
 )
+register("cifar", TaskKind(cifar.CifarConfig, cifar.Cifar))
 register("formal", TaskKind(formal.FormalConfig, formal.Formal))
 register("listops", TaskKind(listops.ListOpsConfig, listops.ListOps))
 register("mqar", TaskKind(mqar.MQARConfig, mqar.MQAR))

@@ -24,13 +24,11 @@ class Plan(NamedTuple):
         classes: how many there are.
         features: size of the input's vectors; None where the input has tokens.
         pooling: of the model, see `Classifier`.
-        samples: number of them by split: "train", "validation", "test".
     """
 
     classes: int
     features: int | None
     pooling: str
-    samples: Mapping[str, int]
 
 
 class Labelled(NamedTuple):
@@ -49,7 +47,11 @@ class Classification(Task):
     @property
     @abc.abstractmethod
     def plan(self) -> Plan:
-        """What is classified."""
+        """What is classified; no data are touched."""
+
+    @abc.abstractmethod
+    def count(self, split: str) -> int:
+        """Number of samples of "train", "validation" or "test"."""
 
     @abc.abstractmethod
     def sample(self, split: str, seed: int, number: int) -> tuple[np.ndarray, int]:
@@ -75,7 +77,7 @@ class Classification(Task):
         return model.init(key, jnp.zeros(inputs.shape, inputs.dtype), jnp.ones(1, jnp.int32))
 
     def batch(self, seed: int, step: int, rows: Sequence[int]) -> Labelled:
-        count, first = self.plan.samples["train"], step * self.data.batch_size
+        count, first = self.count("train"), step * self.data.batch_size
         return self._samples("train", seed, [sample_of(seed, first + row, count) for row in rows])
 
     def held_out(self) -> Mapping[str, HeldOut]:
@@ -111,7 +113,7 @@ class Classification(Task):
         return {"next_sample": step * self.data.batch_size, "seed": self.data.seed}
 
     def _set(self, split: str) -> HeldOut:
-        count = self.plan.samples[split]
+        count = self.count(split)
 
         def batches(rows: int) -> Iterator[Labelled]:
             for first in range(0, count, rows):

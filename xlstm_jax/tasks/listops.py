@@ -114,9 +114,12 @@ class ListOps(Classification):
     @property
     def plan(self) -> Plan:
         settings = self.settings
-        samples = {"train": settings.train_samples, "validation": settings.held_out_samples}
-        samples["test"] = settings.test_samples
-        return Plan(DIGITS, None, settings.pooling, samples)
+        return Plan(DIGITS, None, settings.pooling)
+
+    def count(self, split: str) -> int:
+        settings = self.settings
+        held_out = {"validation": settings.held_out_samples, "test": settings.test_samples}
+        return {"train": settings.train_samples, **held_out}[split]
 
     def sample(self, split: str, seed: int, number: int) -> tuple[np.ndarray, int]:
         settings = self.settings
