@@ -2,12 +2,12 @@
 they reach beside the paper's numbers.
 
     python -m benchmarks.compare [--rows=table1] [--workdir=runs/comparison]
-        [--output=docs/comparison.md] [--jsonl=benchmarks/results/comparison.jsonl]
+        [--table=docs/comparison.md] [--jsonl=benchmarks/results/comparison.jsonl]
         [--config.data.path=PATH --config.data.validation_path=PATH ...]
 
 The rows are those of configs/comparison.py. They follow one another; what is done stays done, and
 what was stopped, at any point, goes on with the same command. After each row its speed is measured
-and the table is written again, with all rows that are done. Every row reads the same text: by
+and the report is written again, with all rows that are done. Every row reads the same text: by
 default the standard library's source; --config.data.path names another one, prepared or not, and
 --config.data.validation_sets=test=PATH a test set, which is then shown in place of the held-out set
 that learning rates are chosen by. `--config.SECTION.KEY` sets a key of all rows.
@@ -48,7 +48,7 @@ FILE, PRESET = "configs/comparison.py", "small"
 FLAGS = {
     "rows": "names of configs/comparison.py, or table1 (the default), ladder, gates, memory",
     "workdir": "has a folder for each run; runs/comparison by default",
-    "output": "the table, figures beside it; docs/comparison.md by default",
+    "table": "the report, figures beside it; docs/comparison.md by default",
     "jsonl": "the rows behind it; benchmarks/results/comparison.jsonl by default",
 }
 TEST = "validation/test"  # the held-out set that is shown where it is there
@@ -63,9 +63,9 @@ def main(argv: Sequence[str]) -> int:
     def command() -> None:
         flags = command_line.parse(argv, __doc__, FLAGS, config_flags.without_config)
         folder = pathlib.Path(flags.workdir or "runs/comparison").expanduser()
-        output = pathlib.Path(flags.output or "docs/comparison.md")
+        table = pathlib.Path(flags.table or "docs/comparison.md")
         jsonl = pathlib.Path(flags.jsonl or "benchmarks/results/comparison.jsonl")
-        for name, path in (("workdir", folder), ("output", output), ("jsonl", jsonl)):
+        for name, path in (("workdir", folder), ("table", table.parent), ("jsonl", jsonl.parent)):
             check_can_be_written(f"--{name}", path)
         arguments = config_flags.take_apart(argv)
         if arguments.file is not None:
@@ -84,8 +84,8 @@ def main(argv: Sequence[str]) -> int:
                 run_grid(chosen, "comparison", PRESET, own, folder)
                 measure(experiment, own, folder)
                 found = finished(experiment, folder)
-                comparison_report.write(found, output, jsonl)
-                say(f"{len(found)} rows are done: {output}")
+                comparison_report.write(found, table, jsonl)
+                say(f"{len(found)} rows are done: {table}")
         finally:
             end_of_output()
 

@@ -23,8 +23,9 @@ MARKERS = "os^DvP*X"
 
 def write(rows: Sequence[Row], output: pathlib.Path, jsonl: pathlib.Path) -> None:
     """Writes the rows, the table and the figures; what a person wrote below the table stays."""
+    rows = [finite(row) for row in rows]
     jsonl.parent.mkdir(parents=True, exist_ok=True)
-    _replace(jsonl, "".join(json.dumps(finite(row)) + "\n" for row in rows))
+    _replace(jsonl, "".join(json.dumps(row) + "\n" for row in rows))
     output.parent.mkdir(parents=True, exist_ok=True)
     figures = {"curves": curves(rows), "speed": against_speed(rows)}
     names = {name: f"{output.stem}_{name}.png" for name in figures}
