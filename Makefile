@@ -1,4 +1,4 @@
-# make train | test | quick | scaling-check | kernels | slow-kernels | faults | parity | benchmark-cpu | aot-gpu | modelled-steps | benchmark-inference | scaling-table | lint
+# make train | test | quick | scaling-check | kernels | slow-kernels | faults | parity | benchmark-cpu | benchmark-inference | benchmark-baselines | compare | aot-gpu | modelled-steps | scaling-table | lint
 # PYTHON=python3.12 chooses the interpreter, VENV=.venv312 and DEV=.venv312-dev other environments.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ DEV ?= .venv-dev
 WORKDIR ?= runs/quickstart
 PYTEST := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-$(notdir $(DEV)) $(DEV)/bin/python -m pytest -q -p no:cacheprovider
 
-.PHONY: train test quick kernels slow-kernels faults parity benchmark-cpu benchmark-inference aot-gpu modelled-steps scaling-table scaling-check lint clean
+.PHONY: train test quick scaling-check kernels slow-kernels faults parity benchmark-cpu benchmark-inference benchmark-baselines compare aot-gpu modelled-steps scaling-table lint clean
 
 # Huge pages spare XLA the page faults of its temporaries (docs/performance.md).
 train: $(VENV)/installed
@@ -37,6 +37,15 @@ benchmark-cpu: .venv-parity/installed
 
 benchmark-inference: .venv-parity/installed
 	.venv-parity/bin/python -m benchmarks.inference
+
+benchmark-baselines: .venv-parity/installed
+	.venv-parity/bin/python -m benchmarks.baselines
+
+# The models of the paper at D 128, docs/comparison.md: an hour, and it can be stopped: what is done stays done. ROWS: see
+# configs/comparison.py. FLAGS='--config.data.path=DIR' for another text.
+ROWS ?= table1
+compare: $(VENV)/installed
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 JAX_PLATFORMS=cpu $(VENV)/bin/python -m benchmarks.compare --rows=$(ROWS) $(FLAGS)
 
 # How often the intervals of scaling laws hold the truth: minutes.
 scaling-check: $(DEV)/installed

@@ -36,6 +36,7 @@ FILES = {
     "ablations.py": ["", ":lstm", ":xlstm_0_1", ":gates-none_inf", ":memory-post_up"],
     "h3.py": ["", ":350m-15b"],
     "hyena.py": ["", ":350m-15b"],
+    "comparison.py": ["", ":gpt3", ":h3", ":rwkv6", ":xlstm_7_1", ":xlstm_0_1", ":memory_post_up"],
     "gla.py": ["", ":350m-15b"],
     "hgrn.py": ["", ":350m-15b"],
     "mamba.py": ["", ":2.7b-15b", ":1.3b-300b"],
