@@ -1,4 +1,4 @@
-"""Wrong calls of all six commands. Each ends with status 2 and one line on stderr that names what
+"""Wrong calls of all seven commands. Each ends with status 2 and one line on stderr that names what
 was wrong and what would be right: no traceback, and nothing of the user's is touched.
 """
 
@@ -16,6 +16,7 @@ import train as train_command
 from xlstm_jax.config import load
 from xlstm_jax.data import inspect as inspect_command
 from xlstm_jax.data import prepare as prepare_command
+from xlstm_jax.experiments import __main__ as experiments_command
 from xlstm_jax.generation import __main__ as generation_command
 from xlstm_jax.interop import __main__ as interop_command
 from xlstm_jax.models import build_model
@@ -31,6 +32,7 @@ COMMANDS = {
     "prepare": prepare_command.main,
     "inspect": inspect_command.main,
     "interop": interop_command.main,
+    "experiments": experiments_command.main,
 }
 # What a command is given before a row's own arguments; of a flag that stands twice the last counts.
 RIGHT = {
@@ -41,6 +43,7 @@ RIGHT = {
         "--source={corpus}", "--tokenizer=byte", "--output={new}", "--split=train", "--workers=1"
     ),
     "inspect": ("{prepared}",),
+    "experiments": ("formal", "--workdir={new}"),
     "import": ("import", "--source={run}", "--output={new}"),
     "export": ("export", "--source={run}", "--output={new}"),
 }  # fmt: skip
@@ -99,6 +102,10 @@ train | fast | argument 'fast' is not understood
 train | --profile=12:10 | --profile is '12:10'
 train | --profile=²:3 | --profile is '²:3'
 train | --aot=abacus:2x2 | abacus
+train | --aot-details={new} | --aot-details belongs to --aot, which is missing
+train | --aot=v5e:2x2 --aot-details={file} | is there already
+train | --aot=v5e:2x2 --aot-details={file}/kernels.json | is a file; give a folder
+train | --aot=v5e:2x2 --aot-details=gs://bucket/kernels.json | an address
 train | --config.data.path=/no/such | data path '/no/such' does not exist
 train | --config.data.path=gs://bucket/text | config key data.path is 'gs://bucket/text', an address
 train | --config.data.path={corpus}:1,s3://b:1 | an address
@@ -185,6 +192,22 @@ export | --step=7 | there is no checkpoint of step 7
 export | --step=x | --step is 'x'
 export | --output=gs://bucket/model | an address
 export | --output=/proc/nope/model | /proc/nope/model
+bare: experiments | | no experiment is named
+bare: experiments | formals | 'configs/formals.py' does not exist
+bare: experiments | quickstart | is of one run and no experiment
+bare: experiments | report formal --workdir={new} | is done; give the experiment's command first
+bare: experiments | report formal --workdir={new} --seeds=2 | --seeds is of no use for a report
+experiments | --preset=medium | --preset is 'medium'; it must be one of small, paper
+experiments | --cells=latin | --cells has 'latin'; there are parity,
+experiments | --models=lama | --models has 'lama'; there are llama,
+experiments | --dims=wide | --dims is 'wide'; it must be a whole number
+experiments | --learning_rates=fast | --learning_rates is 'fast'; it must be numbers above 0
+experiments | --seeds=0 | --seeds is '0'; it must be a whole number of at least 1
+experiments | --part=9/8 | --part is '9/8'; it must be NUMBER/PARTS
+experiments | --workdir=gs://bucket/runs | an address
+experiments | --workdir=/proc/nope/runs | /proc/nope/runs
+experiments | --config=configs/llama.py | --config names a file
+experiments | --config.train.step=3 | unknown config key train.step; did you mean train.steps
 """
 ROWS = [tuple(part.strip() for part in line.split(" |")) for line in TABLE.strip().splitlines()]
 

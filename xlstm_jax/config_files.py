@@ -9,7 +9,9 @@ import os
 import pathlib
 import re
 import sys
+import types
 from collections.abc import Iterator
+from typing import Any
 
 import ml_collections
 
@@ -38,6 +40,45 @@ def read(path: str) -> ml_collections.ConfigDict:
         Exception: whatever the file itself raises.
     """
     file, variant = split(path)
+    with _executed(file) as (module, file):
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            raise UserError(f"config file {file!r} has no function get_config; see configs/")
+        parameters = inspect.signature(get_config).parameters.values()
+        if variant and not parameters:
+            raise UserError(
+                f"config file {file!r} takes no variant, but {variant!r} is given; leave it out"
+            )
+        if not variant and any(p.default is p.empty for p in parameters):
+            raise UserError(f"config file {file!r} needs a variant; write --config={file}:VARIANT")
+        values = get_config(variant) if variant else get_config()
+    if not isinstance(values, ml_collections.ConfigDict):
+        raise UserError(
+            f"config file {file!r}: get_config returns {type(values).__name__}; it must return the "
+            f"ConfigDict that it made with xlstm_jax.config.default_config_dict()"
+        )
+    return values
+
+
+def experiment(file: str, preset: str) -> Any:
+    """What a file's `get_experiment` returns for a preset: the grid of runs that it belongs to.
+
+    Raises:
+        UserError: no such file, or it has no such function.
+        Exception: whatever the file itself raises.
+    """
+    with _executed(file) as (module, file):
+        if not callable(get_experiment := getattr(module, "get_experiment", None)):
+            raise UserError(
+                f"config file {file!r} is of one run and no experiment: it has no function "
+                "get_experiment"
+            )
+        return get_experiment(preset)
+
+
+@contextlib.contextmanager
+def _executed(file: str) -> Iterator[tuple[types.ModuleType, str]]:
+    """A file as a module, and its path; while the context lasts it can import its neighbours."""
     file = _found(file)
     if os.path.isdir(file):
         raise UserError(f"config file {file!r} is a folder; give one of its files")
@@ -56,23 +97,7 @@ def read(path: str) -> ml_collections.ConfigDict:
         spec = importlib.util.spec_from_file_location(name, file)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        if not callable(get_config):
-            raise UserError(f"config file {file!r} has no function get_config; see configs/")
-        parameters = inspect.signature(get_config).parameters.values()
-        if variant and not parameters:
-            raise UserError(
-                f"config file {file!r} takes no variant, but {variant!r} is given; leave it out"
-            )
-        if not variant and any(p.default is p.empty for p in parameters):
-            raise UserError(f"config file {file!r} needs a variant; write --config={file}:VARIANT")
-        values = get_config(variant) if variant else get_config()
-    if not isinstance(values, ml_collections.ConfigDict):
-        raise UserError(
-            f"config file {file!r}: get_config returns {type(values).__name__}; it must return the "
-            f"ConfigDict that it made with xlstm_jax.config.default_config_dict()"
-        )
-    return values
+        yield module, file
 
 
 def _found(file: str) -> str:

@@ -1,4 +1,4 @@
-"""The one exception type for mistakes that a person can mend."""
+"""The exception type for mistakes that a person can mend."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,6 +9,10 @@ class UserError(ValueError):
 
     All commands print it as one line, without a traceback, and end with status 2.
     """
+
+
+class Diverged(UserError):
+    """Training is beyond help: the loss is no number. In a grid of runs that is a result."""
 
 
 @contextlib.contextmanager

@@ -27,17 +27,22 @@ def value(config: Config, key: str):
     return flat(config)[key]
 
 
-def stack_with(key: str) -> list[str]:
-    """The arguments that put the mixer of a key such as "model.mlp.factor" into the stack."""
-    _, *mixer, _ = key.split(".")
-    if not mixer:
+def owner_of(key: str) -> list[str]:
+    """The arguments that put the mixer of a key such as "model.mlp.factor" into the stack, or
+    choose the task of one such as "task.mqar.pairs".
+    """
+    section, *owner, _ = key.split(".")
+    if not owner:
         return []
+    if section == "task":
+        return [FILE.replace("quickstart", owner[0])]
     hidden = ["--config.model.mlp.hidden=64"] if key == "model.mlp.factor" else []
-    return [f"--config.model.blocks={mixer[0]}", *hidden]
+    return [f"--config.model.blocks={owner[0]}", *hidden]
 
 
 def read(*arguments: str) -> Config:
-    return config_flags.read(["train.py", FILE, *arguments])
+    file = [] if any(argument.startswith("--config=") for argument in arguments) else [FILE]
+    return config_flags.read(["train.py", *file, *arguments])
 
 
 @pytest.mark.parametrize("word", ["none", "None"])
@@ -46,8 +51,8 @@ def test_the_word_none_unsets_every_optional_key(word):
     general = [key for key in OPTIONAL if key.count(".") == 1]
     config = read(*(f"--config.{key}={word}" for key in general))
     assert {key: value(config, key) for key in general} == dict.fromkeys(general)
-    for key in set(OPTIONAL) - set(general):  # each needs its mixer
-        assert value(read(*stack_with(key), f"--config.{key}={word}"), key) is None
+    for key in set(OPTIONAL) - set(general):  # each needs its mixer or its task
+        assert value(read(*owner_of(key), f"--config.{key}={word}"), key) is None
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if str in types_of(key)])
@@ -61,7 +66,7 @@ def test_no_text_key_becomes_the_text_none(key):
 
 @pytest.mark.parametrize("key", BOUNDS)
 def test_an_infinite_bound_is_none(key):
-    config = read(*stack_with(key), f"--config.{key}=inf")
+    config = read(*owner_of(key), f"--config.{key}=inf")
     assert value(config, key) is None
     assert from_json(config.to_json()) == config
 

@@ -28,6 +28,7 @@ def formal_config():
         "task.formal.lengths": (3, 8),
         "task.formal.held_out_lengths": (5, 9),
         "task.formal.held_out_samples": 10,
+        "task.formal.test_samples": 10,
         "data.context_length": 8,
         "eval.batch_size": 4,
     }
@@ -58,7 +59,9 @@ def test_the_perplexity_suite_gives_the_tasks_own_summary(formal_run, tmp_path, 
     assert summary["accuracy"] == pytest.approx(round(10 * summary["accuracy"]) / 10)
     assert summary["scaled_accuracy"] == pytest.approx(2 * summary["accuracy"] - 1)
     row = f"| validation | scaled_accuracy | {summary['scaled_accuracy']:.4f} |"
-    assert row in (tmp_path / "results.md").read_text()
+    text = (tmp_path / "results.md").read_text()
+    assert row in text and "| test | scaled_accuracy | " in text
+    assert "| guess: chance | accuracy | 0.5000 |" in text
 
 
 @pytest.mark.parametrize(

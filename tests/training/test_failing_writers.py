@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import train as train_command
 from tests.training.board import board_events
@@ -39,10 +40,12 @@ def limited_files() -> Iterator[Callable[[int | None], None]]:
 
     caching = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)  # it would keep half an entry
+    compilation_cache.reset_cache()  # else jax does not look at the setting again
     try:
         yield limit
     finally:
         jax.config.update("jax_enable_compilation_cache", caching)
+        compilation_cache.reset_cache()
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
 

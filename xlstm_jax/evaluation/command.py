@@ -12,30 +12,30 @@ FLAGS = {
     "workdir": "folder of a training run or of an imported model",
     "checkpoint": "instead of it: a Hugging Face folder, or a name on the hub (NX-AI/xLSTM-7b)",
     "suite": (
-        "some of perplexity (the default), extrapolation, generation, paloma, downstream, "
-        "separated by commas"
+        "some of perplexity (the default), frequencies (how often training had a token), "
+        "extrapolation, generation, paloma, downstream, separated by commas"
     ),
     "step": "of the checkpoint; the newest one by default",
     "output": "folder of the results; RUN/eval/<step> by default",
     "split": (
-        "perplexity, extrapolation: validation (the default), train, or the name of one of the "
-        "run's data.validation_sets"
+        "perplexity, frequencies, extrapolation: validation (the default), train, or the name of "
+        "one of the run's data.validation_sets"
     ),
     "data": (
-        "perplexity, extrapolation: instead of the run's own data, text (all of it is scored) or "
-        "token shards (--split, or the only one)"
+        "perplexity, frequencies, extrapolation: instead of the run's own data, text (all of it is "
+        "scored) or token shards (--split, or the only one)"
     ),
     "max_tokens": (
-        "perplexity, extrapolation: score the first tokens only; by default eval.max_tokens of "
-        "the run, and all of --data"
+        "perplexity, frequencies, extrapolation: score the first tokens only; by default "
+        "eval.max_tokens of the run, and all of --data"
     ),
     "context_length": (
-        "perplexity: tokens of the windows; eval.context_length of the run by default, or "
-        "data.context_length"
+        "perplexity, frequencies: tokens of the windows; eval.context_length of the run by "
+        "default, or data.context_length"
     ),
     "batch_size": (
-        "perplexity, extrapolation, paloma, downstream: rows at once; eval.batch_size of the run "
-        "by default"
+        "perplexity, frequencies, extrapolation, paloma, downstream: rows at once; "
+        "eval.batch_size of the run by default"
     ),
     "contexts": (
         "extrapolation: context lengths; by default that of training and 2, 4, 8, 16, 32 times as "

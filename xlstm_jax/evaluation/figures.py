@@ -7,6 +7,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from xlstm_jax.evaluation import paper_values
 from xlstm_jax.evaluation.extrapolation import Curve, gains
+from xlstm_jax.evaluation.frequencies import Bin
 from xlstm_jax.evaluation.speed import Timing
 
 BLUE, ORANGE = "#0072B2", "#D55E00"  # told apart by colour-blind eyes too (Okabe and Ito)
@@ -31,6 +32,24 @@ def extrapolation_figure(
     _gains(axes[1], curves, trained_at)
     if beside_paper:
         _papers(axes[2])
+    return figure
+
+
+def frequency_figure(bins: Sequence[Bin]) -> Figure:
+    """Perplexity by how often a token is in the training data, and how many tokens that is of."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    scored = [found for found in bins if found.tokens]
+    bars = axes.bar(range(len(scored)), [found.perplexity for found in scored], color=BLUE)
+    axes.bar_label(bars, [f"{found.tokens:,}" for found in scored], fontsize=8)
+    names = [found.name for found in scored]
+    axes.set_xticks(range(len(scored)), names, rotation=20, ha="right")
+    axes.set(
+        xlabel="times that the training data have the token",
+        ylabel="perplexity per token",
+        title="by frequency; above each bar the number of tokens",
+        yscale="log",
+    )
     return figure
 
 

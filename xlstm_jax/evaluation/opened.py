@@ -84,6 +84,13 @@ class Evaluation:
         source = self.source  # opened here, whatever the suites need of it
         if self.config.data.reset_at_document:
             check_scored(source, self.config.eval.max_tokens)
+        if "frequencies" in suites:
+            if self.opened.step == 0:
+                raise UserError(
+                    "--suite has 'frequencies', which counts the tokens of the training data, but "
+                    f"the model in {str(self.opened.folder)!r} was not trained here: give a run"
+                )
+            _ = self.training_source
         if "extrapolation" in suites:
             shared_targets(source, self.contexts, self.config.eval.max_tokens)
 
@@ -110,11 +117,13 @@ class Evaluation:
         if (most := self.config.model.max_positions) is None:
             return
         evaluation = self.config.eval
+        of_windows = (
+            "--context_length",
+            lambda: evaluation.context_length or self.config.data.context_length,
+        )
         windows = {
-            "perplexity": (
-                "--context_length",
-                lambda: evaluation.context_length or self.config.data.context_length,
-            ),
+            "perplexity": of_windows,
+            "frequencies": of_windows,
             "extrapolation": ("--contexts", lambda: max(self.contexts)),
             "generation": ("--lengths", lambda: PROMPT + max(*self.lengths, TOKENS_PER_BATCH)),
             "paloma": ("another model; its windows can't be shorter", lambda: WINDOW),
@@ -155,6 +164,12 @@ class Evaluation:
         lines = (line.removeprefix(f"{self.split}: ") for line in source.description)
         print(*(f"{self.label}: {line}" for line in lines), sep="\n", flush=True)
         return source
+
+    @functools.cached_property
+    def training_source(self) -> TokenSource:
+        """The tokens that the run was trained on, whatever it is evaluated on."""
+        data, vocab_size = self.opened.config.data, self.config.model.vocab_size
+        return open_named_split(data, "train", vocab_size)
 
     @functools.cached_property
     def scorer(self) -> Scorer:

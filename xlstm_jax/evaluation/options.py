@@ -12,14 +12,14 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation import downstream, paloma, report
 from xlstm_jax.evaluation.extrapolation import check_contexts
 
-NAMES = ("perplexity", "extrapolation", "generation", "paloma", "downstream")
-OF_SPLITS = ("perplexity", "extrapolation")
+NAMES = ("perplexity", "frequencies", "extrapolation", "generation", "paloma", "downstream")
+OF_SPLITS = ("perplexity", "frequencies", "extrapolation")
 # Every option, and the suites that read it.
 USED_BY = {
     "split": OF_SPLITS,
     "data": OF_SPLITS,
     "max_tokens": OF_SPLITS,
-    "context_length": ("perplexity",),
+    "context_length": ("perplexity", "frequencies"),
     "batch_size": (*OF_SPLITS, "paloma", "downstream"),
     "contexts": ("extrapolation",),
     "lengths": ("generation",),
@@ -39,7 +39,7 @@ class Options:
         split: "validation", "train", or the name of one of data.validation_sets.
         data: text, a folder of text or of token shards, instead of the run's own. Of text all is
             scored; of token shards `split`, or their only one.
-        context_length: of perplexity: tokens of the windows.
+        context_length: of perplexity and frequencies: tokens of the windows.
         contexts, lengths, batches: of extrapolation and generation.
         tasks, task_folder, limit: of downstream; limit also bounds PALOMA's documents per file.
         paloma: folder of the data set.

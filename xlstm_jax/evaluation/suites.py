@@ -1,10 +1,12 @@
 """The suites of eval.py, each from an opened model to a report."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from xlstm_jax.evaluation import figures, paper_values, progress, report
 from xlstm_jax.evaluation.extrapolation import extrapolate, shared_targets
+from xlstm_jax.evaluation.frequencies import by_frequency, occurrences
 from xlstm_jax.evaluation.opened import Evaluation
 from xlstm_jax.evaluation.public_suites import downstream_tasks, paloma
 from xlstm_jax.evaluation.report import Report
@@ -77,10 +79,12 @@ def perplexity(evaluation: Evaluation) -> Report:
 
 
 def task_summary(evaluation: Evaluation) -> Report:
-    """What a task says of each of its held-out sets, over all devices."""
+    """What a task says of each of its held-out and test sets, over all devices, and what guesses
+    reach.
+    """
     task, rows, values = evaluation.task, [], {}
     eval_step = make_eval_step(task, evaluation.opened.model)
-    for name, held_out in task.held_out().items():
+    for name, held_out in {**task.held_out(), **task.test_sets()}.items():
         print(f"{name}: evaluating; compiling first", flush=True)
         totals = evaluate(
             eval_step,
@@ -92,8 +96,51 @@ def task_summary(evaluation: Evaluation) -> Report:
         values[name] = task.summary(totals)
         print(f"{name}, step {evaluation.opened.step}: {task.line(values[name])}", flush=True)
         rows += [(name, measure, f"{value:.4f}") for measure, value in values[name].items()]
+    guesses = task.guesses()
+    for name, found in guesses.items():
+        rows += [(f"guess: {name}", measure, f"{value:.4f}") for measure, value in found.items()]
     notes = task.description()
-    return Report("perplexity", ("", "measure", "value"), rows, {"held_out": values}, notes)
+    found = {"held_out": values, "guesses": guesses}
+    return Report("perplexity", ("", "measure", "value"), rows, found, notes)
+
+
+def frequencies(evaluation: Evaluation) -> Report:
+    """Perplexity by how often the run's training data have a token."""
+    config, source, label = evaluation.config, evaluation.source, evaluation.label
+    held_out = evaluation.task.held_out_of(source)
+    print("frequencies: counting the tokens of the training data", flush=True)
+    counts = occurrences(evaluation.training_source, config.model.vocab_size)
+    targets = target_count(source, config.eval.max_tokens)
+    print(f"frequencies: {targets:,} tokens; compiling first", flush=True)
+    with progress.bar(targets, "frequencies", "tokens") as bar:
+        bins = by_frequency(
+            evaluation.opened.model,
+            evaluation.opened.params,
+            held_out,
+            counts,
+            batch_size=config.eval.batch_size,
+            mesh=evaluation.mesh,
+            reset_at_document=config.data.reset_at_document,
+            on_batch=lambda batch: bar.update(int((batch.segment_ids >= 0).sum())),
+        )
+    rows = []
+    for found in bins:
+        shown = "" if found.perplexity is None else f"{found.perplexity:.3f}"
+        print(f"{found.name} times in training: {found.tokens:,} tokens, perplexity {shown}")
+        rows.append((found.name, f"{found.kinds:,}", f"{found.tokens:,}", shown))
+    total = sum(found.tokens for found in bins)
+    overall = math.exp(min(700.0, sum(found.nats for found in bins) / total))
+    rows.append(("all", f"{len(counts):,}", f"{total:,}", f"{overall:.3f}"))
+    name = evaluation.name_of("frequencies")
+    figure = f"{name.replace('/', '_')}.png"
+    header = ("times in training", "different tokens", f"tokens of {label}", "perplexity")
+    values = {"bins": [{**b._asdict(), "perplexity": b.perplexity} for b in bins]}
+    note = (
+        f"The training data have {counts.sum():,} tokens. Losses are grouped by the token that is "
+        "predicted. The paper's figure 2 has such groups, without saying where they end."
+    )
+    drawn = {figure: figures.frequency_figure(bins)}
+    return Report(name, header, rows, values, (note, f"![]({figure})"), drawn)
 
 
 def extrapolation(evaluation: Evaluation) -> Report:
@@ -218,6 +265,7 @@ def _shown(timing: Timing) -> tuple[str, str]:
 
 SUITES: dict[str, Callable[[Evaluation], Report]] = {
     "perplexity": perplexity,
+    "frequencies": frequencies,
     "extrapolation": extrapolation,
     "generation": generation,
     "paloma": paloma,

@@ -1,7 +1,13 @@
 """The table of tasks. `register` adds one, also from a notebook.
 
 language_modelling  the next token of a text
+cifar               what images show, pixel by pixel, of the Long Range Arena
 formal              questions about sequences of formal languages
+listops             the value of nested lists, of the Long Range Arena
+mqar                multi-query associative recall
+nearest_neighbour   the value of the most similar vector so far
+pathfinder          whether two points are the ends of one curve, of the Long Range Arena
+retrieval           whether one text cites the other, of the Long Range Arena
 """
 
 import dataclasses
@@ -14,7 +20,16 @@ from xlstm_jax.data.config import DataConfig
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import ModelConfig
 from xlstm_jax.settings import setting
-from xlstm_jax.tasks import formal, language_modelling
+from xlstm_jax.tasks import (
+    cifar,
+    formal,
+    language_modelling,
+    listops,
+    mqar,
+    nearest_neighbour,
+    pathfinder,
+    retrieval,
+)
 from xlstm_jax.tasks.config import EvalConfig
 from xlstm_jax.tasks.task import Task
 
@@ -78,7 +93,16 @@ register(
         reads=language_modelling.READS,
     ),
 )
+register("cifar", TaskKind(cifar.CifarConfig, cifar.Cifar))
 register("formal", TaskKind(formal.FormalConfig, formal.Formal))
+register("listops", TaskKind(listops.ListOpsConfig, listops.ListOps))
+register("mqar", TaskKind(mqar.MQARConfig, mqar.MQAR))
+register(
+    "nearest_neighbour",
+    TaskKind(nearest_neighbour.NearestNeighbourConfig, nearest_neighbour.NearestNeighbour),
+)
+register("pathfinder", TaskKind(pathfinder.PathfinderConfig, pathfinder.Pathfinder))
+register("retrieval", TaskKind(retrieval.RetrievalConfig, retrieval.Retrieval))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,6 +94,18 @@ class Task(abc.ABC):
     def held_out(self) -> Mapping[str, HeldOut]:
         """The sets that are evaluated on by name, "validation" first."""
 
+    def test_sets(self) -> Mapping[str, HeldOut]:
+        """The sets that results are reported on, which nothing is chosen by: neither a checkpoint
+        nor a learning rate. {} where there are none.
+        """
+        return {}
+
+    def guesses(self) -> Mapping[str, Mapping[str, float]]:
+        """What predictors reach on the test sets that have not learned the task, by the name of the
+        predictor: numbers of the summary, for reports.
+        """
+        return {}
+
     @abc.abstractmethod
     def sums(
         self,

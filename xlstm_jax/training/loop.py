@@ -14,7 +14,7 @@ import numpy as np
 
 from xlstm_jax.analysis.parameters import count_parameters
 from xlstm_jax.config import Config, flat, task_of
-from xlstm_jax.errors import UserError
+from xlstm_jax.errors import Diverged, UserError
 from xlstm_jax.generation import generate
 from xlstm_jax.generation.session import room_of
 from xlstm_jax.models.stack import Stack
@@ -222,9 +222,9 @@ def check_length_of_run(steps: int, done: int | None) -> None:
 
 
 def check_finite(step: int, loss: float) -> None:
-    """Raises `UserError` where the held-out loss is no number: training is beyond help."""
+    """Raises `Diverged` where the held-out loss is no number: training is beyond help."""
     if not math.isfinite(loss):
-        raise UserError(
+        raise Diverged(
             f"step {step}: the held-out loss is {loss}; training stops, earlier checkpoints are "
             "kept. Lower optimizer.learning_rate or optimizer.clip_norm, lengthen "
             "optimizer.warmup_steps, or look at the data, in another --workdir"

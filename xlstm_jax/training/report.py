@@ -7,7 +7,7 @@ import jax
 
 from xlstm_jax.analysis.flops import peak_flops, training_flops_per_token
 from xlstm_jax.config import Config
-from xlstm_jax.errors import UserError
+from xlstm_jax.errors import Diverged
 from xlstm_jax.runs.folder import RunFolder
 from xlstm_jax.training.console import console_line, say, skipped_line
 from xlstm_jax.training.metrics import MetricsWriter
@@ -62,7 +62,7 @@ class Report:
         self._writer.write(step, "skipped", values | samples)
         say(skipped_line(step, self._config.train.steps, values, **samples))
         if (in_a_row := values["skipped_in_a_row"]) >= most:
-            raise UserError(
+            raise Diverged(
                 f"step {step}: {in_a_row} steps in a row were skipped (train.max_skipped {most}), "
                 f"the loss is {values['loss']}; their samples are "
                 f"{samples['last_sample'] + 1 - in_a_row * rows} to {samples['last_sample']}, more "

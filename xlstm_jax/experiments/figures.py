@@ -1,0 +1,157 @@
+"""Figures of an experiment's results, in the forms of the paper's (2405.04517, figures 2, 4, 5)."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from xlstm_jax.experiments.choosing import Key, Result
+from xlstm_jax.experiments.grid import Experiment
+
+# Okabe and Ito's colours, which are told apart by colour-blind eyes too; markers differ as well.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "os^DvP*"
+
+Found = Mapping[Key, Result]
+
+
+def overview(experiment: Experiment, found: Found) -> Figure:
+    """The experiment's main figure."""
+    forms = {"heat map": _heat_map, "bars": _bars, "dims": _over_dims}
+    if experiment.figure == "dims" and len({dim for _, _, dim in found}) == 1:
+        return _bars(experiment, found)  # one point is no curve
+    return forms[experiment.figure](experiment, found)
+
+
+def curves(experiment: Experiment, found: Found) -> Figure:
+    """The experiment's curve, as accuracy over length: a panel for each cell, a line for each
+    model.
+    """
+    cells, models = _axes_of(experiment, found)
+    figure, panels = _panels(len(cells))
+    for panel, cell in zip(panels, cells, strict=True):
+        ticks: list[str] = []
+        for number, model in enumerate(models):
+            results = [r for (c, m, _), r in found.items() if (c, m) == (cell, model)]
+            if not results or not results[-1].curve:
+                continue
+            points = results[-1].curve
+            ticks = list(points)
+            panel.plot(
+                range(len(points)),
+                list(points.values()),
+                color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[number % len(MARKERS)],
+                label=experiment.models[model],
+            )
+        panel.set_xticks(range(len(ticks)), [tick.replace("_", " ") for tick in ticks])
+        panel.tick_params(axis="x", labelrotation=30)
+        _dress(panel, cell, experiment.curve[1], experiment.curve[0].replace("_", " ").strip())
+    return figure
+
+
+def _heat_map(experiment: Experiment, found: Found) -> Figure:
+    """Models by cells, mean ± spread in each; the colour goes from 0 to 1."""
+    cells, models = _axes_of(experiment, found)
+    size = (max(7, 2 + 1.3 * len(cells)), 1.6 + 0.5 * len(models))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    values = np.full((len(models), len(cells)), np.nan)
+    for (cell, model, _), result in found.items():
+        if cell not in cells or model not in models:
+            continue
+        row, column = models.index(model), cells.index(cell)
+        values[row, column] = result.mean
+        dark = not math.isnan(result.mean) and result.mean < 0.5
+        text = "diverged" if math.isnan(result.mean) else f"{result.mean:.2f}"
+        if result.spread is not None and not math.isnan(result.mean):
+            text += f"\n± {result.spread:.2f}"
+        axes.text(
+            column, row, text, ha="center", va="center", color="white" if dark else "black",
+            fontsize=8,
+        )  # fmt: skip
+    image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    axes.set_xticks(
+        range(len(cells)), [c.replace("_", " ") for c in cells], rotation=30, ha="right"
+    )
+    axes.set_yticks(range(len(models)), [experiment.models[model] for model in models])
+    figure.colorbar(image, label=experiment.metric.replace("_", " "))
+    figure.suptitle(_title(experiment), fontsize=10, wrap=True)
+    return figure
+
+
+def _bars(experiment: Experiment, found: Found) -> Figure:
+    """A panel for each cell, a bar for each model with its interval."""
+    cells, models = _axes_of(experiment, found)
+    figure, panels = _panels(len(cells))
+    for panel, cell in zip(panels, cells, strict=True):
+        for number, model in enumerate(models):
+            for (c, m, _), result in found.items():
+                if (c, m) == (cell, model) and not math.isnan(result.mean):
+                    panel.bar(
+                        number, result.mean, yerr=result.spread, capsize=4,
+                        color=COLOURS[number % len(COLOURS)],
+                    )  # fmt: skip
+        panel.set_xticks(
+            range(len(models)), [experiment.models[m] for m in models], rotation=30, ha="right"
+        )
+        _dress(panel, cell, "", experiment.metric.replace("_", " "))
+    figure.suptitle(_title(experiment), fontsize=10, wrap=True)
+    return figure
+
+
+def _over_dims(experiment: Experiment, found: Found) -> Figure:
+    """A panel for each cell, a curve over the dimensions for each model."""
+    cells, models = _axes_of(experiment, found)
+    figure, panels = _panels(len(cells))
+    for panel, cell in zip(panels, cells, strict=True):
+        for number, model in enumerate(models):
+            points = sorted(
+                (d, r.mean, r.spread or 0)
+                for (c, m, d), r in found.items()
+                if (c, m) == (cell, model)
+            )
+            if points:
+                dims, means, spreads = zip(*points, strict=True)
+                panel.errorbar(
+                    dims, means, yerr=spreads, capsize=3, color=COLOURS[number % len(COLOURS)],
+                    marker=MARKERS[number % len(MARKERS)], label=experiment.models[model],
+                )  # fmt: skip
+                panel.set_xscale("log", base=2)
+        _dress(panel, cell, "model.dim", experiment.metric.replace("_", " "))
+    figure.suptitle(_title(experiment), fontsize=10, wrap=True)
+    return figure
+
+
+def _axes_of(experiment: Experiment, found: Found) -> tuple[list[str], list[str]]:
+    """The cells and the models of which there are results, in the experiment's order."""
+    return (
+        [cell for cell in experiment.cells if any(key[0] == cell for key in found)],
+        [model for model in experiment.models if any(key[1] == model for key in found)],
+    )
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    columns = min(count, 4)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(max(6, 4 * columns), 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for panel in panels[count:]:
+        panel.set_axis_off()
+    return figure, list(panels[:count])
+
+
+def _dress(panel: Axes, title: str, x: str, y: str) -> None:
+    panel.set_title(title.replace("_", " "), fontsize=10)
+    panel.set_xlabel(x)
+    panel.set_ylabel(y)
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(frameon=False, fontsize=7)
+
+
+def _title(experiment: Experiment) -> str:
+    return f"{experiment.title}{' (reduced scale)' if experiment.reduced else ''}"

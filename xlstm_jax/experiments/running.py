@@ -1,0 +1,189 @@
+"""Runs a grid, one run after another. What is done stays done: the same command goes on."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from xlstm_jax.analysis.parameters import count_parameters
+from xlstm_jax.config import Config, load, task_of
+from xlstm_jax.errors import Diverged, UserError
+from xlstm_jax.experiments import rows as results
+from xlstm_jax.experiments.grid import Experiment, Run
+from xlstm_jax.interop.opening import Opened, open_checkpoint
+from xlstm_jax.parallel import make_mesh, replicated
+from xlstm_jax.runs.folder import find_run
+from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
+from xlstm_jax.tasks.task import Task
+from xlstm_jax.training.console import duration, say
+from xlstm_jax.training.loop import train
+
+
+def config_of(
+    experiment: Experiment, file: str, run: Run, overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """The configuration of a run.
+
+    Args:
+        file: that has the experiment's variants.
+        overrides: keys of all runs.
+
+    Raises:
+        UserError: the file has no such variant, or the configuration is not valid.
+    """
+    variant = experiment.variant.format(cell=run.cell, model=run.model, dim=run.dim)
+    values = {
+        "model.dim": run.dim,
+        "optimizer.learning_rate": run.learning_rate,
+        "optimizer.final_fraction": min(1.0, experiment.last_rate / run.learning_rate),
+        "train.seed": run.seed,
+        "log.tensorboard": False,
+        **(overrides or {}),
+    }
+    config = load(f"{file}:{variant}", values)
+    if experiment.stages > 1 and config.optimizer.decay_steps is None:
+        # A run that goes on after each stage must know its whole schedule from the beginning.
+        return load(f"{file}:{variant}", {**values, "optimizer.decay_steps": config.train.steps})
+    return config
+
+
+def run_grid(
+    experiment: Experiment,
+    name: str,
+    preset: str,
+    configs: Mapping[Run, Config],
+    folder: pathlib.Path,
+) -> None:
+    """Trains and tests what is not done yet.
+
+    Args:
+        configs: of the runs, in order.
+        folder: below which each run has its own.
+
+    Raises:
+        UserError: a run's folder has results of another configuration, or a run can't go on.
+    """
+    waiting = []
+    for run, config in configs.items():
+        task_of(config).check()
+        if _is_done(folder / run.name, config):
+            continue
+        waiting.append(run)
+    say(f"{len(configs)} runs, {len(configs) - len(waiting)} of them done; results in {folder}")
+    started = time.monotonic()
+    for number, run in enumerate(waiting):
+        label = (
+            f"{run.cell}, {experiment.models[run.model]}, dim {run.dim}, learning rate "
+            f"{run.learning_rate:g}, seed {run.seed}"
+        )
+        say(f"run {number + 1} of {len(waiting)}: {label}")
+        found = _rows(experiment, run, configs[run], folder / run.name)
+        results.write(
+            folder / run.name, [{"experiment": name, "preset": preset, **row} for row in found]
+        )
+        passed = time.monotonic() - started
+        left = passed / (number + 1) * (len(waiting) - number - 1)
+        say(f"{label}: {_shown(experiment, found)}; about {duration(left)} left")
+        jax.clear_caches()  # other runs have other programs
+
+
+def _is_done(folder: pathlib.Path, config: Config) -> bool:
+    there = results.read(folder)
+    own = results.config_hash(config)
+    if there and there[0]["config"] != own:
+        raise UserError(
+            f"folder {str(folder)!r} has results of another configuration ({there[0]['config']}, "
+            f"this one is {own}); give another --workdir, or the same keys"
+        )
+    return bool(there)
+
+
+def _rows(
+    experiment: Experiment, run: Run, config: Config, folder: pathlib.Path
+) -> list[dict[str, Any]]:
+    """Trains a run to its end and evaluates it on everything."""
+    started = time.monotonic()
+    try:
+        _train(experiment, config, folder)
+        diverged = False
+    except Diverged as error:
+        say(f"diverged: {error}")
+        diverged = True
+    seconds = time.monotonic() - started
+    mesh = make_mesh(config.mesh)
+    head = {
+        **run._asdict(),
+        "config": results.config_hash(config),
+        "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "seconds": round(seconds, 1),
+    }
+    task = task_of(config)
+    if diverged:
+        head |= {"parameters": None, "steps": _latest_step(folder)}
+        nothing = {"set": results.DIVERGED, "metric": "loss", "value": float("nan"), "n": 0}
+        found = [{**head, **nothing}]
+    else:
+        opened = open_checkpoint(str(folder), sharding=replicated(mesh))
+        head |= {"parameters": count_parameters(opened.params), "steps": opened.step}
+        found = [{**head, **row} for row in _measured(task, opened, config.eval.batch_size, mesh)]
+    for guess, summary in task.guesses().items():
+        for metric, value in summary.items():
+            row = {"set": f"{results.GUESS}{guess}", "metric": metric, "value": value, "n": 0}
+            found.append({**head, **row})
+    return found
+
+
+def _measured(
+    task: Task, opened: Opened, rows: int, mesh: jax.sharding.Mesh
+) -> Iterator[dict[str, Any]]:
+    """Each number of each held-out and test set, with the weight of its mean."""
+    eval_step = make_eval_step(task, opened.model)
+    sets = {**task.held_out(), **task.test_sets()}
+    for name, held_out in sets.items():
+        with jax.set_mesh(mesh):
+            totals = evaluate(eval_step, opened.params, held_out, rows, mesh)
+        for metric, value in task.summary(totals).items():
+            count = totals.get(metric, totals["loss"])[1]
+            yield {"set": name, "metric": metric, "value": value, "n": int(count)}
+
+
+def _train(experiment: Experiment, config: Config, folder: pathlib.Path) -> None:
+    """Trains to the last step, or to the end of a stage after which the task is solved."""
+    for steps in _stages(experiment, config.train.steps):
+        if _latest_step(folder) > steps:
+            continue
+        part = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
+        summary = train(part, folder)
+        value = summary.get(experiment.metric)
+        if experiment.solved is not None and value is not None and value >= experiment.solved:
+            if steps < config.train.steps:
+                say(f"solved after {steps} of {config.train.steps} steps")
+            return
+
+
+def _stages(experiment: Experiment, steps: int) -> list[int]:
+    """The last steps of the stages."""
+    stages = min(experiment.stages, steps)
+    return [steps * (number + 1) // stages for number in range(stages)]
+
+
+def _latest_step(folder: pathlib.Path) -> int:
+    """Of the newest checkpoint; 0 without one."""
+    names = (path.name for path in find_run(folder).checkpoints.glob("*"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def _shown(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A run's result for the terminal."""
+    values = {row["set"]: row["value"] for row in rows if row["metric"] == experiment.metric}
+    metric = experiment.metric.replace("_", " ")
+    if rows[0]["set"] == results.DIVERGED:
+        return "diverged"
+    return f"{metric} " + ", ".join(
+        f"{value:.3f} ({name})"
+        for name, value in values.items()
+        if not name.startswith(results.GUESS)
+    )
