@@ -1,6 +1,7 @@
 """Formal languages with small models (arXiv 2405.04517, section 4.1, figures 4 and 12).
 
-A variant is LANGUAGE-MODEL or LANGUAGE-MODEL-PRESET, as parity-xlstm_1_1 or majority-llama-paper.
+A variant is LANGUAGE-MODEL, LANGUAGE-MODEL-PRESET or LANGUAGE-MODEL-PRESET-DIM, as
+parity-xlstm_1_1 or majority-llama-paper-128.
 
     language                                                          answers by chance
     bucket_sort, odds_first; missing_duplicate                        1/10; 1/9
@@ -51,7 +52,7 @@ LEARNING_RATE = 1e-3
 
 
 def get_config(variant: str = "parity-xlstm_1_1"):
-    language, model, preset = small_models.split_variant(variant, LANGUAGES, PRESETS)
+    language, model, preset, dim = small_models.split_variant(variant, LANGUAGES, PRESETS)
     steps, warmup, last_rate, beta2, slstm, held_out = PRESETS[preset]
     config = base.get_config()
     config.task.name = "formal"
@@ -60,7 +61,7 @@ def get_config(variant: str = "parity-xlstm_1_1"):
     config.task.formal.test_samples = held_out
 
     config.model.vocab_size = LANGUAGES[language].vocab_size
-    small_models.set_model(config, model, dim=64, slstm=slstm)
+    small_models.set_model(config, model, dim=dim or 64, slstm=slstm)
 
     config.data.context_length = 40
     config.data.batch_size = 256
@@ -136,7 +137,7 @@ def get_experiment(preset: str) -> Experiment:
     names = SMALL_MODELS if small else OF_PAPER
     return Experiment(
         title="Formal languages: scaled accuracy at lengths of 40 to 256",
-        variant=f"{{cell}}-{{model}}-{preset}",
+        variant=f"{{cell}}-{{model}}-{preset}-{{dim}}",
         cells=cells,
         models={name: small_models.LABELS[name] for name in names},
         dims=dict.fromkeys(cells, (64,)),

@@ -1,8 +1,8 @@
 """Multi-query associative recall (arXiv 2405.04517, section 4.1, figures 5 and 13 to 16, appendix
 B.1.2).
 
-A variant is LENGTHxPAIRS-MODEL or LENGTHxPAIRS-MODEL-PRESET, as 64x4-xlstm_1_1 or
-2048x256-llama-paper.
+A variant is LENGTHxPAIRS-MODEL, then perhaps -PRESET or -PRESET-DIM, as 64x4-xlstm_1_1 or
+2048x256-llama-paper-512.
 
     experiment 1   64x4, 128x8, 256x16
     experiment 2   756x48, 756x96, 1024x48, 1024x96, 1024x256, 2048x48, 2048x96, 2048x256
@@ -57,7 +57,7 @@ LAST_RATE = 1e-5
 
 
 def get_config(variant: str = "64x4-xlstm_1_1"):
-    cell, model, preset = small_models.split_variant(variant, NAMES, dict.fromkeys(PRESETS))
+    cell, model, preset, dim = small_models.split_variant(variant, NAMES, dict.fromkeys(PRESETS))
     length, pairs = NAMES[cell]
     if why := infeasible(length, pairs, VOCABULARY):
         raise UserError(f"config variant {variant!r} can't be: {why}, and it has {length}")
@@ -66,7 +66,7 @@ def get_config(variant: str = "64x4-xlstm_1_1"):
     config.task.mqar.pairs = pairs
 
     config.model.vocab_size = VOCABULARY
-    small_models.set_model(config, model, dim=64)
+    small_models.set_model(config, model, dim=dim or 64)
     config.model.tie_embeddings = model == "mamba"
 
     config.data.context_length = length
@@ -121,7 +121,7 @@ def get_experiment(preset: str) -> Experiment:
     rates = {cell: LONG_RATES if cell.startswith("2048") else RATES for cell in cells}
     return Experiment(
         title="Multi-query associative recall: accuracy by tokens x pairs",
-        variant=f"{{cell}}-{{model}}-{preset}",
+        variant=f"{{cell}}-{{model}}-{preset}-{{dim}}",
         cells=cells,
         models={name: small_models.LABELS[name] for name in names},
         dims={cell: (64,) if small else DIMS[NAMES[cell][0] > 256] for cell in cells},

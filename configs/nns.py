@@ -1,7 +1,7 @@
 """Nearest neighbour search (arXiv 2405.04517, section 4.1 and figure 2, left).
 
-A variant is MODEL or MODEL-PRESET, as xlstm_0_1 or lstm-paper, with the models of small_models.py;
-the paper has llama, lstm and xlstm_0_1.
+A variant is MODEL, MODEL-PRESET or MODEL-PRESET-DIM, as xlstm_0_1 or lstm-paper-128, with the
+models of small_models.py; the paper has llama, lstm and xlstm_0_1.
 
     preset   steps     dim   batch   learning rate
     small      4,000    64      64   1e-3
@@ -33,11 +33,11 @@ LAST_RATE = 1e-7
 
 
 def get_config(variant: str = "xlstm_0_1"):
-    _, model, preset = small_models.split_variant(variant, None, PRESETS)
+    _, model, preset, own_dim = small_models.split_variant(variant, None, PRESETS)
     steps, dim, batch_size = PRESETS[preset]
     config = base.get_config()
     config.task.name = "nearest_neighbour"
-    small_models.set_model(config, model, dim=dim)
+    small_models.set_model(config, model, dim=own_dim or dim)
     config.model.embedding_norm = False  # there is no embedding
     config.model.dropout = 0.1
 
@@ -60,7 +60,7 @@ def get_experiment(preset: str) -> Experiment:
     names = ("llama", "lstm", "xlstm_0_1")
     return Experiment(
         title="Nearest neighbour search: mean squared error",
-        variant=f"{{model}}-{preset}",
+        variant=f"{{model}}-{preset}-{{dim}}",
         cells=("search",),
         models={name: small_models.LABELS[name] for name in names},
         dims={"search": (PRESETS[preset][1],)},

@@ -47,27 +47,31 @@ LABELS = {name: label for name, (label, _) in MODELS.items()}
 
 def split_variant(
     variant: str, tasks: Mapping[str, Any] | None, presets: Mapping[str, Any]
-) -> tuple[str, str, str]:
-    """The parts of a variant "TASK-MODEL" or "TASK-MODEL-PRESET"; without one it is the first.
+) -> tuple[str, str, str, int | None]:
+    """(task, model, preset, dimension) of a variant "TASK-MODEL", "TASK-MODEL-PRESET" or
+    "TASK-MODEL-PRESET-DIM". Without a preset it is the first, without a dimension it is None.
 
     Args:
-        tasks: None for a file with one task, whose variants are "MODEL" and "MODEL-PRESET".
+        tasks: None for a file with one task, whose variants begin with the model.
 
     Raises:
-        UserError: there is no such task, model or preset.
+        UserError: there is no such task, model or preset, or the dimension is no number.
     """
     task, _, rest = ("", "", variant) if tasks is None else variant.partition("-")
-    model, _, preset = rest.partition("-")
+    model, _, rest = rest.partition("-")
+    preset, _, dim = rest.partition("-")
     preset = preset or next(iter(presets))
     form = "MODEL" if tasks is None else "TASK-MODEL"
     parts = ((task, tasks, "TASK"), (model, MODELS, "MODEL"), (preset, presets, "PRESET"))
     for part, known, what in parts:
         if known is not None and part not in known:
             raise UserError(
-                f"config variant {variant!r} does not exist: it is {form} or {form}-PRESET, and "
-                f"{part!r} is no {what}; there are {', '.join(known)}"
+                f"config variant {variant!r} does not exist: it is {form}, {form}-PRESET or "
+                f"{form}-PRESET-DIM, and {part!r} is no {what}; there are {', '.join(known)}"
             )
-    return task, model, preset
+    if dim and not re.fullmatch("[1-9][0-9]{0,5}", dim):
+        raise UserError(f"config variant {variant!r} ends with {dim!r}, which is no dimension")
+    return task, model, preset, int(dim) if dim else None
 
 
 def check_preset(preset: str, presets: Sequence[str]) -> str:
@@ -119,6 +123,8 @@ def set_model(
         section = config.model[mixer]
         if "num_heads" in section:
             section.num_heads = num_heads
+        if "head_dim" in section:
+            section.head_dim = dim // num_heads
     config.model.num_blocks = num_blocks
     config.model.dim = dim
     for key, value in keys.items():

@@ -102,6 +102,10 @@ train | fast | argument 'fast' is not understood
 train | --profile=12:10 | --profile is '12:10'
 train | --profile=²:3 | --profile is '²:3'
 train | --aot=abacus:2x2 | abacus
+train | --aot-details={new} | --aot-details belongs to --aot, which is missing
+train | --aot=v5e:2x2 --aot-details={file} | is there already
+train | --aot=v5e:2x2 --aot-details={file}/kernels.json | is a file; give a folder
+train | --aot=v5e:2x2 --aot-details=gs://bucket/kernels.json | an address
 train | --config.data.path=/no/such | data path '/no/such' does not exist
 train | --config.data.path=gs://bucket/text | config key data.path is 'gs://bucket/text', an address
 train | --config.data.path={corpus}:1,s3://b:1 | an address

@@ -21,7 +21,7 @@ EXIT_USER_ERROR = 2
 EXIT_READER_GONE = 128 + signal.SIGPIPE  # as a shell reports a program that SIGPIPE ended
 # the flags, of all commands, whose value is a path
 PATHS = ("workdir", "checkpoint", "source", "output", "session", "data", "paloma", "task_folder",
-         "tokenizer")  # fmt: skip
+         "tokenizer", "aot-details")  # fmt: skip
 # errors of the system that only the user can mend, wherever they come up
 NOT_POSSIBLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,

@@ -51,6 +51,21 @@ def test_matrix_products_of_recurrences_per_channel():
     assert flops_of(hgrn, "hgrn") == 2 * 4 * dim**2 + 9 * dim
 
 
+def test_matrix_products_of_the_lstm_and_of_convolutions():
+    """Of an FFT of n numbers 2.5 n log2(n), three of twice the context per long convolution."""
+
+    def of(name: str, context_length: int = 512, **settings) -> float:
+        config = ModelConfig(dim=64, num_blocks=1, blocks=name, mixers={name: settings})
+        return flops_of(config, name, context_length)
+
+    square = 2 * 64 * 64
+    assert of("lstm") == 8 * square + 17 * 64
+    assert of("h3") == 4 * square + 2 * 64 * 64 + (14 * 32 + 4) * 64
+    fft = 3 * 2.5 * 1024 * 10 / 512 + 6  # and the product of the spectra
+    assert of("hyena") == 4 * square + 2 * 3 * 3 * 64 + (fft + 2) * 64 + 64
+    assert of("hyena", order=3) == 5 * square + 2 * 3 * 4 * 64 + 2 * (fft + 2) * 64 + 64
+
+
 def test_matrix_products_of_matrix_states():
     """Projections, and per head, in chunks of 64 tokens: half a square of q k and a square of
     weights times v; reading the state and writing to it; its decay, once per chunk.

@@ -8,7 +8,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from xlstm_jax.analysis.hlo import array_bytes, collective_bytes, kernel_calls
+from xlstm_jax.analysis.compiled.program import arrays
+from xlstm_jax.analysis.hlo import collective_bytes, kernel_calls
 
 
 @pytest.fixture(scope="module")
@@ -132,4 +133,4 @@ def test_asynchronous_and_fused_collectives_and_kernels_in_loops():
     [("f32", "8,128", 4096), ("bf16", "", 2), ("pred", "3", 3), ("s8", "8", 8)],
 )
 def test_bytes_of_an_array(dtype, shape, size):
-    assert array_bytes(dtype, shape) == size
+    assert [array.bytes for array in arrays(f"{dtype}[{shape}]")] == [size]

@@ -50,7 +50,13 @@ FILES = {
     + [":majority-xlstm_1_0-paper", ":set-llama-repository"],
     "mqar.py": ["", ":256x16-llama", ":2048x256-xlstm_1_0-paper"],
     "nns.py": ["", ":llama-paper"],
-    "lra.py": ["", ":listops-llama-paper", ":pathfinder-xlstm_0_1-paper", ":rgb_image-llama"],
+    "lra.py": [
+        "",
+        ":listops-llama-paper",
+        ":pathfinder-xlstm_0_1-paper",
+        ":rgb_image-llama",
+        ":retrieval-llama",
+    ],
     "rare_tokens.py": ["", ":llama"],
     "small_models.py": [],  # of the files for small tasks
     "llama.py": ["", ":2.7b-15b"]

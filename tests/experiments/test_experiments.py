@@ -265,10 +265,10 @@ def test_damaged_rows_are_named(tmp_path):
 def test_the_projects_own_experiments_have_variants_for_all_their_runs(name, preset):
     experiment = config_files.experiment(f"configs/{name}.py", preset)
     assert experiment.reduced == (preset == "small")
-    first = {run.model: run for run in runs_of(experiment)}
+    first = {(run.model, run.dim): run for run in runs_of(experiment)}
     for run in first.values():
         config = running.config_of(experiment, f"configs/{name}.py", run)
-        assert config.train.seed == run.seed
+        assert (config.train.seed, config.model.dim) == (run.seed, run.dim)
     assert not {"xlstm_0_1"} & experiment.absent.keys()
 
 

@@ -34,14 +34,15 @@ def test_cast_weights_change_no_bit(model_and_params):
     assert_a_cast_changes_no_bit(dataclasses.replace(model.config, dtype="bfloat16"), params)
 
 
-@pytest.mark.parametrize("mixer", mixers.names())
-def test_what_a_mixer_names_may_be_cast(mixer):
-    """Of every mixer in the table, also where a block has it twice."""
+@pytest.mark.parametrize("block", (*mixers.names(), "mlp+mlp"))
+def test_what_a_mixer_names_may_be_cast(block):
+    """Of every mixer in the table, also where a block has one twice."""
+    mixer, *_ = block.split("+")
     config = ModelConfig(
         vocab_size=VOCABULARY,
         dim=64,
         num_blocks=1,
-        blocks=f"{mixer}+{mixer}",
+        blocks=block,
         dtype="bfloat16",
         mixers={mixer: SETTINGS.get(mixer, {})},
     )

@@ -103,7 +103,7 @@ def test_a_field_of_a_wrong_type_is_refused_by_name():
         ("config.json", b"{no json"),
         ("config.json", b"\xff\xfe"),
         ("config.json", b'{"a":' * 100_000),
-        ("config.json", b'{"model_type": "mamba"}'),
+        ("config.json", b'{"model_type": "bert"}'),
         ("config.yaml", b"a: [1"),
         ("config.yaml", b"when: 2020-99-99"),
         ("config.yaml", b""),

@@ -8,6 +8,7 @@ from PIL import Image
 
 from xlstm_jax.config import default_config_dict, from_config_dict, task_of
 from xlstm_jax.errors import UserError
+from xlstm_jax.runs.folder import absolute
 from xlstm_jax.tasks.cifar import TEST, TRAINING
 
 PER_FILE = 4
@@ -67,6 +68,14 @@ def test_grey_is_what_pictures_have(tmp_path):
     np.testing.assert_allclose(grey[:, 0], (seen - 122.6) / 61.0, atol=0.5 / 61 + 1e-6)
     batch = next(values.test_sets()["test"].batches(3))
     assert batch.inputs.shape == (3, 1024, 1) and (batch.lengths == 1024).all()
+
+
+def test_where_the_data_lie_means_the_same_from_everywhere(tmp_path, monkeypatch):
+    written(tmp_path, "binary")
+    monkeypatch.chdir(tmp_path.parent)
+    values = {"task.name": "cifar", "task.cifar.path": tmp_path.name}
+    config = absolute(from_config_dict(default_config_dict(), values))
+    assert config.task.own.path == str(tmp_path)
 
 
 def test_the_last_batch_is_filled_up_with_what_does_not_count(tmp_path):

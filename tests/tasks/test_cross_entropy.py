@@ -39,14 +39,20 @@ def capped(y, kernel):
 
 
 @pytest.mark.parametrize("head", [jnp.matmul, capped])
-@pytest.mark.parametrize("parts", [2, 3, 4, 22, 32])
-def test_value_and_gradients_are_those_of_the_whole(head, parts):
-    """22 entries in 3, 4 or 32 parts: some are filled up, in some there is nothing."""
+@pytest.mark.parametrize(
+    ("parts", "multiple"), [(2, 1), (3, 1), (4, 1), (22, 1), (32, 1), (3, 4), (2, 16)]
+)
+def test_value_and_gradients_are_those_of_the_whole(head, parts, multiple):
+    """22 entries in 3, 4 or 32 parts, or of columns of 4 or 16: some are filled up, in some there
+    is nothing.
+    """
     with jax.enable_x64(True):
         y, kernel, targets, mask = draw()
 
         def loss(y, kernel, parts):
-            return projected_cross_entropy_sum(head, y, kernel, targets, mask, parts=parts)
+            return projected_cross_entropy_sum(
+                head, y, kernel, targets, mask, parts=parts, multiple=multiple
+            )
 
         gradients = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
         whole, in_parts = gradients(y, kernel, 1), gradients(y, kernel, parts)
@@ -182,4 +188,16 @@ def test_temporaries_shrink_with_the_parts():
     ],
 )
 def test_there_are_as_many_parts_as_keep_a_devices_logits_within_the_limit(logits, devices, parts):
-    assert vocabulary_parts(logits, devices) == parts
+    assert vocabulary_parts(logits, devices) == (parts, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "devices", "parts"),
+    [("NVIDIA H100", 1, (6, 64)), ("NVIDIA H200", 1, (4, 64)), ("NVIDIA H100", 8, (1, 64)),
+     ("GeForce", 1, (64, 1))],
+)  # fmt: skip
+def test_a_gpu_takes_as_few_parts_as_its_memory_allows(kind, devices, parts):
+    """65,536 tokens, 50,304 entries; 6 parts of 8,384 columns fill nothing up."""
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        assert vocabulary_parts(65_536 * 50_304, devices) == parts

@@ -4,18 +4,28 @@ doesn't fit is a row and not a crash.
 
 import dataclasses
 import json
+import pathlib
 
 import pytest
 
 import train as train_command
+from xlstm_jax.analysis.compiled.program import read_program
+from xlstm_jax.analysis.compiled.step_model import model_of
 from xlstm_jax.config import MeshConfig, load
 from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import make_mesh
 from xlstm_jax.parallel.topology import absent_devices
-from xlstm_jax.training.aot import StepReport, compile_step, needed_bytes
+from xlstm_jax.training.aot import (
+    StepReport,
+    check_new_file,
+    compile_step,
+    needed_bytes,
+    write_details,
+)
 
 pytest.importorskip("libtpu", reason="the TPU compiler is in the extra dev")
 
+PROGRAMS = pathlib.Path(__file__).parents[1] / "analysis" / "programs"
 # The cells' kernels, in one block each.
 SMALL = {
     "model.num_blocks": 1,
@@ -42,6 +52,30 @@ def test_a_step_for_a_small_slice_says_what_it_takes():
     assert report.kernels["pallas_tpu"] >= 4  # both cells, forward and back
     assert report.collectives["all-reduce"] > 0
     assert any("fits" in line for line in report.lines())
+    parts = report.model.parts
+    assert {"products", "mlstm", "slstm", "norms", "loss", "optimizer"} <= parts.keys()
+    pallas = [kernel for kernel, _ in report.model.kernels if kernel.is_pallas]
+    assert sum(kernel.times for kernel in pallas) == report.kernels["pallas_tpu"]
+    # the products alone; every one of the model's is there, and the backward pass has two for each
+    assert report.model.whole.flops * report.devices > 0.8 * report.flops
+    assert all(len(line) <= 100 for line in report.lines())
+    kept = report.facts()["model"]["parts"]
+    assert kept["products"]["milliseconds"] == parts["products"].milliseconds
+
+
+def test_details_are_written_to_a_new_file_or_it_is_said_why_not(tmp_path):
+    program = read_program((PROGRAMS / "h100_125m.hlo").read_text())
+    model = model_of(program, "NVIDIA H100")
+    known = {"topology": "h100:1x1x1", "devices": 1, "memory": 80e9, "flops": 1e15}
+    report = StepReport(**known, fits=True, seconds=1.0, accumulation_steps=1, model=model)
+    file = str(tmp_path / "new" / "kernels.json")
+    written = json.loads(pathlib.Path(write_details(report, file)).read_text())
+    assert written["model"]["kernels"][0]["source"][0].startswith("xlstm_jax/")
+    assert written["devices"] == 1 and len(written["model"]["kernels"]) == len(model.kernels)
+    with pytest.raises(UserError, match=r"kernels.json' is there already"):
+        check_new_file("--aot-details", file)
+    with pytest.raises(UserError, match="no kernels are known: the step does not fit"):
+        write_details(dataclasses.replace(report, fits=False, model=None), file + "2")
 
 
 @pytest.mark.slow

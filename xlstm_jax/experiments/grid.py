@@ -12,7 +12,7 @@ class Experiment(NamedTuple):
 
     Attributes:
         title: of the report.
-        variant: of the config file, with the places {cell} and {model}.
+        variant: of the config file, with the places {cell}, {model} and perhaps {dim}.
         cells: what is learned: languages, sizes of a problem; columns of the report.
         models: the names of models in variants, and how the paper calls them.
         dims: by cell, model.dim of the runs.

@@ -34,7 +34,7 @@ def config_of(
     Raises:
         UserError: the file has no such variant, or the configuration is not valid.
     """
-    variant = experiment.variant.format(cell=run.cell, model=run.model)
+    variant = experiment.variant.format(cell=run.cell, model=run.model, dim=run.dim)
     values = {
         "model.dim": run.dim,
         "optimizer.learning_rate": run.learning_rate,

@@ -31,6 +31,7 @@ from xlstm_jax.generation.weights import cast_weights
 from xlstm_jax.interop.opening import open_checkpoint
 from xlstm_jax.models import ModelConfig
 from xlstm_jax.models.backbone import growing_mixers
+from xlstm_jax.parallel.xla_flags import WRITING, set_for_gpus
 
 FLAGS = {
     "checkpoint": "folder of a run, of an imported or a Hugging Face model, or a name on the hub "
@@ -79,6 +80,7 @@ def main(argv: Sequence[str]) -> int:
 
     def command() -> None:
         wish = _wish(command_line.parse(_normalised(argv), __doc__, FLAGS))
+        set_for_gpus(WRITING)
         stored = None
         if wish.session is not None and wish.session.exists():
             stored = session_files.read_arrays(wish.session)

@@ -20,10 +20,14 @@ OF_LOGITS = ("positions", "max_positions", "tie_embeddings", "logit_soft_cap")
 class Classifier(nn.Module):
     """The logits of classes, from the mean of the outputs of a sequence's tokens or the last one.
 
+    Of pairs of sequences both go through the same stack, and of their two vectors a and b
+    [a, b, a - b, a * b] through a layer with GELU (as S4 has for Retrieval).
+
     Attributes:
         classes: how many there are.
         tokens: whether the input has ids of tokens; otherwise vectors.
         pooling: one of POOLINGS. What lies behind a sequence's end is left out of both.
+        pairs: whether the classes are of pairs.
         stacked: as in `Backbone`.
 
     Raises:
@@ -34,6 +38,7 @@ class Classifier(nn.Module):
     classes: int
     tokens: bool
     pooling: str = "mean"
+    pairs: bool = False
     stacked: bool = False
 
     def __post_init__(self):
@@ -45,12 +50,32 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Int[Array, "B T"] | Float[Array, "B T X"],
-        lengths: Int[Array, " B"],
+        x: Int[Array, "B T"] | Float[Array, "B T X"] | Int[Array, "B T 2"],
+        lengths: Int[Array, " B"] | Int[Array, "B 2"],
         *,
         train: bool = False,
     ) -> Float[Array, "B C"]:
         """float32 logits; `lengths` are those of the sequences, at least 1."""
+        init = small_init(self.config.dim)
+        if self.pairs:
+            rows, time, _ = x.shape
+            x = jnp.swapaxes(x, 1, 2).reshape(2 * rows, time)
+            both = self._vectors(x, lengths.reshape(-1), train).reshape(rows, 2, -1)
+            a, b = both[:, 0], both[:, 1]
+            y = jnp.concatenate([a, b, a - b, a * b], axis=-1)
+            hidden = Projection(
+                self.config.dim, ("features", "embed"), init, use_bias=True, name="compare"
+            )
+            y = nn.gelu(hidden(y))
+        else:
+            y = self._vectors(x, lengths, train)
+        head = Projection(self.classes, ("embed", "features"), init, use_bias=True, name="head")
+        return head(y)
+
+    def _vectors(
+        self, x: Int[Array, "B T"] | Float[Array, "B T X"], lengths: Int[Array, " B"], train: bool
+    ) -> Float[Array, "B D"]:
+        """What is remembered of each sequence."""
         config, init = self.config, small_init(self.config.dim)
         dtype = compute_dtype(config.dtype)
         if self.tokens:
@@ -71,9 +96,7 @@ class Classifier(nn.Module):
             weights = (places < ends) / ends
         else:
             weights = (places == ends - 1).astype(y.dtype)
-        pooled = jnp.sum(y * weights[..., None], axis=1)
-        head = Projection(self.classes, ("embed", "features"), init, use_bias=True, name="head")
-        return head(pooled)
+        return jnp.sum(y * weights[..., None], axis=1)
 
     @nn.nowrap
     def flops(self, context_length: int) -> float:

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from xlstm_jax.models import cpu_forms, gpu_forms
 from xlstm_jax.models.cpu_forms import (
-    block_diagonal_product,
     project,
     project_in_parts,
     scale_channels,
 )
 from xlstm_jax.models.initializers import Initializer, zeros
-from xlstm_jax.parallel import constrain, gathered
+from xlstm_jax.parallel import constrain, gathered, platform
 from xlstm_jax.typing import Activations, Array, Float, HeadActivations
 
 
@@ -177,7 +177,8 @@ class BlockDiagonalProjection(nn.Module):
         self.kernel = self.param("kernel", init, shape)
 
     def __call__(self, x: Float[Array, "B T I"]) -> Mapped:
-        return Mapped(block_diagonal_product(x, self.kernel), x, self.kernel)
+        forms = gpu_forms if platform() == "gpu" else cpu_forms
+        return Mapped(forms.block_diagonal_product(x, self.kernel), x, self.kernel)
 
 
 def normalize(x: Float[Array, "... D"], eps: float, *, center: bool) -> Float[Array, "... D"]:
@@ -242,12 +243,15 @@ class HeadNorm(nn.Module):
 
     @nn.compact
     def __call__(self, h: HeadActivations) -> Float[Array, "B T H*V"]:
-        y = normalize(h, self.eps, center=self.center).reshape(*h.shape[:2], -1)
         if self.one_scale:
             scale = _channel_vector(self, "scale", 1, h.shape[-1], "head_dim_out")
             scale = jnp.tile(scale, h.shape[-2])
         else:
-            scale = _channel_vector(self, "scale", 1, y.shape[-1], "inner")
+            scale = _channel_vector(self, "scale", 1, h.shape[-2] * h.shape[-1], "inner")
+        several_tokens = h.shape[1] > 1  # for one, a second kernel's launch takes longer than both
+        if platform() == "gpu" and several_tokens and not self.use_bias:
+            return gpu_forms.head_norm(h, scale, self.eps, center=self.center)
+        y = normalize(h, self.eps, center=self.center).reshape(*h.shape[:2], -1)
         y = scale_channels(y, scale)
         if self.use_bias:
             y = y + _channel_vector(self, "bias", 0, y.shape[-1], "inner")

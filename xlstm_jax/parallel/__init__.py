@@ -5,6 +5,7 @@ compute dtype. `parallel.kernels` has the kernels, each device with its own part
 from xlstm_jax.parallel.axes import LOGICAL_AXIS_RULES, constrain, gathered, num_shards
 from xlstm_jax.parallel.devices import (
     compute_dtype,
+    device_memory,
     num_devices,
     platform,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "check_spread",
     "compute_dtype",
     "constrain",
+    "device_memory",
     "everywhere",
     "filled_rows",
     "gathered",

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.chips import chip_of
 from xlstm_jax.errors import UserError
 from xlstm_jax.parallel.axes import mesh_in_trace, spread_axes
 
@@ -22,6 +23,15 @@ def platform() -> str:
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.devices()[0].platform
+
+
+def device_memory() -> float | None:
+    """Bytes of one device's memory, of the mesh in context as in `platform`; None where that is not
+    known (`pallas_kernels.chips`).
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    chip = chip_of(device.device_kind)
+    return chip and chip.memory
 
 
 def compute_dtype(name: str) -> jnp.dtype:

@@ -260,7 +260,14 @@ def absolute(config: Config) -> Config:
     checkpoint = dataclasses.replace(
         config.checkpoint, init_from=init_from and str(find_run(init_from).root)
     )
-    return dataclasses.replace(config, data=data, checkpoint=checkpoint)
+    own = config.task.own
+    places = {
+        field.name: str(pathlib.Path(getattr(own, field.name)).expanduser().absolute())
+        for field in dataclasses.fields(own)
+        if field.metadata.get("place") and getattr(own, field.name)
+    }
+    task = dataclasses.replace(config.task, own=dataclasses.replace(own, **places))
+    return dataclasses.replace(config, data=data, checkpoint=checkpoint, task=task)
 
 
 def _absolute(paths: str) -> str:
@@ -281,6 +288,7 @@ def _with_tokenizer(config: Config, name: str) -> Config:
 def _check_same(folder: RunFolder, config: Config) -> None:
     there, given = flat(folder.read_config()), flat(absolute(config))
     free = {*PLACES, *(key.name for key in keys() if key.may_change)}
+    free |= {key.name for key in keys() if key.place and key.name.startswith("task.")}
     if has_checkpoint(folder):  # from which the run goes on, whatever its first parameters were
         free.add("checkpoint.init_from")
     if not config.optimizer.follows_length:  # no step would have been another one

@@ -7,6 +7,7 @@ listops             the value of nested lists, of the Long Range Arena
 mqar                multi-query associative recall
 nearest_neighbour   the value of the most similar vector so far
 pathfinder          whether two points are the ends of one curve, of the Long Range Arena
+retrieval           whether one text cites the other, of the Long Range Arena
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from xlstm_jax.tasks import (
     mqar,
     nearest_neighbour,
     pathfinder,
+    retrieval,
 )
 from xlstm_jax.tasks.config import EvalConfig
 from xlstm_jax.tasks.task import Task
@@ -100,6 +102,7 @@ register(
     TaskKind(nearest_neighbour.NearestNeighbourConfig, nearest_neighbour.NearestNeighbour),
 )
 register("pathfinder", TaskKind(pathfinder.PathfinderConfig, pathfinder.Pathfinder))
+register("retrieval", TaskKind(retrieval.RetrievalConfig, retrieval.Retrieval))
 
 
 @dataclasses.dataclass(frozen=True)

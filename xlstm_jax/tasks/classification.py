@@ -24,18 +24,24 @@ class Plan(NamedTuple):
         classes: how many there are.
         features: size of the input's vectors; None where the input has tokens.
         pooling: of the model, see `Classifier`.
+        pairs: whether the classes are of pairs of sequences of tokens.
     """
 
     classes: int
     features: int | None
     pooling: str
+    pairs: bool = False
 
 
 class Labelled(NamedTuple):
-    """Sequences with their class; UNCOUNTED where a row does not count."""
+    """Sequences, or pairs of sequences, with their class; UNCOUNTED where a row does not count."""
 
-    inputs: Int[Array | np.ndarray, "B T"] | Float[Array | np.ndarray, "B T X"]
-    lengths: Int[Array | np.ndarray, " B"]
+    inputs: (
+        Int[Array | np.ndarray, "B T"]
+        | Float[Array | np.ndarray, "B T X"]
+        | Int[Array | np.ndarray, "B T 2"]
+    )
+    lengths: Int[Array | np.ndarray, " B"] | Int[Array | np.ndarray, "B 2"]
     labels: Int[Array | np.ndarray, " B"]
 
 
@@ -54,27 +60,37 @@ class Classification(Task):
         """Number of samples of "train", "validation" or "test"."""
 
     @abc.abstractmethod
-    def sample(self, split: str, seed: int, number: int) -> tuple[np.ndarray, int]:
-        """(sequence `[T]` of tokens or `[T X]`, at most as long as the context; its class): a
-        function of its arguments alone.
+    def sample(self, split: str, seed: int, number: int) -> tuple[Any, int]:
+        """(sequence `[T]` of tokens or `[T X]`, at most as long as the context, or a pair of them;
+        its class): a function of its arguments alone. Numbers may be beyond the split's end, where
+        a batch is filled up with what does not count.
         """
 
     def model(self, *, stacked: bool = False) -> nn.Module:
         plan = self.plan
         return Classifier(
-            self.model_config, plan.classes, plan.features is None, plan.pooling, stacked
+            self.model_config,
+            plan.classes,
+            plan.features is None,
+            plan.pooling,
+            plan.pairs,
+            stacked,
         )
 
     def shapes(self, rows: int, time: int | None = None) -> Labelled:
-        shape, features = (rows, time or self.data.context_length), self.plan.features
+        shape, plan = (rows, time or self.data.context_length), self.plan
         number = jax.ShapeDtypeStruct((rows,), jnp.int32)
-        if features is None:
+        if plan.pairs:
+            lengths = jax.ShapeDtypeStruct((rows, 2), jnp.int32)
+            return Labelled(jax.ShapeDtypeStruct((*shape, 2), jnp.int32), lengths, number)
+        if plan.features is None:
             return Labelled(jax.ShapeDtypeStruct(shape, jnp.int32), number, number)
-        return Labelled(jax.ShapeDtypeStruct((*shape, features), jnp.float32), number, number)
+        return Labelled(jax.ShapeDtypeStruct((*shape, plan.features), jnp.float32), number, number)
 
     def init(self, model: nn.Module, key: jax.Array) -> Any:
         inputs, lengths, _ = self.shapes(1, 1)
-        return model.init(key, jnp.zeros(inputs.shape, inputs.dtype), jnp.ones(1, jnp.int32))
+        one = jnp.ones(lengths.shape, lengths.dtype)
+        return model.init(key, jnp.zeros(inputs.shape, inputs.dtype), one)
 
     def batch(self, seed: int, step: int, rows: Sequence[int]) -> Labelled:
         count, first = self.count("train"), step * self.data.batch_size
@@ -130,7 +146,11 @@ class Classification(Task):
             np.zeros(inputs.shape, inputs.dtype), *(np.zeros(s.shape, s.dtype) for s in rest)
         )
         for row, number in enumerate(numbers):
-            sequence, label = self.sample(split, seed, number)
-            batch.inputs[row, : len(sequence)] = sequence
-            batch.lengths[row], batch.labels[row] = len(sequence), label
+            found, batch.labels[row] = self.sample(split, seed, number)
+            if self.plan.pairs:
+                for which, sequence in enumerate(found):
+                    batch.inputs[row, : len(sequence), which] = sequence
+                    batch.lengths[row, which] = len(sequence)
+            else:
+                batch.inputs[row, : len(found)], batch.lengths[row] = found, len(found)
         return batch

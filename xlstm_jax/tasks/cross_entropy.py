@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.derivatives import with_backward
+from xlstm_jax.parallel import device_memory, platform
 from xlstm_jax.typing import Activations, Logits
 
 Mask = Float[Array, "B T"] | Bool[Array, "B T"]
@@ -23,7 +24,12 @@ VocabularyKernel = Float[Array, "D E"]
 # the logits of some of the vocabulary from the columns of the kernel
 Head = Callable[[Activations, VocabularyKernel], Logits]
 
-LOGITS_BYTES = 2**28  # float32 logits that one device may hold at once
+LOGITS_BYTES = 2**28  # float32 logits that one device may hold at once; GPUs see below
+# A GPU may hold as many as fill this share of its memory (2.2 of 80 GB; in bfloat16 the logits are
+# half of that and their gradient is the other half): its products are the faster the larger they
+# are, and each part costs a pass over the gradient of y.
+SHARE_OF_A_GPU = 1 / 36
+GPU_COLUMNS = 64  # a part has a multiple of it: cuBLAS wants rows of 16 bytes and whole tiles
 
 
 def cross_entropy_sum(logits: Logits, targets: Int[Array, "B T"], mask: Mask) -> Float[Array, ""]:
@@ -45,28 +51,32 @@ def projected_cross_entropy_sum(
     mask: Mask,
     *,
     parts: int = 1,
+    multiple: int = 1,
 ) -> Float[Array, ""]:
     """`cross_entropy_sum(head(y, kernel), targets, mask)`; with `parts` > 1 never more than one
-    part of the logits is there.
+    part of the logits is there, whose columns are filled up to a multiple of `multiple`.
     """
     if parts == 1:
         return cross_entropy_sum(head(y, kernel), targets, mask)
-    return _in_parts((head, parts), y, kernel, targets, mask.astype(bool))
+    return _in_parts((head, parts, multiple), y, kernel, targets, mask.astype(bool))
 
 
-def vocabulary_parts(logits: int, devices: int) -> int:
+def vocabulary_parts(logits: int, devices: int) -> tuple[int, int]:
     """The number of parts that the vocabulary is taken in when a step has that many logits, evenly
-    spread over the devices; a power of two.
+    spread over the devices, and what the columns of a part are a multiple of.
     """
-    return 2 ** max(0, math.ceil(math.log2(4 * logits / devices / LOGITS_BYTES)))
+    memory = device_memory() if platform() == "gpu" else None
+    if memory is None:
+        return 2 ** max(0, math.ceil(math.log2(4 * logits / devices / LOGITS_BYTES))), 1
+    return max(1, math.ceil(4 * logits / devices / (memory * SHARE_OF_A_GPU))), GPU_COLUMNS
 
 
-def _value(static: tuple[Head, int], *arrays: Array) -> Float[Array, ""]:
+def _value(static: tuple[Head, int, int], *arrays: Array) -> Float[Array, ""]:
     return _forward(static, *arrays)[0]
 
 
 def _forward(static, y, kernel, targets, mask):
-    head, parts = static
+    head, parts, multiple = static
 
     def add_part(carry, inputs):
         largest, total, target_logits = carry
@@ -88,7 +98,7 @@ def _forward(static, y, kernel, targets, mask):
         jnp.zeros(targets.shape, dtype),
     )
     largest, total, target_logits = lax.scan(
-        add_part, first, (jnp.arange(parts), _kernel_parts(kernel, parts))
+        add_part, first, (jnp.arange(parts), _kernel_parts(kernel, parts, multiple))
     )[0]
     log_total = largest + jnp.log(total)
     return jnp.sum(jnp.where(mask, log_total - target_logits, 0.0)), (
@@ -101,7 +111,7 @@ def _forward(static, y, kernel, targets, mask):
 
 
 def _backward(static, residuals, cotangent):
-    head, parts = static
+    head, parts, multiple = static
     y, kernel, targets, mask, log_total = residuals
 
     def add_part(dy, inputs):
@@ -118,14 +128,16 @@ def _backward(static, residuals, cotangent):
         return dy + dy_part.astype(dy.dtype), dkernel_part
 
     zeros = jnp.zeros(y.shape, jnp.promote_types(y.dtype, jnp.float32))
-    dy, dkernel = lax.scan(add_part, zeros, (jnp.arange(parts), _kernel_parts(kernel, parts)))
+    dy, dkernel = lax.scan(
+        add_part, zeros, (jnp.arange(parts), _kernel_parts(kernel, parts, multiple))
+    )
     dkernel = jnp.moveaxis(dkernel, 0, 2).reshape(kernel.shape[0], -1)[:, : kernel.shape[1]]
     return dy.astype(y.dtype), dkernel, None, None
 
 
 def _push(static, residuals, tangents):
     """The loss's tangent: that of every logit times softmax minus target."""
-    head, parts = static
+    head, parts, multiple = static
     y, kernel, targets, mask, log_total = residuals
     dy, dkernel = tangents[:2]
 
@@ -141,17 +153,23 @@ def _push(static, residuals, tangents):
         moved = jnp.sum((jnp.exp(logits - log_total[..., None]) - is_target) * dlogits, axis=-1)
         return total + jnp.sum(jnp.where(mask, moved, 0.0)), None
 
-    slices = (jnp.arange(parts), _kernel_parts(kernel, parts), _kernel_parts(dkernel, parts))
+    slices = (
+        jnp.arange(parts),
+        _kernel_parts(kernel, parts, multiple),
+        _kernel_parts(dkernel, parts, multiple),
+    )
     return lax.scan(add_part, jnp.zeros((), log_total.dtype), slices)[0]
 
 
 _in_parts = with_backward(_value, _forward, _backward, _push)
 
 
-def _kernel_parts(kernel: VocabularyKernel, parts: int) -> Float[Array, "N D e"]:
-    """Part n has the columns n, n + parts, ...: each is spread over the devices as the whole is."""
+def _kernel_parts(kernel: VocabularyKernel, parts: int, multiple: int) -> Float[Array, "N D e"]:
+    """Part n has the columns n, n + parts, ...: each is spread over the devices as the whole is.
+    The last columns are filled up with zeros.
+    """
     dim, vocabulary = kernel.shape
-    kernel = jnp.pad(kernel, ((0, 0), (0, -vocabulary % parts)))
+    kernel = jnp.pad(kernel, ((0, 0), (0, -vocabulary % (parts * multiple))))
     return jnp.moveaxis(kernel.reshape(dim, -1, parts), 2, 0)
 
 
@@ -162,6 +180,6 @@ def _part_logits(y, inputs, targets, head: Head, parts: int, vocabulary: int):
     part, kernel = inputs
     logits = head(y, kernel)
     entries = jnp.arange(kernel.shape[1]) * parts + part
-    if vocabulary % parts:
+    if vocabulary < parts * kernel.shape[1]:
         logits = jnp.where(entries < vocabulary, logits, -jnp.inf)
     return logits, entries == targets[..., None]

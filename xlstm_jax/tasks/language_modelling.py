@@ -138,9 +138,9 @@ class LanguageModelling(Task):
             mutable=["statistics"] if train else [],
         )
         kernel = model.apply(variables, method="head_kernel")
-        parts = vocabulary_parts(batch.targets.size * kernel.shape[1], num_devices())
+        parts, multiple = vocabulary_parts(batch.targets.size * kernel.shape[1], num_devices())
         nats = projected_cross_entropy_sum(
-            model.logits, y, kernel, batch.targets, batch.mask, parts=parts
+            model.logits, y, kernel, batch.targets, batch.mask, parts=parts, multiple=multiple
         )
         tokens = jnp.sum(batch.mask.astype(bool), dtype=jnp.int32).astype(jnp.float32)
         return {"loss": (nats, tokens)} | mean_by_name(noted)

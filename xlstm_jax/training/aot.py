@@ -11,16 +11,20 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 
+from xlstm_jax.analysis.compiled.program import read_program
+from xlstm_jax.analysis.compiled.step_model import StepModel, model_of
 from xlstm_jax.analysis.flops import training_flops_per_token
 from xlstm_jax.analysis.hlo import MADE_WHEN_LOADED, collective_bytes, kernel_calls
 from xlstm_jax.config import Config, task_of
 from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import batch_sharding, make_mesh, of_rank
 from xlstm_jax.parallel.topology import HBM_BYTES, absent_devices
+from xlstm_jax.paths import check_can_be_written
 from xlstm_jax.progress import doing
 from xlstm_jax.runs.params import with_sharding
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
@@ -41,6 +45,7 @@ class StepReport:
             where they can't be read.
         kernels: calls of kernels in one step on one device, by backend; everything else is XLA's.
             None as above.
+        model: what the step's kernels do, and how long each should take; None as above.
         unread: why they are None.
         flops: the model's, of one step on all devices.
     """
@@ -58,6 +63,7 @@ class StepReport:
     needed: float | None = None
     collectives: dict[str, int] | None = None
     kernels: dict[str, int] | None = None
+    model: StepModel | None = None
     unread: str | None = None
 
     def lines(self) -> list[str]:
@@ -89,7 +95,20 @@ class StepReport:
                 for name in sorted(MADE_WHEN_LOADED & self.kernels.keys())
             ),
             work,
+            *([] if self.model is None else self.model.lines()),
         ]
+
+    def facts(self) -> dict[str, Any]:
+        """The report as JSON holds it, with the parts of the step's model and not its kernels."""
+        facts = dataclasses.asdict(dataclasses.replace(self, model=None))
+        if self.model is not None:
+            facts["model"] = {
+                "milliseconds": self.model.milliseconds,
+                "parts": {
+                    name: dataclasses.asdict(part) for name, part in self.model.parts.items()
+                },
+            }
+        return facts
 
 
 def compile_step(config: Config, topology: str) -> StepReport:
@@ -98,14 +117,10 @@ def compile_step(config: Config, topology: str) -> StepReport:
     Raises:
         UserError: the topology or the configuration's mesh is not possible there.
     """
-    with _stderr_dropped():  # libtpu's complaints that this is no TPU machine, with a C++ trace
-        devices = absent_devices(topology)
-    mesh = make_mesh(config.mesh, devices)
-    rows, length = config.data.batch_size, config.data.context_length
-    tokens = batch_sharding(mesh, rows, length, accumulation_steps=config.train.accumulation_steps)
+    devices, rows = _devices(topology), config.data.batch_size
     chip = topology.partition(":")[0]
-    task = task_of(config)
-    model = task.model(stacked=True)
+    model = task_of(config).model(stacked=True)
+    length = config.data.context_length
     known = {
         "topology": topology,
         "devices": len(devices),
@@ -113,32 +128,19 @@ def compile_step(config: Config, topology: str) -> StepReport:
         "flops": training_flops_per_token(model, length) * rows * length,
         "accumulation_steps": config.train.accumulation_steps,
     }
-    with jax.set_mesh(mesh):
-        schedule = make_schedule(config.optimizer, config.train.steps)
-        optimizer = make_optimizer(config.optimizer, schedule)
-        state = abstract_state(task, model, optimizer, config.train, mesh)
-        shapes = task.shapes(rows)
-        batch = with_sharding(
-            shapes, jax.tree.map(lambda leaf: of_rank(tokens, len(leaf.shape)), shapes)
-        )
-        started = time.monotonic()
-        try:
-            with doing("tracing the training step", _say):
-                step = make_train_step(task, model, optimizer, schedule, config.train)
-                lowered = step.lower(state, batch)
-            with doing(f"compiling it for {topology}, which may take many minutes", _say):
-                compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if (needed := needed_bytes(str(error))) is None:
-                raise
-            return StepReport(
-                **known, fits=False, needed=needed, seconds=time.monotonic() - started
-            )
+    started = time.monotonic()
+    try:
+        compiled = compiled_step(config, topology)
+    except jax.errors.JaxRuntimeError as error:
+        if (needed := needed_bytes(str(error))) is None:
+            raise
+        return StepReport(**known, fits=False, needed=needed, seconds=time.monotonic() - started)
     with doing("reading the compiled program", _say):
         text, unread = _text_of(compiled)
     memory = compiled.memory_analysis()
     peak = memory.peak_memory_in_bytes or None
     used = peak or memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    read = text is not None
     return StepReport(
         **known,
         fits=used <= HBM_BYTES[chip],
@@ -147,10 +149,40 @@ def compile_step(config: Config, topology: str) -> StepReport:
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         peak=peak,
-        collectives=None if text is None else collective_bytes(text),
-        kernels=None if text is None else kernel_calls(text),
+        collectives=collective_bytes(text) if read else None,
+        kernels=kernel_calls(text) if read else None,
+        model=model_of(read_program(text), devices[0].device_kind) if read else None,
         unread=unread,
     )
+
+
+def compiled_step(config: Config, topology: str) -> jax.stages.Compiled:
+    """The training step of a configuration, compiled for a topology; raises as `compile_step`, and
+    what the compiler raises where the step does not fit.
+    """
+    mesh = make_mesh(config.mesh, _devices(topology))
+    rows, length = config.data.batch_size, config.data.context_length
+    tokens = batch_sharding(mesh, rows, length, accumulation_steps=config.train.accumulation_steps)
+    task = task_of(config)
+    model = task.model(stacked=True)
+    with jax.set_mesh(mesh):
+        schedule = make_schedule(config.optimizer, config.train.steps)
+        optimizer = make_optimizer(config.optimizer, schedule)
+        state = abstract_state(task, model, optimizer, config.train, mesh)
+        shapes = task.shapes(rows)
+        batch = with_sharding(
+            shapes, jax.tree.map(lambda leaf: of_rank(tokens, len(leaf.shape)), shapes)
+        )
+        with doing("tracing the training step", _say):
+            step = make_train_step(task, model, optimizer, schedule, config.train)
+            lowered = step.lower(state, batch)
+        with doing(f"compiling it for {topology}, which may take many minutes", _say):
+            return lowered.compile()
+
+
+def _devices(topology: str) -> Sequence[jax.Device]:
+    with _stderr_dropped():  # libtpu's complaints that this is no TPU machine, with a C++ trace
+        return absent_devices(topology)
 
 
 def _text_of(compiled: jax.stages.Compiled) -> tuple[str | None, str | None]:
@@ -202,7 +234,7 @@ def write_report(report: StepReport, folder: str | pathlib.Path, name: str) -> p
     """Writes it as JSON; returns the file."""
     file = pathlib.Path(folder) / f"{name}_{report.topology.replace(':', '_')}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
+    file.write_text(json.dumps(report.facts(), indent=2) + "\n")
     return file
 
 
@@ -218,12 +250,43 @@ def _gigabytes(size: float | None) -> str:
     return "unknown" if size is None else f"{size / 1e9:.2f} GB"
 
 
-def report_on(config: Config, topology: str, folder: str, name: str) -> None:
-    """What `train.py --aot` does: compiles, prints and writes the report."""
+def report_on(
+    config: Config, topology: str, folder: str, name: str, details: str | None = None
+) -> None:
+    """What `train.py --aot` does: compiles, prints and writes the report; to the file `details` all
+    kernels.
+    """
     try:  # before minutes of compiling
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir {folder!r} can't be made: {error.strerror}") from None
+    if details is not None:
+        check_new_file("--aot-details", details)
     report = compile_step(config, topology)
     print(*report.lines(), sep="\n", flush=True)  # first: writing it may fail
     print(write_report(report, folder, name), flush=True)
+    if details is not None:
+        print(write_details(report, details), flush=True)
+
+
+def check_new_file(what: str, name: str) -> None:
+    """Raises `UserError` unless a file of this name can be made."""
+    if os.path.lexists(name):
+        raise UserError(f"{what} {name!r} is there already; give another name, or remove it")
+    check_can_be_written(what, pathlib.Path(name).parent)
+
+
+def write_details(report: StepReport, name: str) -> str:
+    """Writes all kernels of the step as JSON; returns the file's name.
+
+    Raises:
+        UserError: nothing is known of them.
+    """
+    if report.model is None:
+        reason = report.unread or "the step does not fit" * (not report.fits)
+        raise UserError(f"--aot-details: no kernels are known: {reason or 'of this chip no rates'}")
+    pathlib.Path(name).parent.mkdir(parents=True, exist_ok=True)
+    with open(name, "x") as file:
+        json.dump(report.facts() | {"model": report.model.details()}, file, indent=1)
+        file.write("\n")
+    return name

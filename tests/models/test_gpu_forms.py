@@ -1,0 +1,156 @@
+"""What a GPU computes is what a CPU computes: block-diagonal maps and the norm of heads, their
+derivatives of every kind, on one device and on a mesh.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from xlstm_jax.config import MeshConfig, ModelConfig
+from xlstm_jax.models import gpu_forms, layers
+from xlstm_jax.models.backbone import Backbone
+from xlstm_jax.models.initializers import ones
+from xlstm_jax.models.layers import BlockDiagonalProjection, normalize
+from xlstm_jax.parallel import make_mesh
+
+
+def reference(x, kernel):
+    blocks = x.reshape(*x.shape[:-1], *kernel.shape[:2])
+    return jnp.einsum("btni,nio->btno", blocks, kernel).reshape(x.shape)
+
+
+def draw(batch=2, time=6, num_blocks=24, size=4, dtype=np.float64):
+    rng = np.random.default_rng(0)
+    return [
+        rng.normal(size=shape).astype(dtype)
+        for shape in ((batch, time, num_blocks * size), (num_blocks, size, size))
+        for _ in range(2)
+    ]
+
+
+def derivatives(function, inputs, moves):
+    """Value and tangent, gradients, and the gradient of a function of the gradients."""
+    everything = tuple(range(len(inputs)))
+
+    def loss(*inputs):
+        return jnp.sum(jnp.sin(function(*inputs)))
+
+    def slope(*inputs):
+        return sum(jnp.sum(part**2) for part in jax.grad(loss, everything)(*inputs))
+
+    return jax.jit(
+        lambda: (
+            *jax.jvp(function, inputs, moves),
+            jax.grad(loss, everything)(*inputs),
+            jax.grad(slope, everything)(*inputs),
+        )
+    )()
+
+
+def assert_same(found, expected, tolerance):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
+        found,
+        expected,
+    )
+
+
+@pytest.mark.parametrize(("num_blocks", "size"), [(24, 4), (5, 3), (1, 20)])
+def test_block_diagonal_maps_and_all_their_derivatives(num_blocks, size):
+    with jax.enable_x64(True):
+        x, move, kernel, kernel_move = draw(num_blocks=num_blocks, size=size)
+        found, expected = (
+            derivatives(form, (x, kernel), (move, kernel_move))
+            for form in (gpu_forms.block_diagonal_product, reference)
+        )
+        assert_same(found, expected, 1e-11)
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_the_norm_of_heads_and_all_its_derivatives(center):
+    def plain(h, scale):
+        return normalize(h, 1e-3, center=center).reshape(*h.shape[:2], -1) * scale
+
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        inputs, moves = ((3 + rng.normal(size=(2, 5, 3, 4)), rng.normal(size=12)) for _ in range(2))
+        found, expected = (
+            derivatives(form, inputs, moves)
+            for form in (lambda h, scale: gpu_forms.head_norm(h, scale, 1e-3, center=center), plain)
+        )
+        assert_same(found, expected, 1e-9)
+    low = gpu_forms.head_norm(
+        jnp.asarray(inputs[0], jnp.bfloat16), jnp.ones(12), 1e-3, center=center
+    )
+    assert low.dtype == jnp.bfloat16 and low.shape == (2, 5, 12)
+
+
+def test_bfloat16_is_rounded_once():
+    """Products and sums, over channels and over tokens, are in float32."""
+    x, dy, kernel, _ = (jnp.asarray(a, jnp.bfloat16) for a in draw(time=64, dtype=np.float32))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradients(function, x, kernel, dy):
+        y, pull = jax.vjp(function, x, kernel)
+        return y, *pull(dy)
+
+    y, dx, d_kernel = gradients(gpu_forms.block_diagonal_product, x, kernel.astype(np.float32), dy)
+    exact = gradients(reference, *(a.astype(np.float32) for a in (x, kernel, dy)))
+    for found, expected in zip((y, dx, d_kernel), exact, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2**-8, atol=1e-5)
+    assert (y.dtype, dx.dtype, d_kernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+
+
+@pytest.mark.parametrize("axes", [{"data": 4, "tensor": 2}, {"data": 2, "sequence": 4}])
+def test_a_mesh_changes_nothing(axes):
+    x, dy, kernel, _ = draw(batch=4, time=8, dtype=np.float32)
+    mesh = make_mesh(MeshConfig(**axes))
+
+    def gradients(x, kernel, dy):
+        y, pull = jax.vjp(gpu_forms.block_diagonal_product, x, kernel)
+        return y, *pull(dy)
+
+    expected = jax.jit(gradients)(x, kernel, dy)
+    spread = [
+        jax.device_put(x, NamedSharding(mesh, P("data", "sequence", "tensor"))),
+        jax.device_put(kernel, NamedSharding(mesh, P("tensor"))),
+        jax.device_put(dy, NamedSharding(mesh, P("data", "sequence", "tensor"))),
+    ]
+    with jax.set_mesh(mesh):
+        found = jax.jit(gradients)(*spread)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("platform", "batched"), [("gpu", False), ("tpu", True), ("cpu", True)])
+def test_gpus_have_no_products_of_tiny_matrices(platform, batched):
+    """The layer asks for what the device that the program is for does best (1,536 channels)."""
+    device = jax.sharding.AbstractDevice(
+        device_kind=f"some {platform}", num_cores=None, platform=platform
+    )
+    layer = BlockDiagonalProjection(1536, 4, ones)
+    x, kernel = jnp.zeros((1, 2, 1536)), jnp.zeros((384, 4, 4))
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        program = jax.make_jaxpr(lambda x, k: layer.apply({"params": {"kernel": k}}, x).value)(
+            x, kernel
+        )
+    assert ("dot_general" in str(program)) == batched
+
+
+def test_a_block_computes_the_same_with_the_forms_of_a_gpu(monkeypatch):
+    """The paper's mLSTM block in float32, its gradients by all parameters."""
+    config = ModelConfig(dim=16, num_blocks=1, vocab_size=8, mixers={"mlstm": {"num_heads": 2}})
+    backbone, x = Backbone(config), jnp.sin(jnp.arange(2 * 5 * 16.0)).reshape(2, 5, 16)
+    params = backbone.init(jax.random.key(0), x)
+
+    def gradients():
+        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(backbone.apply(p, x)[0]))))(params)
+
+    expected = gradients()
+    monkeypatch.setattr(layers, "platform", lambda: "gpu")
+    assert_same(gradients(), expected, 1e-5)

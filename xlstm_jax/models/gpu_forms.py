@@ -1,0 +1,142 @@
+"""Plain expressions, written so that XLA's GPU backend computes them and their gradients fast; what
+other devices compile is in `cpu_forms`. Times are modelled for an H100 (`analysis.compiled`).
+
+As there, every function can be differentiated in every mode and as often as wished.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.derivatives import with_backward
+from xlstm_jax.parallel import num_shards
+from xlstm_jax.typing import Array, Float, HeadActivations
+
+SMALL_BLOCK = 16  # at most so many channels of a block: no product of matrices
+GROUP_CHANNELS = 64  # channels of one product in the kernel's gradient
+
+
+def block_diagonal_product(
+    x: Float[Array, "B T I"], kernel: Float[Array, "N i o"]
+) -> Float[Array, "B T I"]:
+    """Each block of i neighbouring channels times its own [i o] matrix; sums in float32 or better,
+    the result in the dtype of x.
+
+    Small blocks are multiplied elementwise, and so is their gradient. As batched products of 4 x 4
+    matrices, cuBLAS and Triton use 8 bytes of each row of 3 KB that they fetch: 0.58 of 3 TB/s were
+    measured (198 of a step's 600 ms, 125M model).
+
+    The kernel's gradient comes from products of 64 channels, of which only the diagonal blocks are
+    kept: they use 128 bytes of each row, and have so few FLOPs that reading takes longer. For a
+    plain sum over tokens XLA first copies x and the gradient, channels first and in float32, which
+    takes about 45 ms a step more.
+    """
+    num_blocks, size, _ = kernel.shape
+    kernel = kernel.astype(x.dtype)
+    if size > SMALL_BLOCK:
+        blocks = x.reshape(*x.shape[:-1], num_blocks, size)
+        return jnp.einsum("btni,nio->btno", blocks, kernel).reshape(x.shape)
+    return _multiply_blocks((), x, kernel.astype(_wide(x)))
+
+
+def _multiply(x: Float[Array, "B T I"], kernel: Float[Array, "N i o"]) -> Float[Array, "B T I"]:
+    blocks = x.astype(_wide(x)).reshape(*x.shape[:-1], *kernel.shape[:2])
+    products = sum(blocks[..., i, None] * kernel[:, i] for i in range(kernel.shape[1]))
+    return products.reshape(x.shape).astype(x.dtype)
+
+
+def _forward(static, x, kernel):
+    return _multiply(x, kernel), (x, kernel)
+
+
+def _backward(static, residuals, dy):
+    x, kernel = residuals
+    dx = _multiply_blocks(static, dy, jnp.swapaxes(kernel, 1, 2))
+    return dx, _kernel_gradient(x, dy, kernel.shape).astype(kernel.dtype)
+
+
+def _push(static, residuals, tangents):
+    (x, kernel), (dx, d_kernel) = residuals, tangents
+    return _multiply_blocks(static, dx, kernel) + _multiply_blocks(static, x, d_kernel)
+
+
+_multiply_blocks = with_backward(
+    lambda static, *arrays: _multiply(*arrays), _forward, _backward, _push
+)
+
+
+def _kernel_gradient(
+    x: Float[Array, "B T I"], dy: Float[Array, "B T I"], shape: tuple[int, int, int]
+) -> Float[Array, "N i o"]:
+    """The sum over all tokens of x_i dy_o in each block, in float32 or better."""
+    num_blocks, size, _ = shape
+    per_group = math.gcd(num_blocks, GROUP_CHANNELS // size)
+    channels = per_group * size
+    # XLA cuts the sum over tokens itself. Where time is spread over devices, tokens stay two axes.
+    tokens = x.shape[:2] if num_shards("time") > 1 else (-1,)
+    x, dy = (array.reshape(*tokens, num_blocks // per_group, channels) for array in (x, dy))
+    letters = "bt"[-len(tokens) :]
+    products = jnp.einsum(f"{letters}gi,{letters}go->gio", x, dy, preferred_element_type=_wide(x))
+    of_groups = products.reshape(-1, per_group, size, per_group, size)
+    diagonal = jnp.arange(per_group)
+    return of_groups[:, diagonal, :, diagonal].swapaxes(0, 1).reshape(shape)
+
+
+def head_norm(
+    h: HeadActivations, scale: Float[Array, " H*V"], eps: float, *, center: bool
+) -> Float[Array, "B T H*V"]:
+    """`normalize` of each head times the scale; the dtype of h.
+
+    Forward and backward take two passes each, sums first and then what is elementwise, with a
+    barrier between them. Without it XLA makes one kernel of both, whose tiles of one head and
+    several tokens take 230 registers a thread (`analysis.compiled.tiles`): 0.8 to 1.06 of 3 TB/s
+    were measured.
+    """
+    return _head_norm((eps, center), h, scale)
+
+
+def _mean_of_head(x: HeadActivations, wanted: bool = True) -> Float[Array, "B T H 1"]:
+    return jnp.mean(x, axis=-1, keepdims=True) if wanted else jnp.zeros((*x.shape[:-1], 1), x.dtype)
+
+
+def _head_norm_forward(static, h, scale):
+    eps, center = static
+    x = h.astype(_wide(h))
+    mean = _mean_of_head(x, center)
+    variance = _mean_of_head(jnp.square(x - mean))
+    mean, rate = jax.lax.optimization_barrier((mean, jax.lax.rsqrt(variance + eps)))
+    y = (x - mean) * rate * scale.reshape(h.shape[2:])
+    return y.astype(h.dtype).reshape(*h.shape[:2], -1), (h, scale, mean, rate)
+
+
+def _head_norm_backward(static, residuals, dy):
+    h, scale, mean, rate = residuals
+    normed = (h.astype(mean.dtype) - mean) * rate
+    dy = dy.reshape(h.shape).astype(mean.dtype)
+    along = dy * scale.reshape(h.shape[2:])
+    sums = _mean_of_head(along, static[1]), _mean_of_head(along * normed)
+    level, slope = jax.lax.optimization_barrier(sums)
+    dh = rate * (along - level - normed * slope)
+    return dh.astype(h.dtype), jnp.sum(dy * normed, axis=(0, 1)).reshape(-1).astype(scale.dtype)
+
+
+def _head_norm_push(static, residuals, tangents):
+    h, scale, mean, rate = residuals
+    dh, d_scale = tangents
+    normed, dh = (h.astype(mean.dtype) - mean) * rate, dh.astype(mean.dtype)
+    moved = rate * (dh - _mean_of_head(dh, static[1]) - normed * _mean_of_head(dh * normed))
+    dy = moved * scale.reshape(h.shape[2:]) + normed * d_scale.reshape(h.shape[2:])
+    return dy.astype(h.dtype).reshape(*h.shape[:2], -1)
+
+
+_head_norm = with_backward(
+    lambda static, *arrays: _head_norm_forward(static, *arrays)[0],
+    _head_norm_forward,
+    _head_norm_backward,
+    _head_norm_push,
+)
+
+
+def _wide(x: Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)
