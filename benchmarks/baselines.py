@@ -7,11 +7,11 @@ form of the same model with the same weights; and how every mixer grows with the
 
 A training step is forward, backward and AdamW, batch 2, T 256; ours runs over one JAX device and
 over one for each core, as train.py can. The batch is small because transformers' Mamba and RWKV-4
-go through the text token by token where their CUDA kernels are not there, and Mamba's backward
-pass then takes time that is quadratic in T: tens of seconds for these 512 tokens. That is the form
-that a CPU gets, and what our ratios of these two models are against. Decoding is one text, greedy,
-without its prompt. Logits, losses before and after an update, and greedy tokens are compared before
-anything is timed; then the sides take turns, and medians are reported.
+go through the text token by token where their CUDA kernels are not there; Mamba's backward pass
+then took tens of seconds for these 512 tokens on a busy machine. That is the form that a CPU gets,
+and what our ratios of these two models are against. Decoding is one text, greedy, without its
+prompt. Logits, losses before and after an update, and greedy tokens are compared before anything is
+timed; then the sides take turns, and medians are reported.
 """
 
 import argparse
