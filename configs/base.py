@@ -4,6 +4,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -76,6 +77,52 @@ def slimpajama_run(tokens: str, peak: float, batch_size: int = 256) -> ConfigDic
     config.eval.context_length = 2048
     config.eval.max_tokens = 10_000_000
     config.checkpoint.every = 5_000
+    return config
+
+
+class Size(NamedTuple):
+    """A row of table 7: D, blocks, and the peak learning rates of the 15B and the 300B run (None:
+    there is no such run).
+    """
+
+    dim: int
+    num_blocks: int
+    peak_15b: float
+    peak_300b: float | None = None
+
+
+# Of the models that the paper trains at every size on 15B tokens alone: HGRN2, RWKV-5, RWKV-6.
+SIZES_OF_15B = {
+    "125m": Size(768, 12, 3e-3),
+    "350m": Size(1024, 24, 1e-3),
+    "760m": Size(1536, 24, 9e-4),
+    "1.3b": Size(2048, 24, 9e-4),
+    "2.7b": Size(2560, 32, 8e-4),
+}
+ONLY_350M = {"350m": SIZES_OF_15B["350m"]}
+
+
+def baseline(variant: str, sizes: Mapping[str, Size], blocks: str) -> ConfigDict:
+    """A SlimPajama run of a model that the paper compares with; its mixers' settings are left to
+    be filled in.
+
+    Args:
+        variant: "SIZE-TOKENS", as 350m-15b.
+        blocks: `model.blocks`.
+
+    Raises:
+        UserError: there is no such variant.
+    """
+    size, tokens = split_variant(variant, {name: row[2:] for name, row in sizes.items()})
+    row = sizes[size]
+    config = slimpajama_run(
+        tokens,
+        row.peak_15b if tokens == "15b" else row.peak_300b,
+        batch_size=512 if size == "1.3b" else 256,
+    )
+    config.model.dim = row.dim
+    config.model.num_blocks = row.num_blocks
+    config.model.blocks = blocks
     return config
 
 

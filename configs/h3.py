@@ -19,11 +19,7 @@ from . import base
 
 
 def get_config(variant: str = "350m-15b"):
-    _, tokens = base.split_variant(variant, {"350m": (1e-3, None)})
-    config = base.slimpajama_run(tokens, 1e-3)
-    config.model.dim = 1024
-    config.model.num_blocks = 24
-    config.model.blocks = "h3+mlp"
+    config = base.baseline(variant, base.ONLY_350M, "h3+mlp")
     config.model.norm_bias = True
     config.model.h3.bias = True
     config.model.mlp.gated = False

@@ -16,21 +16,9 @@ dimensions of 1.3b, but the parameters of 32 blocks of D 2560. The default varia
 
 from . import base
 
-# dim, blocks, peak learning rate
-SIZES = {
-    "125m": (768, 12, 3e-3),
-    "350m": (1024, 24, 1e-3),
-    "760m": (1536, 24, 9e-4),
-    "1.3b": (2048, 24, 9e-4),
-    "2.7b": (2560, 32, 8e-4),
-}
-
 
 def get_config(variant: str = "350m-15b"):
-    size, tokens = base.split_variant(variant, {s: (row[2], None) for s, row in SIZES.items()})
-    config = base.slimpajama_run(tokens, SIZES[size][2])
-    config.model.dim, config.model.num_blocks, _ = SIZES[size]
-    config.model.blocks = "hgrn2+mlp"
+    config = base.baseline(variant, base.SIZES_OF_15B, "hgrn2+mlp")
     config.model.norm = "rms"
     config.model.mlp.activation = "silu"
     config.model.mlp.factor = 8 / 3

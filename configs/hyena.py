@@ -19,11 +19,7 @@ from . import base
 
 
 def get_config(variant: str = "350m-15b"):
-    _, tokens = base.split_variant(variant, {"350m": (1e-3, None)})
-    config = base.slimpajama_run(tokens, 1e-3)
-    config.model.dim = 1024
-    config.model.num_blocks = 24
-    config.model.blocks = "hyena+mlp"
+    config = base.baseline(variant, base.ONLY_350M, "hyena+mlp")
     config.model.norm_bias = True
     config.model.hyena.order = 3
     config.model.hyena.bias = True

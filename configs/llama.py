@@ -20,27 +20,20 @@ step at 1.3b. The default variant is 350m-15b.
 
 from . import base
 
-# dim, blocks, heads, peak learning rate of the 15B and the 300B run
 SIZES = {
-    "125m": (768, 12, 12, 3e-3, 3e-3),
-    "350m": (1024, 24, 16, 1.5e-3, 1.5e-3),
-    "760m": (1536, 24, 16, 1.25e-3, 1.25e-3),
-    "1.3b": (2048, 24, 16, 1e-3, 1e-3),
-    "2.7b": (2560, 32, 32, 8e-4, None),
+    "125m": base.Size(768, 12, 3e-3, 3e-3),
+    "350m": base.Size(1024, 24, 1.5e-3, 1.5e-3),
+    "760m": base.Size(1536, 24, 1.25e-3, 1.25e-3),
+    "1.3b": base.Size(2048, 24, 1e-3, 1e-3),
+    "2.7b": base.Size(2560, 32, 8e-4),
 }
+HEADS = {"125m": 12, "350m": 16, "760m": 16, "1.3b": 16, "2.7b": 32}
 
 
 def get_config(variant: str = "350m-15b"):
-    size, tokens = base.split_variant(variant, {s: row[3:] for s, row in SIZES.items()})
-    dim, num_blocks, num_heads, *peaks = SIZES[size]
-    config = base.slimpajama_run(
-        tokens, peaks[tokens == "300b"], batch_size=512 if size == "1.3b" else 256
-    )
-    config.model.dim = dim
-    config.model.num_blocks = num_blocks
-    config.model.blocks = "attention+mlp"
+    config = base.baseline(variant, SIZES, "attention+mlp")
     config.model.norm = "rms"
-    config.model.attention.num_heads = num_heads
+    config.model.attention.num_heads = HEADS[variant.partition("-")[0]]
     config.model.mlp.activation = "silu"
     config.model.mlp.factor = 8 / 3
     return config

@@ -20,25 +20,17 @@ step at 1.3b. The default variant is 350m-15b.
 
 from . import base
 
-# dim, blocks, peak learning rate of the 15B and the 300B run
 SIZES = {
-    "125m": (768, 12, 3e-3, 6e-4),
-    "350m": (1024, 24, 1e-3, 4e-4),
-    "760m": (1536, 24, 2e-3, 2.5e-4),
-    "1.3b": (2048, 24, 1e-3, 2e-4),
-    "2.7b": (2560, 32, 8e-4, None),
+    "125m": base.Size(768, 12, 3e-3, 6e-4),
+    "350m": base.Size(1024, 24, 1e-3, 4e-4),
+    "760m": base.Size(1536, 24, 2e-3, 2.5e-4),
+    "1.3b": base.Size(2048, 24, 1e-3, 2e-4),
+    "2.7b": base.Size(2560, 32, 8e-4),
 }
 
 
 def get_config(variant: str = "350m-15b"):
-    size, tokens = base.split_variant(variant, {s: row[2:] for s, row in SIZES.items()})
-    dim, num_blocks, *peaks = SIZES[size]
-    config = base.slimpajama_run(
-        tokens, peaks[tokens == "300b"], batch_size=512 if size == "1.3b" else 256
-    )
-    config.model.dim = dim
-    config.model.num_blocks = num_blocks
-    config.model.blocks = "rwkv4+rwkv4_channel"
+    config = base.baseline(variant, SIZES, "rwkv4+rwkv4_channel")
     config.model.norm_bias = True
     config.model.embedding_norm = True
     return config

@@ -17,21 +17,9 @@ With the peak rate 0.0004 of its own code the paper has a perplexity of 16.38 (2
 
 from . import base
 
-# dim, blocks, peak learning rate
-SIZES = {
-    "125m": (768, 12, 3e-3),
-    "350m": (1024, 24, 1e-3),
-    "760m": (1536, 24, 9e-4),
-    "1.3b": (2048, 24, 9e-4),
-    "2.7b": (2560, 32, 8e-4),
-}
-
 
 def get_config(variant: str = "350m-15b"):
-    size, tokens = base.split_variant(variant, {s: (row[2], None) for s, row in SIZES.items()})
-    config = base.slimpajama_run(tokens, SIZES[size][2])
-    config.model.dim, config.model.num_blocks, _ = SIZES[size]
-    config.model.blocks = "rwkv6+rwkv4_channel"
+    config = base.baseline(variant, base.SIZES_OF_15B, "rwkv6+rwkv4_channel")
     config.model.norm_bias = True
     config.model.embedding_norm = True
     config.model.rwkv4_channel.factor = 3.5
