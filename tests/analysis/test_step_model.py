@@ -226,10 +226,27 @@ ENTRY %main (a: bf16[8,256,64], b: bf16[8,64,128]) -> f32[8,256,128] {
   %plain = f32[256,128]{1,0} convolution(%c, %d), dim_labels=bf_io->bf
   %batched = f32[8,256,128]{2,1,0} convolution(%a, %b), window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0io->0bf
 }
-"""  # noqa: E501
+"""  # noqa: E501  (as the compiler writes it)
     found = kernels(text)
     assert found["plain"].flops == 2 * 256 * 64 * 128
     assert found["batched"].flops == 8 * found["plain"].flops
+
+
+def test_a_batched_product_of_the_tpu_may_fill_up_its_input():
+    """bthv,ghvw->btghw and its gradients, as compiled for a v5p: 4 rows of 2048 tokens, 2 gates, 4
+    heads of 512 channels. Most taps of the windows lie between the input's elements or beyond them.
+    """
+    text = """
+ENTRY %main (k: bf16[2,4,512,512,1], x: bf16[4,2048,4,512,1]) -> bf16[4,2,512,4,2048] {
+  %k = bf16[2,4,512,512,1]{3,2,4,0,1} parameter(0)
+  %x = bf16[4,2048,4,512,1]{3,1,0,4,2} parameter(1)
+  %y = bf16[4,2,512,4,2048]{4,2,3,1,0} convolution(%k, %x), window={size=4x1x4 stride=3x1x1 pad=0_0x0_0x3_3 lhs_dilate=4x1x1 rhs_reversal=0x0x1}, dim_labels=10fb2_2o0i1->01b2f
+  %dx = bf16[4,4,2048,512,1]{3,2,1,4,0} convolution(%y, %k), window={size=4x1x2 stride=3x1x1 lhs_dilate=4x1x1}, dim_labels=02f1b_20oi1->01bf2
+  %dk = bf16[4,2,512,512,1]{3,2,4,1,0} convolution(%y, %x), window={size=4x1x4 stride=3x1x1 lhs_dilate=4x1x1}, dim_labels=01b2f_2i0o1->01bf2
+}
+"""  # noqa: E501  (as the compiler writes it)
+    found = kernels(text)
+    assert {found[name].flops for name in ("y", "dx", "dk")} == {2 * 4 * 2048 * 2 * 4 * 512 * 512}
 
 
 def test_what_bounds_a_kernel():
@@ -241,7 +258,7 @@ ENTRY %main (x: bf16[2048,4,12,64,16]) -> bf16[16,2048,12,64] {
   %x = bf16[2048,4,12,64,16]{4,3,2,1,0} parameter(0)
   %h = bf16[16,2048,12,64]{3,2,1,0} custom-call(%x), custom_call_target="mosaic_gpu", metadata={op_name="jit(f)/slstm_forward/call"}
 }
-"""  # noqa: E501
+"""  # noqa: E501  (as the compiler writes it)
     time = time_of(kernels(walk)["h"], chip)
     assert (time.bound, time.seconds) == ("recurrence", pytest.approx(1.74e-3, rel=1e-2))
 

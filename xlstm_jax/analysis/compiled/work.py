@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from xlstm_jax.analysis.compiled.program import Array, Instruction, arrays, item_bytes
 
 Computations = Mapping[str, list[Instruction]]
@@ -158,23 +160,45 @@ def _dimensions(instruction: Instruction, name: str) -> list[int]:
 
 def _convolution(instruction: Instruction, types: Mapping[str, Sequence[Array]]) -> Product | None:
     """The TPU compiler writes products as convolutions, and their batches as windows over inputs
-    that were spread out (lhs_dilate), of which each output meets one element.
+    that were spread out (lhs_dilate) or filled up (pad), of which each output meets one element.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.text)
-    right = types.get(instruction.operands[1], [None])[0]
-    left = types.get(instruction.operands[0], [None])[0]
+    left, right = (types.get(name, [None])[0] for name in instruction.operands[:2])
     if not labels or right is None or left is None:
         return None
+    out = arrays(instruction.result)[0]
+    taps = 1.0
+    for number, window in enumerate(_windows(instruction)):
+        outputs = out.shape[labels[3].index(str(number))]
+        taps *= _met(outputs, left.shape[labels[1].index(str(number))], window) / outputs
     columns = right.shape[labels[2].index("o")]
-    window = {
-        name: [int(size) for size in sizes.split("x")]
-        for name, sizes in re.findall(r"(size|lhs_dilate)=([\dx]+)", instruction.text)
+    contracted = max(1, round(right.shape[labels[2].index("i")] * taps))
+    return Product(1, out.size // columns, contracted, columns, left.dtype)
+
+
+def _windows(instruction: Instruction) -> list[dict[str, int]]:
+    """By spatial axis: size, stride, pad (in front), lhs_dilate, rhs_dilate."""
+    found = re.search(r"window=\{([^}]*)\}", instruction.text)
+    if found is None:
+        return []
+    fields = dict(re.findall(r"(\w+)=(\S+)", found[1]))
+    number = len(fields["size"].split("x"))
+    absent = {"size": 1, "stride": 1, "pad": 0, "lhs_dilate": 1, "rhs_dilate": 1}
+    of_name = {
+        name: [int(value.partition("_")[0]) for value in fields[name].split("x")]
+        if name in fields
+        else [without] * number
+        for name, without in absent.items()
     }
-    spread = window.get("lhs_dilate", [1] * len(window.get("size", [])))
-    taps = math.prod(
-        math.ceil(size / by) for size, by in zip(window.get("size", []), spread, strict=True)
-    )
-    contracted = right.shape[labels[2].index("i")] * taps
-    return Product(
-        1, arrays(instruction.result)[0].size // columns, contracted, columns, left.dtype
-    )
+    return [{name: of_name[name][axis] for name in absent} for axis in range(number)]
+
+
+def _met(outputs: int, inputs: int, window: Mapping[str, int]) -> int:
+    """How many pairs of an output and a tap of its window meet an element of the input, and not
+    what lies between or beyond them.
+    """
+    starts = np.arange(outputs) * window["stride"] - window["pad"]
+    places = starts[:, None] + np.arange(window["size"]) * window["rhs_dilate"]
+    spread = window["lhs_dilate"]
+    within = (places >= 0) & (places <= (inputs - 1) * spread)
+    return int(np.sum(within & (places % spread == 0)))
