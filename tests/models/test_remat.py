@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from tests.models.test_registry import TOKENS, small, strewn
+from tests.models.test_registry import TOKENS, small, strewn, trees_are_close
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import build_model
 from xlstm_jax.models.config import check_model
@@ -57,8 +57,7 @@ def expected(params):
 @pytest.mark.parametrize("remat", RICHEST_FIRST)
 def test_no_gradient_changes(remat, params, expected):
     found = jax.jit(gradient_of(dataclasses.replace(ALL, remat=remat)))(params)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * max(np.abs(b).max(), 1e-2))
+    trees_are_close(found, expected, 2e-5)
 
 
 @functools.cache
