@@ -15,7 +15,7 @@ from tests.models.test_registry import TOKENS, small, strewn, trees_are_close
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import build_model
 from xlstm_jax.models.config import check_model
-from xlstm_jax.models.remat import KEPT, RICHEST_FIRST, names_of, stack_of
+from xlstm_jax.models.remat import KEPT, RICHEST_FIRST, names_of, richest_first, stack_of
 
 # everything that has a name, in one block
 ALL = small("mlstm+slstm+mlstm_7b+attention+mlp")
@@ -115,7 +115,8 @@ def test_only_a_gpu_has_kept_blocks_one_by_one(monkeypatch):
     def is_stacked(remat, number=6):
         return stack_of(layout[:1] * number, remat, stacked=True).is_stacked
 
-    assert is_stacked("cell+qkv")
+    assert is_stacked("cell+qkv") and richest_first(layout) == RICHEST_FIRST
     monkeypatch.setattr("xlstm_jax.models.remat.platform", lambda: "gpu")
     assert not is_stacked("cell+qkv") and not is_stacked("none")
+    assert richest_first(layout) == ("none", *RICHEST_FIRST)
     assert is_stacked("block") and is_stacked("auto") and is_stacked("cell+qkv", 96)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from pallas_kernels.chips import chip_of
 from xlstm_jax.config import Config, task_of
-from xlstm_jax.models.remat import AUTO, INPUTS, RICHEST_FIRST
+from xlstm_jax.models.remat import AUTO, INPUTS, richest_first
 from xlstm_jax.training.compiling import compiled_for, needed_bytes, used_bytes
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.state import abstract_state
@@ -76,8 +76,10 @@ def choose(config: Config, mesh: Mesh, where: str, say: Callable[[str], None]) -
         found[remat] = compiled
         return used_bytes(compiled)
 
+    with jax.set_mesh(mesh):
+        ladder = richest_first(config.model.layout)
     remat, size = richest_that_fits(
-        RICHEST_FIRST, functools.partial(kept_bytes, config, mesh), needed, room
+        ladder, functools.partial(kept_bytes, config, mesh), needed, room
     )
     return Choice(remat, size, room, None if size is None else found[remat])
 
