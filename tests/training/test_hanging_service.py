@@ -1,5 +1,5 @@
-"""A service that never answers keeps no run from going on or ending, and no process from leaving; it
-is said once.
+"""A service that never answers keeps no run from going on or ending, and no process from leaving;
+it is said once.
 """
 
 import subprocess
