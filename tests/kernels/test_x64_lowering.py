@@ -1,4 +1,4 @@
-"""With jax_enable_x64 the kernels of TPUs and GPUs are the kernels without: nothing in them widens."""
+"""With jax_enable_x64 the kernels of TPUs and GPUs are the kernels without: nothing widens."""
 
 import jax
 import jax.numpy as jnp
