@@ -18,7 +18,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 # PyTorch needs room on the same GPU
@@ -127,21 +127,38 @@ def row(
     }
 
 
-def ours(spec: Spec, repetitions: int) -> list[dict[str, Any]]:
+def backends(spec: Spec) -> tuple[str, ...]:
+    """Those that the device has, the XLA form first."""
+    return (MLSTM_ORDER if spec.K else SLSTM_ORDER)[device_family(*target_device())][::-1]
+
+
+def compile_ahead(spec: Spec, chunks: Sequence[int | None] = (None,)) -> None:
+    """Compiles what `ours` and `tune` run, and times nothing: a process that comes later finds it
+    in the compilation cache.
+    """
+    shapes = jax.eval_shape(lambda: arguments(spec))
+    for backend in backends(spec):
+        for size in chunks:
+            try:
+                for program in programs(spec, backend, **({"chunk_size": size} if size else {})):
+                    program.lower(*shapes).compile()
+            except NotImplementedError as reason:
+                print(f"{spec.name}: {backend} is left out: {reason}")
+
+
+def ours(spec: Spec, repetitions: int, *, against_float64: bool = True) -> Iterator[dict[str, Any]]:
     """Rows of the backends that the device has, the XLA form last in the order and first to run."""
-    names = (MLSTM_ORDER if spec.K else SLSTM_ORDER)[device_family(*target_device())]
     arrays, cotangent = arguments(spec)
-    inputs, rows, expected = (arrays, cotangent), [], None
+    inputs, expected = (arrays, cotangent), None
     cotangents, limits = cotangents_of(spec, arrays, cotangent), many_tokens.limits(spec)
-    for backend in reversed(names):
+    for backend in backends(spec):
         try:
-            error = check(spec, backend)
+            more = {"error_to_float64": check(spec, backend)} if against_float64 else {}
             forward, both = programs(spec, backend)
             got = results(both, arrays, cotangents)
         except NotImplementedError as reason:
             print(f"{spec.name}: {backend} is left out: {reason}")
             continue
-        more = {"error_to_float64": error}
         if expected is None:
             expected = got
         else:
@@ -150,37 +167,27 @@ def ours(spec: Spec, repetitions: int) -> list[dict[str, Any]]:
             assert difference.within(limits), f"{spec.name}, {backend}: {more}, beyond {limits}"
         del got
         for backward, program in ((False, forward), (True, both)):
-            rows.append(
-                row(spec, backend, backward, *seconds(program, inputs, repetitions), **more)
-            )
-            show(rows[-1])
-    return rows
+            yield row(spec, backend, backward, *seconds(program, inputs, repetitions), **more)
 
 
-def theirs(spec: Spec, repetitions: int) -> list[dict[str, Any]]:
-    """Rows of the rivals; one that fails is reported and left out."""
-    rows = []
-    for name, call, inputs in rivals.rivals(spec) if spec.K else ():
+def theirs(
+    spec: Spec, repetitions: int, names: Sequence[str] = rivals.USUAL
+) -> Iterator[dict[str, Any]]:
+    """Rows of the rivals; of one that fails, the reason."""
+    for name, call, inputs in rivals.rivals(spec, names) if spec.K else ():
         try:
             for backward in (False, True):
                 took = rivals.seconds(call, inputs, backward=backward, repetitions=repetitions)
-                rows.append(row(spec, name, backward, took, "CUDA events"))
-                show(rows[-1])
+                yield row(spec, name, backward, took, "CUDA events")
         except Exception as error:  # not our code: whatever it raises at a shape is a result
-            print(
-                f"{spec.name}: {name} failed: {type(error).__name__}: {str(error).splitlines()[:1]}"
-            )
-            rows.append(
-                {
-                    "case": spec.name,
-                    "kernel": name,
-                    "failed": f"{type(error).__name__}: {error}"[:300],
-                }
-            )
-    return rows
+            reason = f"{type(error).__name__}: {error}"[:300]
+            yield {"case": spec.name, "kernel": name, "failed": reason}
 
 
 def show(result: dict[str, Any]) -> None:
+    if "failed" in result:
+        print(f"{result['case']:18} {result['kernel']} failed: {result['failed']}", flush=True)
+        return
     share = (
         ""
         if result["share_of_roofline"] is None
@@ -346,11 +353,12 @@ def main(argv: list[str] | None = None) -> None:
     absent = rivals.missing()
     for name, reason in absent.items():
         print(f"not timed: {name}: {reason}")
-    rows = [
-        result
-        for spec in cases
-        for result in ours(spec, options.repetitions) + theirs(spec, options.repetitions)
-    ]
+    rows = []
+    for spec in cases:
+        for function in (ours, theirs):
+            for result in function(spec, options.repetitions):
+                rows.append(result)
+                show(result)
     path = options.out or (None if options.quick else RESULTS / ("kernels_" + file_name(kind)))
     if path:
         note = {

@@ -44,7 +44,7 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch):
 
     monkeypatch.setattr(kernels.pallas_backend, "evaluate", wrong)
     with pytest.raises(AssertionError, match="more than 0.0001 off: {'h':"):
-        kernels.ours(kernels.QUICK[0], repetitions=1)
+        list(kernels.ours(kernels.QUICK[0], repetitions=1))
 
 
 @pytest.mark.slow
