@@ -53,7 +53,7 @@ def step_ahead(name: str, *, tiny: bool) -> None:
     few = step_config(name, tiny, **{"data.batch_size": 2})
     with on_mesh(config) as mesh:
         for form in (config, few, train_step.plain(few)):
-            train_step.compile_ahead(form, mesh)
+            train_step.compiled(form, mesh)
 
 
 def curve_config(tiny: bool) -> Config:
@@ -84,7 +84,7 @@ def curve_ahead(form: str, *, tiny: bool) -> None:
     """Compiles for `curve`."""
     config = of_form(curve_config(tiny), form)
     with on_mesh(config) as mesh:
-        train_step.compile_ahead(config, mesh)
+        train_step.compiled(config, mesh)
 
 
 def of_form(config: Config, form: str) -> Config:

@@ -29,6 +29,7 @@ from benchmarks.gpu_stages import DEVICE_LINE, ROW_LINE, Stage, chosen, curves, 
 from benchmarks.provenance import ROOT
 from xlstm_jax import command_line
 from xlstm_jax.errors import UserError
+from xlstm_jax.parallel.xla_flags import DRIVER
 
 FLAGS = {
     "budget": "seconds in all, by default 540",
@@ -294,6 +295,8 @@ def main(argv: Sequence[str]) -> int:
         tiny = flags.tiny is not None
         if tiny and flags.tiny != "yes":
             raise UserError(f"--tiny is {flags.tiny!r}; give --tiny alone, or leave it out")
+        if not tiny and not DRIVER.exists():
+            raise UserError("this machine has no NVIDIA driver; --tiny runs everything on a CPU")
         plan = chosen(stages(tiny), flags.stages)
         about = {"command": " ".join(["python -m benchmarks.on_a_gpu", *argv[1:]])}
         folder = pathlib.Path(flags.output or ROOT / "runs" / "on_a_gpu")

@@ -116,20 +116,19 @@ def programs(config: Config, mesh: jax.sharding.Mesh) -> Programs:
 
 def prepared(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any]:
     """(step, state, batch on the devices); the mesh must be in context."""
-    init, step, _, batch, to_devices = programs(config, mesh)
+    init, step, batch, to_devices = compiled(config, mesh)
     return step, init(), put_batch(batch, to_devices)
 
 
-def compile_ahead(config: Config, mesh: jax.sharding.Mesh) -> None:
-    """Compiles what `prepared` runs, and runs nothing: a process that comes later finds it in the
-    compilation cache.
+def compiled(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any, Any]:
+    """(initialisation, step, batch on the host, its sharding); nothing is run, so that a process
+    that comes later finds both in the compilation cache.
     """
     init, step, state, batch, to_devices = programs(config, mesh)
-    init.lower().compile()
-    batch = jax.tree.map(
+    on_devices = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to_devices), batch
     )
-    step.lower(state, batch).compile()
+    return init.lower().compile(), step.lower(state, on_devices).compile(), batch, to_devices
 
 
 def plain(config: Config) -> Config:
