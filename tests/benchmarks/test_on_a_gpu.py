@@ -1,5 +1,5 @@
-"""The driver for a GPU, on the CPU: what hangs or fails costs its own results alone, and the file is
-whole after every result.
+"""The driver for a GPU, on the CPU: what hangs or fails costs its own results alone, and the file
+is whole after every result.
 """
 
 import json
