@@ -18,12 +18,13 @@ test: $(DEV)/installed
 quick: $(DEV)/installed
 	$(PYTEST) -n 2 -m "not slow"
 
+# Optimised as users compile them, unlike the suite (tests/conftest.py).
 kernels: $(DEV)/installed
-	$(PYTEST) -n 2 tests/kernels
+	XLA_FLAGS= $(PYTEST) -n 2 tests/kernels
 
-# The kernel tests that `make quick` leaves out.
+# The kernel tests that `make quick` leaves out, optimised.
 slow-kernels: $(DEV)/installed
-	$(PYTEST) -n 2 -m slow tests/kernels
+	XLA_FLAGS= $(PYTEST) -n 2 -m slow tests/kernels
 
 # Minutes: runs that are killed 20 times.
 faults: $(DEV)/installed
