@@ -55,7 +55,7 @@ def slimpajama_run(tokens: str, peak: float, batch_size: int = 256) -> ConfigDic
     config = get_config()
     # GPT-2 has 50,257 ids. With rows up to a multiple of 64 the parameter counts are the paper's.
     config.model.vocab_size = 50304
-    config.model.remat = "block"
+    config.model.remat = "auto"
 
     config.data.path = "data/slimpajama-gpt2"
     config.data.tokenizer = "data/slimpajama-gpt2/tokenizer.json"

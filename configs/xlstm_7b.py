@@ -31,7 +31,7 @@ def get_config():
     config.model.mlp.activation = "silu"
     config.model.mlp.factor = 2.667
     config.model.mlp.whole_first = True
-    config.model.remat = "block"
+    config.model.remat = "auto"
 
     config.data.path = "data/dclm-neox"
     config.data.tokenizer = "data/dclm-neox/tokenizer.json"

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
@@ -19,7 +20,14 @@ from jaxtyping import Array
 FLOAT0 = jax.dtypes.float0  # type of an integer's tangent
 
 
-def with_backward(value: Callable, forward: Callable, backward: Callable, push: Callable) -> Any:
+def with_backward(
+    value: Callable,
+    forward: Callable,
+    backward: Callable,
+    push: Callable,
+    *,
+    name: str | None = None,
+) -> Any:
     """The function `value(static, *arrays)` with derivatives of its own.
 
     static is hashable; arrays are trees, integers and None among them.
@@ -28,7 +36,13 @@ def with_backward(value: Callable, forward: Callable, backward: Callable, push: 
       backward(static, residuals, cotangents) -> cotangents of the arrays (None for integers).
       push(static, residuals, tangents) -> tangents of the value, linear in tangents; the tangent of
           an integer has the type float0, as in `jax.jvp`.
+
+    With a name, all that `forward` made carries it (`jax.ad_checkpoint.checkpoint_name`): value and
+    residuals, but for those that are arrays given to it. A policy of `jax.checkpoint` that saves
+    the name then spares running `forward` again.
     """
+    if name is not None:
+        forward = _naming(name, forward)
     function = functools.partial(jax.custom_jvp, nondiff_argnums=(0,))(value)
 
     @function.defjvp
@@ -61,8 +75,36 @@ def with_backward(value: Callable, forward: Callable, backward: Callable, push: 
     return function
 
 
+def _naming(
+    name: str, function: Callable, guard: Callable[[Callable], Callable] = lambda made: made
+) -> Callable:
+    """The function with a name on the arrays that it makes. Arrays that it was given and gives back
+    go round it and its guard: what comes out of a guard is another array, which `jax.checkpoint`
+    would have to keep or run the guard for.
+    """
+
+    def run(static: Any, *arrays: Any) -> Any:
+        result = []  # its structure, and where each of its leaves comes from
+
+        def make(static: Any, *arrays: Any) -> list[Array]:
+            given = jax.tree.leaves(arrays)
+            leaves, tree = jax.tree.flatten(function(static, *arrays))
+            known = {id(x) for x in given}
+            made = list({id(x): x for x in leaves if id(x) not in known}.values())
+            places = {id(x): place for place, x in enumerate([*given, *made])}
+            result.extend((tree, [places[id(x)] for x in leaves]))
+            return made
+
+        made = [checkpoint_name(x, name) for x in guard(make)(static, *arrays)]
+        tree, places = result
+        every = [*jax.tree.leaves(arrays), *made]
+        return tree.unflatten([every[place] for place in places])
+
+    return run
+
+
 def with_first_backward_only(
-    value: Callable, forward: Callable, backward: Callable, refusal: str
+    value: Callable, forward: Callable, backward: Callable, refusal: str, *, name: str | None = None
 ) -> Any:
     """As `with_backward`, for functions that call Pallas kernels: they have gradients alone,
     forward mode and second derivatives raise TypeError(refusal), and they are traced without 64-bit
@@ -78,7 +120,8 @@ def with_first_backward_only(
         function.defjvp(refuse)
         return function
 
-    return with_backward(value, guarded(forward), guarded(backward), refuse)
+    forward = guarded(forward) if name is None else _naming(name, forward, guarded)
+    return with_backward(value, forward, guarded(backward), refuse)
 
 
 def _in_32_bits(function: Callable) -> Callable:

@@ -171,7 +171,7 @@ def _push(static: Static, kept: Any, tangents: Any) -> tuple[Values, MLSTMState]
     return jax.jvp(functools.partial(_value, static), (tokens, state), tuple(tangents))[1]
 
 
-_mlstm = with_backward(_value, _forward, _backward, _push)
+_mlstm = with_backward(_value, _forward, _backward, _push, name="cell")
 
 
 def _chunk_forward(

@@ -115,6 +115,8 @@ def _forward(options: tuple[Any, ...], call: Call) -> Any:
         h,
         qn,
         gates,
+        C,
+        last_C,
         n,
         last_n,
         state,
@@ -124,11 +126,10 @@ def _forward(options: tuple[Any, ...], call: Call) -> Any:
 
 def _backward(options: tuple[Any, ...], kept: Any, cotangents: Any) -> Any:
     kernels, options = _kernels(options)
-    q, k, v, h, qn, gates, n, last_n, state, starts = kept
+    q, k, v, h, qn, gates, C, last_C, n, last_n, state, starts = kept
     dh, after = cotangents
     per_d, dqn = output_gradients(h, dh, qn, gates.floor, options.eps, normalise=options.normalise)
     of_state = options.scale * gates.w
-    C, last_C = kernels.walk(options, k, v, gates.kept, gates.w_last, state.C)
     dC, first_dC = kernels.walk(
         options, q, dh, of_state * per_d, gates.w_last, after.C, reverse=True
     )
@@ -165,7 +166,7 @@ def _backward(options: tuple[Any, ...], kept: Any, cotangents: Any) -> Any:
 
 
 _mlstm = with_first_backward_only(
-    _value, _forward, _backward, gradients_alone("mlstm", "pallas_gpu")
+    _value, _forward, _backward, gradients_alone("mlstm", "pallas_gpu"), name="cell"
 )
 
 

@@ -148,5 +148,5 @@ def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
 
 
 _mlstm = with_first_backward_only(
-    _value, _forward, _backward, gradients_alone("mlstm", "pallas_tpu")
+    _value, _forward, _backward, gradients_alone("mlstm", "pallas_tpu"), name="cell"
 )

@@ -179,7 +179,7 @@ def _backward(options: tiles.Options, kept: Any, cotangents: Any) -> Any:
 
 
 _mlstm = with_first_backward_only(
-    _value, _forward, _backward, gradients_alone("mlstm", "pallas_triton")
+    _value, _forward, _backward, gradients_alone("mlstm", "pallas_triton"), name="cell"
 )
 
 

@@ -97,7 +97,7 @@ def _backward(settings: cluster.Settings, residuals: Any, cotangents: Any) -> An
 
 
 _slstm = with_first_backward_only(
-    _value, _forward, _backward, gradients_alone("slstm", "pallas_gpu")
+    _value, _forward, _backward, gradients_alone("slstm", "pallas_gpu"), name="cell"
 )
 
 

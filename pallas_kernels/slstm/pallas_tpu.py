@@ -136,7 +136,7 @@ def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
 
 
 _slstm = with_first_backward_only(
-    _value, _forward, _backward, gradients_alone("slstm", "pallas_tpu")
+    _value, _forward, _backward, gradients_alone("slstm", "pallas_tpu"), name="cell"
 )
 
 

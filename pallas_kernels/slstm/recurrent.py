@@ -152,7 +152,7 @@ def _slstm_push(clip: float | None, kept: Any, tangents: Any) -> tuple[Part, SLS
     return jax.jvp(value, arrays, tuple(tangents[:3]))[1]
 
 
-_slstm = with_backward(_value, _slstm_forward, _slstm_backward, _slstm_push)
+_slstm = with_backward(_value, _slstm_forward, _slstm_backward, _slstm_push, name="cell")
 
 
 def _mix(h: Part, R: Float[Array, "H V 4 V"]) -> Raw:

@@ -19,9 +19,9 @@ from xlstm_jax.training.aot import (
     StepReport,
     check_new_file,
     compile_step,
-    needed_bytes,
     write_details,
 )
+from xlstm_jax.training.compiling import needed_bytes
 
 pytest.importorskip("libtpu", reason="the TPU compiler is in the extra dev")
 

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.segments import last_segment, segment_borders
 from xlstm_jax.models.config import ModelConfig
 from xlstm_jax.models.layers import RESIDUAL_STREAM, Dropout, LayerNorm, RMSNorm
 from xlstm_jax.models.mixer import Depth, Segments
+from xlstm_jax.models.remat import policy_of, stack_of
 from xlstm_jax.models.stack import Run, Stack, block_name
 from xlstm_jax.parallel import compute_dtype, constrain
 from xlstm_jax.typing import Activations, Array, Int, SegmentIds
@@ -88,6 +90,7 @@ class Block(nn.Module):
             y, branch_state = branch(norm(x), before, segments, **share)
             y = Dropout(config.dropout)(y, deterministic=not self.train)
             x = constrain(x + y if config.residual else y, *RESIDUAL_STREAM)
+            x = checkpoint_name(x, "middle")
             after.append(branch_state)
         return x, tuple(after)
 
@@ -119,19 +122,13 @@ class Pattern(nn.Module):
         return x, states
 
 
-# What is kept of a block for the backward pass besides its input; the rest is computed again.
-REMAT_POLICIES = {
-    "block": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # the projections' results
-}
-
-
 def _block_class(config: ModelConfig, *, scanned: bool) -> type[nn.Module]:
-    if config.remat == "none":
+    policy = policy_of(config.remat)
+    if policy is None:
         return Block
     # The compiler must not merge what is computed again with what was computed first. Inside a scan
     # it can't: the backward pass is another loop.
-    return nn.remat(Block, prevent_cse=not scanned, policy=REMAT_POLICIES[config.remat])
+    return nn.remat(Block, prevent_cse=not scanned, policy=policy)
 
 
 class Backbone(nn.Module):
@@ -141,7 +138,8 @@ class Backbone(nn.Module):
     state)`.
 
     Attributes:
-        stacked: equal blocks are compiled once; their parameters and states are stacked (`Stack`).
+        stacked: equal blocks are compiled once; their parameters and states are stacked (`Stack`),
+            where that serves (`stack_of`).
     """
 
     config: ModelConfig
@@ -150,7 +148,7 @@ class Backbone(nn.Module):
     @property
     def stack(self) -> Stack:
         """How the blocks lie in this module's parameters and states."""
-        return Stack(self.config.layout, stacked=self.stacked)
+        return stack_of(self.config.layout, self.config.remat, stacked=self.stacked)
 
     @nn.compact
     def __call__(

@@ -13,6 +13,7 @@ from xlstm_jax import settings
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import mixers
 from xlstm_jax.models.mixer import ONE_DEVICE, Mixer, Parts
+from xlstm_jax.models.remat import check_remat
 from xlstm_jax.settings import setting
 
 
@@ -59,10 +60,9 @@ class ModelConfig:
     )
     remat: str = setting(
         "none",
-        'what the backward pass computes again: "block" all but each block\'s input, "dots" all '
-        "but its projections too",
+        'kept for the backward pass: all ("none"), each block\'s input ("block"), also what is '
+        'named ("cell+qkv"), or as much as fits ("auto")',
         may_change=True,
-        choices=("none", "block", "dots"),
     )
     mixers: Mapping[str, Any] = dataclasses.field(
         default_factory=dict
@@ -170,6 +170,7 @@ def check_model(config: ModelConfig, parts: Parts = ONE_DEVICE) -> None:
     if config.norm == "none":
         of_norms = ("norm_bias", "norm_eps", "final_norm", "embedding_norm")
         settings.refuse_ignored(config, "model", of_norms, "model.norm 'none' leaves out all norms")
+    check_remat(config.remat)
     for name in config.mixer_names:
         mixer, section = config.of(name)
         mixer.check(section, config.dim, parts)

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import LinearAttentionState
 from pallas_kernels.linear_attention.api import BACKENDS
@@ -52,6 +53,7 @@ def linear_memory(
     bonus: Float[Array, "H K"] | None = None,
 ) -> tuple[HeadActivations, LinearAttentionState]:
     """`linear_attention` with the settings of the mixer `name`."""
+    q, k, v = (checkpoint_name(part, "qkv") for part in (q, k, v))
     with backend_of(f"model.{name}.backend", settings.backend):
         return linear_attention(
             q,

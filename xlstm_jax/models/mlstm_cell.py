@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import MLSTMState
 from pallas_kernels.mlstm.api import BACKENDS
@@ -172,7 +173,9 @@ def matrix_memory(
     name: str,
 ) -> tuple[HeadActivations, MLSTMState]:
     """`mlstm` with neighbouring channels as heads; `settings` are those of the mixer `name`."""
-    heads = [split_heads(value_of(x), settings.num_heads) for x in (q, k, v)]
+    heads = [
+        split_heads(checkpoint_name(value_of(x), "qkv"), settings.num_heads) for x in (q, k, v)
+    ]
     i, f = (soft_cap(gate, settings.gate_soft_cap) for gate in gates)
     with backend_of(f"model.{name}.backend", settings.backend):
         return mlstm(

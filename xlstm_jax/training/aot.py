@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +21,13 @@ from xlstm_jax.analysis.flops import training_flops_per_token
 from xlstm_jax.analysis.hlo import MADE_WHEN_LOADED, collective_bytes, kernel_calls
 from xlstm_jax.config import Config, task_of
 from xlstm_jax.errors import UserError
-from xlstm_jax.parallel import batch_sharding, make_mesh, of_rank
+from xlstm_jax.models.remat import AUTO
+from xlstm_jax.parallel import make_mesh
 from xlstm_jax.parallel.topology import HBM_BYTES, absent_devices
 from xlstm_jax.paths import check_can_be_written
 from xlstm_jax.progress import doing
-from xlstm_jax.runs.params import with_sharding
-from xlstm_jax.training.optimizer import make_optimizer, make_schedule
-from xlstm_jax.training.state import abstract_state
-from xlstm_jax.training.step import make_train_step
+from xlstm_jax.training.compiling import compiled_for, needed_bytes, used_bytes
+from xlstm_jax.training.memory import choose, with_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +46,7 @@ class StepReport:
         model: what the step's kernels do, and how long each should take; None as above.
         unread: why they are None.
         flops: the model's, of one step on all devices.
+        choice: what `model.remat` "auto" stands for, and why.
     """
 
     topology: str
@@ -57,6 +56,7 @@ class StepReport:
     flops: float
     seconds: float
     accumulation_steps: int
+    choice: str | None = None
     arguments: int | None = None
     temporaries: int | None = None
     peak: int | None = None
@@ -70,6 +70,8 @@ class StepReport:
         """The report for the terminal."""
         verdict = "fits" if self.fits else "DOES NOT FIT"
         head = f"{self.topology}: {self.devices} devices of {_gigabytes(self.memory)}, {verdict}"
+        if self.choice is not None:
+            head += f"\n{self.choice}"
         work = (
             f"model FLOPs per step {self.flops:.3e}, accumulation steps {self.accumulation_steps}, "
             f"compiled in {self.seconds:.0f} s"
@@ -118,6 +120,7 @@ def compile_step(config: Config, topology: str) -> StepReport:
         UserError: the topology or the configuration's mesh is not possible there.
     """
     devices, rows = _devices(topology), config.data.batch_size
+    mesh = make_mesh(config.mesh, devices)
     chip = topology.partition(":")[0]
     model = task_of(config).model(stacked=True)
     length = config.data.context_length
@@ -128,9 +131,13 @@ def compile_step(config: Config, topology: str) -> StepReport:
         "flops": training_flops_per_token(model, length) * rows * length,
         "accumulation_steps": config.train.accumulation_steps,
     }
-    started = time.monotonic()
+    started, compiled = time.monotonic(), None
+    if config.model.remat == AUTO:
+        choice = choose(config, mesh, topology, _say)
+        config, compiled = with_choice(config, choice.remat), choice.compiled
+        known["choice"] = choice.line()
     try:
-        compiled = compiled_step(config, topology)
+        compiled = compiled or compiled_for(config, mesh, topology, _say)
     except jax.errors.JaxRuntimeError as error:
         if (needed := needed_bytes(str(error))) is None:
             raise
@@ -139,7 +146,7 @@ def compile_step(config: Config, topology: str) -> StepReport:
         text, unread = _text_of(compiled)
     memory = compiled.memory_analysis()
     peak = memory.peak_memory_in_bytes or None
-    used = peak or memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    used = used_bytes(compiled)
     read = text is not None
     return StepReport(
         **known,
@@ -160,24 +167,7 @@ def compiled_step(config: Config, topology: str) -> jax.stages.Compiled:
     """The training step of a configuration, compiled for a topology; raises as `compile_step`, and
     what the compiler raises where the step does not fit.
     """
-    mesh = make_mesh(config.mesh, _devices(topology))
-    rows, length = config.data.batch_size, config.data.context_length
-    tokens = batch_sharding(mesh, rows, length, accumulation_steps=config.train.accumulation_steps)
-    task = task_of(config)
-    model = task.model(stacked=True)
-    with jax.set_mesh(mesh):
-        schedule = make_schedule(config.optimizer, config.train.steps)
-        optimizer = make_optimizer(config.optimizer, schedule)
-        state = abstract_state(task, model, optimizer, config.train, mesh)
-        shapes = task.shapes(rows)
-        batch = with_sharding(
-            shapes, jax.tree.map(lambda leaf: of_rank(tokens, len(leaf.shape)), shapes)
-        )
-        with doing("tracing the training step", _say):
-            step = make_train_step(task, model, optimizer, schedule, config.train)
-            lowered = step.lower(state, batch)
-        with doing(f"compiling it for {topology}, which may take many minutes", _say):
-            return lowered.compile()
+    return compiled_for(config, make_mesh(config.mesh, _devices(topology)), topology, _say)
 
 
 def _devices(topology: str) -> Sequence[jax.Device]:
@@ -212,22 +202,6 @@ def _stderr_dropped() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def needed_bytes(message: str) -> float | None:
-    """What the TPU compiler says a program needs that does not fit; None for any other error.
-
-    It says "Used 30.52G of 15.75G hbm" or "required for HLO temporaries (540.97G) exceeds available
-    HBM (15.75G)".
-    """
-    match = re.search(
-        r"[Uu]sed ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|\(([\d.]+)([KMGT])\) exceeds available HBM",
-        message,
-    )
-    if not match:
-        return None
-    number, unit = match.group(1, 2) if match[1] else match.group(3, 4)
-    return float(number) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[unit]
 
 
 def write_report(report: StepReport, folder: str | pathlib.Path, name: str) -> pathlib.Path:

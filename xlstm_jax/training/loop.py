@@ -17,7 +17,7 @@ from xlstm_jax.config import Config, flat, task_of
 from xlstm_jax.errors import Diverged, UserError
 from xlstm_jax.generation import generate
 from xlstm_jax.generation.session import room_of
-from xlstm_jax.models.stack import Stack
+from xlstm_jax.models.remat import AUTO, stack_of
 from xlstm_jax.parallel import (
     batch_sharding,
     check_length,
@@ -45,6 +45,7 @@ from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
 from xlstm_jax.tasks.task import Task
 from xlstm_jax.training.console import next_commands, say, step_name
 from xlstm_jax.training.figure import draw_loss
+from xlstm_jax.training.memory import fixed
 from xlstm_jax.training.metrics import MetricsWriter, read_records
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.outlets import Trouble, replace_file
@@ -90,6 +91,11 @@ def train(
     say(*task.description())
 
     mesh = make_mesh(config.mesh)
+    if config.model.remat == AUTO:
+        before = folder.read_config() if folder.config.exists() else None
+        config = fixed(config, mesh, before, say)
+        check_same_everywhere({"model.remat": config.model.remat}, "choices")
+        task = task_of(config)
     rows, length = config.data.batch_size, config.data.context_length
     to_devices = batch_sharding(
         mesh, rows, length, accumulation_steps=config.train.accumulation_steps
@@ -244,7 +250,7 @@ def write_sample(
     `eval.sample_tokens` tokens, drawn one recurrent step at a time.
     """
     tokenizer = task.tokenizer
-    stack = Stack(config.model.layout, stacked=True)
+    stack = stack_of(config.model.layout, config.model.remat, stacked=True)
     prompt = np.full((1, 1), tokenizer.end_of_text, np.int32)
     room = room_of(config.model, None) - 1  # learned positions, one of them for the prompt
     with doing("writing a sample", say):

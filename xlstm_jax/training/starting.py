@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from xlstm_jax.config import Config
 from xlstm_jax.errors import UserError
+from xlstm_jax.models.remat import stack_of
 from xlstm_jax.models.stack import Stack
 from xlstm_jax.runs.checkpoints import Checkpoints, read_params
 from xlstm_jax.runs.params import shardings_of
@@ -40,7 +41,7 @@ class Keeper:
     ) -> None:
         self._task, self._model, self._optimizer = task, model, optimizer
         self._config, self._checkpoints = config, checkpoints
-        self._stack = Stack(config.model.layout, stacked=True)
+        self._stack = stack_of(config.model.layout, config.model.remat, stacked=True)
         self._stacked = abstract_state(task, model, optimizer, config.train, mesh)
         # how the same state lies with blocks by number
         self._by_number = abstract_state(task, task.model(), optimizer, config.train, mesh)

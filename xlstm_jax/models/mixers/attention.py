@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.attention import AttentionState, rotary
 from pallas_kernels.attention.api import BACKENDS
@@ -76,6 +77,7 @@ class Attention(nn.Module):
         if settings.theta is not None:
             positions = segments.positions_of(x.shape[:2])
             q, k = (rotary(part, positions, settings.theta) for part in (q, k))
+        q, k, v = (checkpoint_name(part, "qkv") for part in (q, k, v))
         with backend_of("model.attention.backend", settings.backend):
             y, state = attention(
                 q,

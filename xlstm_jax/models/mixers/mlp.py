@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from xlstm_jax.errors import UserError
 from xlstm_jax.models.cpu_forms import silu
@@ -74,6 +75,7 @@ class MLP(nn.Module):
             use_bias=settings.bias,
             name="up_projection",
         )(x)
+        up = [checkpoint_name(part, "ffn") for part in up]
         y = activation(up[0])
         if settings.gated:
             y = y * up[1]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import MLSTMState
 from xlstm_jax.errors import UserError
@@ -85,7 +86,7 @@ class MLSTM(nn.Module):
         if settings.conv_width:
             conv = CausalConv(settings.conv_width, name="conv")
             c, window = conv(u, window, segments.ids, segments.previous)
-        c = silu(c)
+        c = checkpoint_name(silu(c), "conv")
 
         block_diagonal = functools.partial(
             BlockDiagonalProjection, inner, settings.qkv_block_size, up_init

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import MLSTMState
 from xlstm_jax.errors import UserError
@@ -62,7 +63,7 @@ class MLSTM7B(nn.Module):
         q = Projection(settings.qk_dim(dim), axes, init, name="query")(x)
         k = Projection(settings.qk_dim(dim), axes, init, name="key")(x)
         v = Projection(dim, axes, init, name="value")(x)
-        o = Projection(dim, axes, zeros, name="output_gate")(x)
+        o = checkpoint_name(Projection(dim, axes, zeros, name="output_gate")(x), "qkv")
         gates = gates_of(self, settings, x)
         h, state = matrix_memory(settings, q, k, v, gates, state, segments, NAME)
         y = HeadNorm(settings.norm_eps, name="head_norm")(h) * jax.nn.sigmoid(o)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import SLSTMState
 from pallas_kernels.slstm.api import BACKENDS
@@ -128,10 +129,11 @@ class SLSTM(nn.Module):
         if settings.conv_width:
             conv = CausalConv(settings.conv_width, name="conv")
             c, window = conv(x, window, segments.ids, segments.previous)
-            c = silu(c)
+            c = checkpoint_name(silu(c), "conv")
         gates = GateProjections(small_init(self.dim), settings.dense, name="gates")(
             split_heads(c, heads), split_heads(x, heads)
         )
+        gates = checkpoint_name(gates, "qkv")
         recurrent_init, bias_init = (
             nn.with_logical_partitioning(
                 zeros if settings.recurrent_init == "zeros" else uniform(self.dim**-0.5),
