@@ -59,4 +59,5 @@ def training_flops_per_token(
         model: of a task; its `flops(context_length, counting)` are those of the forward pass.
         counting: of `counting_of`; each mixer counts by the first that it has.
     """
-    return 3 * model.flops(context_length, counting)
+    # a task's own model may have but the one counting
+    return 3 * (model.flops(context_length, counting) if counting else model.flops(context_length))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from xlstm_jax.analysis.scaling import figures, isoflop, parametric, power_law
 from xlstm_jax.analysis.scaling.bootstrap import DRAWS, Interval
 from xlstm_jax.analysis.scaling.quality import Quality
-from xlstm_jax.analysis.scaling.table import Run, by_model, column
+from xlstm_jax.analysis.scaling.table import Run, by_model, column, write_table
 
 
 class Settings(NamedTuple):
@@ -135,9 +135,12 @@ def fit_families(runs: Sequence[Run], forms: Sequence[str], settings: Settings) 
     ]
 
 
-def write(folder: pathlib.Path, fits: Sequence[Fit]) -> None:
-    """Writes fits.json and a figure for each fit that has one."""
+def write(folder: pathlib.Path, fits: Sequence[Fit], runs: Sequence[Run]) -> None:
+    """Writes fits.json, the runs that were fitted as runs.jsonl, and a figure for each fit that has
+    one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    write_table(folder / "runs.jsonl", runs)
     values: dict[str, Any] = {}
     for fit in fits:
         quality = None if fit.quality is None else fit.quality._asdict()
