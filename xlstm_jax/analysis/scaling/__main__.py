@@ -135,8 +135,9 @@ def _fit(words: Sequence[str], argv: Sequence[str]) -> None:
     counting = flags["counting"].value or COUNTING
     counting_of(counting)
     runs = _runs(words, _columns(flags["columns"].value), counting)
-    counts = ", ".join(f"{len(own)} of {name or 'no name'}" for name, own in by_model(runs).items())
-    print(f"{len(runs)} runs ({counts}); fitting {', '.join(forms)}", flush=True)
+    families = ", ".join(f"{len(own)} {name}" for name, own in by_model(runs).items() if name)
+    named = f" ({families})" if families else ""
+    print(f"{len(runs)} runs{named}; fitting {', '.join(forms)}", flush=True)
     fits = fit_families(runs, forms, settings)
     for fit in fits:
         print(*fit.lines(), sep="\n", flush=True)
