@@ -70,7 +70,7 @@ def test_eight_devices_give_what_one_gives(run_folder, tmp_path):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_NUM_CPU_DEVICES": "8",
     }
     program = [
         sys.executable,

@@ -14,12 +14,10 @@ from xlstm_jax.training.metrics import read_records
 
 def environment(devices: int = 1) -> dict[str, str]:
     """Of a process with that many CPU devices and this process' compilation cache."""
-    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    flags = f"--xla_force_host_platform_device_count={devices}"
     return {
-        **inherited,
+        **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags,
+        "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     }
 

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from pallas_kernels.segments import last_segment, segment_borders
 from xlstm_jax.models.config import ModelConfig
-from xlstm_jax.models.layers import RESIDUAL_STREAM, LayerNorm, RMSNorm
+from xlstm_jax.models.layers import RESIDUAL_STREAM, Dropout, LayerNorm, RMSNorm
 from xlstm_jax.models.mixer import Depth, Segments
 from xlstm_jax.models.stack import Run, Stack, block_name
 from xlstm_jax.parallel import compute_dtype, constrain
@@ -86,7 +86,7 @@ class Block(nn.Module):
             share = {"share": shared[mixer_name].of(index, again)} if mixer.stack else {}
             norm = make_norm(config, f"{name}_norm")
             y, branch_state = branch(norm(x), before, segments, **share)
-            y = nn.Dropout(config.dropout)(y, deterministic=not self.train)
+            y = Dropout(config.dropout)(y, deterministic=not self.train)
             x = constrain(x + y if config.residual else y, *RESIDUAL_STREAM)
             after.append(branch_state)
         return x, tuple(after)
