@@ -138,9 +138,11 @@ def _fit(words: Sequence[str], argv: Sequence[str]) -> None:
     families = ", ".join(f"{len(own)} {name}" for name, own in by_model(runs).items() if name)
     named = f" ({families})" if families else ""
     print(f"{len(runs)} runs{named}; fitting {', '.join(forms)}", flush=True)
-    fits = fit_families(runs, forms, settings)
+    fits, refused = fit_families(runs, forms, settings)
     for fit in fits:
         print(*fit.lines(), sep="\n", flush=True)
+    for reason in refused:
+        print(f"not fitted: {reason}", flush=True)
     if flags["output"].value:
         folder = pathlib.Path(flags["output"].value).expanduser()
         write(folder, fits, runs)

@@ -12,6 +12,7 @@ from xlstm_jax.analysis.scaling import figures, isoflop, parametric, power_law
 from xlstm_jax.analysis.scaling.bootstrap import DRAWS, Interval
 from xlstm_jax.analysis.scaling.quality import Quality
 from xlstm_jax.analysis.scaling.table import Run, by_model, column, write_table
+from xlstm_jax.errors import UserError
 
 
 class Settings(NamedTuple):
@@ -110,10 +111,27 @@ def fit_isoflop(family: str, runs: Sequence[Run], settings: Settings) -> list[Fi
 
 def fit_over_training(family: str, runs: Sequence[Run], settings: Settings) -> list[Fit]:
     """Loss against compute at equal tokens per parameter."""
-    data = [column(runs, name) for name in ("params", "tokens", "flops", "loss")]
-    laws = power_law.over_training(*data, settings.ratios)
-    numbers = {f"at {ratio:g}": (law.exponent, None) for ratio, law in laws.items()}
-    return [Fit(f"overtraining exponents, {family}", numbers, None)]
+    params, tokens, flops, loss = (
+        column(runs, name) for name in ("params", "tokens", "flops", "loss")
+    )
+    laws = power_law.over_training(params, tokens, flops, loss, settings.ratios)
+    numbers: dict[str, tuple[float, Interval | None]] = {}
+    lines = {}
+    for ratio, law in laws.items():
+        chosen = power_law.at_ratio(params, tokens, ratio)
+        x, y = flops[chosen], loss[chosen]
+        # through two runs there is one line, whichever are drawn
+        interval = (
+            power_law.power_law_intervals(x, y, draws=settings.draws).exponent
+            if len(x) > 2
+            else None
+        )
+        numbers[f"at {ratio:g}"] = (law.exponent, interval)
+        lines[f"{ratio:g} tokens per parameter"] = (x, y, law)
+    drawn = figures.power_law_figure(
+        lines, "FLOPs of the whole training", "held-out loss (nats per token)"
+    )
+    return [Fit(f"overtraining exponents, {family}", numbers, None, drawn)]
 
 
 FORMS: dict[str, Callable[[str, Sequence[Run], Settings], list[Fit]]] = {
@@ -125,14 +143,25 @@ FORMS: dict[str, Callable[[str, Sequence[Run], Settings], list[Fit]]] = {
 }
 
 
-def fit_families(runs: Sequence[Run], forms: Sequence[str], settings: Settings) -> list[Fit]:
-    """Every form for every family of models."""
-    return [
-        fit
-        for family, members in by_model(runs).items()
-        for form in forms
-        for fit in FORMS[form](family, members, settings)
-    ]
+def fit_families(
+    runs: Sequence[Run], forms: Sequence[str], settings: Settings
+) -> tuple[list[Fit], list[str]]:
+    """Every form for every family of models, and for those that can't be fitted the reason.
+
+    Raises:
+        UserError: nothing can be fitted.
+    """
+    fits: list[Fit] = []
+    refused: list[str] = []
+    for family, members in by_model(runs).items():
+        for form in forms:
+            try:
+                fits += FORMS[form](family, members, settings)
+            except UserError as error:
+                refused.append(f"{form}, {family}: {error}" if family else f"{form}: {error}")
+    if not fits:
+        raise UserError("; ".join(refused))
+    return fits, refused
 
 
 def write(folder: pathlib.Path, fits: Sequence[Fit], runs: Sequence[Run]) -> None:
