@@ -73,3 +73,19 @@ def test_mistakes_are_one_line(capsys, arguments, message):
     assert call(*arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_what_can_not_be_fitted_is_told_beside_what_can(tmp_path, capsys):
+    """Of two families one has a budget whose loss bends downwards."""
+    budget, params, loss = isoflop_runs()
+    path = tmp_path / "runs.jsonl"
+    rows = [
+        {"model": model, "budget": b, "params": n, "tokens": b / n, "loss": at, "flops": b}
+        for model, sign in (("good", 1), ("bad", -1))
+        for b, n, at in zip(budget, params, 5 + sign * (loss - 3), strict=True)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert call("fit", path, "--form=isoflop") == 0
+    printed = capsys.readouterr().out
+    assert "isoflop params, good" in printed and "isoflop tokens, good" in printed
+    assert "not fitted: isoflop, bad: the loss at 6e+18 FLOPs has no minimum" in printed

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,10 +90,9 @@ def fit_line(family: str, runs: Sequence[Run], settings: Settings) -> list[Fit]:
     return [Fit(f"line, {family}", _of_law(law, found), power_law.quality(law, x, y), drawn)]
 
 
-def fit_isoflop(family: str, runs: Sequence[Run], settings: Settings) -> list[Fit]:
-    """The best parameters and tokens against the budget."""
+def fit_isoflop(family: str, runs: Sequence[Run], settings: Settings) -> Iterator[Fit]:
+    """The best parameters against the budget, then the best tokens."""
     budget, loss = column(runs, "budget"), column(runs, "loss")
-    fits = []
     for what in ("params", "tokens"):
         x = column(runs, what)
         fit = isoflop.fit_isoflop(budget, x, loss)
@@ -105,8 +104,7 @@ def fit_isoflop(family: str, runs: Sequence[Run], settings: Settings) -> list[Fi
         drawn = figures.isoflop_figure(
             fit, budget, x, loss, {"params": "parameters", "tokens": "tokens"}[what]
         )
-        fits.append(Fit(f"isoflop {what}, {family}", numbers, None, drawn))
-    return fits
+        yield Fit(f"isoflop {what}, {family}", numbers, None, drawn)
 
 
 def fit_over_training(family: str, runs: Sequence[Run], settings: Settings) -> list[Fit]:
@@ -134,7 +132,7 @@ def fit_over_training(family: str, runs: Sequence[Run], settings: Settings) -> l
     return [Fit(f"overtraining exponents, {family}", numbers, None, drawn)]
 
 
-FORMS: dict[str, Callable[[str, Sequence[Run], Settings], list[Fit]]] = {
+FORMS: dict[str, Callable[[str, Sequence[Run], Settings], Iterable[Fit]]] = {
     "gamma": fit_gamma,
     "plain": fit_plain,
     "line": fit_line,
@@ -156,7 +154,8 @@ def fit_families(
     for family, members in by_model(runs).items():
         for form in forms:
             try:
-                fits += FORMS[form](family, members, settings)
+                for fit in FORMS[form](family, members, settings):
+                    fits.append(fit)  # one by one: those before an error stay
             except UserError as error:
                 refused.append(f"{form}, {family}: {error}" if family else f"{form}: {error}")
     if not fits:
