@@ -1,7 +1,7 @@
 """The stack of residual blocks: branches, blocks, and how they follow one another."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -272,10 +272,12 @@ class Backbone(nn.Module):
         )
 
     @nn.nowrap
-    def flops(self, context_length: int) -> float:
-        """Forward FLOPs of the mixers, per token of a sequence of that length."""
+    def flops(self, context_length: int, counting: Sequence[str] = ()) -> float:
+        """Forward FLOPs of the mixers, per token of a sequence of that length; `counting` as of
+        `Mixer.counted`.
+        """
         return sum(
-            mixer.flops(settings, self.config.dim, context_length)
+            mixer.counted(settings, self.config.dim, context_length, counting)
             for names in self.config.layout
             for mixer, settings in map(self.config.of, names)
         )
