@@ -1,4 +1,4 @@
-# make train | test | quick | scaling-check | kernels | slow-kernels | faults | parity | benchmark-cpu | benchmark-inference | benchmark-baselines | compare | aot-gpu | modelled-steps | scaling-table | lint
+# make train | test | quick | scaling-check | kernels | slow-kernels | faults | parity | benchmark-cpu | benchmark-inference | benchmark-baselines | compare | aot-gpu | on-a-gpu | modelled-steps | scaling-table | lint
 # PYTHON=python3.12 chooses the interpreter, VENV=.venv312 and DEV=.venv312-dev other environments.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ DEV ?= .venv-dev
 WORKDIR ?= runs/quickstart
 PYTEST := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-$(notdir $(DEV)) $(DEV)/bin/python -m pytest -q -p no:cacheprovider
 
-.PHONY: train test quick scaling-check kernels slow-kernels faults parity benchmark-cpu benchmark-inference benchmark-baselines compare aot-gpu modelled-steps scaling-table lint clean
+.PHONY: train test quick scaling-check kernels slow-kernels faults parity benchmark-cpu benchmark-inference benchmark-baselines compare aot-gpu on-a-gpu modelled-steps scaling-table lint clean
 
 # Huge pages spare XLA the page faults of its temporaries (docs/performance.md).
 train: $(VENV)/installed
@@ -60,6 +60,10 @@ lint: $(DEV)/installed
 # Compiles every GPU kernel to machine code, without a GPU; Mosaic GPU needs jax >= 0.11, so PYTHON=python3.12 or later. 4 GB.
 aot-gpu: .venv-aot/installed
 	.venv-aot/bin/python -m benchmarks.aot_gpu
+
+# Everything that only a GPU can show, in 9 minutes: docs/performance.md. FLAGS='--budget=300 --stages=step,inference', or --tiny on a CPU.
+on-a-gpu: .venv-aot/installed
+	.venv-aot/bin/python -m benchmarks.on_a_gpu $(FLAGS)
 
 # The training and inference steps that were measured on an H100, compiled for one and modelled. Minutes; 4 GB as above.
 modelled-steps: .venv-aot/installed

@@ -16,7 +16,7 @@ memory, collectives and kernels are reported, with the time that each kernel sho
 import sys
 from collections.abc import Sequence
 
-from xlstm_jax import command_line, config_flags
+from xlstm_jax import command_line, config_flags, interrupts
 from xlstm_jax.errors import UserError
 from xlstm_jax.interrupts import Preempted
 from xlstm_jax.parallel.topology import EXAMPLES
@@ -65,4 +65,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    interrupts.leave(main(sys.argv))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 Row = Mapping[str, Any]
 
@@ -128,8 +129,16 @@ def curves(rows: Sequence[Row]) -> Figure:
         tokens, losses = np.asarray(row["curve"], float).T
         axes.plot(tokens, _smooth(losses), **_style(number), label=row["model"], markevery=0.2)
     axes.set(xlabel="tokens", ylabel="training loss, nats per token", yscale="log")
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which(plain_numbers())
+    axes.xaxis.set_major_formatter(plain_numbers())
     _dress(axes)
     return figure
+
+
+def plain_numbers() -> FuncFormatter:
+    """Ticks as 2.5 and 3,000, where logarithmic axes write powers of ten."""
+    return FuncFormatter(lambda value, _: f"{value:,.10g}")
 
 
 def against_speed(rows: Sequence[Row]) -> Figure:
@@ -142,7 +151,9 @@ def against_speed(rows: Sequence[Row]) -> Figure:
             style = _style(number) | {"linestyle": "none"}
             axes.plot([row[what]], [row["perplexity"]], **style, label=row["model"])
         axes.set(xlabel=f"{what}, tokens/s", ylabel="perplexity")
-        axes.set_xscale("log")
+        axes.set_xscale("log", subs=(2, 5))
+        axes.xaxis.set_major_formatter(plain_numbers())
+        axes.xaxis.set_minor_formatter(plain_numbers())
         _dress(axes)
     return figure
 

@@ -2,12 +2,14 @@
 none.
 """
 
+import collections
+import contextlib
 import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 
@@ -27,28 +29,57 @@ def seconds(program: Callable, inputs: Any, repetitions: int) -> tuple[float, st
     wall = statistics.median(rounds)
     if target_device()[0] == "cpu":
         return wall, "wall"
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            for _ in range(repetitions):
-                jax.block_until_ready(program(*inputs))
-        events = [
-            event
-            for file in pathlib.Path(folder).rglob("*.xplane.pb")
-            for event in device_events(file)
-        ]
-    device = per_call(events, repetitions)
+    with profiled() as events:
+        for _ in range(repetitions):
+            jax.block_until_ready(program(*inputs))
+    device = per_call(((event.start, event.seconds) for event in events), repetitions)
     return (device, "device") if device else (wall, "wall")
 
 
-def device_events(file: pathlib.Path) -> Iterable[tuple[float, float]]:
-    """(start, duration) in seconds of what ran on the device: a TPU's programs, a GPU's kernels."""
+class Event(NamedTuple):
+    """Something that ran on the device: a GPU's kernel, a TPU's program; times in seconds."""
+
+    name: str
+    start: float
+    seconds: float
+
+
+@contextlib.contextmanager
+def profiled() -> Iterator[list[Event]]:
+    """Gives a list that is filled at the end with what ran on the devices in between; empty where
+    the profiler sees none.
+    """
+    events: list[Event] = []
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            yield events
+        for file in pathlib.Path(folder).rglob("*.xplane.pb"):
+            events.extend(device_events(file))
+
+
+def device_events(file: pathlib.Path) -> Iterable[Event]:
+    """What ran on the device: a TPU's programs, a GPU's kernels."""
     for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
         if not plane.name.startswith("/device:"):
             continue
         lines = list(plane.lines)
         modules = [line for line in lines if line.name == "XLA Modules"]
         for line in modules or [line for line in lines if line.name.startswith("Stream")]:
-            yield from ((event.start_ns / 1e9, event.duration_ns / 1e9) for event in line.events)
+            for event in line.events:
+                yield Event(event.name, event.start_ns / 1e9, event.duration_ns / 1e9)
+
+
+def by_name(events: Iterable[Event], calls: int, most: int = 20) -> list[dict[str, Any]]:
+    """The names that took most of the time: milliseconds and number of events of one call."""
+    sums = collections.defaultdict(lambda: [0.0, 0])
+    for event in events:
+        sums[event.name][0] += event.seconds
+        sums[event.name][1] += 1
+    longest = sorted(sums.items(), key=lambda item: -item[1][0])[:most]
+    return [
+        {"kernel": name, "ms": seconds * 1e3 / calls, "calls": number / calls}
+        for name, (seconds, number) in longest
+    ]
 
 
 def per_call(events: Iterable[tuple[float, float]], calls: int) -> float | None:

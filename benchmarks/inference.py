@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -122,6 +122,56 @@ def initial_params(model: LanguageModel) -> Any:
     """Freshly initialised parameters."""
     init = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
     return nn.meta.unbox(init())["params"]
+
+
+def compile_ahead(size: str, lengths: Sequence[int], batches: Sequence[int]) -> None:
+    """Compiles what `alone` runs, and runs nothing: a process that comes later finds it in the
+    compilation cache.
+    """
+    model = build_model(SIZES[size])
+
+    def init() -> Any:
+        return nn.meta.unbox(model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
+
+    params = jax.eval_shape(lambda: cast_weights(init(), model.config))
+    for batch, length in [(1, length) for length in lengths] + [(batch, 16) for batch in batches]:
+        tokens = jax.ShapeDtypeStruct((batch, min(length, session.PIECE)), jnp.int32)
+        start = jax.eval_shape(lambda batch=batch: session.empty_session(model, batch))
+        session.read_piece.lower(model, params, start, tokens, None).compile()
+    for batch in batches:
+        start = jax.eval_shape(lambda batch=batch: session.empty_session(model, batch))
+        decode.lower(
+            model, params, start, row_keys(range(batch)), jnp.zeros(batch, bool), DECODED - 1,
+            space=DECODED, sampling=GREEDY,
+        ).compile()  # fmt: skip
+
+
+def alone(
+    size: str, lengths: Sequence[int], batches: Sequence[int], repetitions: int
+) -> Iterator[dict[str, Any]]:
+    """Our side alone, with random weights: rows of prompts read and of texts written, medians.
+
+    Raises:
+        AssertionError: something that was read is not finite.
+    """
+    config = SIZES[size]
+    model = build_model(config)
+    ours, rng = Ours(model, initial_params(model)), np.random.default_rng(1)
+
+    def row(what: str, count: int, run: Callable[[], Any]) -> dict[str, Any]:
+        took = alternate({"ours": lambda: seconds(run)}, repetitions)["ours"]
+        return {"case": f"{size} {what}", "seconds": took, "tokens_per_second": count / took}
+
+    count = DECODED - 1
+    for batch in batches:
+        read = ours.read(rng.integers(0, config.vocab_size, (batch, 16)))
+        assert np.isfinite(read.logits).all(), "logits are not finite"
+        yield row(
+            f"decode, batch {batch}", batch * count, lambda read=read: ours.write(read, count)
+        )
+    for length in lengths:
+        prompt = rng.integers(0, config.vocab_size, (1, length))
+        yield row(f"prefill, T {length}", length, lambda prompt=prompt: ours.read(prompt))
 
 
 def both_sides(config: ModelConfig) -> tuple[Ours, Theirs | None]:

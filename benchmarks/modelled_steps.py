@@ -23,6 +23,7 @@ from flax import linen as nn
 
 from benchmarks.inference import SIZES
 from benchmarks.kernels import programs
+from benchmarks.train_step import STEPS
 from pallas_kernels.testing.specs import Spec
 from xlstm_jax.analysis.compiled.program import read_program
 from xlstm_jax.analysis.compiled.step_model import StepModel, model_of
@@ -53,10 +54,10 @@ class Case(NamedTuple):
     runs: int = 1
 
 
-def training(config: str, **overrides: Any) -> jax.stages.Compiled:
-    """A training step; keys with __ for a dot."""
-    settings = {key.replace("__", "."): value for key, value in overrides.items()}
-    return compiled_step(load(config, {"model.remat": "block"} | settings), TOPOLOGY)
+def training(name: str) -> jax.stages.Compiled:
+    """One of the training steps that are measured on a GPU."""
+    config, overrides = STEPS[name]
+    return compiled_step(load(config, {"model.remat": "block"} | overrides), TOPOLOGY)
 
 
 def on_chip(
@@ -120,18 +121,9 @@ def slstm_cell(heads: int, dim: int, *, backward: bool = True) -> jax.stages.Com
     return on_chip(programs(spec, "pallas_gpu")[backward], (x, kernel, bias), h)
 
 
-SMALL = functools.partial(training, "configs/xlstm_125m.py:1_0-15b", data__batch_size=32)
-WIDE = functools.partial(
-    training,
-    "configs/xlstm_7b.py",
-    model__dim=2048,
-    model__num_blocks=24,
-    data__batch_size=8,
-    data__context_length=8192,
-)
 CASES = {
-    "125m training, 32 x 2048": Case(600.0, functools.partial(SMALL, data__context_length=2048)),
-    "1.42b training, 8 x 8192": Case(1480.0, WIDE),
+    "125m training, 32 x 2048": Case(600.0, functools.partial(training, "125m [1:0]")),
+    "1.42b training, 8 x 8192": Case(1480.0, functools.partial(training, "1.42b as 7b")),
     "7b decoding, batch 1": Case(7.68, decoding),
     "7b prefill, 8192 tokens": Case(8192 / 36.150, prefill, PIECES),
     "slstm 12 x 64, forward": Case(1.737, functools.partial(slstm_cell, 12, 64, backward=False)),

@@ -8,7 +8,7 @@ median over calls.
 
 import importlib.util
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pallas_kernels.testing.specs import Spec
@@ -18,6 +18,15 @@ NEEDS = {
     "mlstm_kernels exp": "mlstm_kernels",
     "mlstm_kernels sig": "mlstm_kernels",
     "simple GLA": "fla",
+}
+
+
+# What is timed in every run; mlstm_kernels once more with other chunk lengths than the 128 there.
+USUAL = tuple(NEEDS)
+CHUNKED = {
+    f"mlstm_kernels {gate}, chunks of {size}": (gate, size)
+    for gate in ("exp", "sig")
+    for size in (64, 256)
 }
 
 
@@ -36,11 +45,15 @@ def missing() -> dict[str, str]:
     }
 
 
-def rivals(spec: Spec) -> Iterator[tuple[str, Callable[[], Any], list[Any]]]:
-    """(name, forward call, the inputs whose gradients count) of every rival that is here."""
+def rivals(
+    spec: Spec, names: Sequence[str] = USUAL
+) -> Iterator[tuple[str, Callable[[], Any], list[Any]]]:
+    """(name, forward call, the inputs whose gradients count) of every one of them that is here."""
     absent = missing()
-    for name in NEEDS:
-        if name not in absent:
+    for name in names:
+        if name in CHUNKED and f"mlstm_kernels {CHUNKED[name][0]}" not in absent:
+            yield name, *_mlstm_kernels(CHUNKED[name][0] == "sig", CHUNKED[name][1])(spec)
+        elif name in NEEDS and name not in absent:
             yield name, *_BUILDERS[name](spec)
 
 
@@ -83,7 +96,9 @@ def _inputs(*shapes: tuple[int, ...], dtype: str = "bfloat16") -> list[Any]:
     ]
 
 
-def _mlstm_kernels(sigmoid: bool) -> Callable[[Spec], tuple[Callable[[], Any], list[Any]]]:
+def _mlstm_kernels(
+    sigmoid: bool, chunk_size: int = 128
+) -> Callable[[Spec], tuple[Callable[[], Any], list[Any]]]:
     def build(spec: Spec) -> tuple[Callable[[], Any], list[Any]]:
         import torch
         from mlstm_kernels.torch import chunkwise
@@ -94,7 +109,7 @@ def _mlstm_kernels(sigmoid: bool) -> Callable[[Spec], tuple[Callable[[], Any], l
             else chunkwise.mlstm_chunkwise__xl_chunk
         )
         # its default would compute in float32
-        options = {"chunk_size": 128, "autocast_kernel_dtype": torch.bfloat16}
+        options = {"chunk_size": chunk_size, "autocast_kernel_dtype": torch.bfloat16}
         options |= {"normalize": False} if sigmoid else {}
         heads = (spec.B, spec.H, spec.T)
         inputs = _inputs((*heads, spec.K), (*heads, spec.K), (*heads, spec.V)) + _inputs(

@@ -10,21 +10,21 @@ XLA forms. Results go to benchmarks/results/train_step_<name>_<device>.json.
 """
 
 import dataclasses
-import datetime
 import json
 import math
 import pathlib
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from benchmarks.device_time import by_name, profiled
+from benchmarks.provenance import provenance
 from xlstm_jax import command_line, config_flags
 from xlstm_jax.analysis.flops import peak_flops, training_flops_per_token
 from xlstm_jax.config import Config, OptimizerConfig, load, task_of
@@ -45,6 +45,31 @@ FLAGS = {
     "scaling": "yes: weak scaling over 8 CPU devices",
 }
 TINY = "configs/quickstart.py"
+PROFILED = 3  # steps whose kernels are named
+# the steps that are measured on one GPU: configuration, overrides
+STEPS = {
+    "125m [1:0]": (
+        "configs/xlstm_125m.py:1_0-15b",
+        {"data.batch_size": 32, "data.context_length": 2048},
+    ),
+    "125m [7:1]": (
+        "configs/xlstm_125m.py:7_1-15b",
+        {"data.batch_size": 32, "data.context_length": 2048},
+    ),
+    "1.3b [1:0]": (
+        "configs/xlstm_1.3b.py:1_0-15b",
+        {"data.batch_size": 16, "data.context_length": 2048},
+    ),
+    "1.42b as 7b": (
+        "configs/xlstm_7b.py",
+        {
+            "model.dim": 2048,
+            "model.num_blocks": 24,
+            "data.batch_size": 8,
+            "data.context_length": 8192,
+        },
+    ),
+}
 # the backend of each mixer that has no kernel of its own
 XLA_FORMS = {
     "mlstm": "chunkwise",
@@ -65,33 +90,77 @@ def random_batch(config: Config, task: Task, seed: int = 0) -> Any:
     return Batch(tokens[:, :-1], tokens[:, 1:], np.zeros(tokens[:, 1:].shape, np.int32))
 
 
-def prepared(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any]:
-    """(step, state, batch on the devices); the mesh must be in context."""
+class Programs(NamedTuple):
+    """The two programs of a configuration, not compiled yet, and what the step is called with."""
+
+    init: Any
+    step: Any
+    state: Any  # shapes with shardings
+    batch: Any  # on the host
+    to_devices: jax.sharding.NamedSharding
+
+
+def programs(config: Config, mesh: jax.sharding.Mesh) -> Programs:
+    """Of the training step; the mesh must be in context."""
     schedule = make_schedule(config.optimizer, config.train.steps)
     task, optimizer = task_of(config), make_optimizer(config.optimizer, schedule)
     model = task.model(stacked=True)
-    where = shardings_of(abstract_state(task, model, optimizer, config.train, mesh))
-    state = jax.jit(lambda: init_state(task, model, optimizer, config.train), out_shardings=where)()
-    batch = put_batch(
-        random_batch(config, task),
-        batch_sharding(mesh, config.data.batch_size, config.data.context_length),
+    state = abstract_state(task, model, optimizer, config.train, mesh)
+    init = jax.jit(
+        lambda: init_state(task, model, optimizer, config.train), out_shardings=shardings_of(state)
     )
-    return make_train_step(task, model, optimizer, schedule, config.train), state, batch
+    step = make_train_step(task, model, optimizer, schedule, config.train)
+    to_devices = batch_sharding(mesh, config.data.batch_size, config.data.context_length)
+    return Programs(init, step, state, random_batch(config, task), to_devices)
+
+
+def prepared(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any]:
+    """(step, state, batch on the devices); the mesh must be in context."""
+    init, step, batch, to_devices = compiled(config, mesh)
+    return step, init(), put_batch(batch, to_devices)
+
+
+def compiled(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any, Any]:
+    """(initialisation, step, batch on the host, its sharding); nothing is run, so that a process
+    that comes later finds both in the compilation cache.
+    """
+    init, step, state, batch, to_devices = programs(config, mesh)
+    on_devices = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to_devices), batch
+    )
+    return init.lower().compile(), step.lower(state, on_devices).compile(), batch, to_devices
+
+
+def plain(config: Config) -> Config:
+    """The same with the XLA forms in the place of kernels."""
+    mixers = {
+        name: dataclasses.replace(section, backend=XLA_FORMS[name])
+        if name in XLA_FORMS
+        else section
+        for name, section in config.model.mixers.items()
+    }
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, mixers=mixers))
+
+
+def losses(config: Config, mesh: jax.sharding.Mesh, steps: int) -> list[float]:
+    """The loss of every step of a training on the configuration's own data."""
+    step, state, _ = prepared(config, mesh)
+    rows = config.data.batch_size
+    to_devices = batch_sharding(mesh, rows, config.data.context_length)
+    batches, found = task_of(config).batches(0, range(rows)), []
+    for _ in range(steps):
+        state, metrics = step(state, put_batch(next(batches), to_devices))
+        found.append(metrics["loss"])
+    return [float(loss) for loss in found]
 
 
 def check(config: Config, mesh: jax.sharding.Mesh) -> dict[str, float]:
     """Relative differences of loss and gradient norm from those of the XLA forms; asserts that they
     are bfloat16's at most.
     """
-    plain = {
-        name: dataclasses.replace(section, backend=XLA_FORMS[name])
-        if name in XLA_FORMS
-        else section
-        for name, section in config.model.mixers.items()
-    }
     numbers = []
-    for model in (config.model, dataclasses.replace(config.model, mixers=plain)):
-        step, state, batch = prepared(dataclasses.replace(config, model=model), mesh)
+    for form in (config, plain(config)):
+        step, state, batch = prepared(form, mesh)
         metrics = step(state, batch)[1]
         numbers.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     (loss, norm), (plain_loss, plain_norm) = numbers
@@ -103,7 +172,9 @@ def check(config: Config, mesh: jax.sharding.Mesh) -> dict[str, float]:
 
 
 def step_time(config: Config, mesh: jax.sharding.Mesh, steps: int) -> dict[str, Any]:
-    """Seconds per step (median of five stretches), tokens/s, MFU, compile time, peak memory."""
+    """Seconds per step (median of five stretches), tokens/s, MFU, compile time, peak memory, and on
+    accelerators the time by the names of kernels.
+    """
     started = time.perf_counter()
     step, state, batch = prepared(config, mesh)
     state, metrics = step(state, batch)
@@ -119,10 +190,17 @@ def step_time(config: Config, mesh: jax.sharding.Mesh, steps: int) -> dict[str, 
         jax.block_until_ready(metrics)
         stretches.append((time.perf_counter() - started) / count)
     seconds, device = statistics.median(stretches), mesh.devices.flat[0]
+    memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    kernels = None
+    if device.platform != "cpu":
+        with profiled() as events:
+            for _ in range(PROFILED):
+                state, metrics = step(state, batch)
+            jax.block_until_ready(metrics)
+        kernels = by_name(events, PROFILED)
     tokens = config.data.batch_size * config.data.context_length
     peak = peak_flops(device.device_kind)
     flops = training_flops_per_token(task_of(config).model(), config.data.context_length)
-    memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "seconds_per_step": seconds,
         "tokens_per_second": tokens / seconds,
@@ -130,6 +208,7 @@ def step_time(config: Config, mesh: jax.sharding.Mesh, steps: int) -> dict[str, 
         "first_step_seconds": compiled,
         "peak_bytes": memory,
         "loss": float(metrics["loss"]),
+        "kernels": kernels,
     }
 
 
@@ -213,7 +292,6 @@ def weak_scaling() -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for, prints it and writes it."""
     flags = command_line.parse(argv, __doc__, FLAGS, config_flags.without_config)
-    device = None
     if flags.scaling:
         jax.config.update("jax_num_cpu_devices", 8)
         name, result = "scaling", weak_scaling()
@@ -226,21 +304,11 @@ def main(argv: list[str]) -> None:
         if flags.around:
             result |= around(config, mesh, steps)
         result["config"] = json.loads(config.to_json())
-    device = jax.devices()[0].device_kind
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
-    result |= {
-        "device": device,
-        "devices": jax.device_count(),
-        "jax": jax.__version__,
-        "commit": commit,
-    }
-    result["date"] = datetime.date.today().isoformat()
+    result |= provenance()
     for key, value in result.items():
-        if key != "config":
+        if key not in ("config", "kernels"):
             print(f"{key}: {value}")
-    file = RESULTS / f"train_step_{name}_{device.lower().replace(' ', '_')}.json"
+    file = RESULTS / f"train_step_{name}_{result['device'].lower().replace(' ', '_')}.json"
     file.write_text(json.dumps(result, indent=2) + "\n")
     print(file)
 

@@ -106,9 +106,11 @@ def _naming(
 def with_first_backward_only(
     value: Callable, forward: Callable, backward: Callable, refusal: str, *, name: str | None = None
 ) -> Any:
-    """As `with_backward`, but with gradients alone: forward mode and second derivatives raise
-    TypeError(refusal).
+    """As `with_backward`, for functions that call Pallas kernels: they have gradients alone,
+    forward mode and second derivatives raise TypeError(refusal), and they are traced without 64-bit
+    types.
     """
+    value, forward, backward = (_in_32_bits(part) for part in (value, forward, backward))
 
     def refuse(*_: Any) -> NoReturn:
         raise TypeError(refusal)
@@ -120,6 +122,19 @@ def with_first_backward_only(
 
     forward = guarded(forward) if name is None else _naming(name, forward, guarded)
     return with_backward(value, forward, guarded(backward), refuse)
+
+
+def _in_32_bits(function: Callable) -> Callable:
+    """Traced as if jax_enable_x64 were not set. With it every number in a kernel and in its blocks'
+    places would be an int64, which Mosaic does not know. The arrays given have 32 bits or less.
+    """
+
+    @functools.wraps(function)
+    def narrow(*args: Any) -> Any:
+        with jax.enable_x64(False):
+            return function(*args)
+
+    return narrow
 
 
 def gradients_alone(op: str, backend: str) -> str:

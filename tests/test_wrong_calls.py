@@ -115,6 +115,10 @@ train | --config.data.tokenizer=/no/such.json | data.tokenizer '/no/such.json' d
 train | --config.data.tokenizer={file} | is no file of the `tokenizers` library
 train | --config.data.context_length=100000 | less than one sample
 train | --config.checkpoint.init_from=/no/such | checkpoint.init_from is '/no/such'
+train | --config.checkpoint.init_from=gs://bucket/run | an address
+train | --config.data.tokenizer=gs://bucket/tokenizer.json | an address
+train | --config.data.validation_sets=code=gs://bucket/code | an address
+train | --config=gs://bucket/config.py | config file 'gs://bucket/config.py' does not exist
 train | --config.checkpoint.init_from={corpus} | holds no checkpoints
 bare: eval | | --workdir is missing
 eval | --workdir={corpus} | holds no config.json
@@ -134,6 +138,9 @@ eval | --suite=extrapolation --contexts=0 | --contexts is '0'
 eval | --suite=extrapolation --contexts=1² | --contexts is '1²'
 eval | --output={file} | {file}
 eval | --output=/proc/nope/results | /proc/nope/results
+eval | --data=gs://bucket/text | --data is 'gs://bucket/text', an address
+eval | --output=gs://bucket/results | an address
+eval | --suite=paloma --paloma=gs://bucket/paloma | an address
 bare: generation | | --checkpoint is missing
 generation | --checkpoint=/no/such | '/no/such' does not exist
 generation | --checkpoint=gs://bucket/run | an address
@@ -153,6 +160,7 @@ generation | --prompt=\udcff | --prompt
 generation | --session={file} | session file
 generation | --session={corpus} | {corpus}
 generation | --session=/no/such/session | /no/such
+generation | --session=gs://bucket/session | --session is 'gs://bucket/session', an address
 bare: prepare | | --source is missing
 prepare | --source=/no/such | --source '/no/such' is no file
 prepare | --source=gs://bucket/text | an address
@@ -169,6 +177,8 @@ prepare | --workers=many | --workers is 'many'
 prepare | --on-damage=maybe | --on-damage is 'maybe'
 prepare | --join=maybe | --join is 'maybe'
 prepare | --source={jsonl} --field=body | body
+prepare | --output=gs://bucket/out | an address
+prepare | --tokenizer=gs://bucket/tokenizer.json | an address
 bare: inspect | | the folder is missing
 bare: inspect | {corpus} | holds no prepared data
 bare: inspect | gs://bucket/data | an address
@@ -181,6 +191,7 @@ bare: interop | import --output={new} | --source is missing
 import | | is a run of this project
 import | --source=/no/such | '/no/such' does not exist
 import | --source={broken_run} | config.json can't be read
+import | --source=gs://bucket/model | an address
 import | --output={corpus} | exists and is not empty
 import | --output={file} | {file}
 export | --source={corpus} | holds no config.json

@@ -67,13 +67,23 @@ def experiment(file: str, preset: str) -> Any:
         UserError: no such file, or it has no such function.
         Exception: whatever the file itself raises.
     """
+    return _called(file, "get_experiment", "experiment", preset)
+
+
+def series(file: str, preset: str) -> dict[str, list[str]]:
+    """What a file's `get_series` returns for a preset: by family of models, the variants that a
+    series for scaling laws chooses from. Errors as of `experiment`.
+    """
+    return _called(file, "get_series", "series", preset)
+
+
+def _called(file: str, function: str, what: str, preset: str) -> Any:
     with _executed(file) as (module, file):
-        if not callable(get_experiment := getattr(module, "get_experiment", None)):
+        if not callable(found := getattr(module, function, None)):
             raise UserError(
-                f"config file {file!r} is of one run and no experiment: it has no function "
-                "get_experiment"
+                f"config file {file!r} is of one run and no {what}: it has no function {function}"
             )
-        return get_experiment(preset)
+        return found(preset)
 
 
 @contextlib.contextmanager

@@ -22,12 +22,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 EXIT_INTERRUPTED = 130
 EXIT_PREEMPTED = 75  # sysexits.h: EX_TEMPFAIL, try again
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROGRAMS = (ROOT / "train.py", ROOT / "eval.py")
 SECONDS_TO_CLEAN_UP = 2.0  # after Ctrl-C, for a main thread that is in Python
+SECONDS_TO_LEAVE = 10.0  # for what libraries do at the end, where one of them hangs
 
 
 class Preempted(BaseException):
@@ -65,6 +67,7 @@ class Rule:
 _rules: dict[int, Rule] = {}
 _ending = threading.Lock()  # one thread alone ends the process, with one line
 _pipe: tuple[int, int] | None = None  # of the watch, where there is one
+_hanging = threading.Event()  # a library's thread or process is not to be waited for
 
 
 def run(command: Callable[[], None], advice: str = "") -> int:
@@ -206,6 +209,26 @@ def end_process(status: int, line: str | None = None) -> None:
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(status)
+
+
+def do_not_wait() -> None:
+    """Something that was started does not end, and would also keep the interpreter from ending:
+    `leave` is not to wait for it.
+    """
+    _hanging.set()
+
+
+def leave(status: int) -> NoReturn:
+    """Ends a command's process as `sys.exit` does; after `do_not_wait` in bounded time."""
+    if _hanging.is_set():
+
+        def end() -> None:
+            time.sleep(SECONDS_TO_LEAVE)
+            flush()
+            end_process(status)
+
+        threading.Thread(target=end, name="leave", daemon=True).start()
+    sys.exit(status)
 
 
 def flush() -> None:

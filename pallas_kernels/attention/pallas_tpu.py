@@ -24,6 +24,8 @@ def attention_pallas_tpu(call: Call) -> Float[Array, "B T H V"]:
         raise NotImplementedError(
             f"the kernel multiplies in bfloat16, which is less than the inputs' {low}"
         )
+    if jax.config.jax_enable_x64:
+        raise NotImplementedError("the library's kernel can't be traced with jax_enable_x64")
     time, heads = call.q.shape[1:3]
     if time == 1:
         raise NotImplementedError("one token is less than a block of the kernel")

@@ -12,6 +12,9 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.mlstm.gates import ChunkGates, TokenNumbers
 
+# of Triton's software pipeline: loads of one step run beside the products of the one before
+PIPELINE_STAGES = 2
+
 
 class Blocks(NamedTuple):
     """Sizes of the kernels: tokens per chunk, and the longest tiles, each a power of two. A tile is
@@ -55,7 +58,9 @@ def call(
         out_specs=[block for _, _, block in outs],
         out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outs],
         interpret=options.interpret,
-        compiler_params=triton.CompilerParams(num_warps=options.blocks.warps, num_stages=2),
+        compiler_params=triton.CompilerParams(
+            num_warps=options.blocks.warps, num_stages=PIPELINE_STAGES
+        ),
     )(*[x for x, _ in ins])
 
 

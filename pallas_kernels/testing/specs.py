@@ -141,6 +141,21 @@ SLSTM = (
 )
 SLSTM_SIMULATED = (Spec("T9-borders", 9, K=0, V=32, H=1, documents="borders", chunk=4),)
 
+# For a device, where a case takes seconds to compile and little to run: also wide heads, whose
+# kernels are clusters, and the types and gates that the others leave out.
+MLSTM_ON_DEVICE = (
+    *MLSTM[3:],
+    _mlstm(100, gates="extreme", documents="random"),
+    _mlstm(129, documents="borders", dtype="float16"),
+    _mlstm(600, K=256, V=512, B=1, H=1),
+    _mlstm(257, K=512, V=512, B=1, H=1),
+)
+SLSTM_ON_DEVICE = (
+    Spec("T65-V16", 65, K=0, V=16, documents="borders", B=16),
+    Spec("T65-V192", 65, K=0, V=192, documents="borders"),
+    Spec("T65-V512", 65, K=0, V=512, documents="borders"),
+)
+
 
 def _speed(heads: int, key_dim: int, value_dim: int, time: int) -> Spec:
     name = f"{heads}x{key_dim}x{value_dim}-T{time}"

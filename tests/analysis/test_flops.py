@@ -2,7 +2,13 @@
 
 import pytest
 
-from xlstm_jax.analysis.flops import peak_flops, training_flops_per_token
+from xlstm_jax.analysis.flops import (
+    COUNTINGS,
+    counting_of,
+    peak_flops,
+    training_flops_per_token,
+)
+from xlstm_jax.errors import UserError
 from xlstm_jax.models import ModelConfig, SequenceModel, build_model
 from xlstm_jax.models.mlstm_cell import cell_flops
 
@@ -100,6 +106,100 @@ def test_a_model_of_vectors_has_its_own_head_and_no_vocabulary_projection():
     blocks = flops_of(config, "mlstm") + flops_of(config, "slstm")
     flops = training_flops_per_token(SequenceModel(config, outputs=5), 2048)
     assert flops == 3 * (blocks + 2 * 64 * 5)
+
+
+def xlstm_of_the_scaling_laws(dim, hidden, num_heads, num_blocks) -> ModelConfig:
+    mixers = {
+        "mlstm_7b": {"num_heads": num_heads},
+        "mlp": {"factor": None, "hidden": hidden, "activation": "silu"},
+    }
+    return ModelConfig(
+        vocab_size=50304, dim=dim, num_blocks=num_blocks, blocks="mlstm_7b+mlp", mixers=mixers
+    )
+
+
+def llama_of_the_scaling_laws(dim, hidden, num_heads, num_blocks) -> ModelConfig:
+    mixers = {
+        "attention": {"num_heads": num_heads},
+        "mlp": {"factor": None, "hidden": hidden, "activation": "silu"},
+    }
+    return ModelConfig(
+        vocab_size=50304, dim=dim, num_blocks=num_blocks, blocks="attention+mlp", mixers=mixers
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "batch_size", "logged"),
+    [
+        (xlstm_of_the_scaling_laws(768, 2112, 6, 12), 3_500, 128, "2.810e+18"),
+        (llama_of_the_scaling_laws(768, 2048, 12, 12), 3_500, 128, "4.416e+18"),
+    ],
+    ids=["xLSTM 164M", "Llama 162M"],
+)
+def test_the_logged_training_flops_of_the_scaling_laws_paper(config, steps, batch_size, logged):
+    """arXiv 2510.02228: 3.67e9 tokens in sequences of 8192, to the last digit that is printed."""
+    tokens = steps * batch_size * 8192
+    assert f"{tokens:.2e}" == "3.67e+09"
+    of_token = training_flops_per_token(build_model(config), 8192, counting_of("published"))
+    assert f"{tokens * of_token:.3e}" == logged
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens", "logged"),
+    [
+        (xlstm_of_the_scaling_laws(2048, 5504, 4, 24), 3.15e11, 2.544e21),
+        (xlstm_of_the_scaling_laws(4096, 10944, 8, 32), 2.10e12, 8.481e22),
+        (llama_of_the_scaling_laws(4096, 10944, 32, 32), 6.08e11, 2.825e22),
+    ],
+    ids=["xLSTM 1.42B", "xLSTM 6.87B", "Llama 6.86B"],
+)
+def test_larger_runs_have_theirs_as_far_as_their_tokens_are_printed(config, tokens, logged):
+    of_token = training_flops_per_token(build_model(config), 8192, counting_of("published"))
+    assert tokens * of_token == pytest.approx(logged, rel=0.003)  # three digits of the tokens
+
+
+def test_a_mixer_counts_by_the_first_name_that_it_has_and_else_as_always():
+    config = ModelConfig(
+        dim=64, num_blocks=1, blocks="mlstm", mixers={"mlstm": {"num_heads": 2}}, vocab_size=100
+    )
+    mixer, settings = config.of("mlstm")
+    inner = 128
+
+    def cell(counting) -> float:
+        products = 2 * (64 * 2 * inner + 3 * inner * 4 + 3 * inner * 2 * 2 + 4 * inner + inner * 64)
+        return mixer.counted(settings, 64, 512, counting) - products
+
+    k = v = inner // 2
+    assert cell(()) == cell(("causal", "full")) == cell_flops(2, inner, inner)
+    # a step: the state decays, k v is added, q reads it; so does the normaliser, a vector of k
+    recurrent = 2 * (9 + 4 * k * v + 6 * k + v + 3 + 2 * k * v + k)
+    assert cell(("recurrent", "parallel")) == cell(("full", "recurrent")) == recurrent
+    # a row of the T x T matrix: products with q and v, twelve FLOPs for the gates and the sum
+    assert cell(("parallel",)) == 2 * (512 * (2 * k + 2 * v + 12) + 513 / 2 + 4)
+
+
+def test_attention_counts_a_whole_square_a_half_or_a_half_with_softmax():
+    config = ModelConfig(
+        dim=64, num_blocks=1, blocks="attention", mixers={"attention": {"num_heads": 4}}
+    )
+    mixer, settings = config.of("attention")
+    products = 2 * 4 * 64 * 64
+
+    def square(name: str) -> float:
+        return mixer.counted(settings, 64, 512, (name,)) - products
+
+    assert square("causal") == 2 * 2 * 64 * 513 / 2
+    assert square("full") == 2 * 2 * 64 * 512 + 3 * 4 * 512
+    assert square("distill_scaling") == 2 * 64 * 512 + 2.5 * 4 * 512
+    assert mixer.counted(settings, 64, 512) == products + square("causal")
+
+
+def test_countings_have_names_and_others_are_refused():
+    assert counting_of("published") == COUNTINGS["published"]
+    assert counting_of("tfla,causal") == ("tfla", "causal")
+    assert counting_of("model") == ()
+    with pytest.raises(UserError, match="'chinchilla' is no way to count FLOPs; there are model"):
+        counting_of("tfla,chinchilla")
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ FILES = {
         ":retrieval-llama",
     ],
     "rare_tokens.py": ["", ":llama"],
+    "scaling.py": ["", ":cpu-llama-64x2", ":dclm-xlstm_7b-1024x24", ":dclm-llama-2560x32"],
     "small_models.py": [],  # of the files for small tasks
     "llama.py": ["", ":2.7b-15b"]
     + [f":{size}-{n}b" for size in ("125m", "350m", "760m", "1.3b") for n in (15, 300)],

@@ -15,6 +15,7 @@ from tests.generation.conftest import initial_params
 from tests.generation.test_session import assert_same
 from xlstm_jax.data.tokenizer import ByteTokenizer
 from xlstm_jax.generation import Generator, Sampling
+from xlstm_jax.generation.session import TAIL
 from xlstm_jax.generation.text import TextStream, continuing, printable
 from xlstm_jax.models import ModelConfig, build_model
 
@@ -84,6 +85,16 @@ def test_a_text_written_in_parts_is_the_text_written_at_once(writer, parts):
             cut = written_in(writer, start, [COUNT], seed, stop)
             assert cut[2] and cut[0] == whole[0][: whole[0].index(stop[0])]
             assert written_in(writer, start, parts, seed, stop) == cut
+
+
+def test_a_stop_string_may_be_as_long_as_one_likes(writer):
+    """Longer than the tokens that a session keeps by itself."""
+    whole, tokens, _ = written_in(writer, "import", [200], 0)
+    stop = whole[5:-8]
+    cut = written_in(writer, "import", [200], 0, [stop])
+    assert cut[0] == whole[:5] and cut[2] and len(cut[1]) > TAIL + 30
+    assert tokens[: len(cut[1])] == cut[1]
+    assert written_in(writer, "import", [60, 1, 89, 50], 0, [stop]) == cut
 
 
 def test_a_stop_string_that_the_prompt_begins_is_none_of_the_text():

@@ -10,9 +10,9 @@ import pytest
 from tests.generation.conftest import VOCABULARY, initial_params
 from xlstm_jax.errors import UserError
 from xlstm_jax.generation import session as sessions
-from xlstm_jax.generation.decoding import NOTHING, decode, row_keys
+from xlstm_jax.generation.decoding import decode, row_keys
 from xlstm_jax.generation.sampling import GREEDY, Sampling
-from xlstm_jax.generation.session import read, take
+from xlstm_jax.generation.session import NOTHING, read, take
 from xlstm_jax.models import build_model
 
 RNG = np.random.default_rng(0)

@@ -13,7 +13,7 @@ from tests.generation.conftest import FAMILIES
 from tests.interop.test_interop import shapes_of
 from xlstm_jax.errors import UserError
 from xlstm_jax.generation import session_files
-from xlstm_jax.generation.session import empty_session
+from xlstm_jax.generation.session import TAIL, empty_session, widened
 from xlstm_jax.generation.session_files import load, save
 from xlstm_jax.generation.weights import cast_weights, fingerprint
 from xlstm_jax.models import build_model
@@ -45,6 +45,13 @@ def file(session, tmp_path):
 
 def test_a_stored_session_goes_on_as_if_nothing_had_happened(session, file):
     jax.tree.map(np.testing.assert_array_equal, load(file, *build("paper")), session)
+
+
+def test_a_tail_that_a_long_stop_string_has_widened_is_kept(session, tmp_path):
+    wide = session._replace(tail=widened(session.tail, 3 * TAIL))
+    assert wide.tail.tokens.shape == (2, 4 * TAIL)
+    save(wide, tmp_path / "wide.npz", *build("paper"))
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "wide.npz", *build("paper")), wide)
 
 
 def test_it_belongs_to_the_model_and_to_the_very_parameters(file):

@@ -17,7 +17,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from xlstm_jax import command_line, config_files, config_flags
+from xlstm_jax import command_line, config_files, config_flags, interrupts
 from xlstm_jax.errors import UserError
 from xlstm_jax.experiments.grid import Experiment, narrowed, part_of, runs_of
 from xlstm_jax.experiments.report import report
@@ -151,4 +151,4 @@ def _part(text: str | None) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    interrupts.leave(main(sys.argv))

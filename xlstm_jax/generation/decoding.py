@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from xlstm_jax.generation.sampling import Sampling, choose
 from xlstm_jax.generation.session import (
+    NOTHING,
     Session,
     check_room,
     empty_session,
@@ -17,8 +18,6 @@ from xlstm_jax.generation.session import (
     room_of,
 )
 from xlstm_jax.typing import Array, Bool, Int
-
-NOTHING = -1  # in the place of a token: the row had ended
 
 
 @functools.partial(jax.jit, static_argnames=("model", "space", "sampling", "stop_tokens"))

@@ -13,15 +13,15 @@ import numpy as np
 from xlstm_jax.data.tokenizer import Tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.generation import session as sessions
-from xlstm_jax.generation.decoding import NOTHING, decode, row_keys
+from xlstm_jax.generation.decoding import decode, row_keys
 from xlstm_jax.generation.sampling import UNCHANGED, Sampling
-from xlstm_jax.generation.session import TAIL, Session, Tail
-from xlstm_jax.generation.text import CONTEXT, TextStream, continuing
+from xlstm_jax.generation.session import NOTHING, Session, Tail, widened
+from xlstm_jax.generation.text import CONTEXT, UNFINISHED_TOKENS, TextStream, continuing
 
 BLOCK = 16  # tokens that the device writes before the host looks at them
-# Where a call ends with more tokens than these held back, as they begin a very long stop string,
-# they are given out as text, and the next call does not find that stop string.
-MOST_UNSHOWN = TAIL - CONTEXT
+# Tokens at the end of a call that are not given out in full: at most one for each byte of a stop
+# string that they may begin, and an unfinished character at each end.
+BEYOND_A_STOP_STRING = 2 * UNFINISHED_TOKENS
 SEEDS = 2**32
 CACHE_LENGTH = 4096  # tokens; the keys and values of one text in a model of 1.3B: 1.5 GiB
 
@@ -150,6 +150,9 @@ class Generator:
             sampling = Sampling(**{**vars(sampling), "num_choices": self.tokenizer.vocab_size})
         stop_tokens = (self.tokenizer.end_of_text,) if stop_at_end_of_text else ()
         may_end = stop_at_end_of_text or any(stop)
+        longest = max((len(string.encode()) for string in stop), default=0)
+        tail = widened(session.tail, CONTEXT + BEYOND_A_STOP_STRING + longest)
+        session, most_unshown = session._replace(tail=tail), tail.tokens.shape[1] - CONTEXT
 
         def show(row: int) -> Callable[[str], None]:
             return (lambda text: on_text(row, text)) if on_text else (lambda text: None)
@@ -186,7 +189,9 @@ class Generator:
                 session, _, _ = decoded(accepted)
             ended = np.asarray(ended_by_token) | np.array([row.stopped for row in texts])
             written += count
-        unshown = [row.end(is_ended) for row, is_ended in zip(texts, ended, strict=True)]
+        unshown = [
+            row.end(is_ended, most_unshown) for row, is_ended in zip(texts, ended, strict=True)
+        ]
         counts, given = (jnp.asarray(column, jnp.int32) for column in zip(*unshown, strict=True))
         return Written(
             [row.stream.text for row in texts],
@@ -253,12 +258,13 @@ class _Row:
                 self._show(self.stream.add(token))
         return len(tokens)
 
-    def end(self, ended: bool) -> tuple[int, int]:
+    def end(self, ended: bool, most_unshown: int) -> tuple[int, int]:
         """Ends this call's part of the text; returns what the session has to know of it: how many
         of its last tokens are not given out in full, and how many of their characters are.
         """
         count, given = self.stream.unshown()
-        if not ended and count <= MOST_UNSHOWN:
+        # More than the session keeps: tokens without any text. They are not waited for.
+        if not ended and count <= most_unshown:
             return count, given
         self._show(self.stream.finish())
         return 0, 0

@@ -21,20 +21,21 @@ from xlstm_jax.parallel import compute_dtype
 from xlstm_jax.typing import Array, Bool, Float, Int
 
 PIECE = 2048  # tokens of a prompt that are read at once: longer ones take no more memory
-TAIL = 128  # last tokens that a session keeps, for the text that follows them
+TAIL = 128  # last tokens that a session keeps, at least, for the text that follows them
 
 
 class Tail(NamedTuple):
     """The last tokens: what decides how the text that follows them is written (`text.TextStream`).
 
     Attributes:
-        tokens: the last `TAIL` tokens read or written, -1 in the place of those before the first.
+        tokens: the last tokens read or written, `TAIL` of them or more where a stop string is so
+            long (`widened`), -1 in the place of those before the first.
         unshown: so many of them, at the end, were written but not given out as text in full: they
             are an unfinished character, or may be the beginning of a stop string.
         given: so many characters of the unshown tokens' text were given out.
     """
 
-    tokens: Int[Array, "B TAIL"]
+    tokens: Int[Array, "B W"]
     unshown: Int[Array, " B"]
     given: Int[Array, " B"]
 
@@ -59,6 +60,7 @@ class Session(NamedTuple):
 
 
 UNLIMITED = 2**31 - 1  # of int32
+NOTHING = -1  # in the place of a token: there is none
 
 
 def room_of(config: ModelConfig, cache_length: int | None) -> int:
@@ -86,7 +88,7 @@ def empty_session(model: nn.Module, batch_size: int, cache_length: int | None = 
         jnp.zeros(batch_size, jnp.int32),
         jnp.zeros((batch_size, vocabulary), bool),
         Tail(
-            jnp.full((batch_size, TAIL), -1, jnp.int32),
+            jnp.full((batch_size, TAIL), NOTHING, jnp.int32),
             jnp.zeros(batch_size, jnp.int32),
             jnp.zeros(batch_size, jnp.int32),
         ),
@@ -216,17 +218,31 @@ def extended(
 
     A row without new tokens stays as it is; in the others nothing is held back any more.
     """
-    # Written one after the other, a row's old tail and its `count` new tokens are TAIL + count
-    # tokens; the new tail is the last TAIL of them. Its token j is therefore number j + count: one
-    # of the old tail where that is below TAIL, else a new one.
-    place = jnp.arange(TAIL) + count[:, None]
-    new = jnp.clip(place - TAIL + start[:, None], 0, tokens.shape[1] - 1)
+    # Written one after the other, a row's old tail and its `count` new tokens are width + count
+    # tokens; the new tail is the last `width` of them. Its token j is therefore number j + count:
+    # one of the old tail where that is below `width`, else a new one.
+    width = tail.tokens.shape[1]
+    place = jnp.arange(width, dtype=jnp.int32) + count[:, None]
+    new = jnp.clip(place - width + start[:, None], 0, tokens.shape[1] - 1)
     ids = jnp.where(
-        place < TAIL,
-        jnp.take_along_axis(tail.tokens, jnp.clip(place, 0, TAIL - 1), axis=1),
+        place < width,
+        jnp.take_along_axis(tail.tokens, jnp.clip(place, 0, width - 1), axis=1),
         jnp.take_along_axis(tokens.astype(jnp.int32), new, axis=1),
     )
     return Tail(ids, jnp.where(count > 0, 0, tail.unshown), jnp.where(count > 0, 0, tail.given))
+
+
+def widened(tail: Tail, least: int) -> Tail:
+    """The tail with room for at least so many tokens: twice as many as before until they fit, so
+    that few programs are compiled.
+    """
+    width = tail.tokens.shape[1]
+    while width < least:
+        width *= 2
+    more = width - tail.tokens.shape[1]
+    if not more:
+        return tail
+    return tail._replace(tokens=jnp.pad(tail.tokens, ((0, 0), (more, 0)), constant_values=NOTHING))
 
 
 def take(session: Session, rows: Sequence[int]) -> Session:

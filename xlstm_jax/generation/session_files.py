@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xlstm_jax.errors import UserError
-from xlstm_jax.generation.session import Session, empty_session
+from xlstm_jax.generation.session import Session, empty_session, widened
 from xlstm_jax.generation.weights import fingerprint
 
 MODEL, PARAMETERS, ORIGIN = "model", "parameters", "origin"  # entries beside the session's own
@@ -104,7 +104,14 @@ def restored(
             )
     rows = len(arrays["logits"]) if arrays["logits"].ndim else 0
     room = int(np.max(arrays["room"], initial=1)) if "room" in arrays else 1
-    wanted = jax.eval_shape(lambda: empty_session(model, rows, room))
+    tail = arrays.get("tail/tokens")
+    width = tail.shape[1] if tail is not None and tail.ndim == 2 else 0
+
+    def empty() -> Session:
+        session = empty_session(model, rows, room)
+        return session._replace(tail=widened(session.tail, width))
+
+    wanted = jax.eval_shape(empty)
     for name, leaf in _named(wanted):
         found = arrays.get(name)
         stored = _stored(leaf.dtype)

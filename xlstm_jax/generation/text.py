@@ -14,6 +14,8 @@ from xlstm_jax.data.tokenizer import FileTokenizer, Tokenizer
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the bytes of half a character decode to
 CONTEXT = 4  # tokens before a token that are decoded with it
+# A character has at most 4 bytes, so that what is unfinished after 8 tokens is no text.
+UNFINISHED_TOKENS = 8
 
 
 class Ending(NamedTuple):
@@ -72,9 +74,9 @@ class TextStream:
         self._count += 1
         before = self._decode(self._decoded_to)
         now = self._decode(len(self._tokens))
-        # Half a character: its other bytes are waited for. A character has at most 4 bytes, so that
-        # what is unfinished after 8 tokens is no text.
-        if now.endswith(UNFINISHED) and len(self._tokens) - self._decoded_to < 8:
+        # Half a character: its other bytes are waited for.
+        unfinished = len(self._tokens) - self._decoded_to
+        if now.endswith(UNFINISHED) and unfinished < UNFINISHED_TOKENS:
             return ""
         self._decoded_to = len(self._tokens)
         self._decoded_from = max(0, self._decoded_to - CONTEXT)

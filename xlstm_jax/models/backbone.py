@@ -1,7 +1,7 @@
 """The stack of residual blocks: branches, blocks, and how they follow one another."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.segments import last_segment, segment_borders
 from xlstm_jax.models.config import ModelConfig
-from xlstm_jax.models.layers import RESIDUAL_STREAM, LayerNorm, RMSNorm
+from xlstm_jax.models.layers import RESIDUAL_STREAM, Dropout, LayerNorm, RMSNorm
 from xlstm_jax.models.mixer import Depth, Segments
 from xlstm_jax.models.remat import policy_of, stack_of
 from xlstm_jax.models.stack import Run, Stack, block_name
@@ -88,7 +88,7 @@ class Block(nn.Module):
             share = {"share": shared[mixer_name].of(index, again)} if mixer.stack else {}
             norm = make_norm(config, f"{name}_norm")
             y, branch_state = branch(norm(x), before, segments, **share)
-            y = nn.Dropout(config.dropout)(y, deterministic=not self.train)
+            y = Dropout(config.dropout)(y, deterministic=not self.train)
             x = constrain(x + y if config.residual else y, *RESIDUAL_STREAM)
             x = checkpoint_name(x, "middle")
             after.append(branch_state)
@@ -272,10 +272,12 @@ class Backbone(nn.Module):
         )
 
     @nn.nowrap
-    def flops(self, context_length: int) -> float:
-        """Forward FLOPs of the mixers, per token of a sequence of that length."""
+    def flops(self, context_length: int, counting: Sequence[str] = ()) -> float:
+        """Forward FLOPs of the mixers, per token of a sequence of that length; `counting` as of
+        `Mixer.counted`.
+        """
         return sum(
-            mixer.flops(settings, self.config.dim, context_length)
+            mixer.counted(settings, self.config.dim, context_length, counting)
             for names in self.config.layout
             for mixer, settings in map(self.config.of, names)
         )

@@ -1,5 +1,7 @@
 """A backbone that tells the class of a whole sequence, of tokens or of vectors."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -99,6 +101,6 @@ class Classifier(nn.Module):
         return jnp.sum(y * weights[..., None], axis=1)
 
     @nn.nowrap
-    def flops(self, context_length: int) -> float:
+    def flops(self, context_length: int, counting: Sequence[str] = ()) -> float:
         """Forward FLOPs per token: the backbone; input and head count next to nothing."""
-        return Backbone(self.config, self.stacked).flops(context_length)
+        return Backbone(self.config, self.stacked).flops(context_length, counting)

@@ -1,5 +1,6 @@
 """Embedding, backbone and vocabulary projection."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -104,10 +105,10 @@ class LanguageModel(nn.Module):
         return Backbone(self.config, self.stacked).init_state(batch_size, dtype, cache_length)
 
     @nn.nowrap
-    def flops(self, context_length: int) -> float:
+    def flops(self, context_length: int, counting: Sequence[str] = ()) -> float:
         """Forward FLOPs per token: backbone and vocabulary projection."""
         head = 2 * self.config.dim * self.config.vocab_size
-        return Backbone(self.config, self.stacked).flops(context_length) + head
+        return Backbone(self.config, self.stacked).flops(context_length, counting) + head
 
 
 def build_model(config: ModelConfig, *, stacked: bool = False) -> LanguageModel:

@@ -44,6 +44,24 @@ class Projection(nn.Module):
         return y + _bias(self).astype(y.dtype) if self.use_bias else y
 
 
+class Dropout(nn.Module):
+    """Sets entries to 0 with a probability, and divides the others by what is left.
+
+    As flax's own, to the last bit; that one draws in float64, and therefore otherwise, where 64-bit
+    types are enabled.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."], *, deterministic: bool) -> Float[Array, "..."]:
+        if deterministic or self.rate == 0:
+            return x
+        kept = 1 - self.rate
+        mask = jax.random.bernoulli(self.make_rng("dropout"), jnp.float32(kept), x.shape)
+        return jnp.where(mask, x / kept, jnp.zeros_like(x))
+
+
 class SplitProjection(nn.Module):
     """A linear map whose kernel's columns stand for several outputs of one size.
 

@@ -9,7 +9,7 @@ and the call `(x [B T D], state, segments) -> (y [B T D], state)`. A state of No
 mixer whose layers share parameters (`Mixer.stack`) takes its own part of them as `share`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -97,6 +97,9 @@ def _accepts(settings: Any, dim: int, parts: Parts) -> None:
     """Refuses nothing."""
 
 
+Flops = Callable[[Any, int, int], float]
+
+
 class Mixer(NamedTuple):
     """What the project knows of a mixer.
 
@@ -105,6 +108,8 @@ class Mixer(NamedTuple):
         module: the Flax module.
         flops: (settings, dim, context_length) -> forward FLOPs per token. A multiply-add is two;
             no norms, no recomputation.
+        countings: other ways to count them by name, functions like `flops`: another form of the
+            mixer ("parallel", "recurrent"), or a publication's conventions.
         empty_state: (settings, dim, batch_size, dtype, cache_length) -> the state before the first
             token. `dtype` is that of remembered activations (a convolution's window, a cache);
             `cache_length` is for mixers that grow.
@@ -122,10 +127,20 @@ class Mixer(NamedTuple):
 
     section: type
     module: type[nn.Module]
-    flops: Callable[[Any, int, int], float]
+    flops: Flops
     empty_state: Callable[[Any, int, int, Any, int | None], Any] = _no_memory
     check: Callable[[Any, int, Parts], None] = _accepts
     cast: frozenset[str] = frozenset()
     grows: bool = False
     resets: bool = True
     stack: type[nn.Module] | None = None
+    countings: Mapping[str, Flops] = {}
+
+    def counted(
+        self, settings: Any, dim: int, context_length: int, counting: Sequence[str] = ()
+    ) -> float:
+        """Forward FLOPs per token by the first of the named countings that the mixer has, else by
+        `flops`.
+        """
+        own = (self.countings[name] for name in counting if name in self.countings)
+        return next(own, self.flops)(settings, dim, context_length)

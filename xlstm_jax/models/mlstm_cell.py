@@ -215,3 +215,40 @@ def cell_flops(num_heads: int, qk_dim: int, v_dim: int, length: int = CHUNK_LENG
     combination = 2 * length + length * (5 + 2 * v)
     of_chunk = between_gates + between_state + within_gates + within_products + combination
     return num_heads * of_chunk / length
+
+
+def cell_flops_tfla(num_heads: int, qk_dim: int, v_dim: int, length: int = CHUNK_LENGTH) -> float:
+    """The same as the repositories of TFLA and of arXiv 2510.02228 count it ("tfla"): with the
+    logarithm and the sigmoid of the gates, and with fewer products for the normaliser. The square
+    of a chunk counts as a whole, as it does there up to a chunk length of 64.
+    """
+    k, v = qk_dim // num_heads, v_dim // num_heads
+    triangle = length * (length + 1) / 2
+    gates = triangle + 6 * length + 5
+    state = 2 * k * v + 2 * length * k * v + length * k
+    normaliser = 2 * k + 2 * length * k
+    forget = triangle + 2 * length
+    within = 5 * length**2 + 2 * length + 2 * length**2 * (k + v) + 3 * length**2
+    between = 2 * length * k * v + 3 * length * k
+    combination = 2 * length * v + 4 * length
+    of_chunk = gates + state + normaliser + forget + within + between + combination
+    return num_heads * of_chunk / length
+
+
+def cell_flops_parallel(num_heads: int, qk_dim: int, v_dim: int, context_length: int) -> float:
+    """The same in the parallel form (arXiv 2405.04517, appendix A.3; counted as by the repository
+    of TFLA): a T x T matrix per head, of which all entries are computed.
+    """
+    k, v, time = qk_dim // num_heads, v_dim // num_heads, context_length
+    forget = (time + 1) / 2 + 2
+    gate_matrix = 6 * time
+    scores = 2 * time * k + 2 * time
+    normaliser = 4 * time + 2
+    return num_heads * (forget + gate_matrix + scores + normaliser + 2 * time * v)
+
+
+def cell_flops_recurrent(num_heads: int, qk_dim: int, v_dim: int) -> float:
+    """The same in the recurrent form, token by token (counted as by the repository of TFLA)."""
+    k, v = qk_dim // num_heads, v_dim // num_heads
+    gates, update, normaliser = 9, 4 * k * v, 6 * k + v + 3
+    return num_heads * (gates + update + normaliser + 2 * k * v + k)

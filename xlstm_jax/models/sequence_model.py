@@ -1,5 +1,6 @@
 """A backbone between two linear maps: sequences of vectors in, sequences of vectors out."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -71,9 +72,9 @@ class SequenceModel(nn.Module):
         return Backbone(self.config, self.stacked).init_state(batch_size, dtype, cache_length)
 
     @nn.nowrap
-    def flops(self, context_length: int) -> float:
+    def flops(self, context_length: int, counting: Sequence[str] = ()) -> float:
         """Forward FLOPs per token: backbone and head. The input's projection, whose size only the
         data tell, counts as little as the language model's embedding.
         """
         head = 2 * self.config.dim * self.outputs
-        return Backbone(self.config, self.stacked).flops(context_length) + head
+        return Backbone(self.config, self.stacked).flops(context_length, counting) + head

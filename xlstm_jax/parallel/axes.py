@@ -123,5 +123,10 @@ def gathered(parameter: Array, *names: str | None) -> Array:
 
 
 def _mesh_axes(name: str | None, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    if name is not None and name not in LOGICAL_AXIS_RULES:
+        raise UserError(
+            f"a layer names the logical axis {name!r}; there are {', '.join(LOGICAL_AXIS_RULES)} "
+            "(xlstm_jax/parallel/axes.py)"
+        )
     axes = () if name is None else LOGICAL_AXIS_RULES[name]
     return tuple(axis for axis in axes if axis in spread_axes(mesh))

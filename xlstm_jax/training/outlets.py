@@ -19,12 +19,17 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import Summary
 
+from xlstm_jax import interrupts
 from xlstm_jax.errors import UserError
 from xlstm_jax.installation import install
+from xlstm_jax.training.bounded_calls import BoundedCalls, TimedOut
 
 # After a failure the next try waits 20 times as long as the failed one took: a service that does
 # not answer for a minute costs a twentieth of the time at most.
 WAIT_PER_SECOND_OF_FAILURE = 20
+# Weights & Biases tries to send for days where it is not reached. What it has not sent by then lies
+# in its own files.
+SECONDS_FOR_WANDB = 60.0
 
 
 class Trouble:
@@ -159,6 +164,8 @@ def event_of(summary: Summary, step: int) -> Event:
 class WandB:
     """Logs (step, values) to a run at Weights & Biases, which a resumed training run goes on with.
 
+    No call of it is waited for longer than `SECONDS_FOR_WANDB`.
+
     Raises:
         UserError: wandb is not installed.
     """
@@ -173,9 +180,13 @@ class WandB:
             ) from None
         self._wandb, self._folder, self._project = wandb, folder, project
         self._config, self._run = config, None
+        self._call = BoundedCalls(SECONDS_FOR_WANDB)
 
     def deliver(self, events: collections.deque) -> None:
         """Logs them one after another and removes each that is logged."""
+        self._call(lambda: self._log(events))
+
+    def _log(self, events: collections.deque) -> None:
         if self._run is None:
             name = self._folder.name
             self._run = self._wandb.init(
@@ -188,9 +199,21 @@ class WandB:
             events.popleft()
 
     def close(self) -> None:
-        """Waits until all is sent."""
-        if self._run is not None:
-            self._run.finish()
+        """Waits until all is sent, but not for ever: then it says where the rest lies."""
+        if self._call.hanging:  # a call that was waited for and told of
+            interrupts.do_not_wait()
+            return
+        if self._run is None:
+            return
+        try:
+            self._call(self._run.finish)
+        except TimedOut:
+            interrupts.do_not_wait()
+            tell(
+                f"the run at Weights & Biases did not end within {SECONDS_FOR_WANDB:g} s and is "
+                f"not waited for; what was not sent lies in {str(self._folder / 'wandb')!r}, and "
+                f"`wandb sync` sends it"
+            )
 
 
 def metrics_line(event: Mapping[str, Any]) -> bytes:

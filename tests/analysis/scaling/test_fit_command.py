@@ -48,14 +48,23 @@ def test_fits_are_printed_and_written(tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         ([], "'' is no action"),
-        (["plan"], "'plan' is no action"),
+        (["plot"], "'plot' is no action"),
+        (["plan", "--output=x"], "--flops is missing"),
+        (["plan", "--flops=1e12"], "--output is missing"),
+        (["plan", "--flops=-1", "--output=x"], "--flops is '-1'"),
+        (["plan", "--flops=1e3", "--output=x", "--preset=big"], "--preset is 'big'"),
+        (["plan", "--flops=1e3", "--output=x", "--models=GPT"], "--models has 'GPT'"),
+        (["plan", "--flops=1e3", "--output=x", "--counting=six"], "'six' is no way to count"),
+        (["plan", "--flops=1e3", "--output=x", "--spread=1"], "one number above 1"),
+        (["run"], "run takes one folder"),
+        (["run", "none"], "has no plan.jsonl"),
         (["fit"], "no runs are given"),
         (["fit", "none.csv"], "does not exist"),
         (["fit", "published", "--form=spline"], "--form has 'spline'"),
         (["fit", "published", "--form=line", "--huber_delta=1"], "of no use with --form=line"),
         (["fit", "published", "--huber_delta=-1"], "--huber_delta is '-1'"),
         (["fit", "published", "--form=overtraining"], "--ratios is missing"),
-        (["fit", "published", "--form=overtraining", "--ratios=22"], "has no flops"),
+        (["fit", "published", "--form=overtraining", "--ratios=9"], "fewer than two model sizes"),
         (["fit", "published", "--form=isoflop"], "has no budget"),
         (["fit", "published", "--columns=N"], "--columns has 'N'"),
     ],
@@ -64,3 +73,19 @@ def test_mistakes_are_one_line(capsys, arguments, message):
     assert call(*arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_what_can_not_be_fitted_is_told_beside_what_can(tmp_path, capsys):
+    """Of two families one has a budget whose loss bends downwards."""
+    budget, params, loss = isoflop_runs()
+    path = tmp_path / "runs.jsonl"
+    rows = [
+        {"model": model, "budget": b, "params": n, "tokens": b / n, "loss": at, "flops": b}
+        for model, sign in (("good", 1), ("bad", -1))
+        for b, n, at in zip(budget, params, 5 + sign * (loss - 3), strict=True)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert call("fit", path, "--form=isoflop") == 0
+    printed = capsys.readouterr().out
+    assert "isoflop params, good" in printed and "isoflop tokens, good" in printed
+    assert "not fitted: isoflop, bad: the loss at 6e+18 FLOPs has no minimum" in printed

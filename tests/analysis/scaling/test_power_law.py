@@ -7,6 +7,7 @@ from tests.analysis.scaling.synthetic import power_law_runs
 from xlstm_jax.analysis.scaling import fit_power_law, over_training, power_law_intervals
 from xlstm_jax.analysis.scaling.figures import power_law_figure
 from xlstm_jax.analysis.scaling.power_law import quality
+from xlstm_jax.analysis.scaling.table import column, published_runs
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.paper_values import SLIMPAJAMA
 
@@ -93,3 +94,20 @@ def test_the_figure_has_lines_and_residuals(tmp_path):
     residuals = right.get_lines()[0].get_ydata()
     np.testing.assert_allclose(residuals, 100 * (y / fit_power_law(x, y)(x) - 1))
     figure.savefig(tmp_path / "figure.png")
+
+
+@pytest.mark.parametrize(
+    ("family", "printed"),
+    [
+        ("xLSTM", {44: -0.0457, 110: -0.0456, 220: -0.0467, 550: -0.0473, 1100: -0.0474}),
+        ("Transformer", {110: -0.0473, 220: -0.0475, 550: -0.0488, 1100: -0.0528}),
+    ],
+)
+def test_over_training_slopes_of_the_published_runs(family, printed):
+    """Those that the repository of arXiv 2510.02228 prints, where its groups are these; at 22 and
+    the Transformer's 44 it takes in runs further from the ratio.
+    """
+    runs = published_runs()[family]
+    columns = [column(runs, name) for name in ("params", "tokens", "flops", "loss")]
+    found = over_training(*columns, list(printed))
+    assert {ratio: round(law.exponent, 4) for ratio, law in found.items()} == printed

@@ -5,6 +5,9 @@ import json
 import pytest
 
 from xlstm_jax.analysis.scaling import Run, by_model, column, published_runs, read_runs
+from xlstm_jax.analysis.scaling.counts import counts_of
+from xlstm_jax.analysis.scaling.reading import read
+from xlstm_jax.config import load
 from xlstm_jax.errors import UserError
 
 ROWS = [
@@ -61,25 +64,40 @@ def test_a_missing_file_or_column_is_told(tmp_path):
         column([Run(1, 2, 3, source="here")], "flops")
 
 
-def test_our_own_folders_give_their_last_held_out_loss(tmp_path):
-    config = {"model": {"block": "mlstm"}, "data": {"batch_size": 8, "context_length": 256}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    events = [
-        {"step": 10, "split": "validation", "loss": 3.0},
-        {"step": 20, "split": "train", "loss": 1.0},
-        {"step": 20, "split": "validation", "loss": 2.5},
-        {"step": 20, "split": "validation/more", "loss": 9.0},
-    ]
+def own_run(folder, events, steps=20):
+    config = load("configs/scaling.py:cpu-llama-32x1", {"train.steps": steps, **SHORT})
+    folder.mkdir()
+    (folder / "config.json").write_text(config.to_json())
     text = "".join(json.dumps(event) + "\n" for event in events)
-    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 30, "spl')
-    [run] = read_runs(str(tmp_path), count_params=lambda sections: (500, 300))
-    assert (run.params, run.params_without_embedding) == (500, 300)
+    (folder / "metrics.jsonl").write_text(text + '{"step": 30, "spl')
+    return config
+
+
+SHORT = {"optimizer.warmup_steps": 2}
+EVENTS = [
+    {"step": 10, "split": "validation", "loss": 3.0},
+    {"step": 20, "split": "train", "loss": 1.0},
+    {"step": 20, "split": "validation", "loss": 2.5},
+    {"step": 20, "split": "validation/more", "loss": 9.0},
+]
+
+
+def test_our_own_folders_give_size_flops_and_the_held_out_loss_after_the_last_step(tmp_path):
+    config = own_run(tmp_path / "done", EVENTS)
+    [run] = read_runs(str(tmp_path / "done"), counting="model")
+    counts = counts_of(config, ())
+    assert (run.params, run.params_without_embedding) == counts[:2]
+    assert run.params - run.params_without_embedding == 2 * 320 * 32
     assert (run.tokens, run.loss, run.context) == (20 * 8 * 256, 2.5, 256)
-    with pytest.raises(UserError, match="nothing counts the parameters"):
-        read_runs(str(tmp_path))
-    (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(UserError, match="no held-out loss"):
-        read_runs(str(tmp_path), count_params=lambda sections: (1, 1))
+    assert run.flops == run.tokens * counts.flops_per_token
+    # a run that is under way has its last loss at a learning rate that is still high
+    own_run(tmp_path / "under_way", EVENTS[:1])
+    found = read(str(tmp_path))
+    assert [run.loss for run in found.runs] == [2.5]
+    assert found.unfinished == [str(tmp_path / "under_way")]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no runs"):
+        read(str(tmp_path / "empty"))
 
 
 def test_the_published_runs_are_all_there():

@@ -7,7 +7,8 @@ from xlstm_jax.analysis.scaling.power_law import (
     over_training,
     power_law_intervals,
 )
-from xlstm_jax.analysis.scaling.table import Run, by_model, column, published_runs, read_runs
+from xlstm_jax.analysis.scaling.reading import read_runs
+from xlstm_jax.analysis.scaling.table import Run, by_model, column, published_runs
 
 __all__ = [
     "Run",

@@ -1,24 +1,52 @@
-"""Fits scaling laws to tables of runs.
+"""Scaling laws: plans series of runs, trains them, and fits laws to tables of runs.
 
-    python -m xlstm_jax.analysis.scaling fit RUNS.csv [MORE.jsonl ...] [--form=gamma,line]
+    python -m xlstm_jax.analysis.scaling plan --flops=6e18,1e19,3e19 --output=DIR
+        [--config=configs/scaling.py] [--preset=dclm] [--models=xLSTM,Llama] [--sizes=5]
+        [--ratio=20] [--spread=3] [--counting=published] [--config.SECTION.KEY=VALUE ...]
+    python -m xlstm_jax.analysis.scaling run DIR [--runs=3]
+    python -m xlstm_jax.analysis.scaling fit DIR [RUNS.csv ...] [--form=gamma,line]
         [--columns=params=N,loss=val_loss] [--output=DIR]
     python -m xlstm_jax.analysis.scaling fit published --huber_delta=0.1
 
-Columns: params, tokens, loss; for some forms also flops or budget; model names the family.
+plan writes plan.jsonl and commands.sh, a train.py command per line; run carries them out one after
+the other, and the same command goes on. fit takes folders of plans or runs, .csv and .jsonl files
+with the columns params, tokens, loss (for some forms flops or budget; model names the family);
 "published" are the losses of arXiv 2510.02228. The full grid of starts takes about a minute.
 """
 
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from xlstm_jax import command_line
+from xlstm_jax import command_line, config_files, config_flags
+from xlstm_jax.analysis.flops import COUNTINGS, counting_of
 from xlstm_jax.analysis.scaling.fitting import FORMS, Settings, fit_families, write
-from xlstm_jax.analysis.scaling.table import Run, published_runs, read_runs
+from xlstm_jax.analysis.scaling.plan import COMMANDS, Grid, plan_lines, plan_series, write_plan
+from xlstm_jax.analysis.scaling.reading import COUNTING, read, unfinished_line
+from xlstm_jax.analysis.scaling.running import run_plan
+from xlstm_jax.analysis.scaling.table import Run, by_model, published_runs
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import python
+from xlstm_jax.interrupts import Preempted
 
 PUBLISHED = "published"
-FLAGS = {
+SERIES = "configs/scaling.py"
+COUNTING_FLAG = (
+    f"how FLOPs are counted: {', '.join(COUNTINGS)}, or names of mixers' own countings; "
+    f"{COUNTING} by default"
+)
+PLAN_FLAGS = {
+    "flops": "budgets of compute, with commas between, for example 6e18,1e19,3e19",
+    "output": "folder of the plan, in which its runs will lie too",
+    "preset": "of the config file's series, by default dclm: the paper's scale; cpu: 2 cores",
+    "models": "some of the series' families, for example Llama; all by default",
+    "sizes": "of each family at each budget, 5 by default, at least 3",
+    "ratio": "tokens per parameter around which sizes lie, 20 by default",
+    "spread": "how many times smaller and larger than that sizes are, 3 by default",
+    "counting": COUNTING_FLAG,
+}
+RUN_FLAGS = {"runs": "how many are trained in this call; by default all that are left"}
+FIT_FLAGS = {
     "form": (
         "some of gamma (the default; L = E + (A N^-a + B D^-b)^g), plain (without g), line "
         "(perplexity against parameters), isoflop (needs budget), overtraining (needs flops)"
@@ -26,7 +54,8 @@ FLAGS = {
     "columns": "column=its name in the file, separated by commas, where names differ",
     "huber_delta": "gamma, plain: residuals of ln L beyond it count linearly; 0.001 by default",
     "ratios": "overtraining: tokens per parameter, for example 22,44,110",
-    "output": "folder for fits.json and figures; by default nothing is written",
+    "counting": COUNTING_FLAG + "; for folders of runs without a plan",
+    "output": "folder for fits.json, runs.jsonl and figures; by default nothing is written",
 }
 USED_BY = {"huber_delta": ("gamma", "plain"), "ratios": ("overtraining",)}
 
@@ -35,54 +64,123 @@ def main(argv: Sequence[str]) -> int:
     """Returns the process's exit status."""
 
     def command() -> None:
-        sources, rest = _sources(argv)
-        flags = command_line.parse([argv[0], *rest], __doc__, FLAGS)
-        forms = list(dict.fromkeys((flags["form"].value or "gamma").split(",")))
-        if unknown := [form for form in forms if form not in FORMS]:
-            raise UserError(f"--form has {unknown[0]!r}; it must be some of {','.join(FORMS)}")
-        for name, readers in USED_BY.items():
-            if flags[name].value is not None and not set(readers) & set(forms):
-                raise UserError(f"--{name} is of no use with --form={','.join(forms)}")
-        ratios = _numbers("ratios", flags["ratios"].value)
-        if "overtraining" in forms and not ratios:
-            raise UserError("--ratios is missing; give for example --ratios=22,44,110")
-        settings = Settings(ratios=ratios)
-        if flags["huber_delta"].value is not None:
-            [delta] = _numbers("huber_delta", flags["huber_delta"].value) or [0.0]
-            settings = settings._replace(huber_delta=delta)
-        runs = _runs(sources, _columns(flags["columns"].value))
-        print(f"{len(runs)} runs; fitting {', '.join(forms)}", flush=True)
-        fits = fit_families(runs, forms, settings)
-        for fit in fits:
-            print(*fit.lines(), sep="\n", flush=True)
-        if flags["output"].value:
-            write(pathlib.Path(flags["output"].value), fits)
-            print(pathlib.Path(flags["output"].value) / "fits.json", flush=True)
+        action, words, rest = _taken_apart(argv)
+        ACTIONS[action](words, [argv[0], *rest])
 
-    return command_line.run(command)
+    try:
+        return command_line.run(command)
+    except Preempted as saved:
+        print(saved, file=sys.stderr, flush=True)
+        return saved.status
 
 
-def _sources(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(files, flags) behind the action."""
-    action, rest = (argv[1] if len(argv) > 1 else ""), argv[2:]
+def _plan(words: Sequence[str], argv: Sequence[str]) -> None:
+    flags = command_line.parse(argv, __doc__, PLAN_FLAGS, config_flags.without_config)
+    if words:
+        raise UserError(f"{words[0]!r} is not understood; plan takes flags as --name=value")
+    budgets = _numbers("flops", command_line.text(flags, "flops", "1e19"))
+    folder = pathlib.Path(command_line.text(flags, "output", "runs/scaling")).expanduser()
+    given = config_flags.take_apart(argv)
+    overrides = {key: config_flags.parse(key, text) for key, text in given.overrides.items()}
+    file = given.file or SERIES
+    series = config_files.series(file, flags["preset"].value or "dclm")
+    for family in (chosen := (flags["models"].value or ",".join(series)).split(",")):
+        if family not in series:
+            raise UserError(f"--models has {family!r}; there are {', '.join(series)}")
+    counting = flags["counting"].value or COUNTING
+    counting_of(counting)
+    sizes = command_line.number(flags, "sizes", 3)
+    grid = Grid() if sizes is None else Grid(sizes)
+    for name in ("ratio", "spread"):
+        if flags[name].value is not None:
+            [number, *more] = _numbers(name, flags[name].value)
+            if more or (name == "spread" and number <= 1):
+                above = " above 1" if name == "spread" else ""
+                raise UserError(f"--{name} is {flags[name].value!r}; it must be one number{above}")
+            grid = grid._replace(**{name: number})
+    families = {family: series[family] for family in chosen}
+    planned = plan_series(file, families, budgets, counting, grid, overrides)
+    write_plan(folder, planned, python())
+    print(*plan_lines(planned), folder / COMMANDS, sep="\n")
+    print(f"next:\n  {python()} -m xlstm_jax.analysis.scaling run {folder}", flush=True)
+
+
+def _run(words: Sequence[str], argv: Sequence[str]) -> None:
+    flags = command_line.parse(argv, __doc__, RUN_FLAGS)
+    if len(words) != 1:
+        raise UserError("run takes one folder, that of the plan; write for example `run DIR`")
+    most = command_line.number(flags, "runs", 1)
+    if failed := run_plan(pathlib.Path(words[0]).expanduser(), most):
+        raise UserError(f"{len(failed)} of the runs failed, see above: {', '.join(failed)}")
+    print(f"next:\n  {python()} -m xlstm_jax.analysis.scaling fit {words[0]} --form=isoflop")
+
+
+def _fit(words: Sequence[str], argv: Sequence[str]) -> None:
+    flags = command_line.parse(argv, __doc__, FIT_FLAGS)
+    if not words:
+        raise UserError(f"no runs are given; name folders, .csv or .jsonl files, or {PUBLISHED!r}")
+    forms = list(dict.fromkeys((flags["form"].value or "gamma").split(",")))
+    if unknown := [form for form in forms if form not in FORMS]:
+        raise UserError(f"--form has {unknown[0]!r}; it must be some of {','.join(FORMS)}")
+    for name, readers in USED_BY.items():
+        if flags[name].value is not None and not set(readers) & set(forms):
+            raise UserError(f"--{name} is of no use with --form={','.join(forms)}")
+    ratios = _numbers("ratios", flags["ratios"].value)
+    if "overtraining" in forms and not ratios:
+        raise UserError("--ratios is missing; give for example --ratios=22,44,110")
+    settings = Settings(ratios=ratios)
+    if flags["huber_delta"].value is not None:
+        [delta] = _numbers("huber_delta", flags["huber_delta"].value) or [0.0]
+        settings = settings._replace(huber_delta=delta)
+    counting = flags["counting"].value or COUNTING
+    counting_of(counting)
+    runs = _runs(words, _columns(flags["columns"].value), counting)
+    families = ", ".join(f"{len(own)} {name}" for name, own in by_model(runs).items() if name)
+    named = f" ({families})" if families else ""
+    print(f"{len(runs)} runs{named}; fitting {', '.join(forms)}", flush=True)
+    fits, refused = fit_families(runs, forms, settings)
+    for fit in fits:
+        print(*fit.lines(), sep="\n", flush=True)
+    for reason in refused:
+        print(f"not fitted: {reason}", flush=True)
+    if flags["output"].value:
+        folder = pathlib.Path(flags["output"].value).expanduser()
+        write(folder, fits, runs)
+        print(folder / "fits.json", flush=True)
+
+
+ACTIONS: dict[str, Callable[[Sequence[str], Sequence[str]], None]] = {
+    "plan": _plan,
+    "run": _run,
+    "fit": _fit,
+}
+
+
+def _taken_apart(argv: Sequence[str]) -> tuple[str, list[str], list[str]]:
+    """(action, words, flags) of a command line."""
+    action, rest = (argv[1] if len(argv) > 1 else ""), list(argv[2:])
     if action.startswith("-"):  # --help
-        return [], [action, *rest]
-    if action != "fit":
-        raise UserError(f"{action!r} is no action; write `fit RUNS.csv` (--help shows examples)")
-    files = [argument for argument in rest if not argument.startswith("-")]
-    flags = [argument for argument in rest if argument.startswith("-")]
-    if not files and not {"--help", "-h", "--helpfull"} & set(flags):
-        raise UserError(f"no runs are given; name .csv or .jsonl files, or {PUBLISHED!r}")
-    return files, flags
+        return "fit", [], [action, *rest]
+    if action not in ACTIONS:
+        raise UserError(
+            f"{action!r} is no action; there are {', '.join(ACTIONS)} (--help shows examples)"
+        )
+    words = [argument for argument in rest if not argument.startswith("-")]
+    return action, words, [argument for argument in rest if argument.startswith("-")]
 
 
-def _runs(sources: Sequence[str], names: dict[str, str]) -> list[Run]:
+def _runs(sources: Sequence[str], names: dict[str, str], counting: str) -> list[Run]:
     runs: list[Run] = []
     for source in sources:
         if source == PUBLISHED:
             runs += [run for family in published_runs().values() for run in family]
-        else:
-            runs += read_runs(source, names)
+            continue
+        found = read(source, names, counting)
+        runs += found.runs
+        if found.unfinished:
+            print(unfinished_line(found.unfinished), flush=True)
+    if not runs:
+        raise UserError(f"{', '.join(sources)}: none of the runs is finished; train them first")
     return runs
 
 

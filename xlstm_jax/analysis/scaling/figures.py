@@ -83,9 +83,11 @@ def power_law_figure(
 
 
 def isoflop_figure(fit: IsoFlopFit, budget, x, loss, xlabel: str) -> Figure:
-    """Left: the loss at each budget with its parabola and optimum; right: optima against budget."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    """Left: the loss at each budget with its parabola and optimum; middle: what the parabolas leave
+    over, in percent; right: optima against budget.
+    """
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     budget, x, loss = (np.asarray(column, float) for column in (budget, x, loss))
     for number, parabola in enumerate(fit.parabolas):
         colour, marker = COLOURS[number % 7], MARKERS[number % 7]
@@ -94,6 +96,8 @@ def isoflop_figure(fit: IsoFlopFit, budget, x, loss, xlabel: str) -> Figure:
         left.plot(along, parabola(along), color=colour, linewidth=1)
         label = f"{parabola.budget:.2g} FLOPs"
         left.plot(x[here], loss[here], marker, color=colour, markersize=5, label=label)
+        residuals = 100 * (loss[here] / parabola(x[here]) - 1)
+        middle.plot(x[here], residuals, marker, color=colour, markersize=5)
         # an optimum beyond the runs is a guess: its star is hollow
         fill = "full" if parabola.is_inside else "none"
         for axes, place in (
@@ -104,6 +108,13 @@ def isoflop_figure(fit: IsoFlopFit, budget, x, loss, xlabel: str) -> Figure:
     left.set(xlabel=xlabel, ylabel="held-out loss (nats per token)", title="stars: best per budget")
     left.set_xscale("log")
     left.legend(fontsize=8)
+    middle.axhline(0, color="gray", linewidth=0.8)
+    middle.set(
+        xlabel=xlabel,
+        ylabel="measured minus fitted loss (%)",
+        title="what the parabolas leave over",
+    )
+    middle.set_xscale("log")
     budgets = np.array([parabola.budget for parabola in fit.parabolas])
     ends = np.array([budgets.min() / 1.5, budgets.max() * 1.5])
     right.plot(ends, fit.law(ends), color="gray", linewidth=1)
@@ -114,7 +125,7 @@ def isoflop_figure(fit: IsoFlopFit, budget, x, loss, xlabel: str) -> Figure:
     )
     right.set_xscale("log")
     right.set_yscale("log")
-    for axes in (left, right):
+    for axes in (left, middle, right):
         axes.grid(alpha=0.3)
     return figure
 

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from xlstm_jax.analysis.scaling import figures, isoflop, parametric, power_law
 from xlstm_jax.analysis.scaling.bootstrap import DRAWS, Interval
 from xlstm_jax.analysis.scaling.quality import Quality
-from xlstm_jax.analysis.scaling.table import Run, by_model, column
+from xlstm_jax.analysis.scaling.table import Run, by_model, column, write_table
+from xlstm_jax.errors import UserError
 
 
 class Settings(NamedTuple):
@@ -89,10 +90,9 @@ def fit_line(family: str, runs: Sequence[Run], settings: Settings) -> list[Fit]:
     return [Fit(f"line, {family}", _of_law(law, found), power_law.quality(law, x, y), drawn)]
 
 
-def fit_isoflop(family: str, runs: Sequence[Run], settings: Settings) -> list[Fit]:
-    """The best parameters and tokens against the budget."""
+def fit_isoflop(family: str, runs: Sequence[Run], settings: Settings) -> Iterator[Fit]:
+    """The best parameters against the budget, then the best tokens."""
     budget, loss = column(runs, "budget"), column(runs, "loss")
-    fits = []
     for what in ("params", "tokens"):
         x = column(runs, what)
         fit = isoflop.fit_isoflop(budget, x, loss)
@@ -104,19 +104,35 @@ def fit_isoflop(family: str, runs: Sequence[Run], settings: Settings) -> list[Fi
         drawn = figures.isoflop_figure(
             fit, budget, x, loss, {"params": "parameters", "tokens": "tokens"}[what]
         )
-        fits.append(Fit(f"isoflop {what}, {family}", numbers, None, drawn))
-    return fits
+        yield Fit(f"isoflop {what}, {family}", numbers, None, drawn)
 
 
 def fit_over_training(family: str, runs: Sequence[Run], settings: Settings) -> list[Fit]:
     """Loss against compute at equal tokens per parameter."""
-    data = [column(runs, name) for name in ("params", "tokens", "flops", "loss")]
-    laws = power_law.over_training(*data, settings.ratios)
-    numbers = {f"at {ratio:g}": (law.exponent, None) for ratio, law in laws.items()}
-    return [Fit(f"overtraining exponents, {family}", numbers, None)]
+    params, tokens, flops, loss = (
+        column(runs, name) for name in ("params", "tokens", "flops", "loss")
+    )
+    laws = power_law.over_training(params, tokens, flops, loss, settings.ratios)
+    numbers: dict[str, tuple[float, Interval | None]] = {}
+    lines = {}
+    for ratio, law in laws.items():
+        chosen = power_law.at_ratio(params, tokens, ratio)
+        x, y = flops[chosen], loss[chosen]
+        # through two runs there is one line, whichever are drawn
+        interval = (
+            power_law.power_law_intervals(x, y, draws=settings.draws).exponent
+            if len(x) > 2
+            else None
+        )
+        numbers[f"at {ratio:g}"] = (law.exponent, interval)
+        lines[f"{ratio:g} tokens per parameter"] = (x, y, law)
+    drawn = figures.power_law_figure(
+        lines, "FLOPs of the whole training", "held-out loss (nats per token)"
+    )
+    return [Fit(f"overtraining exponents, {family}", numbers, None, drawn)]
 
 
-FORMS: dict[str, Callable[[str, Sequence[Run], Settings], list[Fit]]] = {
+FORMS: dict[str, Callable[[str, Sequence[Run], Settings], Iterable[Fit]]] = {
     "gamma": fit_gamma,
     "plain": fit_plain,
     "line": fit_line,
@@ -125,19 +141,34 @@ FORMS: dict[str, Callable[[str, Sequence[Run], Settings], list[Fit]]] = {
 }
 
 
-def fit_families(runs: Sequence[Run], forms: Sequence[str], settings: Settings) -> list[Fit]:
-    """Every form for every family of models."""
-    return [
-        fit
-        for family, members in by_model(runs).items()
-        for form in forms
-        for fit in FORMS[form](family, members, settings)
-    ]
+def fit_families(
+    runs: Sequence[Run], forms: Sequence[str], settings: Settings
+) -> tuple[list[Fit], list[str]]:
+    """Every form for every family of models, and for those that can't be fitted the reason.
+
+    Raises:
+        UserError: nothing can be fitted.
+    """
+    fits: list[Fit] = []
+    refused: list[str] = []
+    for family, members in by_model(runs).items():
+        for form in forms:
+            try:
+                for fit in FORMS[form](family, members, settings):
+                    fits.append(fit)  # one by one: those before an error stay
+            except UserError as error:
+                refused.append(f"{form}, {family}: {error}" if family else f"{form}: {error}")
+    if not fits:
+        raise UserError("; ".join(refused))
+    return fits, refused
 
 
-def write(folder: pathlib.Path, fits: Sequence[Fit]) -> None:
-    """Writes fits.json and a figure for each fit that has one."""
+def write(folder: pathlib.Path, fits: Sequence[Fit], runs: Sequence[Run]) -> None:
+    """Writes fits.json, the runs that were fitted as runs.jsonl, and a figure for each fit that has
+    one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    write_table(folder / "runs.jsonl", runs)
     values: dict[str, Any] = {}
     for fit in fits:
         quality = None if fit.quality is None else fit.quality._asdict()

@@ -12,6 +12,8 @@ from xlstm_jax.analysis.scaling.bootstrap import Interval, intervals
 from xlstm_jax.analysis.scaling.quality import Quality, quality_of
 from xlstm_jax.errors import UserError
 
+TOLERANCE = 0.15  # of tokens per parameter
+
 
 class PowerLaw(NamedTuple):
     """y = coefficient * x^exponent."""
@@ -71,13 +73,19 @@ def quality(law: PowerLaw, x, y) -> Quality:
     return quality_of(np.log(law(x)), np.log(np.asarray(y, float)))
 
 
+def at_ratio(params, tokens, ratio: float, tolerance: float = TOLERANCE) -> np.ndarray:
+    """Which runs have so many tokens per parameter, within the tolerance (relative to it)."""
+    found = np.asarray(tokens, float) / np.asarray(params, float)
+    return np.abs(found / ratio - 1) <= tolerance
+
+
 def over_training(
     params: Float[np.ndarray, " R"],
     tokens: Float[np.ndarray, " R"],
     flops: Float[np.ndarray, " R"],
     loss: Float[np.ndarray, " R"],
     ratios: Sequence[float],
-    tolerance: float = 0.15,
+    tolerance: float = TOLERANCE,
 ) -> dict[float, PowerLaw]:
     """Loss against compute, among models trained on equally many tokens per parameter.
 
@@ -91,7 +99,7 @@ def over_training(
     found = np.asarray(tokens, float) / np.asarray(params, float)
     laws = {}
     for ratio in ratios:
-        chosen = np.abs(found / ratio - 1) <= tolerance
+        chosen = at_ratio(params, tokens, ratio, tolerance)
         if len(np.unique(np.asarray(params)[chosen])) < 2:
             there = ", ".join(f"{each:.0f}" for each in sorted(found))
             raise UserError(

@@ -1,9 +1,9 @@
-"""Tables of training runs, from CSV, JSON lines, or the folders of our own runs."""
+"""Tables of training runs, from CSV or JSON lines."""
 
 import csv
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +40,6 @@ class Run(NamedTuple):
 
 NUMBERS = ("params", "tokens", "loss", "params_without_embedding", "flops", "budget", "context")
 NEEDED = ("params", "tokens", "loss")
-CountParams = Callable[[Mapping[str, Any]], tuple[int, int]]
 
 
 def column(runs: Sequence[Run], name: str) -> Float[np.ndarray, " R"]:
@@ -60,27 +59,16 @@ def by_model(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return families
 
 
-def read_runs(
-    path: str, names: Mapping[str, str] | None = None, count_params: CountParams | None = None
-) -> list[Run]:
-    """The runs of a CSV file, of a file of JSON lines, or of a run's folder.
+def read_table(path: str, names: Mapping[str, str] | None = None) -> list[Run]:
+    """The runs of a CSV file or of a file of JSON lines.
 
     Args:
         names: column of `Run` -> what it is called in the file, where that differs.
-        count_params: (parameters, those without embedding and head) of the sections of a run's
-            config.json; needed for folders, which hold no counts.
 
     Raises:
         UserError: no such file, a column is missing, or a value is no positive number.
     """
     place = pathlib.Path(path).expanduser()
-    if place.is_dir():
-        if count_params is None:
-            raise UserError(
-                f"{path!r} is a folder, of whose model nothing counts the parameters; write a .csv "
-                f"or .jsonl file with {', '.join(NEEDED)}"
-            )
-        return [_run_of_folder(place, count_params)]
     if not place.is_file():
         raise UserError(f"{path!r} does not exist; give a .csv or .jsonl file, or a run's folder")
     called = {name: (names or {}).get(name, name) for name in Run._fields}
@@ -99,7 +87,7 @@ def published_runs() -> dict[str, list[Run]]:
     Of DCLM at context 8,192, models of 162M to 6.9B parameters. Parameters and tokens are rounded
     to three digits.
     """
-    return by_model(read_runs(str(pathlib.Path(__file__).with_name("published.csv"))))
+    return by_model(read_table(str(pathlib.Path(__file__).with_name("published.csv"))))
 
 
 def _records(path: pathlib.Path) -> Iterable[tuple[int, Mapping[str, Any]]]:
@@ -150,31 +138,12 @@ def _positive(given: Any, name: str, where: str) -> float:
     return number
 
 
-def _run_of_folder(folder: pathlib.Path, count_params: CountParams) -> Run:
-    """Of the last evaluation on the held-out tokens."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        events = (folder / "metrics.jsonl").read_text(errors="replace").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(folder)!r} is no run's folder: {error}") from None
-    last = None
-    for line in events:
-        try:
-            event = json.loads(line)
-            if event["split"] == "validation" and float(event["loss"]) > 0:
-                last = event
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that a killed run left unfinished, or another event
-    if last is None:
-        raise UserError(f"{str(folder)!r} has no held-out loss in metrics.jsonl; let it finish")
-    data = config["data"]
-    params, without = count_params(config)
-    return Run(
-        params=params,
-        tokens=last["step"] * data["batch_size"] * data["context_length"],
-        loss=float(last["loss"]),
-        model=str(config["model"].get("block", "")),
-        params_without_embedding=without,
-        context=data["context_length"],
-        source=str(folder),
-    )
+def write_table(path: pathlib.Path, runs: Sequence[Run]) -> None:
+    """Writes JSON lines that `read_table` reads; what is not known is left out."""
+    lines = [
+        json.dumps({name: value for name, value in run._asdict().items() if value is not None})
+        for run in runs
+    ]
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_text("\n".join(lines) + "\n")
+    unfinished.replace(path)

@@ -74,6 +74,11 @@ def names() -> tuple[str, ...]:
     return tuple(_TABLE)
 
 
+def countings() -> tuple[str, ...]:
+    """The names of all mixers' ways to count FLOPs (`Mixer.countings`)."""
+    return tuple(dict.fromkeys(name for mixer in _TABLE.values() for name in mixer.countings))
+
+
 register("mlstm", mlstm.MIXER)
 register("mlstm_7b", mlstm_7b.MIXER)
 register("slstm", slstm.MIXER)

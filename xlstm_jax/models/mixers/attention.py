@@ -107,9 +107,28 @@ def empty_state(
 
 def flops(settings: AttentionConfig, dim: int, context_length: int) -> float:
     """Projections, and scores and sums over the half of the context that is visible on average."""
+    return _projection_flops(settings, dim) + 2 * 2 * dim * (context_length + 1) / 2
+
+
+def flops_full(settings: AttentionConfig, dim: int, context_length: int) -> float:
+    """With scores, softmax (3 per entry) and sums over the whole context, as if nothing were masked
+    (Hoffmann et al. 2022).
+    """
+    square = (2 * 2 * dim + 3 * settings.num_heads) * context_length
+    return _projection_flops(settings, dim) + square
+
+
+def flops_distill_scaling(settings: AttentionConfig, dim: int, context_length: int) -> float:
+    """As arXiv 2510.02228 counts in its mode "distill_scaling": half of the scores and sums, and
+    2.5 per entry of the whole square for the softmax.
+    """
+    square = (2 * dim + 2.5 * settings.num_heads) * context_length
+    return _projection_flops(settings, dim) + square
+
+
+def _projection_flops(settings: AttentionConfig, dim: int) -> float:
     groups = dim * settings.groups // settings.num_heads
-    projections = 2 * dim * (2 * dim + 2 * groups)
-    return projections + 2 * 2 * dim * (context_length + 1) / 2
+    return 2 * dim * (2 * dim + 2 * groups)
 
 
 def check(settings: AttentionConfig, dim: int, parts: Parts) -> None:
@@ -148,4 +167,9 @@ MIXER = Mixer(
     check=check,
     cast=frozenset({"query", "key", "value", "out_projection"}),
     grows=True,
+    countings={
+        "causal": flops,
+        "full": flops_full,
+        "distill_scaling": flops_distill_scaling,
+    },
 )

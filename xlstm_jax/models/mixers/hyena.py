@@ -166,9 +166,10 @@ class Filters(nn.Module):
         settings, width = self.settings, self.settings.filter_hidden
         rounds = settings.order - 1
         t = jnp.arange(room, dtype=jnp.float32)[:, None] / (settings.filter_length - 1)
-        waves = (
-            2 * jnp.pi * t * jnp.linspace(1e-4, settings.filter_waves - 1, settings.filter_waves)
+        bands = jnp.linspace(
+            1e-4, settings.filter_waves - 1, settings.filter_waves, dtype=jnp.float32
         )
+        waves = 2 * jnp.pi * t * bands
         h = jnp.concatenate([t, jnp.cos(waves), -jnp.sin(waves)], axis=-1)
         frequency = self.param(
             "frequency",

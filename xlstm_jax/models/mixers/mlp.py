@@ -91,6 +91,14 @@ def flops(settings: MLPConfig, dim: int, context_length: int) -> float:
     return (6 if settings.gated else 4) * dim * settings.hidden_dim(dim)
 
 
+def flops_with_activation(settings: MLPConfig, dim: int, context_length: int) -> float:
+    """And the activation, one for each hidden channel, with the product behind it if gated; arXiv
+    2510.02228 counts so.
+    """
+    activation = (2 if settings.gated else 1) * settings.hidden_dim(dim)
+    return flops(settings, dim, context_length) + activation
+
+
 def check(settings: MLPConfig, dim: int, parts: Parts) -> None:
     """The hidden dimension is given once, and what computes it only where it is computed."""
     if (settings.hidden is None) == (settings.factor is None):
@@ -109,4 +117,5 @@ MIXER = Mixer(
     flops=flops,
     check=check,
     cast=frozenset({"up_projection", "down_projection"}),
+    countings={"activations": flops_with_activation},
 )

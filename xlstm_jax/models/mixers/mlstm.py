@@ -30,6 +30,9 @@ from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments, 
 from xlstm_jax.models.mlstm_cell import (
     MLSTMCellConfig,
     cell_flops,
+    cell_flops_parallel,
+    cell_flops_recurrent,
+    cell_flops_tfla,
     check_cell,
     empty_memory,
     gates_of,
@@ -116,13 +119,42 @@ def empty_state(
 
 
 def flops(settings: MLSTMConfig, dim: int, context_length: int) -> float:
-    """Projections, convolution, gates and cell."""
+    """Projections, convolution, gates and cell in chunks."""
+    return _projection_flops(settings, dim) + cell_flops(*_heads(settings, dim))
+
+
+def flops_tfla(settings: MLSTMConfig, dim: int, context_length: int) -> float:
+    """In the manner of arXiv 2510.02228 (of another block): the cell as TFLA's repository, and the
+    two SiLUs.
+    """
+    elementary = 2 * settings.inner_dim(dim)
+    return _projection_flops(settings, dim) + cell_flops_tfla(*_heads(settings, dim)) + elementary
+
+
+def flops_parallel(settings: MLSTMConfig, dim: int, context_length: int) -> float:
+    """With the cell in the parallel form."""
+    cell = cell_flops_parallel(*_heads(settings, dim), context_length)
+    return _projection_flops(settings, dim) + cell
+
+
+def flops_recurrent(settings: MLSTMConfig, dim: int, context_length: int) -> float:
+    """With the cell in the recurrent form."""
+    return _projection_flops(settings, dim) + cell_flops_recurrent(*_heads(settings, dim))
+
+
+def _heads(settings: MLSTMConfig, dim: int) -> tuple[int, int, int]:
+    inner = settings.inner_dim(dim)
+    return settings.num_heads, inner, inner
+
+
+def _projection_flops(settings: MLSTMConfig, dim: int) -> float:
+    """And of the convolution."""
     inner, heads = settings.inner_dim(dim), settings.num_heads
     up_and_down = 2 * dim * 2 * inner + 2 * inner * dim
     query_key_value = 3 * 2 * inner * settings.qkv_block_size
     gates = 2 * 3 * inner * settings.gates_from_text * heads
     conv = 2 * settings.conv_width * inner
-    return up_and_down + conv + query_key_value + gates + cell_flops(heads, inner, inner)
+    return up_and_down + conv + query_key_value + gates
 
 
 def check(settings: MLSTMConfig, dim: int, parts: Parts) -> None:
@@ -147,4 +179,5 @@ MIXER = Mixer(
     check=check,
     # those of q, k and v are multiplied with the gates' kernels first, in float32
     cast=frozenset({"up_projection", "down_projection"}),
+    countings={"tfla": flops_tfla, "parallel": flops_parallel, "recurrent": flops_recurrent},
 )

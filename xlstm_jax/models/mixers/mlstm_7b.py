@@ -19,6 +19,9 @@ from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments, 
 from xlstm_jax.models.mlstm_cell import (
     MLSTMCellConfig,
     cell_flops,
+    cell_flops_parallel,
+    cell_flops_recurrent,
+    cell_flops_tfla,
     check_cell,
     empty_memory,
     gates_of,
@@ -79,11 +82,33 @@ def empty_state(
 
 
 def flops(settings: MLSTM7BConfig, dim: int, context_length: int) -> float:
-    """Projections, gates and cell."""
-    keys, heads = settings.qk_dim(dim), settings.num_heads
-    gates = settings.gates_from_text * heads
-    projections = 2 * dim * (2 * keys + dim + gates) + 2 * 2 * dim * dim
-    return projections + cell_flops(heads, keys, dim)
+    """Projections, gates and cell in chunks."""
+    return _projection_flops(settings, dim) + cell_flops(*_heads(settings, dim))
+
+
+def flops_tfla(settings: MLSTM7BConfig, dim: int, context_length: int) -> float:
+    """As arXiv 2510.02228 counts: the cell as TFLA's repository, and the output gate's sigmoid."""
+    return _projection_flops(settings, dim) + cell_flops_tfla(*_heads(settings, dim)) + dim
+
+
+def flops_parallel(settings: MLSTM7BConfig, dim: int, context_length: int) -> float:
+    """With the cell in the parallel form."""
+    cell = cell_flops_parallel(*_heads(settings, dim), context_length)
+    return _projection_flops(settings, dim) + cell
+
+
+def flops_recurrent(settings: MLSTM7BConfig, dim: int, context_length: int) -> float:
+    """With the cell in the recurrent form."""
+    return _projection_flops(settings, dim) + cell_flops_recurrent(*_heads(settings, dim))
+
+
+def _projection_flops(settings: MLSTM7BConfig, dim: int) -> float:
+    gates = settings.gates_from_text * settings.num_heads
+    return 2 * dim * (2 * settings.qk_dim(dim) + dim + gates) + 2 * 2 * dim * dim
+
+
+def _heads(settings: MLSTM7BConfig, dim: int) -> tuple[int, int, int]:
+    return settings.num_heads, settings.qk_dim(dim), dim
 
 
 def check(settings: MLSTM7BConfig, dim: int, parts: Parts) -> None:
@@ -106,4 +131,5 @@ MIXER = Mixer(
     empty_state=empty_state,
     check=check,
     cast=frozenset({"query", "key", "value", "output_gate", "out_projection"}),
+    countings={"tfla": flops_tfla, "parallel": flops_parallel, "recurrent": flops_recurrent},
 )
