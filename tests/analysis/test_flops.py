@@ -108,31 +108,21 @@ def test_a_model_of_vectors_has_its_own_head_and_no_vocabulary_projection():
     assert flops == 3 * (blocks + 2 * 64 * 5)
 
 
-def xlstm_of_the_scaling_laws(dim, hidden, num_heads, num_blocks) -> ModelConfig:
+def of_the_scaling_laws(mixer, dim, hidden, num_heads, num_blocks) -> ModelConfig:
     mixers = {
-        "mlstm_7b": {"num_heads": num_heads},
+        mixer: {"num_heads": num_heads},
         "mlp": {"factor": None, "hidden": hidden, "activation": "silu"},
     }
     return ModelConfig(
-        vocab_size=50304, dim=dim, num_blocks=num_blocks, blocks="mlstm_7b+mlp", mixers=mixers
-    )
-
-
-def llama_of_the_scaling_laws(dim, hidden, num_heads, num_blocks) -> ModelConfig:
-    mixers = {
-        "attention": {"num_heads": num_heads},
-        "mlp": {"factor": None, "hidden": hidden, "activation": "silu"},
-    }
-    return ModelConfig(
-        vocab_size=50304, dim=dim, num_blocks=num_blocks, blocks="attention+mlp", mixers=mixers
+        vocab_size=50304, dim=dim, num_blocks=num_blocks, blocks=f"{mixer}+mlp", mixers=mixers
     )
 
 
 @pytest.mark.parametrize(
     ("config", "steps", "batch_size", "logged"),
     [
-        (xlstm_of_the_scaling_laws(768, 2112, 6, 12), 3_500, 128, "2.810e+18"),
-        (llama_of_the_scaling_laws(768, 2048, 12, 12), 3_500, 128, "4.416e+18"),
+        (of_the_scaling_laws("mlstm_7b", 768, 2112, 6, 12), 3_500, 128, "2.810e+18"),
+        (of_the_scaling_laws("attention", 768, 2048, 12, 12), 3_500, 128, "4.416e+18"),
     ],
     ids=["xLSTM 164M", "Llama 162M"],
 )
@@ -147,9 +137,9 @@ def test_the_logged_training_flops_of_the_scaling_laws_paper(config, steps, batc
 @pytest.mark.parametrize(
     ("config", "tokens", "logged"),
     [
-        (xlstm_of_the_scaling_laws(2048, 5504, 4, 24), 3.15e11, 2.544e21),
-        (xlstm_of_the_scaling_laws(4096, 10944, 8, 32), 2.10e12, 8.481e22),
-        (llama_of_the_scaling_laws(4096, 10944, 32, 32), 6.08e11, 2.825e22),
+        (of_the_scaling_laws("mlstm_7b", 2048, 5504, 4, 24), 3.15e11, 2.544e21),
+        (of_the_scaling_laws("mlstm_7b", 4096, 10944, 8, 32), 2.10e12, 8.481e22),
+        (of_the_scaling_laws("attention", 4096, 10944, 32, 32), 6.08e11, 2.825e22),
     ],
     ids=["xLSTM 1.42B", "xLSTM 6.87B", "Llama 6.86B"],
 )

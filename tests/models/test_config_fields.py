@@ -154,7 +154,7 @@ CASES += [
 @pytest.mark.parametrize(("mixer", "key"), sorted(set(CASES) - NO_CHANGE))
 def test_each_key_changes_the_program_or_is_refused(mixer, key):
     before = changed(mixer, TOGETHER.get(key, {}))
-    value = INSTEAD.get((mixer, key), CHANGES[key])
+    value = INSTEAD[mixer, key] if (mixer, key) in INSTEAD else CHANGES[key]
     after = changed(mixer, TOGETHER.get(key, {}) | {key: value})
     assert before != after, f"CHANGES[{key!r}] is the value of the base: the test changes nothing"
     try:
