@@ -1,6 +1,7 @@
-"""Says what a command is doing while it is silent."""
+"""Says what a command is doing while it is silent, and how long things take."""
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,3 +39,18 @@ def doing(what: str, say: Callable[[str], None] = _print) -> Iterator[None]:
     finally:
         over.set()
         teller.join()  # so that its line never comes after the lines of what follows
+
+
+def duration(seconds: float | None) -> str:
+    """52s, 3m 05s, 2h 07m, 4d 03h."""
+    if seconds is None or not math.isfinite(seconds):
+        return "n/a"
+    whole = round(seconds)
+    for unit, name, below, below_name in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "m"),
+        (60, "m", 1, "s"),
+    ):
+        if whole >= unit:
+            return f"{whole // unit}{name} {whole % unit // below:02}{below_name}"
+    return f"{whole}s"

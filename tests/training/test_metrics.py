@@ -8,8 +8,9 @@ import pytest
 
 from tests.training.board import board_events
 from xlstm_jax.errors import UserError
+from xlstm_jax.progress import duration
 from xlstm_jax.runs.folder import find_run
-from xlstm_jax.training.console import console_line, duration
+from xlstm_jax.training.console import console_line
 from xlstm_jax.training.figure import draw_loss
 from xlstm_jax.training.metrics import MetricsWriter, read_records
 from xlstm_jax.training.timing import Speed, WallTime

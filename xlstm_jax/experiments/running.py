@@ -15,10 +15,11 @@ from xlstm_jax.experiments import rows as results
 from xlstm_jax.experiments.grid import Experiment, Run
 from xlstm_jax.interop.opening import Opened, open_checkpoint
 from xlstm_jax.parallel import make_mesh, replicated
+from xlstm_jax.progress import duration
 from xlstm_jax.runs.folder import find_run
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
 from xlstm_jax.tasks.task import Task
-from xlstm_jax.training.console import duration, say
+from xlstm_jax.training.console import say
 from xlstm_jax.training.loop import train
 
 

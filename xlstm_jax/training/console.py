@@ -1,6 +1,5 @@
 """The lines that a person sees of a run."""
 
-import math
 import os
 import shlex
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 from xlstm_jax.config import Config
 from xlstm_jax.installation import python
 from xlstm_jax.parallel import is_first_process
+from xlstm_jax.progress import duration
 from xlstm_jax.runs.folder import RunFolder, longer
 from xlstm_jax.training.outlets import Trouble
 
@@ -104,21 +104,6 @@ def skipped_line(
         f"{values['grad_norm']:.2f}  samples {first_sample} to {last_sample}  "
         f"{values['skipped']} skipped so far"
     )
-
-
-def duration(seconds: float | None) -> str:
-    """52s, 3m 05s, 2h 07m, 4d 03h."""
-    if seconds is None or not math.isfinite(seconds):
-        return "n/a"
-    whole = round(seconds)
-    for unit, name, below, below_name in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "m"),
-        (60, "m", 1, "s"),
-    ):
-        if whole >= unit:
-            return f"{whole // unit}{name} {whole % unit // below:02}{below_name}"
-    return f"{whole}s"
 
 
 def next_commands(

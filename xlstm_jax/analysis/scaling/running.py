@@ -18,6 +18,7 @@ from xlstm_jax.interrupts import (
     Rule,
     rule,
 )
+from xlstm_jax.progress import duration
 from xlstm_jax.runs.folder import RunFolder
 
 Train = Callable[[Sequence[str]], int]
@@ -83,7 +84,7 @@ def run_plan(folder: pathlib.Path, most: int | None = None, train: Train = train
         said = f"exit status {status}, no loss" if loss is None else f"held-out loss {loss:.4f}"
         print(
             f"{run.name}: {said}; {number} of {len(waiting)} done, {flops / seconds:.2g} FLOP/s, "
-            f"about {_time(left)} left",
+            f"about {duration(left)} left",
             flush=True,
         )
     return failed
@@ -91,9 +92,3 @@ def run_plan(folder: pathlib.Path, most: int | None = None, train: Train = train
 
 def _loss(folder: pathlib.Path, run: PlannedRun) -> float | None:
     return final_loss(RunFolder(run_folder(folder, run)), run.steps)
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
