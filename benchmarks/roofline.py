@@ -93,7 +93,6 @@ def hopper_kernels(spec: Spec, chunk: int, backward: bool) -> dict[str, Kernel]:
     }
     if backward:
         kernels |= {
-            "walk again": walk,
             "walk back": walk,
             "pairs again": Kernel(Work(chunk * K, 2 * q + pairs)),
             "pairs dS": Kernel(Work(chunk * V, 2 * v + pairs)),
