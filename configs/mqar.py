@@ -12,7 +12,7 @@ The paper also lists 756x256, of which its generator can't make a sequence (256 
 queries need 1024 tokens): that variant is refused. With 1024x256 every slot has a query.
 
     preset   steps                          batch           learning rate
-    small    4,000                          64              2.15e-3
+    small    2,000                          64              2.15e-3
     paper    64 epochs of 100,000 samples:  512 to 24, by   2.15e-3; at 2048 tokens 2.2e-4. The
              12,544 to 266,688              the length      paper tries four each
 
@@ -80,7 +80,7 @@ def get_config(variant: str = "64x4-xlstm_1_1"):
             config.task.mqar.test_lengths = (4096, 6144, 8192)  # experiment 3
     else:
         config.data.batch_size = 64
-        config.train.steps = 4_000
+        config.train.steps = 2_000
         config.eval.every = 500
     config.task.mqar.train_samples = SAMPLES
     config.eval.batch_size = config.data.batch_size

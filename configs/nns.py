@@ -4,7 +4,7 @@ A variant is MODEL, MODEL-PRESET or MODEL-PRESET-DIM, as xlstm_0_1 or lstm-paper
 models of small_models.py; the paper has llama, lstm and xlstm_0_1.
 
     preset   steps     dim   batch   learning rate
-    small      4,000    64      64   1e-3
+    small      2,000    64      64   1e-3
     paper    100,000   128     256   1e-3; the paper tries 1e-1, 1e-2, 1e-3, 1e-4 with five seeds
 
 Tokens: none are read, samples are made. Expected loss, a mean squared error: figure 2 has no
@@ -28,7 +28,7 @@ from xlstm_jax.experiments.grid import Experiment
 from . import base, small_models
 
 # steps, dim, batch size
-PRESETS = {"small": (4_000, 64, 64), "paper": (100_000, 128, 256)}
+PRESETS = {"small": (2_000, 64, 64), "paper": (100_000, 128, 256)}
 LAST_RATE = 1e-7
 
 
