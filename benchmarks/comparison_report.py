@@ -53,7 +53,7 @@ def markdown(rows: Sequence[Row], figures: Mapping[str, str]) -> str:
         f"One stack, one trainer, one text, {rows[0]['tokens']:,} tokens for every model (data "
         f"`{rows[0]['data']}`, tokenizer `{rows[0]['tokenizer']}`), D 128, written by "
         f"`python -m benchmarks.compare`. Perplexity is per token of {where}. {chosen} Training "
-        "is the median of what the runs logged, decoding is one text. "
+        "is the median over a run of 40 steps of its own, decoding is one text. "
         f"{machine['devices']}, {machine['cpus']} CPU cores, jax {machine['jax']}, "
         f"{machine['date']}."
     )

@@ -13,7 +13,7 @@ parity-xlstm_1_1 or majority-llama-paper-128.
 
     preset      steps    batch  peak rate  source
     small         1,500    128  1e-3       what a CPU core does in three minutes
-    paper       100,000    256  1e-3       appendix B.1.1; rates 1e-2, 1e-3, 1e-4 with two seeds each
+    paper       100,000    256  1e-3       appendix B.1.1; 1e-2, 1e-3, 1e-4 with two seeds each
     repository   20,000    256  1e-3       the authors' code, which has parity alone
 
 Models are those of small_models.py. Tokens: none are read, samples are made: lengths 3 to 40 in

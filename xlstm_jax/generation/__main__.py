@@ -75,8 +75,9 @@ class Wish:
     session: pathlib.Path | None
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Returns the process's exit status."""
+    argv = sys.argv if argv is None else argv
 
     def command() -> None:
         wish = _wish(command_line.parse(_normalised(argv), __doc__, FLAGS))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xlstm_jax.config import Config
-from xlstm_jax.installation import python
+from xlstm_jax.installation import program, python
 from xlstm_jax.parallel import is_first_process
 from xlstm_jax.progress import duration
 from xlstm_jax.runs.folder import RunFolder, longer
@@ -111,7 +111,7 @@ def next_commands(
 ) -> list[str]:
     """What a person may type after a run, as lines that a shell takes."""
     place = shlex.quote(str(workdir))
-    lines = ["next:", f"  {python()} eval.py --workdir={place}"]
+    lines = ["next:", f"  {program('eval')} --workdir={place}"]
     if writes_text:
         lines.append(f"  {python()} -m xlstm_jax.generation --checkpoint={place} --prompt='def '")
     again = "another --workdir and" if config.optimizer.follows_length else "the same --workdir and"

@@ -26,7 +26,7 @@ from xlstm_jax.analysis.scaling.reading import COUNTING, read, unfinished_line
 from xlstm_jax.analysis.scaling.running import run_plan
 from xlstm_jax.analysis.scaling.table import Run, by_model, published_runs
 from xlstm_jax.errors import UserError
-from xlstm_jax.installation import python
+from xlstm_jax.installation import program, python
 from xlstm_jax.interrupts import Preempted
 
 PUBLISHED = "published"
@@ -100,7 +100,7 @@ def _plan(words: Sequence[str], argv: Sequence[str]) -> None:
             grid = grid._replace(**{name: number})
     families = {family: series[family] for family in chosen}
     planned = plan_series(file, families, budgets, counting, grid, overrides)
-    write_plan(folder, planned, python())
+    write_plan(folder, planned, program("train"))
     print(*plan_lines(planned), folder / COMMANDS, sep="\n")
     print(f"next:\n  {python()} -m xlstm_jax.analysis.scaling run {folder}", flush=True)
 

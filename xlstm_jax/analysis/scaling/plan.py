@@ -177,11 +177,11 @@ class _Shapes:
         return sorted(chosen, key=names.index)
 
 
-def write_plan(folder: pathlib.Path, planned: Sequence[PlannedRun], python: str) -> None:
+def write_plan(folder: pathlib.Path, planned: Sequence[PlannedRun], train: str) -> None:
     """Writes the plan, and its commands for people and clusters: one line each, in order.
 
     Args:
-        python: how commands name it.
+        train: how commands begin, "python train.py".
 
     Raises:
         UserError: the folder has another plan, whose runs would no longer belong to it.
@@ -192,7 +192,7 @@ def write_plan(folder: pathlib.Path, planned: Sequence[PlannedRun], python: str)
     if path.is_file() and path.read_text() != text:
         raise UserError(f"{str(path)!r} is another plan; give another --output")
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [shlex.join([python, "train.py", *arguments(folder, run)]) for run in planned]
+    lines = [f"{train} {shlex.join(arguments(folder, run))}" for run in planned]
     (folder / COMMANDS).write_text("\n".join(lines) + "\n")
     unfinished = path.with_name(f"{path.name}.tmp")
     unfinished.write_text(text)
