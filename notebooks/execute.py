@@ -8,6 +8,7 @@ Without names it takes all that lie beside this file. Where a notebook's cell of
 them, so that code which was changed afterwards is noticed (`faults`).
 """
 
+import argparse
 import base64
 import hashlib
 import io
@@ -16,6 +17,7 @@ import pathlib
 import re
 import sys
 import time
+from collections.abc import Sequence
 
 import nbformat
 from nbclient import NotebookClient
@@ -110,19 +112,20 @@ def _text(output: NotebookNode) -> str:
     """What of an output is text."""
     parts = [output.get("text", ""), *output.get("traceback", ()), output.get("evalue", "")]
     parts += [data for kind, data in output.get("data", {}).items() if kind.startswith("text/")]
-    return "\n".join(map(str, parts))
+    return "\n".join(map(str, parts)).strip()
 
 
-def main(arguments: list[str]) -> int:
-    """Returns the process's exit status."""
-    short = "--short" in arguments
-    names = [argument for argument in arguments if argument != "--short"]
-    status = 0
-    for path in map(pathlib.Path, names) if names else notebooks():
+def main(arguments: Sequence[str]) -> int:
+    """Returns the process's exit status: 1 where a notebook has faults."""
+    parser = argparse.ArgumentParser(description="Executes notebooks and keeps their outputs.")
+    parser.add_argument("notebooks", nargs="*", type=pathlib.Path, help="by default all")
+    parser.add_argument("--short", action="store_true", help="only try them, with SHORT = True")
+    flags, status = parser.parse_args(arguments), 0
+    for path in flags.notebooks or notebooks():
         started = time.perf_counter()
-        notebook = executed(path, short=short)
+        notebook = executed(path, short=flags.short)
         print(f"{path.name}: {time.perf_counter() - started:.0f} s", flush=True)
-        if short:
+        if flags.short:
             continue
         nbformat.write(notebook, path)
         for fault in faults(path):
