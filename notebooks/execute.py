@@ -54,6 +54,7 @@ def executed(path: pathlib.Path, *, short: bool = False) -> NotebookNode:
         timeout=MOST_SECONDS,
         startup_timeout=MOST_SECONDS,
         record_timing=False,
+        coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}},
         extra_arguments=["--log-level=ERROR"],  # of the kernel: it warns of its own ports
     )
