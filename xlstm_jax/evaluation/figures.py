@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from xlstm_jax.evaluation import paper_values
+from xlstm_jax.analysis.figure_style import BLUE, COLOURS, ORANGE
+from xlstm_jax.analysis.paper import values as paper_values
 from xlstm_jax.evaluation.extrapolation import Curve, gains
 from xlstm_jax.evaluation.frequencies import Bin
 from xlstm_jax.evaluation.speed import Timing
 
-BLUE, ORANGE = "#0072B2", "#D55E00"  # told apart by colour-blind eyes too (Okabe and Ito)
-OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+OTHERS = COLOURS[2:]  # of the paper's models
 
 
 def extrapolation_figure(

@@ -6,13 +6,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from xlstm_jax.analysis import figure_style
 from xlstm_jax.analysis.scaling.isoflop import IsoFlopFit
 from xlstm_jax.analysis.scaling.parametric import ParametricFit
 from xlstm_jax.analysis.scaling.power_law import PowerLaw
-
-# Okabe and Ito's colours, which colour-blind eyes tell apart too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osv^D<>"
 
 
 def parametric_figure(fit: ParametricFit, params, tokens, loss, name: str) -> Figure:
@@ -21,7 +18,7 @@ def parametric_figure(fit: ParametricFit, params, tokens, loss, name: str) -> Fi
     left, right = figure.subplots(1, 2)
     params, tokens, loss = (np.asarray(column, float) for column in (params, tokens, loss))
     for number, size in enumerate(np.unique(params)):
-        colour, marker = COLOURS[number % 7], MARKERS[number % 7]
+        colour, marker = figure_style.colour(number), figure_style.marker(number)
         here = params == size
         along = np.geomspace(tokens[here].min() / 1.3, tokens[here].max() * 1.3, 100)
         left.plot(along, fit.loss(size, along), color=colour, linewidth=1)
@@ -63,7 +60,7 @@ def power_law_figure(
     left, right = figure.subplots(1, 2)
     for number, (name, (x, y, law)) in enumerate(lines.items()):
         x, y = np.asarray(x, float), np.asarray(y, float)
-        colour, marker = COLOURS[number % 7], MARKERS[number % 7]
+        colour, marker = figure_style.colour(number), figure_style.marker(number)
         ends = np.array([x.min() / 1.2, x.max() * 1.2])
         left.plot(ends, law(ends), color=colour, linewidth=1)
         label = f"{name}: exponent {law.exponent:.3f}"
@@ -90,7 +87,7 @@ def isoflop_figure(fit: IsoFlopFit, budget, x, loss, xlabel: str) -> Figure:
     left, middle, right = figure.subplots(1, 3)
     budget, x, loss = (np.asarray(column, float) for column in (budget, x, loss))
     for number, parabola in enumerate(fit.parabolas):
-        colour, marker = COLOURS[number % 7], MARKERS[number % 7]
+        colour, marker = figure_style.colour(number), figure_style.marker(number)
         here = budget == parabola.budget
         along = np.geomspace(parabola.first / 1.1, parabola.last * 1.1, 100)
         left.plot(along, parabola(along), color=colour, linewidth=1)
