@@ -56,24 +56,19 @@ def _heat_map(experiment: Experiment, found: Found) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     values = np.full((len(models), len(cells)), np.nan)
+    texts = [[""] * len(cells) for _ in models]
     for (cell, model, _), result in found.items():
         if cell not in cells or model not in models:
             continue
         row, column = models.index(model), cells.index(cell)
         values[row, column] = result.mean
-        dark = not math.isnan(result.mean) and result.mean < 0.5
         text = "diverged" if math.isnan(result.mean) else f"{result.mean:.2f}"
         if result.spread is not None and not math.isnan(result.mean):
             text += f"\n± {result.spread:.2f}"
-        axes.text(
-            column, row, text, ha="center", va="center", color="white" if dark else "black",
-            fontsize=8,
-        )  # fmt: skip
-    image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axes.set_xticks(
-        range(len(cells)), [c.replace("_", " ") for c in cells], rotation=30, ha="right"
-    )
-    axes.set_yticks(range(len(models)), [experiment.models[model] for model in models])
+        texts[row][column] = text
+    labels = [experiment.models[model] for model in models]
+    columns = [cell.replace("_", " ") for cell in cells]
+    image = figure_style.heat_map(axes, values, texts, labels, columns)
     figure.colorbar(image, label=experiment.metric.replace("_", " "))
     figure.suptitle(_title(experiment), fontsize=10, wrap=True)
     return figure

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
 
 from xlstm_jax.analysis import figure_style
+from xlstm_jax.analysis.scaling.inference import KINDS, Fitted
 from xlstm_jax.analysis.scaling.isoflop import IsoFlopFit
 from xlstm_jax.analysis.scaling.parametric import ParametricFit
 from xlstm_jax.analysis.scaling.power_law import PowerLaw
@@ -36,7 +36,7 @@ def parametric_figure(fit: ParametricFit, params, tokens, loss, name: str) -> Fi
     )
     left.set_xscale("log")
     left.set_yscale("log")
-    _plain_ticks(left.yaxis, loss)
+    figure_style.plain_ticks(left.yaxis, loss)
     left.legend(title="parameters N", fontsize=8)
     right.axhline(0, color="gray", linewidth=0.8)
     right.set(
@@ -69,7 +69,9 @@ def power_law_figure(
     left.set(xlabel=xlabel, ylabel=ylabel)
     left.set_xscale("log")
     left.set_yscale("log")
-    _plain_ticks(left.yaxis, np.concatenate([np.asarray(y, float) for _, y, _ in lines.values()]))
+    figure_style.plain_ticks(
+        left.yaxis, np.concatenate([np.asarray(y, float) for _, y, _ in lines.values()])
+    )
     left.legend(fontsize=8)
     right.axhline(0, color="gray", linewidth=0.8)
     right.set(xlabel=xlabel, ylabel="measured minus fitted (%)", title="what the lines leave over")
@@ -135,11 +137,24 @@ def short(count: float) -> str:
     return f"{count:.3g}"
 
 
-def _plain_ticks(axis, values: np.ndarray) -> None:
-    """Numbers as people write them, on a logarithmic axis of less than a decade."""
-    least, greatest = values.min(), values.max()
-    if greatest < 10 * least:
-        ticks = MaxNLocator(6, min_n_ticks=3).tick_values(least, greatest)
-        ticks = ticks[(ticks > 0.9 * least) & (ticks < 1.1 * greatest)]
-        axis.set_ticks(ticks, [f"{tick:.6g}" for tick in ticks])
-        axis.set_minor_locator(NullLocator())
+def inference_figure(results: Sequence[Fitted]) -> Figure:
+    """Times against what they are said to go with: left to the first token, right of a step."""
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    for axes, kind, xlabel in zip(
+        figure.subplots(1, 2), KINDS, ("FLOPs of the prompts", "bytes of a step"), strict=True
+    ):
+        for number, one in enumerate(own for own in results if own.kind == kind):
+            work = np.array([timing.work for timing in one.timings])
+            milliseconds = 1e3 * np.array([timing.seconds for timing in one.timings])
+            style = figure_style.style(number)
+            label = f"{one.model} {short(one.params)}"
+            axes.plot(work, milliseconds, **style | {"linestyle": "none"}, label=label)
+            if one.fit is not None:
+                along = np.geomspace(work.min(), work.max(), 100)
+                axes.plot(along, 1e3 * one.fit(along), color=style["color"], linewidth=1)
+        axes.set(xlabel=xlabel, ylabel="milliseconds", title=KINDS[kind])
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(figure_style.plain_numbers())
+        figure_style.dress(axes)
+    return figure
