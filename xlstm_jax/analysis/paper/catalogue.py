@@ -146,7 +146,7 @@ class Small(NamedTuple):
     Attributes:
         file: below configs/.
         tables: of paper_values.json.
-        models: the paper's name of a row -> the names of the file's models behind it.
+        what: these tables, as the paper numbers them.
     """
 
     file: str

@@ -72,7 +72,7 @@ def cost_of(entry: Entry, speeds: Sequence[Mapping[str, Any]]) -> Cost:
     # the nearest size
     row = min(family, key=lambda row: abs(flops_per_token(row["config"]) / per_token - 1))
     rate = row["tokens_per_second"] * flops_per_token(row["config"]) / per_token
-    how = f"by FLOPs, from {row['config'].partition(':')[0]} ({row['how']})"
+    how = f"by FLOPs, from {_model(row['config'])} ({row['how']})"
     return Cost(tokens, tokens * per_token, tokens / rate / 3600, row["device"], how)
 
 

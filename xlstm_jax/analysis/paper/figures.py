@@ -13,7 +13,9 @@ from xlstm_jax.analysis.paper import panels, values
 from xlstm_jax.analysis.paper.catalogue import TRAINED, Entry
 from xlstm_jax.analysis.paper.results import Results
 from xlstm_jax.analysis.paper.small import Found, accuracies
-from xlstm_jax.analysis.scaling.figures import short
+from xlstm_jax.analysis.scaling.figures import inference_figure, short
+from xlstm_jax.analysis.scaling.inference import fit_all, timing_of
+from xlstm_jax.analysis.scaling.power_law import fit_power_law
 from xlstm_jax.analysis.scaling.table import by_model
 
 REDUCED = "ours, reduced scale"
@@ -77,7 +79,7 @@ def table_3(results: Results) -> Figure:
     """Figure 8 and table 3; a third panel has our series of sizes, where there is one."""
     figure = Figure(figsize=(11 if results.runs else 8, 3.6), layout="constrained")
     axes = figure.subplots(1, 3 if results.runs else 2)
-    panels.perplexity_by_size(axes[0])
+    _perplexity_by_size(axes[0])
     panels.accuracy_by_size(axes[1])
     if results.runs:
         _own_series(axes[2], results)
@@ -124,8 +126,16 @@ def arena(results: Results) -> Figure:
     return _heat_maps(printed, accuracies(results, "lra.py"), "accuracy")
 
 
+def times_of_inference(results: Results) -> Figure | None:
+    """Of what was measured here; None where nothing was."""
+    if not results.inference:
+        return None
+    timings = [timing_of(dict(row), "times of inference") for row in results.inference]
+    return inference_figure(fit_all(timings))
+
+
 # name of the file -> what draws it, and the tables of paper_values.json that are in it
-FIGURES: Mapping[str, tuple[Callable[[Results], Figure], tuple[str, ...]]] = {
+FIGURES: Mapping[str, tuple[Callable[[Results], Figure | None], tuple[str, ...]]] = {
     "paper_table_1.png": (table_1, ("table1_15B",)),
     "paper_tables_2_8.png": (
         ablations, ("table2_components", "table2_gating", "table8_matrix_memory"),
@@ -138,6 +148,7 @@ FIGURES: Mapping[str, tuple[Callable[[Results], Figure], tuple[str, ...]]] = {
     "paper_figure_7.png": (figure_7, ("fig7_extrapolation_ppl",)),
     "paper_figures_4_12.png": (formal, ("fig4_formal_scaled_acc", "fig12_formal_scaled_acc")),
     "paper_table_6.png": (arena, ("table6_lra_test_acc",)),
+    "paper_inference.png": (times_of_inference, ()),
 }  # fmt: skip
 
 
@@ -173,6 +184,26 @@ def _dots(axes: Axes, found: Sequence[float | None], number: int, missing: str =
         axes.annotate(f"{value:,.2f}", (value, place), (6, 0), textcoords="offset points",
                       va="center", fontsize=8, weight="bold" if best else "normal")  # fmt: skip
     axes.margins(x=0.2, y=0.06)
+    figure_style.dress(axes)
+
+
+def _perplexity_by_size(axes: Axes) -> None:
+    """Figure 8: perplexity after 300B tokens against parameters, with lines of least squares."""
+    for number, model in enumerate(values.MODELS):
+        rows = [values.rows_of("table3_300B", size)[model] for size in values.SLIMPAJAMA]
+        params = np.array([1e6 * row["params_M"] for row in rows])
+        found = np.array([row["slimpajama_ppl"] for row in rows])
+        law = fit_power_law(params, found)
+        style = figure_style.style(number)
+        label = f"{model}: exponent {law.exponent:.3f}"
+        axes.plot(params, found, **style | {"linestyle": "none"}, label=label)
+        axes.plot(params, law(params), color=style["color"], linewidth=1)
+    axes.set(
+        xlabel="parameters",
+        ylabel="perplexity per token",
+        title="the paper: 300B tokens",
+    )
+    panels.logarithmic(axes, (2e8, 5e8, 1e9), ("200M", "500M", "1B"), (9, 10, 12, 14, 16))
     figure_style.dress(axes)
 
 

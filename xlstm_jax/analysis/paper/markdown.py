@@ -1,6 +1,9 @@
-"""Tables in Markdown."""
+"""Tables and paragraphs in Markdown."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
+
+WIDTH = 100  # columns of a paragraph
 
 
 def table_of(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -10,3 +13,17 @@ def table_of(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     marks = ["---:" if name.endswith(":") else "---" for name in header]
     all_lines = [[name.removesuffix(":") for name in header], marks, *lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in all_lines)
+
+
+def paragraphs(text: str) -> str:
+    """The text with lines of at most 100 columns, but for tables, headings and images."""
+    return "\n".join(
+        line if line.startswith(("|", "#", "![")) else _filled(line) for line in text.split("\n")
+    )
+
+
+def _filled(line: str) -> str:
+    indent = "  " if line.startswith("* ") else ""
+    return textwrap.fill(
+        line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )

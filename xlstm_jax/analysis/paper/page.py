@@ -20,7 +20,7 @@ from xlstm_jax.analysis.paper.catalogue import (
 from xlstm_jax.analysis.paper.costs import Cost, cost_of, fitting
 from xlstm_jax.analysis.paper.figures import FIGURES
 from xlstm_jax.analysis.paper.inference_section import inference_section
-from xlstm_jax.analysis.paper.markdown import table_of
+from xlstm_jax.analysis.paper.markdown import paragraphs, table_of
 from xlstm_jax.analysis.paper.results import PLACES, Results
 from xlstm_jax.analysis.paper.small import accuracies
 
@@ -28,6 +28,12 @@ TITLE = "# The paper, table by table"
 DRAWN = {table: name for name, (_, tables) in FIGURES.items() for table in tables}
 # tables of paper_values.json that are not drawn, and why: none at present
 REFUSED: Mapping[str, str] = {}
+NAMES = {
+    "table1_15B": "table 1",
+    "table2_components": "table 2, above",
+    "table2_gating": "table 2, below",
+    "table8_matrix_memory": "table 8",
+}
 READY, REDUCED, HERE, OPEN = "ready", "here, reduced scale", "here", "open"
 
 
@@ -36,6 +42,7 @@ def markdown(results: Results, root: pathlib.Path) -> str:
     parts = [
         TITLE,
         _introduction(root),
+        _summary(results),
         *_trained_sections(results),
         *_long_runs(results),
         *_small_section(
@@ -49,7 +56,7 @@ def markdown(results: Results, root: pathlib.Path) -> str:
         *_unprinted(results),
         *inference_section(results.inference),
     ]  # fmt: skip
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return paragraphs("\n\n".join(part for part in parts if part)) + "\n"
 
 
 def _introduction(root: pathlib.Path) -> str:
@@ -75,8 +82,46 @@ def _introduction(root: pathlib.Path) -> str:
         "it for that GPU, its time by the model of [performance](performance.md) (`train.py "
         "--aot=h100:1x1x1`), which was within 2 % of the two training steps that it was fitted to "
         "and has not been checked on other mixers. *By FLOPs* takes the speed of another size of "
-        "the family to reach the same share of the peak. Memory: of the xLSTM runs that were "
+        "the family to reach the same share of the peak. Where no speed is known `--aot` gives "
+        "one, minutes for a model, and a line of `docs/results/speeds.jsonl` takes it up. Memory: of the xLSTM runs that were "
         f"compiled for pods, these fit ([scaling](scaling.md)): {fits}."
+    )
+
+
+def _summary(results: Results) -> str:
+    """How much of what is where."""
+    lines = []
+    for table, entries in TRAINED.items():
+        done = sum(entry.trained in results.trained for entry in entries)
+        lines.append([NAMES[table], f"{len(entries)}", f"{done}", "", f"{len(entries)}", ""])
+    runs = [(entry.label, size) for size, entries in LONG_RUNS.items() for entry in entries]
+    whole = {(row["model"], row["size"]) for row in results.evaluations if not row["reduced"]}
+    reduced = {row["model"] for row in results.evaluations if row["reduced"]}
+    done = len(whole & set(runs))
+    lines.append(
+        ["tables 3, 4, 9, figures 7, 8: runs", f"{len(runs)}", f"{len(reduced)}", f"{done or ''}",
+         f"{len(runs)}", ""]
+    )  # fmt: skip
+    for small in (FORMAL, ARENA):
+        own = accuracies(results, small.file)
+        cells = sum(len(row) for row in own.values.values())
+        here = (f"{cells}", "") if "reduced" in own.title else ("0", f"{cells or ''}")
+        printed = sum(
+            value is not None
+            for table in small.tables
+            for model, row in values.rows_of(table).items()
+            for column, value in row.items()
+            if model != "random" and column != "rank_printed"
+        )
+        lines.append([f"{small.what}: numbers", f"{printed}", *here, "all", ""])
+    lines.append(["figure 6: runs", f"{len(SHORT_RUNS)}", "0", "", f"{len(SHORT_RUNS)}", ""])
+    without = [one for one in UNPRINTED if one.command]
+    lines.append(
+        ["without numbers", f"{len(UNPRINTED)}", "", "", f"{len(without)}",
+         f"{len(UNPRINTED) - len(without)}"]
+    )  # fmt: skip
+    return table_of(
+        ("what", "rows of the paper:", f"{REDUCED}:", f"{HERE}:", f"{READY}:", f"{OPEN}:"), lines
     )
 
 

@@ -1,13 +1,13 @@
-"""Panels of figures that have the paper's numbers alone."""
+"""Panels of figures that have the paper's numbers alone, for evaluations too: nothing is fitted
+here, so that scipy is not needed.
+"""
 
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from xlstm_jax.analysis import figure_style
 from xlstm_jax.analysis.paper import values
-from xlstm_jax.analysis.scaling.power_law import fit_power_law
 
 
 def papers_extrapolation(axes: Axes) -> None:
@@ -25,26 +25,6 @@ def papers_extrapolation(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(figure_style.plain_numbers())
     figure_style.lengths_axis(axes, ends)
     axes.axvline(ends[0], linestyle=":", color="gray", label=f"trained at {ends[0]:,}")
-    figure_style.dress(axes)
-
-
-def perplexity_by_size(axes: Axes) -> None:
-    """Figure 8: perplexity after 300B tokens against parameters, with lines of least squares."""
-    for number, model in enumerate(values.MODELS):
-        rows = [values.rows_of("table3_300B", size)[model] for size in values.SLIMPAJAMA]
-        params = np.array([1e6 * row["params_M"] for row in rows])
-        found = np.array([row["slimpajama_ppl"] for row in rows])
-        law = fit_power_law(params, found)
-        style = figure_style.style(number)
-        label = f"{model}: exponent {law.exponent:.3f}"
-        axes.plot(params, found, **style | {"linestyle": "none"}, label=label)
-        axes.plot(params, law(params), color=style["color"], linewidth=1)
-    axes.set(
-        xlabel="parameters",
-        ylabel="perplexity per token",
-        title="the paper: 300B tokens",
-    )
-    logarithmic(axes, (2e8, 5e8, 1e9), ("200M", "500M", "1B"), (9, 10, 12, 14, 16))
     figure_style.dress(axes)
 
 
