@@ -3,6 +3,7 @@ stand beside it.
 """
 
 import pathlib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from xlstm_jax.analysis.paper.values import TABLES
@@ -145,13 +146,18 @@ class Small(NamedTuple):
 
     Attributes:
         file: below configs/.
-        tables: of paper_values.json.
-        what: these tables, as the paper numbers them.
+        what: as the paper numbers it.
+        title: of the section.
+        tables: of paper_values.json; none where the paper prints no numbers.
+        of: models of the file behind a row of the paper, where they are not called like the row;
+            none for what is no model.
     """
 
     file: str
-    tables: tuple[str, ...]
     what: str
+    title: str
+    tables: tuple[str, ...] = ()
+    of: Mapping[str, tuple[str, ...]] = {}
 
     @property
     def name(self) -> str:
@@ -161,11 +167,25 @@ class Small(NamedTuple):
     @property
     def command(self) -> str:
         """The whole grid at the paper's sizes."""
-        return f"python -m xlstm_jax.experiments {self.name} --preset=paper --part=1/8"
+        return f"python -m xlstm_jax.experiments {self.name} --preset=paper"
 
 
-FORMAL = Small("formal.py", ("fig4_formal_scaled_acc", "fig12_formal_scaled_acc"), "figures 4, 12")
-ARENA = Small("lra.py", ("table6_lra_test_acc",), "table 6")
+FORMAL = Small(
+    "formal.py",
+    "figures 4, 12",
+    "Figures 4 and 12: formal languages, scaled accuracy",
+    ("fig12_formal_scaled_acc", "fig4_formal_scaled_acc"),
+)
+ARENA = Small(
+    "lra.py",
+    "table 6",
+    "Table 6: Long Range Arena, accuracy",
+    ("table6_lra_test_acc",),
+    # the paper's xLSTM is the better of two
+    {"xLSTM": ("xLSTM[1:0]", "xLSTM[0:1]"), "random": ()},
+)
+SEARCH = Small("nns.py", "figure 2, left", "Nearest neighbour search, mean squared error")
+RECALL = Small("mqar.py", "figures 5, 13 to 16", "Multi-query associative recall, accuracy")
 
 
 class Unprinted(NamedTuple):

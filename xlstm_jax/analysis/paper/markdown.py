@@ -3,7 +3,17 @@
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from xlstm_jax.analysis.paper.values import TASK_COLUMNS
+
 WIDTH = 100  # columns of a paragraph
+# the states of a row of the paper
+READY, REDUCED, HERE, OPEN = "ready", "here, reduced scale", "here", "open"
+WORDS = {
+    "params_M": "parameters (M)",
+    "slimpajama_ppl": "SlimPajama, perplexity",
+    "rank_printed": "mean rank",
+    "average_acc": "average (%)",
+}
 
 
 def table_of(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -27,3 +37,13 @@ def _filled(line: str) -> str:
     return textwrap.fill(
         line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
+
+
+def words_of(column: str) -> str:
+    """A column of paper_values.json in words."""
+    if column in WORDS:
+        return WORDS[column]
+    if column in TASK_COLUMNS:
+        task = TASK_COLUMNS[column].replace("_", " ")
+        return task if column.endswith("ppl") else f"{task} (%)"
+    return column.replace("_", " ")

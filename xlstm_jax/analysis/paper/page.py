@@ -3,6 +3,7 @@ open.
 """
 
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,18 +12,28 @@ from xlstm_jax.analysis.paper.catalogue import (
     ARENA,
     FORMAL,
     LONG_RUNS,
+    RECALL,
+    SEARCH,
     SHORT_RUNS,
     TRAINED,
     UNPRINTED,
     Entry,
-    Small,
 )
 from xlstm_jax.analysis.paper.costs import Cost, cost_of, fitting
 from xlstm_jax.analysis.paper.figures import FIGURES
 from xlstm_jax.analysis.paper.inference_section import inference_section
-from xlstm_jax.analysis.paper.markdown import paragraphs, table_of
+from xlstm_jax.analysis.paper.markdown import (
+    HERE,
+    OPEN,
+    READY,
+    REDUCED,
+    paragraphs,
+    table_of,
+    words_of,
+)
 from xlstm_jax.analysis.paper.results import PLACES, Results
 from xlstm_jax.analysis.paper.small import accuracies
+from xlstm_jax.analysis.paper.small_section import own_table, small_section
 
 TITLE = "# The paper, table by table"
 DRAWN = {table: name for name, (_, tables) in FIGURES.items() for table in tables}
@@ -34,7 +45,7 @@ NAMES = {
     "table2_gating": "table 2, below",
     "table8_matrix_memory": "table 8",
 }
-READY, REDUCED, HERE, OPEN = "ready", "here, reduced scale", "here", "open"
+MODEL = re.compile(r"xlstm_([0-9.]+[mb])\.py:?(.*?)(?:-15b)?$")
 
 
 def markdown(results: Results, root: pathlib.Path) -> str:
@@ -45,13 +56,8 @@ def markdown(results: Results, root: pathlib.Path) -> str:
         _summary(results),
         *_trained_sections(results),
         *_long_runs(results),
-        *_small_section(
-            results, FORMAL, "Figures 4 and 12: formal languages, scaled accuracy",
-            ("fig12_formal_scaled_acc", "fig4_formal_scaled_acc"),
-        ),
-        *_small_section(
-            results, ARENA, "Table 6: Long Range Arena, accuracy", ("table6_lra_test_acc",)
-        ),
+        *small_section(results, FORMAL, _image(FORMAL.tables[0])),
+        *small_section(results, ARENA, _image(ARENA.tables[0])),
         *_figure_6(results),
         *_unprinted(results),
         *inference_section(results.inference),
@@ -60,9 +66,11 @@ def markdown(results: Results, root: pathlib.Path) -> str:
 
 
 def _introduction(root: pathlib.Path) -> str:
-    fits = "; ".join(
-        f"{topology}: {len(models)} of them" for topology, models in fitting(root).items()
-    )
+    same: dict[str, list[str]] = {}
+    for topology, models in fitting(root).items():
+        names = ", ".join(MODEL.sub(r"\1 \2", model).strip() for model in models)
+        same.setdefault(names, []).append(topology)
+    fits = "; ".join(f"{', '.join(found)}: {names}" for names, found in same.items())
     return (
         "What arXiv 2405.04517 prints, row by row, and ours beside it. Written by "
         "`python -m xlstm_jax.analysis.paper` from the paper's numbers "
@@ -83,8 +91,8 @@ def _introduction(root: pathlib.Path) -> str:
         "--aot=h100:1x1x1`), which was within 2 % of the two training steps that it was fitted to "
         "and has not been checked on other mixers. *By FLOPs* takes the speed of another size of "
         "the family to reach the same share of the peak. Where no speed is known `--aot` gives "
-        "one, minutes for a model, and a line of `docs/results/speeds.jsonl` takes it up. Memory: of the xLSTM runs that were "
-        f"compiled for pods, these fit ([scaling](scaling.md)): {fits}."
+        "one, minutes for a model, and a line of `docs/results/speeds.jsonl` takes it up. Memory: "
+        f"of the xLSTM runs that were compiled for pods, these fit ([scaling](scaling.md)): {fits}."
     )
 
 
@@ -230,7 +238,7 @@ def _by_size(results: Results, table: str) -> str:
         scale = "ours, reduced scale" if row["reduced"] else "ours"
         shown = ("" if column not in found else f"{found[column]:.4g}" for column in columns)
         lines.append([scale, f"{row['model']}, {_tokens(row)}", *shown])
-    return table_of(("size", "model", *(f"{_words(column)}:" for column in columns)), lines)
+    return table_of(("size", "model", *(f"{words_of(column)}:" for column in columns)), lines)
 
 
 def _own_rows(results: Results, columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -277,36 +285,6 @@ def _extrapolation(results: Results) -> str:
     return table_of(("model", "whose", "context (tokens):", "perplexity:"), lines)
 
 
-def _small_section(results: Results, small: Small, title: str, tables: Sequence[str]) -> list[str]:
-    """An experiment: the paper's table, and ours."""
-    columns = list(dict.fromkeys(c for t in tables for c in values.TABLES[t]["columns"]))
-    printed: dict[str, dict[str, float | None]] = {}
-    for table in tables:
-        for model, row in values.rows_of(table).items():
-            printed.setdefault(model, {}).update(row)
-    of_paper = table_of(
-        ("the paper", *(f"{_words(column)}:" for column in columns)),
-        [
-            [model, *("" if row.get(c) is None else f"*{row[c]:g}*" for c in columns)]
-            for model, row in printed.items()
-        ],
-    )
-    ours = accuracies(results, small.file)
-    state = f"**{READY}**: the whole grid at the paper's sizes is `{small.command}` (job 1 of 8)."
-    if not ours.values:
-        return [f"## {title}", _image(tables[0]), of_paper, state]
-    reduced = REDUCED if "reduced" in ours.title else HERE
-    own = table_of(
-        (ours.title, *(f"{_words(column)}:" for column in ours.columns)),
-        [
-            [model, *("" if c not in row else row[c].text for c in ours.columns)]
-            for model, row in ours.values.items()
-        ],
-    )
-    state = f"**{reduced}** ([experiments](experiments.md)); {state}"
-    return [f"## {title}", _image(tables[0]), of_paper, own, state]
-
-
 def _figure_6(results: Results) -> list[str]:
     lines = []
     for entry in SHORT_RUNS:
@@ -333,25 +311,10 @@ def _unprinted(results: Results) -> list[str]:
     return [
         "## Figures and tables whose numbers the paper does not print, or we do not have",
         table_of(("paper", "what", "state", "full run", "ours"), lines),
+        *filter(None, (own_table(results, small) for small in (SEARCH, RECALL))),
     ]
 
 
 def _image(table: str) -> str:
     name = DRAWN[table]
     return f"![{name.removesuffix('.png').replace('_', ' ')}]({name})"
-
-
-def _words(column: str) -> str:
-    """A column's name in words."""
-    known = {
-        "params_M": "parameters (M)",
-        "slimpajama_ppl": "SlimPajama, perplexity",
-        "rank_printed": "mean rank",
-        "average_acc": "average (%)",
-    }
-    if column in known:
-        return known[column]
-    if column in values.TASK_COLUMNS:
-        task = values.TASK_COLUMNS[column].replace("_", " ")
-        return task if column.endswith("ppl") else f"{task} (%)"
-    return column.replace("_", " ")

@@ -15,19 +15,22 @@ class Cell(NamedTuple):
 
     Attributes:
         spread: over seeds, or of the number of samples; None where there is none.
+        share: whether it is one, from 0 to 1.
     """
 
     mean: float
     spread: float | None
     seeds: int
+    share: bool = True
 
     @property
     def text(self) -> str:
         """As it is written into tables and figures."""
         if math.isnan(self.mean):
             return "diverged"
-        spread = "" if self.spread is None else f"±{self.spread:.2f}"
-        return f"{self.mean:.2f}{spread}"
+        form = ".2f" if self.share else ".3g"
+        spread = "" if self.spread is None else f"±{self.spread:{form}}"
+        return f"{self.mean:{form}}{spread}"
 
 
 class Found(NamedTuple):
@@ -72,7 +75,7 @@ def accuracies(results: Results, file: str) -> Found:
     columns = (*known, *others)
     values = {
         experiment.models.get(model, model): {
-            cell: Cell(result.mean, result.spread, result.seeds)
+            cell: Cell(result.mean, result.spread, result.seeds, "accuracy" in experiment.metric)
             for (cell, name), result in found.items()
             if name == model
         }
@@ -87,3 +90,32 @@ def accuracies(results: Results, file: str) -> Found:
     scale = "ours, reduced scale" if experiment.reduced else "ours"
     title = f"{scale}: {span} steps, {seeds} seed{'s' if seeds > 1 else ''}"
     return Found(title, columns, values)
+
+
+class Grid(NamedTuple):
+    """An experiment at the paper's sizes.
+
+    Attributes:
+        names: the paper's name of a model -> its name on the command line.
+        absent: the paper's name of a model that the code does not have -> why.
+        runs: how many, of all learning rates, dimensions and seeds.
+    """
+
+    names: Mapping[str, str]
+    absent: Mapping[str, str]
+    runs: int
+
+
+def grid_of(file: str) -> Grid:
+    """The grid of a file below configs/, at the paper's sizes."""
+    experiment = config_files.experiment(f"configs/{file}", "paper")
+    there = [name for name in experiment.models if name not in experiment.absent]
+    runs = sum(
+        len(there) * len(experiment.dims[cell]) * len(experiment.learning_rates[cell])
+        for cell in experiment.cells
+    )
+    return Grid(
+        {experiment.models[name]: name for name in there},
+        {experiment.models[name]: why for name, why in experiment.absent.items()},
+        runs * experiment.seeds,
+    )
