@@ -1,9 +1,10 @@
 """Times of inference of models of several sizes, for the model that `python -m
 xlstm_jax.analysis.scaling inference` fits: a row for each prompt that is read, to its first token,
-and for each step that writes a token to all texts of a batch.
+and, after the shortest and the longest prompt, for a step that writes a token to all texts of each
+batch.
 
     python -m benchmarks.inference_times [--output=docs/results/inference.jsonl] [--rounds=15]
-        [--models=cpu-llama-64x3,...] [--prompts=256,1024,4096] [--batches=1,4,16]
+        [--models=cpu-llama-64x3,...] [--prompts=128,256,512,1024,2048,4096] [--batches=1,4,16]
 
 Models are variants of configs/scaling.py, with random weights. Everything is compiled and run once
 first; then all rows are timed in turns, in an order that changes, so that what else the machine
@@ -12,6 +13,7 @@ does falls on all of them alike; a row has the median of its rounds. A quiet mac
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import pathlib
@@ -40,7 +42,7 @@ MODELS = (
     "cpu-xlstm_1_0-64x4", "cpu-xlstm_1_0-128x8", "cpu-xlstm_1_0-256x10",
     "cpu-llama-64x3", "cpu-llama-128x4", "cpu-llama-256x5",
 )  # fmt: skip
-PROMPTS, BATCHES, ROUNDS = (256, 1024, 4096), (1, 4, 16), 15
+PROMPTS, BATCHES, ROUNDS = (128, 256, 512, 1024, 2048, 4096), (1, 4, 16), 15
 WRITTEN = 16  # tokens of one timed call of steps
 SPACE = 2 * WRITTEN  # of a batch's texts behind their prompts
 
@@ -53,7 +55,9 @@ class Case(NamedTuple):
 
 
 def cases(variant: str, prompts: Sequence[int], batches: Sequence[int]) -> list[Case]:
-    """What is timed of a model: one text after each prompt, and steps of each batch after each."""
+    """What is timed of a model: a first token after each prompt, and steps of each batch after the
+    shortest and the longest one.
+    """
     config = load(f"{FILE}:{variant}", {}).model
     model = build_model(config)
     params = initial_params(model)
@@ -76,29 +80,32 @@ def cases(variant: str, prompts: Sequence[int], batches: Sequence[int]) -> list[
             space=WRITTEN, sampling=GREEDY,
         )  # fmt: skip
 
+    def texts(batch: int, length: int) -> list[list[int]]:
+        return rng.integers(0, config.vocab_size, (batch, length)).tolist()
+
     found = []
     for length in prompts:
-        for batch in batches:
-            tokens = rng.integers(0, config.vocab_size, (batch, length)).tolist()
-            start = jax.block_until_ready(read(tokens))
-            row = {**about, "batch": batch, "prefill": length}
-            if batch == 1:
-                found.append(
-                    Case(
-                        {"kind": FIRST_TOKEN, **row, "flops": prompt_flops(model, length)},
-                        lambda tokens=tokens: seconds(
-                            lambda: jax.block_until_ready(write(read(tokens), 1))
-                        ),
-                    )
-                )
-            found.append(
-                Case(
-                    {"kind": TOKEN, **row, "bytes": step_bytes(config, weights, start)},
-                    lambda start=start: (
-                        seconds(lambda: jax.block_until_ready(write(start, WRITTEN))) / WRITTEN
-                    ),
-                )
+        tokens = texts(1, length)
+        row = {"kind": FIRST_TOKEN, **about, "batch": 1, "prefill": length}
+        found.append(
+            Case(
+                {**row, "flops": prompt_flops(model, length)},
+                lambda tokens=tokens: seconds(
+                    lambda: jax.block_until_ready(write(read(tokens), 1))
+                ),
             )
+        )
+    for length, batch in itertools.product(sorted({min(prompts), max(prompts)}), batches):
+        start = jax.block_until_ready(read(texts(batch, length)))
+        row = {"kind": TOKEN, **about, "batch": batch, "prefill": length}
+        found.append(
+            Case(
+                {**row, "bytes": step_bytes(config, weights, start)},
+                lambda start=start: (
+                    seconds(lambda: jax.block_until_ready(write(start, WRITTEN))) / WRITTEN
+                ),
+            )
+        )
     return found
 
 

@@ -41,8 +41,9 @@ def style(number: int) -> dict[str, Any]:
 
 
 def dress(axes: Axes, legend_columns: int = 1) -> None:
-    """A faint grid, no box, a legend where something has a label."""
+    """A faint grid, no box, a title of modest size, a legend where something has a label."""
     axes.grid(alpha=0.3)
+    axes.title.set_fontsize(10)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8, ncols=legend_columns)

@@ -255,7 +255,8 @@ def _heat_maps(printed: Mapping[str, Mapping[str, float | None]], ours: Found, w
     figure = Figure(figsize=(width, 0.32 * sum(heights) + 1), layout="constrained")
     grid = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     numbers = np.array([[_nan(row.get(column)) for column in columns] for row in printed.values()])
-    texts = [["" if math.isnan(x) else f"{x:.3g}" for x in row] for row in numbers]
+    by_column = [values.as_printed(row.get(c) for row in printed.values()) for c in columns]
+    texts = list(zip(*by_column, strict=True))
     image = figure_style.heat_map(
         grid[0], numbers, texts, list(printed), [column.replace("_", " ") for column in columns]
     )

@@ -228,10 +228,15 @@ def _long_runs(results: Results) -> list[str]:
 def _by_size(results: Results, table: str) -> str:
     """A table of the paper that has rows for each size and model; ours below."""
     columns = values.TABLES[table]["columns"]
-    lines = [
-        [size, model, *(f"*{row[column]:g}*" for column in columns)]
+    printed = [
+        (size, model, row)
         for size in values.SLIMPAJAMA
         for model, row in values.rows_of(table, size).items()
+    ]
+    by_column = [values.as_printed(row[column] for *_, row in printed) for column in columns]
+    lines = [
+        [size, model, *(f"*{shown}*" for shown in row)]
+        for (size, model, _), row in zip(printed, zip(*by_column, strict=True), strict=True)
     ]
     for row in _own_rows(results, columns):
         found = {**row["values"], "params_M": row["parameters"] / 1e6}
@@ -272,7 +277,7 @@ def _wins() -> str:
 
 def _extrapolation(results: Results) -> str:
     lines = [
-        [f"{model}, 1.3B", "*the paper*", "16,384", f"*{value:g}*"]
+        [f"{model}, 1.3B", "*the paper*", "16,384", f"*{value:.2f}*"]
         for model, value in values.EXTRAPOLATION.items()
     ]
     for row in results.evaluations:

@@ -15,13 +15,14 @@ def small_section(results: Results, small: Small, image: str) -> list[str]:
         for model, row in values.rows_of(table).items():
             printed.setdefault(model, {}).update(row)
     grid, ours = grid_of(small.file), accuracies(results, small.file)
+    by_column = [values.as_printed(row.get(c) for row in printed.values()) for c in columns]
     lines = [
         [
             model,
-            *("" if row.get(c) is None else f"*{row[c]:g}*" for c in columns),
+            *(shown and f"*{shown}*" for shown in row),
             *_state(small, grid, ours, model),
         ]
-        for model, row in printed.items()
+        for model, row in zip(printed, zip(*by_column, strict=True), strict=True)
     ]
     header = ("the paper", *(f"{words_of(column)}:" for column in columns), "state", "full run")
     note = (

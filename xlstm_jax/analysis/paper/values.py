@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 TABLES: Mapping[str, Any] = json.loads(
@@ -72,6 +72,13 @@ def by_model(table: str, names: Mapping[str, str]) -> dict[str, dict[str, float]
         model: {name: found[column] for column, name in names.items() if found[column] is not None}
         for model, found in rows_of(table).items()
     }
+
+
+def as_printed(column: Iterable[float | None]) -> list[str]:
+    """The values of a column with as many decimals as the paper prints in it; "" for none."""
+    column = list(column)
+    digits = max(len(f"{value:g}".partition(".")[2]) for value in column if value is not None)
+    return ["" if value is None else f"{value:,.{digits}f}" for value in column]
 
 
 # Table 3: size -> model -> perplexity on SlimPajama, and of its tasks the values of TASK_COLUMNS

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from xlstm_jax.analysis import figure_style
 from xlstm_jax.analysis.scaling.inference import KINDS, Fitted
@@ -153,8 +154,13 @@ def inference_figure(results: Sequence[Fitted]) -> Figure:
                 along = np.geomspace(work.min(), work.max(), 100)
                 axes.plot(along, 1e3 * one.fit(along), color=style["color"], linewidth=1)
         axes.set(xlabel=xlabel, ylabel="milliseconds", title=KINDS[kind])
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(figure_style.plain_numbers())
+        axes.set_xscale("log", subs=(2, 5))
+        axes.set_yscale("log", subs=(2, 5))
+        for axis, form in (
+            (axes.xaxis, EngFormatter(sep="")), (axes.yaxis, figure_style.plain_numbers()),
+        ):  # fmt: skip
+            axis.set_major_formatter(form)
+            axis.set_minor_formatter(form)
+        axes.tick_params(axis="x", which="both", labelrotation=30)
         figure_style.dress(axes)
     return figure
