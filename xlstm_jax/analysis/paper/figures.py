@@ -228,7 +228,10 @@ def _own_series(axes: Axes, results: Results) -> None:
 
 def _own_extrapolation(axes: Axes, curves: Sequence[Mapping[str, Any]]) -> None:
     lengths = sorted({int(length) for row in curves for length in row["values"]})
-    for number, row in enumerate(curves):
+    others = [row["model"] for row in curves if row["model"] not in values.MODELS]
+    for row in curves:
+        # the colour that the model has in the paper's panel
+        number = [*values.MODELS, *others].index(row["model"])
         points = sorted((int(length), value) for length, value in row["values"].items())
         label = f"{row['model']}, {row['parameters'] / 1e6:.3g}M"
         axes.plot(*zip(*points, strict=True), **figure_style.style(number), label=label)
