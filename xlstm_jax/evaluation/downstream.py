@@ -89,7 +89,8 @@ def evaluate_tasks(
     """Task -> metric -> value, as the harness reports them.
 
     Args:
-        tasks, include_path: as in `find_tasks`.
+        tasks: as in `find_tasks`.
+        include_path: as in `find_tasks`.
         limit: documents of each task.
         max_length: of the windows of rolling log-likelihoods; contexts of the other requests are
             never cut.

@@ -16,7 +16,6 @@ from jax.sharding import PartitionSpec as P
 from xlstm_jax.errors import UserError
 from xlstm_jax.typing import Array
 
-# Logical axis -> mesh axes. Layers name the left side only.
 LOGICAL_AXIS_RULES = {
     # of activations
     "batch": ("data", "fsdp"),
@@ -42,6 +41,7 @@ LOGICAL_AXIS_RULES = {
     "block_in": (),
     "block_out": (),
 }
+"""Logical axis -> mesh axes. Layers name the left side only."""
 
 
 def mesh_in_trace() -> AbstractMesh:

@@ -85,7 +85,9 @@ def fit_parametric(
     last digit: starts that lead nowhere cost little.
 
     Args:
-        params, tokens, loss: of the runs; loss in nats.
+        params: of each run.
+        tokens: of each run.
+        loss: of each run, in nats.
         outer_exponent: fit gamma too; else it is 1.
         huber_delta: residuals of ln L beyond it count linearly.
         grid: starts of each coefficient; that of gamma is unused without the outer exponent.
