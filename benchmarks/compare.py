@@ -33,13 +33,13 @@ import jax
 from benchmarks import comparison_report
 from configs.comparison import GROUPS
 from xlstm_jax import command_line, config_files, config_flags
+from xlstm_jax.analysis.choosing import FINAL, Result, results_of
 from xlstm_jax.analysis.parameters import count_parameters
 from xlstm_jax.config import Config
 from xlstm_jax.data.splits import validation_sets
 from xlstm_jax.errors import Diverged, UserError
 from xlstm_jax.evaluation.speed import time_lengths
 from xlstm_jax.experiments import rows as results
-from xlstm_jax.experiments.choosing import FINAL, Result, results_of
 from xlstm_jax.experiments.grid import Experiment, Run, narrowed, runs_of
 from xlstm_jax.experiments.running import config_of, run_grid
 from xlstm_jax.interop.opening import open_checkpoint
