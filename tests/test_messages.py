@@ -9,7 +9,12 @@ import sys
 from xlstm_jax import installation
 
 ROOT = pathlib.Path(__file__).parents[1]
-FILES = [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "xlstm_jax").rglob("*.py"))]
+# docs/paper.md is a page of the clone, with commands as in all pages
+FILES = [ROOT / "train.py", ROOT / "eval.py"] + [
+    file
+    for file in sorted((ROOT / "xlstm_jax").rglob("*.py"))
+    if not file.is_relative_to(ROOT / "xlstm_jax/analysis/paper")
+]
 
 
 def messages(file: pathlib.Path) -> list[str]:

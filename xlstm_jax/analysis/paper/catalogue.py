@@ -43,10 +43,11 @@ class Entry(NamedTuple):
     @property
     def command(self) -> str:
         """What a cluster runs."""
-        return " ".join([TRAIN, f"--config=configs/{self.config}", *self.flags, "--workdir=DIR"])
+        return " ".join(
+            ["python train.py", f"--config=configs/{self.config}", *self.flags, "--workdir=DIR"]
+        )
 
 
-TRAIN = "python train.py"  # as pages write it
 # the paper's name of a model -> its file, for models that are no xLSTM
 FILES = {
     "GPT-3": "gpt3.py",
