@@ -1,8 +1,6 @@
-"""The loss in parts of the tokens is the loss of all of them, in value, gradients and everything but
-memory.
+"""The loss in parts of the tokens is the loss of all of them, in value, gradients and everything
+but memory.
 """
-
-import functools
 
 import flax.linen as nn
 import jax

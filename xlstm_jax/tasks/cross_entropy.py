@@ -98,26 +98,28 @@ def _forward(plan: _Plan, y, kernel, targets, mask):
     filled, parts = _filled_kernel(plan, kernel), _tokens(plan, y, targets, mask)
 
     def add_part(carry, tokens):
-        total, dkernel = carry
+        loss_before, dkernel = carry
         y, targets, mask = tokens
-        loss, logits, log_total = _loss(plan, filled, vocabulary, *tokens)
-        # the barrier keeps XLA from writing the capped logits in float32 for both of their uses
-        logits, log_total = lax.optimization_barrier((logits, log_total))
-        log_total = jnp.where(mask, log_total, jnp.inf)  # what is masked has no probability
-        is_target = jnp.arange(vocabulary) == targets[..., None]
+        loss, logits, largest, total = _loss(plan, filled, vocabulary, *tokens)
+        if platform() != "cpu":
+            # On accelerators an exponential costs less than to write it and to read it again, in
+            # float32: the barrier keeps XLA from doing so for both of its uses.
+            logits, largest, total = lax.optimization_barrier((logits, largest, total))
+        probable = jnp.where(mask, 1 / total, 0.0)[..., None]
         capped = soft_cap(logits.astype(dtype), plan.cap)
-        dlogits = jnp.exp(capped - log_total[..., None]) - is_target
+        is_target = jnp.arange(vocabulary) == targets[..., None]
+        dlogits = jnp.exp(capped - largest[..., None]) * probable - is_target
         if plan.cap is not None:
             dlogits *= 1 - jnp.square(capped / plan.cap)
         dlogits = _filled(dlogits.astype(plan.dtype), filled.shape[1])
         dy = _product("sne,de->snd", dlogits, filled, dtype)
         dkernel += _product("snd,sne->sde", y, dlogits, dtype)
-        return (total + loss, constrain(dkernel, "tokens", None, "vocab")), dy
+        return (loss_before + loss, constrain(dkernel, "tokens", None, "vocab")), dy
 
     zeros = jnp.zeros((), dtype), jnp.zeros((parts[0].shape[1], *filled.shape), dtype)
-    (total, dkernel), dy = lax.scan(add_part, zeros, parts)
+    (loss, dkernel), dy = lax.scan(add_part, zeros, parts)
     dkernel = constrain(jnp.sum(dkernel, axis=0)[:, :vocabulary], "embed", "vocab")
-    return total, (_joined(dy, y.shape), dkernel)
+    return loss, (_joined(dy, y.shape), dkernel)
 
 
 def _backward(plan: _Plan, gradients, cotangent):
@@ -139,19 +141,19 @@ def _loss(
     y: Float[Array, "S n D"],
     targets: Int[Array, "S n"],
     mask: Bool[Array, "S n"],
-) -> tuple[Float[Array, ""], Float[Array, "S n E"], Float[Array, "S n"]]:
-    """The loss of some tokens, their logits before the cap, and the logarithm of the summed
-    exponentials of the capped ones.
+) -> tuple[Float[Array, ""], Float[Array, "S n E"], Float[Array, "S n"], Float[Array, "S n"]]:
+    """The loss of some tokens and their logits before the cap; of those after it the largest, and
+    the sum of their exponentials over its own.
     """
     logits, dtype = _product("snd,de->sne", y, filled, plan.dtype), _wide(plan.dtype)
     logits = constrain(logits, "tokens", None, "vocab")[..., :vocabulary]
     largest = soft_cap(jnp.max(logits, axis=-1).astype(dtype), plan.cap)  # the cap is monotonic
     largest = lax.stop_gradient(largest)
     capped = soft_cap(logits.astype(dtype), plan.cap)
-    log_total = largest + jnp.log(jnp.sum(jnp.exp(capped - largest[..., None]), axis=-1))
+    total = jnp.sum(jnp.exp(capped - largest[..., None]), axis=-1)
     target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0].astype(dtype)
-    losses = log_total - soft_cap(target, plan.cap)
-    return jnp.sum(jnp.where(mask, losses, 0.0)), logits, log_total
+    losses = largest + jnp.log(total) - soft_cap(target, plan.cap)
+    return jnp.sum(jnp.where(mask, losses, 0.0)), logits, largest, total
 
 
 def _product(letters: str, a: Array, b: Array, dtype: jnp.dtype) -> Array:
