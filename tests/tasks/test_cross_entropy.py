@@ -2,6 +2,8 @@
 but memory.
 """
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,8 @@ import pytest
 
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.models import build_model
+from xlstm_jax.parallel import make_mesh
+from xlstm_jax.parallel.mesh import MeshConfig
 from xlstm_jax.tasks.cross_entropy import (
     LOGITS_BYTES,
     cross_entropy_sum,
@@ -68,6 +72,33 @@ def test_value_and_gradients_are_those_of_all_logits(cap, parts, multiple):
         found = jax.jit(jax.value_and_grad(loss, (0, 1)))(y, kernel)
         close(found, jax.jit(jax.value_and_grad(expected, (0, 1)))(y, kernel), 1e-12)
         close(jax.jit(loss)(y, kernel), found[0], 1e-14)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "rows"), [((8, 1, 1, 1), 8), ((1, 2, 2, 2), 4), ((2, 1, 2, 2), 3)], ids=str
+)
+def test_a_mesh_changes_nothing_and_sums_the_kernels_gradient_once(mesh, rows):
+    """Also where the rows (3) and the columns (22, filled up to 24) can't be dealt out evenly."""
+    with jax.enable_x64(True):
+        y, kernel, targets, mask = draw(batch=rows, time=10)
+
+        def loss(y, kernel):
+            return projected_cross_entropy_sum(
+                y, kernel, targets, mask, cap=2.0, parts=3, multiple=4
+            )
+
+        expected = jax.jit(
+            jax.value_and_grad(
+                lambda y, kernel: of_all_logits(y, kernel, targets, mask, 2.0), (0, 1)
+            )
+        )(y, kernel)
+        with jax.set_mesh(make_mesh(MeshConfig(*mesh))):
+            program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(y, kernel).compile()
+            close(program(y, kernel), expected, 1e-12)
+        in_loops, once = program.as_text().split("ENTRY")
+        of_the_kernel = r"f64\[(1,)?5,(12|24)\]\S* all-reduce\("
+        assert re.search(of_the_kernel, once) or rows == 3
+        assert not re.search(of_the_kernel, in_loops)
 
 
 @pytest.mark.parametrize("cap", [None, 2.0])

@@ -85,12 +85,13 @@ def token_parts(logits: int, devices: int) -> tuple[int, int]:
 
 
 def _value(plan: _Plan, y, kernel, targets, mask) -> Float[Array, ""]:
-    filled, total = _filled_kernel(plan, kernel), jnp.zeros((), _wide(plan.dtype))
+    filled, parts = _filled_kernel(plan, kernel), _tokens(plan, y, targets, mask)
 
-    def add_part(total, tokens):
-        return total + _loss(plan, filled, kernel.shape[1], *tokens)[0], None
+    def add_part(losses, tokens):
+        return losses + _losses(plan, filled, kernel.shape[1], *tokens)[0], None
 
-    return lax.scan(add_part, total, _tokens(plan, y, targets, mask))[0]
+    zeros = jnp.zeros(parts[0].shape[1], _wide(plan.dtype))
+    return jnp.sum(lax.scan(add_part, zeros, parts)[0])
 
 
 def _forward(plan: _Plan, y, kernel, targets, mask):
@@ -98,9 +99,9 @@ def _forward(plan: _Plan, y, kernel, targets, mask):
     filled, parts = _filled_kernel(plan, kernel), _tokens(plan, y, targets, mask)
 
     def add_part(carry, tokens):
-        loss_before, dkernel = carry
+        losses, dkernel = carry
         y, targets, mask = tokens
-        loss, logits, largest, total = _loss(plan, filled, vocabulary, *tokens)
+        of_part, logits, largest, total = _losses(plan, filled, vocabulary, *tokens)
         if platform() != "cpu":
             # On accelerators an exponential costs less than to write it and to read it again, in
             # float32: the barrier keeps XLA from doing so for both of its uses.
@@ -114,12 +115,13 @@ def _forward(plan: _Plan, y, kernel, targets, mask):
         dlogits = _filled(dlogits.astype(plan.dtype), filled.shape[1])
         dy = _product("sne,de->snd", dlogits, filled, dtype)
         dkernel += _product("snd,sne->sde", y, dlogits, dtype)
-        return (loss_before + loss, constrain(dkernel, "tokens", None, "vocab")), dy
+        return (losses + of_part, constrain(dkernel, "tokens", None, "vocab")), dy
 
-    zeros = jnp.zeros((), dtype), jnp.zeros((parts[0].shape[1], *filled.shape), dtype)
-    (loss, dkernel), dy = lax.scan(add_part, zeros, parts)
+    shards = parts[0].shape[1]
+    zeros = jnp.zeros(shards, dtype), jnp.zeros((shards, *filled.shape), dtype)
+    (losses, dkernel), dy = lax.scan(add_part, zeros, parts)
     dkernel = constrain(jnp.sum(dkernel, axis=0)[:, :vocabulary], "embed", "vocab")
-    return loss, (_joined(dy, y.shape), dkernel)
+    return jnp.sum(losses), (_joined(dy, y.shape), dkernel)
 
 
 def _backward(plan: _Plan, gradients, cotangent):
@@ -134,16 +136,16 @@ def _push(plan: _Plan, gradients, tangents):
 _in_parts = with_backward(_value, _forward, _backward, _push)
 
 
-def _loss(
+def _losses(
     plan: _Plan,
     filled: VocabularyKernel,
     vocabulary: int,
     y: Float[Array, "S n D"],
     targets: Int[Array, "S n"],
     mask: Bool[Array, "S n"],
-) -> tuple[Float[Array, ""], Float[Array, "S n E"], Float[Array, "S n"], Float[Array, "S n"]]:
-    """The loss of some tokens and their logits before the cap; of those after it the largest, and
-    the sum of their exponentials over its own.
+) -> tuple[Float[Array, " S"], Float[Array, "S n E"], Float[Array, "S n"], Float[Array, "S n"]]:
+    """The summed losses of some tokens and their logits before the cap; of those after it the
+    largest, and the sum of their exponentials over its own.
     """
     logits, dtype = _product("snd,de->sne", y, filled, plan.dtype), _wide(plan.dtype)
     logits = constrain(logits, "tokens", None, "vocab")[..., :vocabulary]
@@ -153,7 +155,7 @@ def _loss(
     total = jnp.sum(jnp.exp(capped - largest[..., None]), axis=-1)
     target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0].astype(dtype)
     losses = largest + jnp.log(total) - soft_cap(target, plan.cap)
-    return jnp.sum(jnp.where(mask, losses, 0.0)), logits, largest, total
+    return jnp.sum(jnp.where(mask, losses, 0.0), axis=-1), logits, largest, total
 
 
 def _product(letters: str, a: Array, b: Array, dtype: jnp.dtype) -> Array:
