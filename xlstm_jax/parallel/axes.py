@@ -20,6 +20,7 @@ LOGICAL_AXIS_RULES = {
     # of activations
     "batch": ("data", "fsdp"),
     "time": ("sequence",),
+    "tokens": ("data", "fsdp", "sequence"),  # rows and time as one axis
     "channels": (),  # of the residual stream
     # of parameters; inner, ffn, vocab and heads are axes of activations too
     "embed": ("fsdp",),
