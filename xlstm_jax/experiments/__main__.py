@@ -24,6 +24,7 @@ from xlstm_jax.experiments.report import report
 from xlstm_jax.experiments.running import config_of, run_grid
 from xlstm_jax.installation import python
 from xlstm_jax.interrupts import Preempted
+from xlstm_jax.parallel.host_memory import keep_freed_memory
 from xlstm_jax.paths import check_can_be_written
 from xlstm_jax.training.console import end_of_output
 
@@ -46,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
     def command() -> None:
         action, name, rest = _taken_apart(argv)
         flags = command_line.parse([argv[0], *rest], __doc__, FLAGS, config_flags.without_config)
+        keep_freed_memory()
         preset = flags.preset or "small"
         file = _file_of(name)
         experiment: Experiment = config_files.experiment(file, preset)
