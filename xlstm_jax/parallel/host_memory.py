@@ -22,8 +22,8 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     """Keeps freed memory for the next step where nothing but the CPU computes; returns whether it
     does. To be called before jax is first used: its threads choose their heaps when they begin.
 
-    For programs with little memory: the process's own stays at its peak, which is the higher as the
-    heap gets holes, 250 MB for a program with 66. Where the user has set one of glibc's own variables
+    For programs with little memory: the process's own stays at its peak, which grows as the heap
+    gets holes (250 MB for a program with 66). Where the user has set one of glibc's own variables
     (MALLOC_ARENA_MAX and the like), and with another C library, nothing is changed.
     """
     if not _computes_on_cpu(environment) or any(

@@ -200,11 +200,7 @@ def train(
             if config.eval.sample_tokens and task.tokenizer is not None:
                 write_sample(task, state.params, config, folder, writer)
         if checkpoints.latest_step() != steps:
-            raise UserError(
-                f"all {steps} steps are done, but the last one could not be saved; make room on "
-                f"the disk of {str(folder.checkpoints)!r} and give the same command again, it goes "
-                f"on from step {checkpoints.latest_step() or 0}"
-            )
+            raise UserError(not_saved(folder, checkpoints, steps))
     _draw_loss(folder, task, drawing)
     say(folder.loss_figure, *next_commands(folder, workdir, config, task.writes_text))
     return summary
@@ -216,6 +212,15 @@ FIRST = "validation"  # the held-out set by which checkpoints are judged
 def shown(name: str) -> str:
     """A held-out set as a person reads it."""
     return "held-out" if name == FIRST else name.removeprefix(f"{FIRST}/")
+
+
+def not_saved(folder: RunFolder, checkpoints: Checkpoints, steps: int) -> str:
+    """What a person is told when the last step could not be saved."""
+    return (
+        f"all {steps} steps are done, but the last one could not be saved; make room on the disk "
+        f"of {str(folder.checkpoints)!r} and give the same command again, it goes on from step "
+        f"{checkpoints.latest_step() or 0}"
+    )
 
 
 def check_length_of_run(steps: int, done: int | None) -> None:

@@ -1,5 +1,6 @@
 """What is told of each step: an event in metrics.jsonl and a line on the terminal."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -27,9 +28,10 @@ class Report:
         folder: RunFolder,
         device_kind: str,
         devices: int,
+        tell: Callable[[str], None] = say,
     ) -> None:
         self._config, self._writer, self._wall_time = config, writer, wall_time
-        self._folder, self._devices = folder, devices
+        self._folder, self._devices, self._tell = folder, devices, tell
         self._speed = Speed(config.train.steps)
         self._tokens = config.data.batch_size * config.data.context_length
         peak = peak_flops(device_kind)
@@ -54,13 +56,13 @@ class Report:
                 "mfu": rate * share if rate and share else None,
             }
             self._writer.write(step, "train", values | self._wall_time.values())
-            say(console_line(step, steps, values, seconds_left, self._devices))
+            self._tell(console_line(step, steps, values, seconds_left, self._devices))
 
     def _skipped(self, step: int, values: dict[str, Any]) -> None:
         rows, most = self._config.data.batch_size, self._config.train.max_skipped
         samples = {"first_sample": (step - 1) * rows, "last_sample": step * rows - 1}
         self._writer.write(step, "skipped", values | samples)
-        say(skipped_line(step, self._config.train.steps, values, **samples))
+        self._tell(skipped_line(step, self._config.train.steps, values, **samples))
         if (in_a_row := values["skipped_in_a_row"]) >= most:
             raise Diverged(
                 f"step {step}: {in_a_row} steps in a row were skipped (train.max_skipped {most}), "
