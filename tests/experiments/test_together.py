@@ -39,43 +39,47 @@ def test_groups_differ_in_rate_and_seed_alone_and_parts_share_groups():
     assert part_of(groups, (2, 3)) == [groups[1], groups[4], groups[7]]
 
 
-@pytest.mark.parametrize("side_by_side", [True, False])
-def test_the_joint_step_is_the_single_ones(side_by_side):
+TOLD = ("loss", "learning_rate", "grad_norm", "update_norm")
+XLSTM = {"model.blocks": "mlstm,slstm+mlp", "model.num_blocks": 2}
+XLSTM |= {"model.mlstm.num_heads": 1, "model.slstm.num_heads": 1}
+
+
+@pytest.mark.parametrize(
+    ("side_by_side", "blocks"),
+    [(True, {}), (False, {}), pytest.param(True, XLSTM, marks=pytest.mark.slow)],
+)
+def test_the_joint_step_is_the_single_ones(side_by_side, blocks):
     """Losses and parameters of 2 rates x 2 seeds over three steps, with dropout's own keys."""
-    overrides = {"model.blocks": "mlstm,slstm+mlp", "model.num_blocks": 2, "model.dropout": 0.2}
-    overrides |= {"model.mlstm.num_heads": 1, "model.slstm.num_heads": 1}
-    configs = [config_of(run, **overrides) for run in RUNS]
+    configs = [config_of(run, **blocks, **{"model.dropout": 0.2}) for run in RUNS]
     task = task_of(configs[0])
     model = task.model(stacked=True)
     batches = [task.batch(0, step, range(8)) for step in range(3)]
-    singles, losses = [], []
+    begun, alone = [], []
     for config in configs:
         schedule = make_schedule(config.optimizer, config.train.steps)
         optimizer = make_optimizer(config.optimizer, schedule)
-        begun = init_state(task, model, optimizer, config.train)
-        step, state = make_train_step(task, model, optimizer, schedule, config.train), begun
-        singles.append(begun)
-        own = []
+        state = jax.jit(lambda: init_state(task, model, optimizer, config.train))()  # noqa: B023
+        begun.append(jax.tree.map(np.asarray, state))
+        step, told = make_train_step(task, model, optimizer, schedule, config.train), []
         for batch in batches:
-            state, metrics = step(jax.tree.map(lambda x: x.copy(), state), batch)
-            own.append([float(metrics[name]) for name in ("loss", "learning_rate", "grad_norm")])
-        losses.append((state, own))
-    states = jax.tree.map(lambda *leaves: np.stack(leaves), *singles)
-    joint = make_joint_step(task, model, configs, side_by_side=side_by_side)
-    found = []
+            state, metrics = step(state, batch)
+            told.append([float(metrics[name]) for name in TOLD])
+        alone.append((state.params, told))
+    states = jax.tree.map(lambda *leaves: np.stack(leaves), *begun)
+    joint, told = make_joint_step(task, model, configs, side_by_side=side_by_side), []
     for number, batch in enumerate(batches):
         states, metrics = joint(states, batch, np.int32(number + 1))
-        found.append(
-            np.stack([metrics[name] for name in ("loss", "learning_rate", "grad_norm")], -1)
-        )
-    for number, (state, own) in enumerate(losses):
-        np.testing.assert_allclose(np.stack(found)[:, number], own, rtol=1e-4)
+        told.append(np.stack([metrics[name] for name in TOLD], axis=-1))
+    for number, (params, expected) in enumerate(alone):
+        np.testing.assert_allclose(np.stack(told)[:, number], expected, rtol=1e-4)
+        # AdamW divides a gradient by its own size: of one near 0, rounding is seen in the parameter,
+        # as a small part of three updates of up to 0.1 each
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
             of_number(states.params, number),
-            state.params,
+            params,
         )
-    assert len({loss for _, own in losses for loss, *_ in own}) == 12  # no two runs are one
+    assert len({expected[-1][0] for _, expected in alone}) == 4  # no two runs are one
     # a run that is ahead of the others waits for them
     before = jax.tree.map(np.asarray, states)
     states, _ = joint(states, batches[0], np.int32(3))
@@ -94,6 +98,7 @@ def rows_of(folder, run):
 def test_the_rows_are_those_of_single_runs_wherever_the_group_goes_on(tmp_path):
     """Of the group one run was begun alone, one is done, one diverges."""
     arguments = ["--cells=parity", "--models=small", "--learning_rates=0.1,0.01,1e38", "--seeds=1"]
+    arguments += ["--config.train.max_skipped=1"]
 
     def call(name, *more):
         where = f"--workdir={tmp_path / name}"
@@ -102,7 +107,7 @@ def test_the_rows_are_those_of_single_runs_wherever_the_group_goes_on(tmp_path):
 
     runs = [Run("parity", "small", 8, rate, 0) for rate in (0.1, 0.01, 1e38)]
     alone = call("alone")
-    config = config_of(runs[1])
+    config = config_of(runs[1], **{"train.max_skipped": 1})
     begun = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
     train(begun, tmp_path / "together" / "tiny_grid" / "small" / runs[1].name)
     together = call("together", "--together=3")
