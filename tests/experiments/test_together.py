@@ -72,8 +72,8 @@ def test_the_joint_step_is_the_single_ones(side_by_side, blocks):
         told.append(np.stack([metrics[name] for name in TOLD], axis=-1))
     for number, (params, expected) in enumerate(alone):
         np.testing.assert_allclose(np.stack(told)[:, number], expected, rtol=1e-4)
-        # AdamW divides a gradient by its own size: of one near 0, rounding is seen in the parameter,
-        # as a small part of three updates of up to 0.1 each
+        # AdamW divides a gradient by its own size: of one near 0, rounding is seen in the parameter
+        # (three updates of up to 0.1 each)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
             of_number(states.params, number),
