@@ -1,4 +1,4 @@
-# make train | test | slow | scaling-check | kernels | slow-kernels | faults | parity | benchmark-cpu | benchmark-inference | benchmark-baselines | compare | aot-gpu | on-a-gpu | modelled-steps | scaling-table | lint
+# make train | test | slow | scaling-check | paper | kernels | slow-kernels | faults | parity | benchmark-cpu | benchmark-inference | benchmark-baselines | compare | aot-gpu | on-a-gpu | modelled-steps | scaling-table | lint
 # PYTHON=python3.12 chooses the interpreter, VENV=.venv312 and DEV=.venv312-dev other environments.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ DEV ?= .venv-dev
 WORKDIR ?= runs/quickstart
 PYTEST := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-$(notdir $(DEV)) $(DEV)/bin/python -m pytest -q -p no:cacheprovider
 
-.PHONY: train test slow scaling-check kernels slow-kernels faults parity benchmark-cpu benchmark-inference benchmark-baselines compare aot-gpu on-a-gpu modelled-steps scaling-table lint clean
+.PHONY: train test slow scaling-check paper kernels slow-kernels faults parity benchmark-cpu benchmark-inference benchmark-baselines compare aot-gpu on-a-gpu modelled-steps scaling-table lint clean
 
 # Huge pages spare XLA the page faults of its temporaries (docs/performance.md).
 train: $(VENV)/installed
@@ -53,6 +53,10 @@ compare: $(VENV)/installed
 # How often the intervals of scaling laws hold the truth: minutes.
 scaling-check: $(DEV)/installed
 	$(PYTEST) -s tests/analysis/scaling/check_coverage.py
+
+# docs/paper.md: the paper's tables row by row, ours beside them, what a full run costs.
+paper: $(DEV)/installed
+	JAX_PLATFORMS=cpu $(DEV)/bin/python -m xlstm_jax.analysis.paper
 
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff check .

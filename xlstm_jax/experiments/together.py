@@ -10,7 +10,7 @@ on with what the other has begun.
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -28,9 +28,17 @@ from xlstm_jax.runs.checkpoints import Checkpoints
 from xlstm_jax.runs.folder import RunFolder, check_data, open_run, write_config, write_data_record
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
 from xlstm_jax.tasks.task import Batch, Task
+from xlstm_jax.training.callbacks import Callbacks, Run
 from xlstm_jax.training.console import say, step_name
-from xlstm_jax.training.loop import FIRST, check_finite, check_length_of_run, not_saved, shown
-from xlstm_jax.training.metrics import MetricsWriter, read_records
+from xlstm_jax.training.loop import (
+    FIRST,
+    check_finite,
+    check_length_of_run,
+    keep_compiled,
+    not_saved,
+    shown,
+)
+from xlstm_jax.training.metrics import read_records
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.preemption import Preemption
 from xlstm_jax.training.report import Report
@@ -38,6 +46,7 @@ from xlstm_jax.training.starting import Keeper
 from xlstm_jax.training.state import TrainState
 from xlstm_jax.training.step import Metrics, train_step
 from xlstm_jax.training.timing import WallTime
+from xlstm_jax.training.writers import writers_of
 
 OWN_KEYS = {"optimizer.learning_rate", "optimizer.final_fraction", "train.seed"}
 JointStep = Callable[[TrainState, Batch, int], tuple[TrainState, Metrics]]
@@ -102,6 +111,7 @@ def train_together(configs: Mapping[pathlib.Path, Config]) -> dict[pathlib.Path,
     folders = {path: open_run(path, own) for path, own in configs.items()}
     for folder in folders.values():
         check_data(folder, task.record())
+        keep_compiled(folder)
     with (
         jax.set_mesh(mesh),
         contextlib.ExitStack() as opened,
@@ -125,11 +135,10 @@ def train_together(configs: Mapping[pathlib.Path, Config]) -> dict[pathlib.Path,
             accumulation_steps=config.train.accumulation_steps,
         )
 
-        def evaluate_on(number: int, step: int, names: Iterable[str]) -> None:
+        def summary_of(number: int, name: str) -> Summary:
             params = of_number(states.params, number)
-            for name in names:
-                found = evaluate(eval_step, params, held_out[name], config.eval.batch_size, mesh)
-                group[number].evaluated(step, name, task.summary(found), task.line)
+            rows = config.eval.batch_size
+            return task.summary(evaluate(eval_step, params, held_out[name], rows, mesh))
 
         first, pending = min(one.start for one in group) + 1, None
         batches = task.batches(first - 1, range(config.data.batch_size))
@@ -143,27 +152,28 @@ def train_together(configs: Mapping[pathlib.Path, Config]) -> dict[pathlib.Path,
             pending = step, metrics
             preempted = preemption.reached(step)
             evaluated = step % config.eval.every == 0 or step == steps
-            at_work = [n for n, one in enumerate(group) if one.start < step and not one.diverged]
-            saved = preempted or any(group[number].checkpoints.due(step) for number in at_work)
+            saved = preempted or any(one.checkpoints.due(step) for one in group)
             if not evaluated and not saved:
                 continue
             _tell(group, *pending)
             pending = None
-            for number in at_work:
-                if evaluated:
-                    evaluate_on(number, step, held_out)
-                if saved:
-                    group[number].save(of_number(states, number), step, force=preempted)
+            for number, one in enumerate(group):
+                if one.is_training(step) and evaluated:
+                    one.evaluated(step, {name: summary_of(number, name) for name in held_out})
+                if one.is_training(step) and saved:
+                    loss = one.summary["loss"] if evaluated else None
+                    one.save(of_number(states, number), step, loss, force=preempted)
             if preempted and step < steps:
                 left = [one for one in group if not one.diverged]
                 raise preemption.ended_at(step, saved=all(one.is_saved(step) for one in left))
-            preemption.saved(min(one.checkpoints.latest_step() or 0 for one in group))
+            preemption.saved(min(one.checkpoints.latest_step() or 0 for one in group) or None)
         preemption.nothing_to_save()
         for number, one in enumerate(group):
-            if one.summary is None and not one.diverged:  # it was finished already
-                evaluate_on(number, steps, [FIRST])
-            if not one.diverged and not one.is_saved(steps):
-                raise UserError(not_saved(one.folder, one.checkpoints, steps))
+            if one.diverged:
+                continue
+            if one.summary is None:  # it was finished already
+                one.summary = summary_of(number, FIRST)
+            one.finished()
     return {path: one.summary for path, one in zip(configs, group, strict=True)}
 
 
@@ -184,50 +194,56 @@ class _Member:
         opened: contextlib.ExitStack,
     ) -> None:
         model = task.model(stacked=True)
-        schedule = make_schedule(config.optimizer, config.train.steps)
-        self.folder, self.config = folder, config
+        optimizer = make_optimizer(
+            config.optimizer, make_schedule(config.optimizer, config.train.steps)
+        )
         self.checkpoints = opened.enter_context(Checkpoints(folder, config))
-        optimizer = make_optimizer(config.optimizer, schedule)
         self._keeper = Keeper(task, model, optimizer, config, self.checkpoints, mesh)
         self.begun, self.start = self._keeper.start()
         check_length_of_run(config.train.steps, self.start)
         write_config(folder, config)
         write_data_record(folder, task.record())
-        self._writer = opened.enter_context(
-            MetricsWriter(folder, self.start, tensorboard=config.log.tensorboard)
-        )
-        kind = mesh.devices.flat[0].device_kind
+        self.run = Run(config, folder, task, self.start)
+        self._told = opened.enter_context(Callbacks(writers_of(self.run)))
+        self._told.before_training(self.run)
         times = WallTime(read_records(folder.metrics))  # all that the group does is training
-        self._report = Report(
-            config, model, self._writer, times, folder, kind, 1, tell=lambda line: None
-        )
+        kind = mesh.devices.flat[0].device_kind
+        self._report = Report(self.run, model, self._told, times, kind, 1, tell=lambda line: None)
         self.summary: Summary | None = None
         self.diverged = False
 
+    def is_training(self, step: int) -> bool:
+        """Whether the step is one of this run's: it was not ahead of it, and has not diverged."""
+        return step > self.start and not self.diverged
+
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        """A step is done, which the run may have been ahead of."""
-        if step > self.start and not self.diverged:
+        """A step is done."""
+        if self.is_training(step):
             with self._ends_diverged():
                 self._report(step, values)
 
-    def evaluated(
-        self, step: int, name: str, found: Summary, line: Callable[[Summary], str]
-    ) -> None:
-        """A held-out set's numbers after a step."""
-        self._writer.write(step, name, found)
+    def evaluated(self, step: int, found: Mapping[str, Summary]) -> None:
+        """The numbers of the held-out sets after a step."""
         self._report.pause()
-        steps = self.config.train.steps
-        say(f"{step_name(step, steps)}  {self.folder.root.name}, {shown(name)}: {line(found)}")
-        if name == FIRST:
-            self.summary = found
-            with self._ends_diverged():
-                check_finite(step, found["loss"])
+        with self._ends_diverged():
+            check_finite(step, found[FIRST]["loss"])
+            self._told.after_evaluation(step, found)
+            self.summary = found[FIRST]
+        begin = f"{step_name(step, self.run.config.train.steps)}  {self.run.folder.root.name}"
+        for name, summary in found.items():
+            say(f"{begin}, {shown(name)}: {self.run.task.line(summary)}")
 
-    def save(self, state: TrainState, step: int, *, force: bool) -> None:
-        """Starts saving, unless the run diverged."""
-        if not self.diverged:
-            loss = None if self.summary is None else self.summary["loss"]
-            self._keeper.save(state, step, loss, force=force)
+    def save(self, state: TrainState, step: int, loss: float | None, *, force: bool) -> None:
+        """Starts saving."""
+        saved = self._keeper.by_number(state)
+        self._told.before_checkpoint(step, saved.params)
+        self._keeper.save(saved, step, loss, force=force)
+
+    def finished(self) -> None:
+        """All steps are done."""
+        if not self.is_saved(self.run.config.train.steps):
+            raise UserError(not_saved(self.run, self.checkpoints))
+        self._told.after_training(self.summary)
 
     def is_saved(self, step: int) -> bool:
         """Whether the newest checkpoint, the one that is being written included, is of this step
@@ -241,7 +257,7 @@ class _Member:
         try:
             yield
         except Diverged as error:
-            say(f"{self.folder.root.name} diverged: {error}")
+            say(f"{self.run.folder.root.name} diverged: {error}")
             self.summary, self.diverged = None, True
 
 
@@ -250,10 +266,10 @@ def _tell(group: Sequence[_Member], step: int, metrics: Metrics) -> None:
     values = jax.device_get(metrics)
     for number, one in enumerate(group):
         one.metrics(step, {name: value[number] for name, value in values.items()})
-    steps, every = group[0].config.train.steps, group[0].config.log.every
-    if step == 1 or step == steps or step % every == 0:
+    run = group[0].run
+    if run.shows(step):
         losses = ", ".join(f"{loss:.4f}" for loss in values["loss"])
-        say(f"{step_name(step, steps)}  losses {losses}")
+        say(f"{step_name(step, run.config.train.steps)}  losses {losses}")
 
 
 def _check_can_be_together(configs: Sequence[Config], mesh: Mesh) -> None:
