@@ -15,6 +15,8 @@ from xlstm_jax.experiments import rows as results
 from xlstm_jax.experiments import running
 from xlstm_jax.experiments.grid import Run, groups_of, part_of, runs_of
 from xlstm_jax.experiments.together import make_joint_step, of_number, train_together
+from xlstm_jax.interrupts import EXIT_PREEMPTED
+from xlstm_jax.training import preemption
 from xlstm_jax.training.loop import train
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.state import init_state
@@ -95,14 +97,16 @@ def rows_of(folder, run):
 
 
 @pytest.mark.slow
-def test_the_rows_are_those_of_single_runs_wherever_the_group_goes_on(tmp_path):
-    """Of the group one run was begun alone, one is done, one diverges."""
+def test_the_rows_are_those_of_single_runs_wherever_the_group_goes_on(tmp_path, monkeypatch):
+    """Of the group one run was begun alone, one diverges, and the others are stopped once."""
     arguments = ["--cells=parity", "--models=small", "--learning_rates=0.1,0.01,1e38", "--seeds=1"]
     arguments += ["--config.train.max_skipped=1"]
 
+    statuses = []
+
     def call(name, *more):
         where = f"--workdir={tmp_path / name}"
-        assert command.main(["experiments", FILE, where, *arguments, *more]) == 0
+        statuses.append(command.main(["experiments", FILE, where, *arguments, *more]))
         return tmp_path / name / "tiny_grid" / "small"
 
     runs = [Run("parity", "small", 8, rate, 0) for rate in (0.1, 0.01, 1e38)]
@@ -110,7 +114,11 @@ def test_the_rows_are_those_of_single_runs_wherever_the_group_goes_on(tmp_path):
     config = config_of(runs[1], **{"train.max_skipped": 1})
     begun = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
     train(begun, tmp_path / "together" / "tiny_grid" / "small" / runs[1].name)
+    with monkeypatch.context() as patch:
+        patch.setattr(preemption.Preemption, "reached", lambda self, step: step == 3)
+        call("together", "--together=3")
     together = call("together", "--together=3")
+    assert statuses == [0, EXIT_PREEMPTED, 0]
     for run in runs:
         (head, values), (expected_head, expected) = rows_of(together, run), rows_of(alone, run)
         assert head == expected_head and values == pytest.approx(expected, rel=1e-4, nan_ok=True)
