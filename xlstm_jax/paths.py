@@ -1,9 +1,14 @@
-"""Paths that a user gives, checked before any work starts."""
+"""Paths that a user gives, checked before any work starts, and folders that one process has for
+itself.
+"""
 
+import contextlib
+import fcntl
 import os
 import pathlib
 import re
 import tempfile
+from collections.abc import Iterator
 
 from xlstm_jax.errors import UserError
 
@@ -50,3 +55,21 @@ def check_can_be_written(what: str, folder: str | pathlib.Path) -> None:
                 made.rmdir()
             except OSError:  # it was not made, or another process uses it by now
                 break
+
+
+@contextlib.contextmanager
+def locked(file: pathlib.Path, busy: str) -> Iterator[None]:
+    """Inside it no other process holds this file's lock. The system takes the lock back when the
+    process ends, however it ends; the empty file stays.
+
+    Raises:
+        UserError: another process holds it; `busy` is the message.
+    """
+    with open(file, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(busy) from None
+        except OSError:  # a network file system without locks: as if nobody else were there
+            pass
+        yield

@@ -54,7 +54,7 @@ def test_a_run_leaves_the_promised_files(finished):
     assert json.loads((workdir / "config.json").read_text()) == json.loads(config.to_json())
     assert {path.name for path in workdir.iterdir()} == {
         "config.json", "data.json", "metrics.jsonl", "tensorboard", "checkpoints", "loss.png",
-        "samples.txt",
+        "samples.txt", ".lock",
     }  # fmt: skip
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"3", "6"}
     first = read_records(workdir / "metrics.jsonl")[0]
@@ -146,7 +146,13 @@ def stop_at(monkeypatch, step):
     monkeypatch.setattr(report, "read_metrics", read)
 
 
-ALL_ON = {"train.accumulation_steps": 2, "model.dropout": 0.1, "data.reset_at_document": True}
+ALL_ON = {
+    "train.accumulation_steps": 2,
+    "model.dropout": 0.1,
+    "model.dtype": "bfloat16",
+    "data.reset_at_document": True,
+    "data.workers": 2,
+}
 
 
 @pytest.mark.parametrize("overrides", [{}, pytest.param(ALL_ON, marks=pytest.mark.slow)])

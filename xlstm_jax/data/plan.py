@@ -8,7 +8,6 @@ be mixed, or new text left out without a word.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import pathlib
@@ -19,6 +18,7 @@ from typing import Any
 
 import tqdm
 
+from xlstm_jax import paths
 from xlstm_jax.data.jobs import DOWNLOADS, has_begun, read_done
 from xlstm_jax.data.shards import LOCK, MANIFEST, PLAN, SPLITS, Manifest, read_manifest
 from xlstm_jax.data.sources import InputFile, Layout, Source, left_out, open_source, select
@@ -59,13 +59,8 @@ class Plan:
 def locked(folder: pathlib.Path) -> Iterator[None]:
     """Inside it no other process prepares this split."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{str(folder)!r} is being prepared by another process; wait for it"
-            ) from None
+    busy = f"{str(folder)!r} is being prepared by another process; wait for it"
+    with paths.locked(folder / LOCK, busy):
         yield
 
 

@@ -1,18 +1,19 @@
 """A run's directory: what lies where, and who may write to it."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from xlstm_jax.config import Config, flat, from_json, keys
 from xlstm_jax.data.splits import parse_mixture, validation_sets
 from xlstm_jax.data.tokenizer import load_tokenizer
 from xlstm_jax.errors import UserError
-from xlstm_jax.parallel import is_first_process
-from xlstm_jax.paths import check_can_be_written, refuse_address
+from xlstm_jax.parallel import everywhere, is_first_process
+from xlstm_jax.paths import check_can_be_written, locked, refuse_address
 
 # Where data and tokenizer lie may change too: they are known by what is in them (`check_data`,
 # `own_tokenizer`).
@@ -79,6 +80,11 @@ class RunFolder:
     def samples(self) -> pathlib.Path:
         """Text that the model generated."""
         return self.root / "samples.txt"
+
+    @property
+    def lock(self) -> pathlib.Path:
+        """An empty file: whoever trains the run holds its lock."""
+        return self.root / ".lock"
 
     def read_config(self) -> Config:
         """The run's own configuration, with the run's own tokenizer: whatever became of the file
@@ -149,6 +155,28 @@ def open_run(root: str | pathlib.Path, config: Config) -> RunFolder:
                 f"imported model"
             )
     return folder
+
+
+@contextlib.contextmanager
+def to_ourselves(folder: RunFolder) -> Iterator[None]:
+    """Inside it no other job trains this run: two would write the same checkpoints and log.
+
+    Raises:
+        UserError: another one does, in all processes of this job.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def take() -> None:
+            if is_first_process():
+                folder.root.mkdir(parents=True, exist_ok=True)
+                busy = (
+                    f"another process is training the run in {str(folder.root)!r}; wait for it, "
+                    "end it, or give another --workdir"
+                )
+                stack.enter_context(locked(folder.lock, busy))
+
+        everywhere(take)
+        yield
 
 
 def has_checkpoint(folder: RunFolder) -> bool:
