@@ -31,6 +31,19 @@ def refuse_address(what: str, path: str) -> None:
         )
 
 
+def refuse_no_text(what: str, path: str | pathlib.Path) -> None:
+    """Raises `UserError` where the bytes of a path are not UTF-8, as in folders that an old system
+    has named: the library that writes checkpoints takes no others.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{what} is {str(path)!r}, which is not UTF-8, so that no checkpoint can be in it; "
+            "rename the folder or give another one"
+        ) from None
+
+
 def check_can_be_written(what: str, folder: str | pathlib.Path) -> None:
     """Raises `UserError` unless files can be written to a folder, which need not exist yet.
 

@@ -120,6 +120,15 @@ def test_another_split_or_fewer_tokens_can_be_evaluated(finished):
         evaluate_run(workdir, "test")
 
 
+@pytest.mark.slow
+def test_jaxs_checks_find_nothing_in_a_run(tiny, finished, tmp_path):
+    """No result of any program is NaN, no tracer is left behind; the losses are the same."""
+    with jax.debug_nans(True), jax.checking_leaks():
+        loop.train(tiny({"eval.every": 3, "eval.sample_tokens": 30}), tmp_path)
+    for split in ("train", "validation"):
+        assert losses(tmp_path, split) == losses(finished[0], split)
+
+
 def test_a_finished_run_is_evaluated_again_and_not_changed(finished, capsys):
     workdir, config, printed = finished
     before = (workdir / "metrics.jsonl").read_text()

@@ -13,7 +13,7 @@ from xlstm_jax.data.splits import parse_mixture, validation_sets
 from xlstm_jax.data.tokenizer import load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import everywhere, is_first_process
-from xlstm_jax.paths import check_can_be_written, locked, refuse_address
+from xlstm_jax.paths import check_can_be_written, locked, refuse_address, refuse_no_text
 
 # Where data and tokenizer lie may change too: they are known by what is in them (`check_data`,
 # `own_tokenizer`).
@@ -112,7 +112,9 @@ class RunFolder:
 def find_run(root: str | pathlib.Path) -> RunFolder:
     """The folder of a run, by its path; whether it is one is not looked at."""
     refuse_address("the folder of the run", str(root))
-    return RunFolder(pathlib.Path(root).expanduser().resolve())
+    root = pathlib.Path(root).expanduser().resolve()
+    refuse_no_text("the folder of the run", root)
+    return RunFolder(root)
 
 
 def open_run(root: str | pathlib.Path, config: Config) -> RunFolder:
