@@ -55,7 +55,7 @@ def test_the_stream_begins_with_an_end_of_text_and_each_document_ends_with_one(c
 
 def test_ends_of_lines_are_text_like_any_other(tmp_path):
     """Those of Windows too: nothing is translated on the way to the tokens."""
-    text = "one\r\ntwo\rthree\n\r\n".encode() * 3
+    text = b"one\r\ntwo\rthree\n\r\n" * 3
     (tmp_path / "text.txt").write_bytes(text)
     held_out = tmp_path / "held_out.txt"
     held_out.write_text("held out")
