@@ -1,4 +1,4 @@
-"""Says what a command is doing while it is silent, and how long things take."""
+"""Says what a command is doing while it is silent, how long things take, and how many they are."""
 
 import contextlib
 import math
@@ -54,3 +54,8 @@ def duration(seconds: float | None) -> str:
         if whole >= unit:
             return f"{whole // unit}{name} {whole % unit // below:02}{below_name}"
     return f"{whole}s"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 block, 2 blocks, 1,000 tokens; for nouns whose plural has an s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

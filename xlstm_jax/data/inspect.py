@@ -18,6 +18,7 @@ from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.installation import python
 from xlstm_jax.paths import refuse_address
+from xlstm_jax.progress import counted
 
 USAGE = """Shows what a prepared folder holds:
     python -m xlstm_jax.data.inspect DIR [--documents=3] [--verify=no]"""
@@ -87,7 +88,7 @@ def inspect(folder: str, split: str, shown: int, verify: bool) -> list[str]:
     for number, (start, stop) in enumerate(
         _first_documents(tokens, manifest.end_of_text, shown), 1
     ):
-        _print(f"\ndocument {number}, {stop - start:,} tokens:")
+        _print(f"\ndocument {number}, {counted(stop - start, 'token')}:")
         _print(_shortened(tokens[start:stop], tokenizer))
 
     if verify:
@@ -140,14 +141,14 @@ def describe(folder: str, manifest: shards.Manifest) -> str:
     end = f"{manifest.end_of_text} ({name})" if name else manifest.end_of_text
     damaged = ", ".join(f"{count:,} {kind}" for kind, count in manifest.damaged.items())
     lines = [
-        f"{folder}, {manifest.split}: {manifest.tokens:,} tokens, {size}, "
-        f"{len(manifest.shards):,} shards",
+        f"{folder}, {manifest.split}: {counted(manifest.tokens, 'token')}, {size}, "
+        f"{counted(len(manifest.shards), 'shard')}",
         f"  documents   {manifest.documents:,}, on average "
         f"{manifest.tokens / max(manifest.documents, 1):,.0f} tokens",
         f"  text        {manifest.bytes:,} bytes, {manifest.bytes / manifest.tokens:.3f} per token",
         f"  tokenizer   {manifest.tokenizer!r}, {manifest.vocab_size:,} ids, {end} ends a text; "
         f"sha256 {manifest.tokenizer_hash[:12]}...",
-        f"  source      {manifest.source}, {len(manifest.inputs):,} files",
+        f"  source      {manifest.source}, {counted(len(manifest.inputs), 'file')}",
         f"  left out    {damaged or 'nothing'}",
     ]
     if manifest.inputs:

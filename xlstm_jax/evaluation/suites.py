@@ -18,6 +18,7 @@ from xlstm_jax.evaluation.speed import (
     time_batches,
     time_lengths,
 )
+from xlstm_jax.progress import counted
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
 from xlstm_jax.tasks.perplexity import gzip_bits_per_byte, target_count
 
@@ -34,7 +35,7 @@ def perplexity(evaluation: Evaluation) -> Report:
     targets, total = target_count(source, max_tokens), len(source.tokens) - 1
     part = "all" if targets == total else f"the first {targets:,} of"
     print(
-        f"perplexity: {part} {total:,} tokens in windows of {context:,}; compiling first",
+        f"perplexity: {part} {counted(total, 'token')} in windows of {context:,}; compiling first",
         flush=True,
     )
     eval_step = make_eval_step(evaluation.task, evaluation.opened.model)
@@ -52,7 +53,7 @@ def perplexity(evaluation: Evaluation) -> Report:
     print(
         f"{label}, step {evaluation.opened.step}: {result.line(gzip_size)}; perplexity "
         f"{result.perplexity:.3f}",
-        f"  over {result.tokens:,} tokens, windows of {context:,}",
+        f"  over {counted(result.tokens, 'token')}, windows of {context:,}",
         sep="\n",
         flush=True,
     )
@@ -111,7 +112,7 @@ def frequencies(evaluation: Evaluation) -> Report:
     print("frequencies: counting the tokens of the training data", flush=True)
     counts = occurrences(evaluation.training_source, config.model.vocab_size)
     targets = target_count(source, config.eval.max_tokens)
-    print(f"frequencies: {targets:,} tokens; compiling first", flush=True)
+    print(f"frequencies: {counted(targets, 'token')}; compiling first", flush=True)
     with progress.bar(targets, "frequencies", "tokens") as bar:
         bins = by_frequency(
             evaluation.opened.model,
@@ -126,7 +127,8 @@ def frequencies(evaluation: Evaluation) -> Report:
     rows = []
     for found in bins:
         shown = "" if found.perplexity is None else f"{found.perplexity:.3f}"
-        print(f"{found.name} times in training: {found.tokens:,} tokens, perplexity {shown}")
+        tokens = counted(found.tokens, "token")
+        print(f"{found.name} times in training: {tokens}, perplexity {shown}")
         rows.append((found.name, f"{found.kinds:,}", f"{found.tokens:,}", shown))
     total = sum(found.tokens for found in bins)
     overall = math.exp(min(700.0, sum(found.nats for found in bins) / total))
@@ -225,7 +227,7 @@ def generation(evaluation: Evaluation) -> Report:
             time_batches(model, params, batches),
         ),
     ):
-        print(f"generation: {heading}; {count} rows, compiling first", flush=True)
+        print(f"generation: {heading}; {counted(count, 'row')}, compiling first", flush=True)
         print(f"{'texts':>8}  {'tokens each':>11}  {'seconds':>13}  {'tokens/s':>10}", flush=True)
         timings[name] = []
         for timing in measured:

@@ -15,7 +15,7 @@ from xlstm_jax.experiments import rows as results
 from xlstm_jax.experiments.grid import Experiment, Run
 from xlstm_jax.interop.opening import Opened, open_checkpoint
 from xlstm_jax.parallel import make_mesh, replicated
-from xlstm_jax.progress import duration
+from xlstm_jax.progress import counted, duration
 from xlstm_jax.runs.folder import find_run
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
 from xlstm_jax.tasks.task import Task
@@ -73,7 +73,8 @@ def run_grid(
         if _is_done(folder / run.name, config):
             continue
         waiting.append(run)
-    say(f"{len(configs)} runs, {len(configs) - len(waiting)} of them done; results in {folder}")
+    done = len(configs) - len(waiting)
+    say(f"{counted(len(configs), 'run')}, {done} of them done; results in {folder}")
     started = time.monotonic()
     for number, run in enumerate(waiting):
         label = (

@@ -18,7 +18,7 @@ from xlstm_jax.interrupts import (
     Rule,
     rule,
 )
-from xlstm_jax.progress import duration
+from xlstm_jax.progress import counted, duration
 from xlstm_jax.runs.folder import RunFolder
 
 Train = Callable[[Sequence[str]], int]
@@ -65,7 +65,7 @@ def run_plan(folder: pathlib.Path, most: int | None = None, train: Train = train
     """
     planned = read_plan(folder)
     waiting = [run for run in planned if _loss(folder, run) is None]
-    print(f"{len(planned)} runs, {len(planned) - len(waiting)} of them done", flush=True)
+    print(f"{counted(len(planned), 'run')}, {len(planned) - len(waiting)} of them done", flush=True)
     waiting = waiting[:most]
     failed: list[str] = []
     flops, started = 0.0, time.monotonic()
