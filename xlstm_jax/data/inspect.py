@@ -9,16 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import tqdm
 
-from xlstm_jax import command_line
+from xlstm_jax import command_line, progress
 from xlstm_jax.data import shards
 from xlstm_jax.data.kept_tokenizer import TOKENIZER
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
 from xlstm_jax.installation import python
 from xlstm_jax.paths import refuse_address
-from xlstm_jax.progress import counted
 
 USAGE = """Shows what a prepared folder holds:
     python -m xlstm_jax.data.inspect DIR [--documents=3] [--verify=no]"""
@@ -88,18 +86,18 @@ def inspect(folder: str, split: str, shown: int, verify: bool) -> list[str]:
     for number, (start, stop) in enumerate(
         _first_documents(tokens, manifest.end_of_text, shown), 1
     ):
-        _print(f"\ndocument {number}, {counted(stop - start, 'token')}:")
+        _print(f"\ndocument {number}, {progress.counted(stop - start, 'token')}:")
         _print(_shortened(tokens[start:stop], tokenizer))
 
     if verify:
-        with _bar(len(manifest.shards), "shard", f"{split}: sha256") as bar:
+        with progress.bar(len(manifest.shards), f"{split}: sha256", "shards") as bar:
             problems += [
                 f"{name}: its content is not what was prepared"
                 for name in shards.verify(folder, manifest, bar.update)
             ]
     first = min(len(tokens), manifest.shards[0].tokens + 1)
     stop = len(tokens) if verify else first
-    with _bar(stop, "token", f"{split}: documents") as bar:
+    with progress.bar(stop, f"{split}: documents", "tokens") as bar:
         lengths = document_lengths(tokens, manifest, stop, bar.update)
     if verify and len(lengths) != manifest.documents:
         problems.append(
@@ -115,19 +113,6 @@ def inspect(folder: str, split: str, shown: int, verify: bool) -> list[str]:
     return problems
 
 
-def _bar(total: int, unit: str, what: str) -> tqdm.tqdm:
-    """Progress and time left, of what takes more than a second."""
-    return tqdm.tqdm(
-        total=total,
-        unit=unit,
-        unit_scale=unit == "token",
-        desc=what,
-        file=sys.stderr,
-        delay=1.0,
-        leave=False,
-    )
-
-
 def _print(text: str) -> None:
     """Prints at once, and what the terminal's encoding lacks as an escape."""
     encoding = sys.stdout.encoding or "utf-8"
@@ -141,14 +126,14 @@ def describe(folder: str, manifest: shards.Manifest) -> str:
     end = f"{manifest.end_of_text} ({name})" if name else manifest.end_of_text
     damaged = ", ".join(f"{count:,} {kind}" for kind, count in manifest.damaged.items())
     lines = [
-        f"{folder}, {manifest.split}: {counted(manifest.tokens, 'token')}, {size}, "
-        f"{counted(len(manifest.shards), 'shard')}",
+        f"{folder}, {manifest.split}: {progress.counted(manifest.tokens, 'token')}, {size}, "
+        f"{progress.counted(len(manifest.shards), 'shard')}",
         f"  documents   {manifest.documents:,}, on average "
         f"{manifest.tokens / max(manifest.documents, 1):,.0f} tokens",
         f"  text        {manifest.bytes:,} bytes, {manifest.bytes / manifest.tokens:.3f} per token",
         f"  tokenizer   {manifest.tokenizer!r}, {manifest.vocab_size:,} ids, {end} ends a text; "
         f"sha256 {manifest.tokenizer_hash[:12]}...",
-        f"  source      {manifest.source}, {counted(len(manifest.inputs), 'file')}",
+        f"  source      {manifest.source}, {progress.counted(len(manifest.inputs), 'file')}",
         f"  left out    {damaged or 'nothing'}",
     ]
     if manifest.inputs:

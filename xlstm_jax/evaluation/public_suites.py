@@ -1,6 +1,7 @@
 """The suites that others publish: PALOMA, and the tasks of the lm-evaluation-harness."""
 
-from xlstm_jax.evaluation import downstream, paper_values, progress, report
+from xlstm_jax import progress
+from xlstm_jax.evaluation import downstream, paper_values, report
 from xlstm_jax.evaluation.opened import Evaluation
 from xlstm_jax.evaluation.paloma import by_source, evaluate_paloma, files_of
 from xlstm_jax.evaluation.report import Report

@@ -4,7 +4,8 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-from xlstm_jax.evaluation import figures, paper_values, progress, report
+from xlstm_jax import progress
+from xlstm_jax.evaluation import figures, paper_values, report
 from xlstm_jax.evaluation.extrapolation import extrapolate, shared_targets
 from xlstm_jax.evaluation.frequencies import by_frequency, occurrences
 from xlstm_jax.evaluation.opened import Evaluation
