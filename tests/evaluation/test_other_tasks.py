@@ -60,6 +60,7 @@ def test_the_perplexity_suite_gives_the_tasks_own_summary(formal_run, tmp_path, 
     assert summary["scaled_accuracy"] == pytest.approx(2 * summary["accuracy"] - 1)
     row = f"| validation | scaled_accuracy | {summary['scaled_accuracy']:.4f} |"
     text = (tmp_path / "results.md").read_text()
+    assert "\n## The task formal\n" in text and "perplexity" not in text
     assert row in text and "| test | scaled_accuracy | " in text
     assert "| guess: chance | accuracy | 0.5000 |" in text
 

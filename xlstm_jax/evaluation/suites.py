@@ -103,7 +103,9 @@ def task_summary(evaluation: Evaluation) -> Report:
         rows += [(f"guess: {name}", measure, f"{value:.4f}") for measure, value in found.items()]
     notes = task.description()
     found = {"held_out": values, "guesses": guesses}
-    return Report("perplexity", ("", "measure", "value"), rows, found, notes)
+    heading = f"The task {evaluation.config.task.name}"  # whose measures are hardly perplexities
+    header = ("", "measure", "value")
+    return Report("perplexity", header, rows, found, notes, heading=heading)
 
 
 def frequencies(evaluation: Evaluation) -> Report:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import shlex
 from collections.abc import Iterator, Mapping
@@ -341,15 +342,15 @@ def _check_same(folder: RunFolder, config: Config) -> None:
         if config.optimizer.follows_length and there["train.steps"] != given["train.steps"]:
             message += (
                 "; its learning rate follows train.steps, so that it can't be made longer: to "
-                f"train on, begin another run with {longer(folder, config)}"
+                f"train on, begin another run with {longer(folder.root, config)}"
             )
         raise UserError(message)
 
 
-def longer(folder: RunFolder, config: Config) -> str:
+def longer(workdir: str | os.PathLike, config: Config) -> str:
     """What to give in order to train further than `train.steps`."""
     if config.optimizer.follows_length:
-        return f"--config.checkpoint.init_from={shlex.quote(str(folder.root))}"
+        return f"--config.checkpoint.init_from={shlex.quote(str(workdir))}"
     return f"--config.train.steps={2 * config.train.steps}"
 
 

@@ -208,7 +208,7 @@ def train(
                 f"on from step {checkpoints.latest_step() or 0}"
             )
     _draw_loss(folder, task, drawing)
-    say(folder.loss_figure, *next_commands(folder, workdir, config, task.writes_text))
+    say(folder.loss_figure, *next_commands(workdir, config, task.writes_text))
     return summary
 
 
