@@ -101,7 +101,7 @@ def inspect(folder: str, split: str, shown: int, verify: bool) -> list[str]:
         lengths = document_lengths(tokens, manifest, stop, bar.update)
     if verify and len(lengths) != manifest.documents:
         problems.append(
-            f"{len(lengths):,} documents were found, the manifest says {manifest.documents:,}"
+            f"found: {progress.counted(len(lengths), 'document')}; the manifest says {manifest.documents:,}"
         )
     where = "" if verify else ", in the first shard"
     _print(f"\ntokens per document, end of text included{where}:")

@@ -293,7 +293,7 @@ def _check_names(before: list[str], now: list[str], folder: pathlib.Path, since:
     new, gone = sorted({*now} - {*before}), sorted({*before} - {*now})
     told = [f"{names[0]!r} is {what}" for names, what in ((new, "new"), (gone, "gone")) if names]
     count = len(new) + len(gone)
-    more = f" ({count:,} files in all)" if count > len(told) else ""
+    more = f" ({progress.counted(count, 'file')} in all)" if count > len(told) else ""
     raise UserError(
         f"the source of {str(folder)!r} has changed since {since}: "
         f"{', '.join(told) or 'its files have another order'}{more}; undo that, give another "
