@@ -1,4 +1,4 @@
-# make train | test | quick | scaling-check | kernels | slow-kernels | faults | parity | benchmark-cpu | benchmark-inference | benchmark-baselines | compare | aot-gpu | on-a-gpu | modelled-steps | scaling-table | lint
+# make train | test | slow | scaling-check | paper | kernels | slow-kernels | faults | parity | benchmark-cpu | benchmark-inference | benchmark-baselines | compare | aot-gpu | on-a-gpu | modelled-steps | scaling-table | lint
 # PYTHON=python3.12 chooses the interpreter, VENV=.venv312 and DEV=.venv312-dev other environments.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,23 +6,25 @@ DEV ?= .venv-dev
 WORKDIR ?= runs/quickstart
 PYTEST := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-$(notdir $(DEV)) $(DEV)/bin/python -m pytest -q -p no:cacheprovider
 
-.PHONY: train test quick scaling-check kernels slow-kernels faults parity benchmark-cpu benchmark-inference benchmark-baselines compare aot-gpu on-a-gpu modelled-steps scaling-table lint clean
+.PHONY: train test slow scaling-check paper kernels slow-kernels faults parity benchmark-cpu benchmark-inference benchmark-baselines compare aot-gpu on-a-gpu modelled-steps scaling-table lint clean
 
 # Huge pages spare XLA the page faults of its temporaries (docs/performance.md).
 train: $(VENV)/installed
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/python train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 
+# All but the tests marked slow, of which each takes more than about five seconds.
 test: $(DEV)/installed
-	$(PYTEST) -n 2
-
-quick: $(DEV)/installed
 	$(PYTEST) -n 2 -m "not slow"
+
+# Those, but for the kernels'.
+slow: $(DEV)/installed
+	$(PYTEST) -n 2 -m slow --ignore=tests/kernels
 
 # Optimised as users compile them, unlike the suite (tests/conftest.py).
 kernels: $(DEV)/installed
 	XLA_FLAGS= $(PYTEST) -n 2 tests/kernels
 
-# The kernel tests that `make quick` leaves out, optimised.
+# Theirs, optimised.
 slow-kernels: $(DEV)/installed
 	XLA_FLAGS= $(PYTEST) -n 2 -m slow tests/kernels
 
@@ -51,6 +53,10 @@ compare: $(VENV)/installed
 # How often the intervals of scaling laws hold the truth: minutes.
 scaling-check: $(DEV)/installed
 	$(PYTEST) -s tests/analysis/scaling/check_coverage.py
+
+# docs/paper.md: the paper's tables row by row, ours beside them, what a full run costs.
+paper: $(DEV)/installed
+	JAX_PLATFORMS=cpu $(DEV)/bin/python -m xlstm_jax.analysis.paper
 
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff check .

@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
             raise UserError("--aot-details belongs to --aot, which is missing")
         workdir = command_line.text(flags, "workdir", "runs/NAME")
         try:
-            train(config, workdir, command_line.span(flags, "profile"))
+            train(config, workdir, profile=command_line.span(flags, "profile"))
         finally:
             end_of_output()
 

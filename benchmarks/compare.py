@@ -3,16 +3,20 @@ they reach beside the paper's numbers.
 
     python -m benchmarks.compare [--rows=table1] [--workdir=runs/comparison]
         [--table=docs/comparison.md] [--jsonl=benchmarks/results/comparison.jsonl]
+        [--speeds=again]
         [--config.data.path=PATH --config.data.validation_path=PATH ...]
 
 The rows are those of configs/comparison.py. They follow one another; what is done stays done, and
 what was stopped, at any point, goes on with the same command. After each row its speed is measured
-and the report is written again, with all rows that are done. Every row reads the same text: by
+and the report is written again, with all rows that are done. With --speeds=again the speeds of the
+rows that are there are measured once more, in one run, and nothing is trained: for a machine that
+did other things meanwhile. Every row reads the same text: by
 default the standard library's source; --config.data.path names another one, prepared or not, and
 --config.data.validation_sets=test=PATH a test set, which is then shown in place of the held-out set
 that learning rates are chosen by. `--config.SECTION.KEY` sets a key of all rows.
 """
 
+import dataclasses
 import datetime
 import json
 import os
@@ -20,6 +24,7 @@ import pathlib
 import platform
 import statistics
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,13 +33,13 @@ import jax
 from benchmarks import comparison_report
 from configs.comparison import GROUPS
 from xlstm_jax import command_line, config_files, config_flags
+from xlstm_jax.analysis.choosing import FINAL, Result, results_of
 from xlstm_jax.analysis.parameters import count_parameters
 from xlstm_jax.config import Config
 from xlstm_jax.data.splits import validation_sets
-from xlstm_jax.errors import UserError
+from xlstm_jax.errors import Diverged, UserError
 from xlstm_jax.evaluation.speed import time_lengths
 from xlstm_jax.experiments import rows as results
-from xlstm_jax.experiments.choosing import FINAL, Result, results_of
 from xlstm_jax.experiments.grid import Experiment, Run, narrowed, runs_of
 from xlstm_jax.experiments.running import config_of, run_grid
 from xlstm_jax.interop.opening import open_checkpoint
@@ -42,6 +47,7 @@ from xlstm_jax.interrupts import Preempted
 from xlstm_jax.paths import check_can_be_written
 from xlstm_jax.runs.folder import find_run
 from xlstm_jax.training.console import end_of_output, say
+from xlstm_jax.training.loop import train
 from xlstm_jax.training.metrics import read_records
 
 FILE, PRESET = "configs/comparison.py", "small"
@@ -50,10 +56,12 @@ FLAGS = {
     "workdir": "has a folder for each run; runs/comparison by default",
     "table": "the report, figures beside it; docs/comparison.md by default",
     "jsonl": "the rows behind it; benchmarks/results/comparison.jsonl by default",
+    "speeds": "again: measure those of the rows that are done once more, and train nothing",
 }
 TEST = "validation/test"  # the held-out set that is shown where it is there
 OF_EMBEDDINGS = ("embedding", "position_embedding", "embedding_norm", "lm_head")
 DECODED, REPETITIONS = 256, 3
+TIMED_STEPS, TIMED_EVERY = 40, 5
 ROW = "row.json"  # of a model, in the folder of its best run
 
 
@@ -78,11 +86,19 @@ def main(argv: Sequence[str]) -> int:
         experiment = config_files.experiment(FILE, PRESET)
         chosen = narrowed(experiment, models=names_of(flags.rows or "table1"))
         configs = {run: config_of(chosen, FILE, run, overrides) for run in runs_of(chosen)}
+        if flags.speeds not in (None, "again"):
+            raise UserError(f"--speeds is {flags.speeds!r}; write --speeds=again, or leave it out")
+        again = flags.speeds is not None
+        there = {row["row"] for row in finished(experiment, folder)} if again else None
+        if again and not there & set(chosen.models):
+            raise UserError(f"--speeds=again finds no row that is done in {str(folder)!r}")
         try:
             for model in chosen.models:
+                if again and model not in there:
+                    continue
                 own = {run: config for run, config in configs.items() if run.model == model}
                 run_grid(chosen, "comparison", PRESET, own, folder)
-                measure(experiment, own, folder)
+                measure(experiment, own, folder, again)
                 found = finished(experiment, folder)
                 comparison_report.write(found, table, jsonl)
                 say(f"{len(found)} rows are done: {table}")
@@ -102,15 +118,19 @@ def names_of(text: str) -> list[str]:
     return list(dict.fromkeys(rows))
 
 
-def measure(experiment: Experiment, configs: Mapping[Run, Config], folder: pathlib.Path) -> None:
-    """Writes the row of a model whose runs are done, unless it is there for the same runs."""
+def measure(
+    experiment: Experiment, configs: Mapping[Run, Config], folder: pathlib.Path, again: bool
+) -> None:
+    """Writes the row of a model whose runs are done, unless it is there for the same runs and need
+    not be measured again.
+    """
     rows = [row for run in configs for row in results.read(folder / run.name)]
     shown = shown_set(next(iter(configs.values())))
     result = best_of(experiment, rows, shown)
     best = next(run for run in configs if run.learning_rate == result.learning_rate)
     path = folder / best.name / ROW
     hashes = sorted({row["config"] for row in rows})
-    if path.is_file() and json.loads(path.read_text())["configs"] == hashes:
+    if not again and path.is_file() and json.loads(path.read_text())["configs"] == hashes:
         return
     row = {
         "row": best.model,
@@ -122,7 +142,7 @@ def measure(experiment: Experiment, configs: Mapping[Run, Config], folder: pathl
         "paper_perplexity": experiment.paper.get(experiment.models[best.model], {}).get(best.cell),
         "configs": hashes,
         **_text_of(configs[best], folder / best.name),
-        **_speeds(configs, folder, best),
+        **_speeds(configs[best], folder / best.name),
         "machine": _machine(rows[0]["devices"]),
     }
     unfinished = path.with_name(f"{ROW}.tmp")
@@ -189,18 +209,10 @@ def _text_of(config: Config, folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def _speeds(configs: Mapping[Run, Config], folder: pathlib.Path, best: Run) -> dict[str, Any]:
-    """Tokens/s of training (the median over what the runs logged) and of decoding one text, and
-    parameters.
-    """
-    logged = [
-        record["tokens_per_second"]
-        for run in configs
-        for record in read_records(find_run(folder / run.name).metrics)
-        if record["split"] == "train" and record.get("tokens_per_second")
-    ]
+def _speeds(config: Config, folder: pathlib.Path) -> dict[str, Any]:
+    """Tokens/s of training and of decoding one text, and parameters, of a run that is done."""
     try:
-        opened = open_checkpoint(str(folder / best.name))
+        opened = open_checkpoint(str(folder))
     except UserError:  # all its runs diverged before a checkpoint was due
         return {"parameters": None, "without_embeddings": None, "training": None, "decoding": None}
     (timing,) = time_lengths(opened.model, opened.params, (DECODED,), REPETITIONS)
@@ -210,9 +222,31 @@ def _speeds(configs: Mapping[Run, Config], folder: pathlib.Path, best: Run) -> d
     return {
         "parameters": count_parameters(params),
         "without_embeddings": count_parameters(params) - embeddings,
-        "training": statistics.median(logged) if logged else None,
+        "training": _training_speed(config),
         "decoding": timing.tokens_per_second,
     }
+
+
+def _training_speed(config: Config) -> float | None:
+    """Tokens/s of a short run of its own: the median over its logged parts but the first; None
+    where it diverges.
+    """
+    short = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, steps=TIMED_STEPS),
+        optimizer=dataclasses.replace(config.optimizer, decay_steps=config.train.steps),
+        log=dataclasses.replace(config.log, every=TIMED_EVERY),
+        eval=dataclasses.replace(config.eval, every=TIMED_STEPS),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            train(short, pathlib.Path(folder))
+        except Diverged:
+            return None
+        records = list(read_records(find_run(pathlib.Path(folder)).metrics))
+    jax.clear_caches()  # the next row has other programs
+    logged = [r["tokens_per_second"] for r in records if r.get("tokens_per_second")]
+    return statistics.median(logged[1:])
 
 
 def _machine(devices: str) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+
+from xlstm_jax.analysis import figure_style
 
 Row = Mapping[str, Any]
 
@@ -18,8 +19,6 @@ TITLE = "# The models of the paper, trained here"
 OWN_WORDS = "## What we make of it"
 TO_BE_WRITTEN = "To be written: which of the paper's orderings hold, which do not, and why."
 SMOOTHED_OVER = 2  # training events on each side
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "os^DvP*X"
 
 
 def write(rows: Sequence[Row], output: pathlib.Path, jsonl: pathlib.Path) -> None:
@@ -31,9 +30,7 @@ def write(rows: Sequence[Row], output: pathlib.Path, jsonl: pathlib.Path) -> Non
     figures = {"curves": curves(rows), "speed": against_speed(rows)}
     names = {name: f"{output.stem}_{name}.png" for name in figures}
     for name, figure in figures.items():
-        unfinished = output.with_name(f"{names[name]}.tmp")
-        figure.savefig(unfinished, dpi=120, format="png")
-        unfinished.replace(output.with_name(names[name]))
+        figure_style.save(figure, output.with_name(names[name]), dpi=120)
     there = output.read_text() if output.exists() else ""
     _, heading, words = there.partition(OWN_WORDS)
     own = heading + words if heading else f"{OWN_WORDS}\n\n{TO_BE_WRITTEN}\n"
@@ -53,7 +50,7 @@ def markdown(rows: Sequence[Row], figures: Mapping[str, str]) -> str:
         f"One stack, one trainer, one text, {rows[0]['tokens']:,} tokens for every model (data "
         f"`{rows[0]['data']}`, tokenizer `{rows[0]['tokenizer']}`), D 128, written by "
         f"`python -m benchmarks.compare`. Perplexity is per token of {where}. {chosen} Training "
-        "is the median of what the runs logged, decoding is one text. "
+        "is the median over a run of 40 steps of its own, decoding is one text. "
         f"{machine['devices']}, {machine['cpus']} CPU cores, jax {machine['jax']}, "
         f"{machine['date']}."
     )
@@ -127,18 +124,15 @@ def curves(rows: Sequence[Row]) -> Figure:
         if not row["curve"]:
             continue
         tokens, losses = np.asarray(row["curve"], float).T
-        axes.plot(tokens, _smooth(losses), **_style(number), label=row["model"], markevery=0.2)
+        axes.plot(
+            tokens, _smooth(losses), **figure_style.style(number), label=row["model"], markevery=0.2
+        )
     axes.set(xlabel="tokens", ylabel="training loss, nats per token", yscale="log")
     for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        which(plain_numbers())
-    axes.xaxis.set_major_formatter(plain_numbers())
-    _dress(axes)
+        which(figure_style.plain_numbers())
+    axes.xaxis.set_major_formatter(figure_style.plain_numbers())
+    figure_style.dress(axes, legend_columns=2)
     return figure
-
-
-def plain_numbers() -> FuncFormatter:
-    """Ticks as 2.5 and 3,000, where logarithmic axes write powers of ten."""
-    return FuncFormatter(lambda value, _: f"{value:,.10g}")
 
 
 def against_speed(rows: Sequence[Row]) -> Figure:
@@ -148,13 +142,13 @@ def against_speed(rows: Sequence[Row]) -> Figure:
         for number, row in enumerate(rows):
             if row[what] is None or row["perplexity"] is None:
                 continue
-            style = _style(number) | {"linestyle": "none"}
+            style = figure_style.style(number) | {"linestyle": "none"}
             axes.plot([row[what]], [row["perplexity"]], **style, label=row["model"])
         axes.set(xlabel=f"{what}, tokens/s", ylabel="perplexity")
         axes.set_xscale("log", subs=(2, 5))
-        axes.xaxis.set_major_formatter(plain_numbers())
-        axes.xaxis.set_minor_formatter(plain_numbers())
-        _dress(axes)
+        axes.xaxis.set_major_formatter(figure_style.plain_numbers())
+        axes.xaxis.set_minor_formatter(figure_style.plain_numbers())
+        figure_style.dress(axes, legend_columns=2)
     return figure
 
 
@@ -173,23 +167,6 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     window = range(-SMOOTHED_OVER, SMOOTHED_OVER + 1)
     at = [[n + k for k in window if 0 <= n + k < len(values)] for n in range(len(values))]
     return np.asarray([values[own].mean() for own in at])
-
-
-def _style(number: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": "-" if number < len(COLOURS) else "--",
-        "markersize": 5,
-        "linewidth": 1.2,
-    }
-
-
-def _dress(axes: Any) -> None:
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=7, ncols=2)
 
 
 def _number(value: float | None, form: str, missing: str = "") -> str:

@@ -41,51 +41,64 @@ model is trained with two peak learning rates and the better one is shown; the l
 
 import importlib
 
+from xlstm_jax.analysis.paper import values as paper
 from xlstm_jax.errors import UserError
 from xlstm_jax.experiments.grid import Experiment
 
 from . import base
 
 FULL_DIM, DIM, HEAD_DIM = 1024, 128, 32
-# row -> how the paper calls it, config file and variant, blocks, the paper's perplexity
-ROWS = {
-    "gpt3": ("GPT-3", "gpt3", "350m-15b", 8, 14.26),
-    "llama": ("Llama", "llama", "350m-15b", 8, 14.25),
-    "h3": ("H3", "h3", "350m-15b", 7, 18.23),
-    "mamba": ("Mamba", "mamba", "350m-15b", 14, 13.70),
-    "hyena": ("Hyena", "hyena", "350m-15b", 7, 17.59),
-    "rwkv4": ("RWKV-4", "rwkv4", "350m-15b", 7, 15.62),
-    "rwkv5": ("RWKV-5", "rwkv5", "350m-15b", 7, 14.25),
-    "rwkv6": ("RWKV-6", "rwkv6", "350m-15b", 7, 15.03),
-    "retnet": ("RetNet", "retnet", "350m-15b", 7, 16.23),
-    "hgrn": ("HGRN", "hgrn", "350m-15b", 8, 17.59),
-    "gla": ("GLA", "gla", "350m-15b", 8, 16.15),
-    "hgrn2": ("HGRN2", "hgrn2", "350m-15b", 8, 14.32),
-    "xlstm_1_0": ("xLSTM[1:0]", "xlstm_350m", "1_0-15b", 15, 13.43),
-    "xlstm_7_1": ("xLSTM[7:1]", "xlstm_350m", "7_1-15b", 15, 13.48),
+# perplexities that the paper prints, by how it calls the models
+TABLE_1 = {name: row["ppl_v2"] for name, row in paper.rows_of("table1_15B").items()}
+LADDER = {name: perplexity for name, _, perplexity in paper.TABLES["table2_components"]}
+OF_GATES = dict(paper.TABLES["table2_gating"])
+MEMORIES = {name: perplexity for name, _, perplexity in paper.TABLES["table8_matrix_memory"]}
+# row -> how the paper calls it, config file and variant, blocks
+MODELS = {
+    "gpt3": ("GPT-3", "gpt3", "350m-15b", 8),
+    "llama": ("Llama", "llama", "350m-15b", 8),
+    "h3": ("H3", "h3", "350m-15b", 7),
+    "mamba": ("Mamba", "mamba", "350m-15b", 14),
+    "hyena": ("Hyena", "hyena", "350m-15b", 7),
+    "rwkv4": ("RWKV-4", "rwkv4", "350m-15b", 7),
+    "rwkv5": ("RWKV-5", "rwkv5", "350m-15b", 7),
+    "rwkv6": ("RWKV-6", "rwkv6", "350m-15b", 7),
+    "retnet": ("RetNet", "retnet", "350m-15b", 7),
+    "hgrn": ("HGRN", "hgrn", "350m-15b", 8),
+    "gla": ("GLA", "gla", "350m-15b", 8),
+    "hgrn2": ("HGRN2", "hgrn2", "350m-15b", 8),
+    "xlstm_1_0": ("xLSTM[1:0]", "xlstm_350m", "1_0-15b", 15),
+    "xlstm_7_1": ("xLSTM[7:1]", "xlstm_350m", "7_1-15b", 15),
 }
+# the same, and the paper's perplexity
+ROWS = {name: (*row, TABLE_1[row[0]]) for name, row in MODELS.items()}
 # those of configs/ablations.py: tables 2 and 8
 GATES = {
-    "none_inf": None,
-    "none": 13.95,
-    "forget": 13.58,
-    "input": 13.69,
-    "forget_bias": 13.76,
-    "both_biases": 13.73,
-    "forget_and_bias": 13.55,
+    "none_inf": "none, f bias +inf",
+    "none": "none, f bias [3,6]",
+    "forget": "forget gate",
+    "input": "input gate",
+    "forget_bias": "f bias learnable",
+    "both_biases": "f+i bias learnable",
+    "forget_and_bias": "forget gate + learnable i bias",
 }
 ABLATIONS = {
-    "lstm": ("LSTM", "ablations", "lstm", 12, 2417.86),
-    "lstm_residual": ("LSTM, residual", "ablations", "lstm_residual", 12, 35.46),
-    "lstm_block": ("LSTM(Block)", "ablations", "lstm_block", 6, 26.01),
-    "xlstm_0_1": ("xLSTM[0:1]", "ablations", "xlstm_0_1", 8, 17.70),
+    "lstm": ("LSTM", "ablations", "lstm", 12, LADDER["LSTM vanilla 24x1536"]),
+    "lstm_residual": ("LSTM, residual", "ablations", "lstm_residual", 12,
+                      LADDER["+ resnet backbone"]),
+    "lstm_block": ("LSTM(Block)", "ablations", "lstm_block", 6,
+                   LADDER["+ up-projection backbone"]),
+    "xlstm_0_1": ("xLSTM[0:1]", "ablations", "xlstm_0_1", 8,
+                  LADDER["xLSTM[0:1] (+ exponential gating)"]),
     **{
-        f"gates_{name}": (f"gates: {name}", "ablations", f"gates-{name}", 15, perplexity)
-        for name, perplexity in GATES.items()
+        f"gates_{name}": (f"gates: {name}", "ablations", f"gates-{name}", 15, OF_GATES[printed])
+        for name, printed in GATES.items()
     },
-    "memory_post_up": ("memory: post-up", "ablations", "memory-post_up", 7, 13.90),
-    "memory_no_conv": ("memory: no convolution", "ablations", "memory-no_conv", 15, 15.41),
-}
+    "memory_post_up": ("memory: post-up", "ablations", "memory-post_up", 7,
+                       MEMORIES["post-up ReLU^2, 24 blocks"]),
+    "memory_no_conv": ("memory: no convolution", "ablations", "memory-no_conv", 15,
+                       MEMORIES["pre-up no conv, 48"]),
+}  # fmt: skip
 # of `python -m benchmarks.compare --rows`
 GROUPS = {
     "table1": tuple(ROWS),

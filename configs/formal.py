@@ -13,7 +13,7 @@ parity-xlstm_1_1 or majority-llama-paper-128.
 
     preset      steps    batch  peak rate  source
     small         1,500    128  1e-3       what a CPU core does in three minutes
-    paper       100,000    256  1e-3       appendix B.1.1; rates 1e-2, 1e-3, 1e-4 with two seeds each
+    paper       100,000    256  1e-3       appendix B.1.1; 1e-2, 1e-3, 1e-4 with two seeds each
     repository   20,000    256  1e-3       the authors' code, which has parity alone
 
 Models are those of small_models.py. Tokens: none are read, samples are made: lengths 3 to 40 in
@@ -36,6 +36,7 @@ and zeros.
     python -m xlstm_jax.experiments formal --preset=small
 """
 
+from xlstm_jax.analysis.paper.values import rows_of
 from xlstm_jax.experiments.grid import Experiment
 from xlstm_jax.tasks.formal_languages import LANGUAGES
 
@@ -77,31 +78,10 @@ def get_config(variant: str = "parity-xlstm_1_1"):
     return config
 
 
-# Scaled accuracies of the paper: figure 12, and what is known of figure 4, whose values are quoted
-# by Grazzi et al. (2411.12537, table 3).
-FIGURE_12 = ("odds_first", "reverse_string", "stack_manipulation", "repetition", "set")
+# Scaled accuracies of the paper by model and language: figure 12, and what is known of figure 4.
 PAPER = {
-    "Llama": dict(zip(FIGURE_12, (0.07, 0.06, 0.11, 0.08, 0.04), strict=True)),
-    "Retention": dict(zip(FIGURE_12, (0.03, 0.11, 0.03, 0.02, 0.02), strict=True)),
-    "RWKV-4": dict(zip(FIGURE_12, (0.08, 0.12, 0.20, 0.10, 0.10), strict=True)),
-    "Hyena": dict(zip(FIGURE_12, (0.04, 0.15, 0.07, 0.07, 0.03), strict=True)),
-    "RWKV-5": dict(zip(FIGURE_12, (0.08, 0.09, 0.16, 0.16, 0.13), strict=True)),
-    "RWKV-6": dict(zip(FIGURE_12, (0.13, 0.11, 0.23, 0.15, 0.19), strict=True)),
-    "Mamba": dict(zip(FIGURE_12, (0.08, 0.13, 0.21, 0.15, 0.12), strict=True)),
-    "LSTM(Block)": dict(zip(FIGURE_12, (0.08, 0.17, 0.25, 0.15, 0.18), strict=True)),
-    "xLSTM[0:1]": {
-        **dict(zip(FIGURE_12, (0.09, 0.14, 0.13, 0.09, 0.17), strict=True)),
-        "parity": 1.0,
-        "modular_arithmetic": 1.0,
-        "modular_arithmetic_brackets": 0.57,
-    },
-    "xLSTM[1:0]": {
-        **dict(zip(FIGURE_12, (0.15, 0.22, 0.25, 0.28, 0.17), strict=True)),
-        "parity": 0.04,
-        "modular_arithmetic": 0.04,
-        "modular_arithmetic_brackets": 0.03,
-    },
-    "xLSTM[1:1]": dict(zip(FIGURE_12, (0.08, 0.20, 0.17, 0.09, 0.15), strict=True)),
+    model: row | rows_of("fig4_formal_scaled_acc").get(model, {})
+    for model, row in rows_of("fig12_formal_scaled_acc").items()
 }
 SMALL_CELLS = (
     "parity",

@@ -10,6 +10,7 @@ from xlstm_jax import installation
 from xlstm_jax.progress import counted
 
 ROOT = pathlib.Path(__file__).parents[1]
+PAGES = ROOT / "xlstm_jax/analysis/paper"  # writes docs/paper.md, whose commands are a cluster's
 FILES = [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "xlstm_jax").rglob("*.py"))]
 
 
@@ -30,14 +31,14 @@ def messages(file: pathlib.Path) -> list[str]:
 
 def test_no_message_names_a_python_or_a_package_that_may_not_be_there():
     for file in FILES:
-        for text in messages(file):
+        for text in () if PAGES in file.parents else messages(file):
             assert not re.search(r"\bpython3? (-m|train|eval|\S+\.py)", text), (file, text)
         assert not re.search(r"pip install [^-]|xlstm-jax-stack", file.read_text()), file
 
 
 NOUNS = "block|shard|document|file|run|row|device|record"
 # numbers of which a message speaks only where there are several
-SEVERAL = {"files", "parts", "len(pattern)"}
+SEVERAL = {"files", "parts", "len(pattern)", "grid.runs"}
 
 
 def test_what_is_counted_may_be_one():

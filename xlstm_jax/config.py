@@ -9,6 +9,7 @@ can be overridden on the command line.
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -281,6 +282,27 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
             combination.
     """
     return from_config_dict(config_files.read(str(path)), overrides)
+
+
+AnyConfig = Config | ml_collections.ConfigDict | str | os.PathLike
+
+
+def as_config(given: AnyConfig) -> Config:
+    """A `Config` as it is, the validated form of a ConfigDict, or what `load` gives for a path.
+
+    Raises:
+        UserError: as of `load`, or it is nothing of these.
+    """
+    if isinstance(given, Config):
+        return given
+    if isinstance(given, ml_collections.ConfigDict):
+        return from_config_dict(given)
+    if isinstance(given, str | os.PathLike):
+        return load(os.fspath(given))
+    raise UserError(
+        f"the configuration is of type {type(given).__name__}; give what xlstm_jax.config.load "
+        'returns, a ConfigDict, or a config file, like "configs/quickstart.py"'
+    )
 
 
 def check(config: Config) -> None:

@@ -124,9 +124,16 @@ def test_a_row_is_trained_and_stays_done(tmp_path, capsys):
         status = compare.main(["compare", "--rows=llama", *arguments])
         assert status == 0, capsys.readouterr()
     assert "2 runs, 2 of them done" in capsys.readouterr().out
+    (before,) = map(json.loads, jsonl.read_text().splitlines())
+    assert compare.main(["compare", "--rows=llama", "--speeds=again", *arguments]) == 0
+    assert "run 1 of" not in capsys.readouterr().out
     (found,) = map(json.loads, jsonl.read_text().splitlines())
     assert found["set"] == compare.TEST and found["tokens"] == 3 * 8 * 16
     assert 1 < found["perplexity"] < 1000 and len(found["perplexities"]) == 2
+    assert found["training"] != before["training"] and found["decoding"] != before["decoding"]
     assert found["training"] > 0 and found["decoding"] > 0 and len(found["curve"]) == 3
     assert found["parameters"] > found["without_embeddings"] > 100_000
     assert "| Llama |" in table.read_text() and str(tmp_path) not in table.read_text()
+    empty = [f"--workdir={tmp_path / 'empty'}", *arguments[1:]]
+    assert compare.main(["compare", "--rows=llama", "--speeds=again", *empty]) == 2
+    assert "finds no row that is done" in capsys.readouterr().err

@@ -14,21 +14,20 @@ import jax
 import pytest
 
 import eval as command
-from xlstm_jax.data.shards import MANIFEST, Manifest, ShardWriter
-from xlstm_jax.data.tokenizer import ByteTokenizer
-from xlstm_jax.evaluation import paper_values, report, speed, suites
-from xlstm_jax.evaluation.command import FLAGS
-from xlstm_jax.evaluation.downstream import PAPER_TASKS, paper_average
-from xlstm_jax.evaluation.options import NAMES, USED_BY, Options
-from xlstm_jax.evaluation.paper_values import (
+from xlstm_jax.analysis.paper.values import (
     MODELS,
     PALOMA,
     PALOMA_SOURCES,
     SIZES,
     TASK_COLUMNS,
     TASKS,
-    is_papers_tokenizer,
 )
+from xlstm_jax.data.shards import MANIFEST, Manifest, ShardWriter
+from xlstm_jax.data.tokenizer import ByteTokenizer
+from xlstm_jax.evaluation import opened, report, speed, suites
+from xlstm_jax.evaluation.command import FLAGS
+from xlstm_jax.evaluation.downstream import PAPER_TASKS, paper_average
+from xlstm_jax.evaluation.options import NAMES, USED_BY, Options
 from xlstm_jax.evaluation.speed import Timing
 from xlstm_jax.evaluation.suites import SUITES
 
@@ -167,8 +166,8 @@ def test_perplexities_per_token_stand_beside_those_of_the_same_tokenizer_only(
     bytes_model = markdown("bytes")
     assert "this model, validation" in bytes_model and "| paper:" not in bytes_model
     assert "another tokenizer" in bytes_model
-    assert not is_papers_tokenizer(ByteTokenizer())
-    monkeypatch.setattr(paper_values, "is_papers_tokenizer", lambda tokenizer: True)
+    assert not opened.is_papers_tokenizer(ByteTokenizer())
+    monkeypatch.setattr(opened, "is_papers_tokenizer", lambda tokenizer: True)
     assert "| paper: Llama 1.3B |" in markdown("gpt2")
 
 

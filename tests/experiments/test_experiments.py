@@ -9,10 +9,11 @@ import pathlib
 import pytest
 
 from xlstm_jax import config_files
+from xlstm_jax.analysis import choosing
 from xlstm_jax.config import flat
 from xlstm_jax.errors import Diverged, UserError
 from xlstm_jax.experiments import __main__ as command
-from xlstm_jax.experiments import choosing, figures, report, running
+from xlstm_jax.experiments import figures, report, running
 from xlstm_jax.experiments import rows as results
 from xlstm_jax.experiments.grid import Run, narrowed, part_of, runs_of
 

@@ -92,7 +92,7 @@ def test_tensorboard_has_the_curves_the_configuration_and_a_sample_and_no_clutte
     folder.config.write_text('{"model": {"dim": 8}}')
     with MetricsWriter(folder, 0, tensorboard=True) as writer:
         writer.write(1, "train", {"loss": 2.5, "started": 1.7e9, "tokens": 64, "mfu": None})
-        writer.write_sample(6, "def f():\n    pass")
+        writer.after_sample(6, "def f():\n    pass")
     shown = {
         value.tag: (event.step, value)
         for event in board_events(folder.tensorboard)

@@ -100,9 +100,8 @@ def inspect(folder: str, split: str, shown: int, verify: bool) -> list[str]:
     with progress.bar(stop, f"{split}: documents", "tokens") as bar:
         lengths = document_lengths(tokens, manifest, stop, bar.update)
     if verify and len(lengths) != manifest.documents:
-        problems.append(
-            f"found: {progress.counted(len(lengths), 'document')}; the manifest says {manifest.documents:,}"
-        )
+        there = progress.counted(len(lengths), "document")
+        problems.append(f"there are {there}, the manifest says {manifest.documents:,}")
     where = "" if verify else ", in the first shard"
     _print(f"\ntokens per document, end of text included{where}:")
     _print(histogram(lengths))

@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter
 
-from xlstm_jax.evaluation import paper_values
+from xlstm_jax.analysis.figure_style import BLUE, ORANGE, lengths_axis
+from xlstm_jax.analysis.paper.panels import papers_extrapolation
 from xlstm_jax.evaluation.extrapolation import Curve, gains
 from xlstm_jax.evaluation.frequencies import Bin
 from xlstm_jax.evaluation.speed import Timing
-
-BLUE, ORANGE = "#0072B2", "#D55E00"  # told apart by colour-blind eyes too (Okabe and Ito)
-OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def extrapolation_figure(
@@ -31,7 +29,7 @@ def extrapolation_figure(
     _own(axes[0], curves, trained_at)
     _gains(axes[1], curves, trained_at)
     if beside_paper:
-        _papers(axes[2])
+        papers_extrapolation(axes[2])
     return figure
 
 
@@ -61,7 +59,7 @@ def _own(axes, curves: Sequence[Curve], trained_at: int | None) -> None:
         ylabel="perplexity per token",
         title="this model, the same tokens at each context",
     )
-    _lengths(axes, contexts)
+    lengths_axis(axes, contexts)
     _mark_training(axes, trained_at)
 
 
@@ -99,33 +97,6 @@ def _gains(axes, curves: Sequence[Curve], trained_at: int | None) -> None:
         title="what more context changes (below 0: it helps)",
     )
     _mark_training(axes, trained_at)
-
-
-def _papers(axes) -> None:
-    """What the paper prints of its figure 7: the ends of the curves."""
-    ends = (paper_values.EXTRAPOLATION_TRAINED_AT, paper_values.EXTRAPOLATION_CONTEXT)
-    for (name, last), colour, marker in zip(
-        paper_values.EXTRAPOLATION.items(), OTHERS, "svd^<", strict=True
-    ):
-        first = paper_values.SLIMPAJAMA["1.3B"][name]
-        axes.plot(ends, (first, last), marker=marker, color=colour, label=name)
-    axes.set(
-        xlabel="context (tokens)",
-        ylabel="perplexity per token",
-        title="the paper: 1.3B on SlimPajama, both ends",
-    )
-    axes.set_yscale("log")
-    # the plain numbers, not powers of ten
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    _lengths(axes, ends)
-    _mark_training(axes, ends[0])
-
-
-def _lengths(axes, lengths: Sequence[int]) -> None:
-    """A logarithmic axis whose ticks are the lengths themselves."""
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=30)
-    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _mark_training(axes, trained_at: int | None) -> None:
@@ -170,7 +141,7 @@ def speed_figure(lengths: Sequence[Timing], batches: Sequence[Timing]) -> Figure
     tokens = f", {batches[0].tokens} tokens each" if batches else ""
     right.set(xlabel=f"texts at once{tokens}", ylabel="tokens/s", title="throughput")
     right.set_ylim(bottom=0)
-    _lengths(right, [timing.batch for timing in batches])
+    lengths_axis(right, [timing.batch for timing in batches])
     for axes in (left, right):
         axes.grid(alpha=0.3)
     return figure

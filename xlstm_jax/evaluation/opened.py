@@ -14,8 +14,9 @@ from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.corpus import STDLIB
 from xlstm_jax.data.loader import TokenSource, open_named_split
 from xlstm_jax.data.splits import SYNTHETIC
+from xlstm_jax.data.tokenizer import Tokenizer
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation import paper_values, report
+from xlstm_jax.evaluation import report
 from xlstm_jax.evaluation.extrapolation import default_contexts, shared_targets, with_trained
 from xlstm_jax.evaluation.options import OF_SPLITS, Options
 from xlstm_jax.evaluation.paloma import WINDOW
@@ -208,7 +209,7 @@ class Evaluation:
     @property
     def has_papers_tokenizer(self) -> bool:
         """Whether the paper's perplexities per token can stand beside this model's."""
-        return paper_values.is_papers_tokenizer(self.opened.tokenizer)
+        return is_papers_tokenizer(self.opened.tokenizer)
 
     @property
     def size(self) -> str:
@@ -249,3 +250,11 @@ def _only_split(path: str) -> str:
         if (pathlib.Path(path) / split / shards.MANIFEST).is_file()
     ]
     return there[0] if there else "validation"
+
+
+def is_papers_tokenizer(tokenizer: Tokenizer) -> bool:
+    """Whether perplexities per token can stand beside the paper's at all: the tokenizer is GPT-2's.
+
+    The file itself comes in several forms, so that what it does is looked at.
+    """
+    return tokenizer.encode("Hello world!").tolist() == [15496, 995, 0]

@@ -1,7 +1,8 @@
 """The suites that others publish: PALOMA, and the tasks of the lm-evaluation-harness."""
 
 from xlstm_jax import progress
-from xlstm_jax.evaluation import downstream, paper_values, report
+from xlstm_jax.analysis.paper import values as paper_values
+from xlstm_jax.evaluation import downstream, report
 from xlstm_jax.evaluation.opened import Evaluation
 from xlstm_jax.evaluation.paloma import by_source, evaluate_paloma, files_of
 from xlstm_jax.evaluation.report import Report
@@ -92,7 +93,7 @@ def downstream_tasks(evaluation: Evaluation) -> Report:
         for label, numbers in report.paper_rows(evaluation.size, paper_values.TASKS):
             rows += [
                 (label, column, f"{value:.2f}")
-                for column, value in zip(paper_values.TASK_COLUMNS, numbers, strict=True)
+                for column, value in zip(paper_values.TASK_COLUMNS.values(), numbers, strict=True)
             ]
         notes = ("The paper's values are in percent, each the best of three precisions.",)
     values = {"tasks": results, "paper_average": average, "limit": options.limit}

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from xlstm_jax.analysis import figure_style
+from xlstm_jax.analysis.paper import values as paper_values
 from xlstm_jax.config import ModelConfig
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation import paper_values
 
 JSON, MARKDOWN = "results.json", "results.md"
 PAPER_NOTE = (
@@ -106,9 +107,7 @@ def write(folder: pathlib.Path, about: dict[str, Any], reports: Sequence[Report]
             results["earlier"].append({"suite": report.suite, **before})
         suites[report.suite] = entry
         for name, figure in report.figures.items():
-            unfinished = folder / f"{name}.tmp"
-            figure.savefig(unfinished, dpi=150, format="png")
-            unfinished.replace(folder / name)
+            figure_style.save(figure, folder / name)
     _replace(folder / JSON, json.dumps(results, indent=1) + "\n")
     title = f"# {about['model']}, step {about['step']}"
     parts = [title, *(suite["markdown"] for suite in suites.values())]

@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable
 
 from xlstm_jax import progress
-from xlstm_jax.evaluation import figures, paper_values, report
+from xlstm_jax.analysis.paper import values as paper_values
+from xlstm_jax.evaluation import figures, report
 from xlstm_jax.evaluation.extrapolation import extrapolate, shared_targets
 from xlstm_jax.evaluation.frequencies import by_frequency, occurrences
 from xlstm_jax.evaluation.opened import Evaluation

@@ -7,12 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from xlstm_jax.experiments.choosing import Key, Result
+from xlstm_jax.analysis import figure_style
+from xlstm_jax.analysis.choosing import Key, Result
 from xlstm_jax.experiments.grid import Experiment
-
-# Okabe and Ito's colours, which are told apart by colour-blind eyes too; markers differ as well.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "os^DvP*"
 
 Found = Mapping[Key, Result]
 
@@ -42,8 +39,8 @@ def curves(experiment: Experiment, found: Found) -> Figure:
             panel.plot(
                 range(len(points)),
                 list(points.values()),
-                color=COLOURS[number % len(COLOURS)],
-                marker=MARKERS[number % len(MARKERS)],
+                color=figure_style.colour(number),
+                marker=figure_style.marker(number),
                 label=experiment.models[model],
             )
         panel.set_xticks(range(len(ticks)), [tick.replace("_", " ") for tick in ticks])
@@ -59,24 +56,19 @@ def _heat_map(experiment: Experiment, found: Found) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     values = np.full((len(models), len(cells)), np.nan)
+    texts = [[""] * len(cells) for _ in models]
     for (cell, model, _), result in found.items():
         if cell not in cells or model not in models:
             continue
         row, column = models.index(model), cells.index(cell)
         values[row, column] = result.mean
-        dark = not math.isnan(result.mean) and result.mean < 0.5
         text = "diverged" if math.isnan(result.mean) else f"{result.mean:.2f}"
         if result.spread is not None and not math.isnan(result.mean):
             text += f"\n± {result.spread:.2f}"
-        axes.text(
-            column, row, text, ha="center", va="center", color="white" if dark else "black",
-            fontsize=8,
-        )  # fmt: skip
-    image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axes.set_xticks(
-        range(len(cells)), [c.replace("_", " ") for c in cells], rotation=30, ha="right"
-    )
-    axes.set_yticks(range(len(models)), [experiment.models[model] for model in models])
+        texts[row][column] = text
+    labels = [experiment.models[model] for model in models]
+    columns = [cell.replace("_", " ") for cell in cells]
+    image = figure_style.heat_map(axes, values, texts, labels, columns)
     figure.colorbar(image, label=experiment.metric.replace("_", " "))
     figure.suptitle(_title(experiment), fontsize=10, wrap=True)
     return figure
@@ -92,7 +84,7 @@ def _bars(experiment: Experiment, found: Found) -> Figure:
                 if (c, m) == (cell, model) and not math.isnan(result.mean):
                     panel.bar(
                         number, result.mean, yerr=result.spread, capsize=4,
-                        color=COLOURS[number % len(COLOURS)],
+                        color=figure_style.colour(number),
                     )  # fmt: skip
         panel.set_xticks(
             range(len(models)), [experiment.models[m] for m in models], rotation=30, ha="right"
@@ -116,8 +108,8 @@ def _over_dims(experiment: Experiment, found: Found) -> Figure:
             if points:
                 dims, means, spreads = zip(*points, strict=True)
                 panel.errorbar(
-                    dims, means, yerr=spreads, capsize=3, color=COLOURS[number % len(COLOURS)],
-                    marker=MARKERS[number % len(MARKERS)], label=experiment.models[model],
+                    dims, means, yerr=spreads, capsize=3, color=figure_style.colour(number),
+                    marker=figure_style.marker(number), label=experiment.models[model],
                 )  # fmt: skip
                 panel.set_xscale("log", base=2)
         _dress(panel, cell, "model.dim", experiment.metric.replace("_", " "))
@@ -147,10 +139,7 @@ def _dress(panel: Axes, title: str, x: str, y: str) -> None:
     panel.set_title(title.replace("_", " "), fontsize=10)
     panel.set_xlabel(x)
     panel.set_ylabel(y)
-    panel.grid(alpha=0.3)
-    panel.spines[["top", "right"]].set_visible(False)
-    if panel.get_legend_handles_labels()[0]:
-        panel.legend(frameon=False, fontsize=7)
+    figure_style.dress(panel)
 
 
 def _title(experiment: Experiment) -> str:

@@ -5,12 +5,11 @@ import math
 import pathlib
 from collections.abc import Mapping
 
-from matplotlib.figure import Figure
-
+from xlstm_jax.analysis import figure_style
+from xlstm_jax.analysis.choosing import Key, Result, guesses_of, mean_ranks, results_of
 from xlstm_jax.errors import UserError
 from xlstm_jax.experiments import figures
 from xlstm_jax.experiments import rows as results
-from xlstm_jax.experiments.choosing import Key, Result, guesses_of, mean_ranks, results_of
 from xlstm_jax.experiments.grid import Experiment, Run, runs_of
 from xlstm_jax.progress import counted
 
@@ -40,7 +39,7 @@ def report(experiment: Experiment, folder: pathlib.Path) -> str:
     if any(result.curve for result in found.values()):
         drawn["curves.png"] = figures.curves(experiment, found)
     for name, figure in drawn.items():
-        _save(figure, folder / name)
+        figure_style.save(figure, folder / name)
     lines = [json.dumps({**row, "value": _number(row["value"])}) + "\n" for row in rows]
     _replace(folder / ALL_ROWS, "".join(lines))
     _replace(folder / MARKDOWN, text)
@@ -141,12 +140,6 @@ def shown(result: Result | None) -> str:
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _save(figure: Figure, path: pathlib.Path) -> None:
-    unfinished = path.with_name(f"{path.name}.tmp")
-    figure.savefig(unfinished, dpi=150, format="png")
-    unfinished.replace(path)
 
 
 def _replace(path: pathlib.Path, text: str) -> None:

@@ -9,17 +9,14 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
+from xlstm_jax.analysis.choosing import Row
 from xlstm_jax.config import Config, flat, keys
 from xlstm_jax.errors import UserError
 
 FILE = "rows.jsonl"
-GUESS = "guess: "  # beginning of the name of the set of a predictor that has learned nothing
-DIVERGED = "diverged"  # the set of the one row of a run that ended with no number
-
-Row = Mapping[str, Any]
 
 
 def config_hash(config: Config) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from xlstm_jax.analysis.choosing import DIVERGED, GUESS
 from xlstm_jax.analysis.parameters import count_parameters
 from xlstm_jax.config import Config, load, task_of
 from xlstm_jax.errors import Diverged, UserError
@@ -125,7 +126,7 @@ def _rows(
     task = task_of(config)
     if diverged:
         head |= {"parameters": None, "steps": _latest_step(folder)}
-        nothing = {"set": results.DIVERGED, "metric": "loss", "value": float("nan"), "n": 0}
+        nothing = {"set": DIVERGED, "metric": "loss", "value": float("nan"), "n": 0}
         found = [{**head, **nothing}]
     else:
         opened = open_checkpoint(str(folder), sharding=replicated(mesh))
@@ -133,7 +134,7 @@ def _rows(
         found = [{**head, **row} for row in _measured(task, opened, config.eval.batch_size, mesh)]
     for guess, summary in task.guesses().items():
         for metric, value in summary.items():
-            row = {"set": f"{results.GUESS}{guess}", "metric": metric, "value": value, "n": 0}
+            row = {"set": f"{GUESS}{guess}", "metric": metric, "value": value, "n": 0}
             found.append({**head, **row})
     return found
 
@@ -182,10 +183,8 @@ def _shown(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> str:
     """A run's result for the terminal."""
     values = {row["set"]: row["value"] for row in rows if row["metric"] == experiment.metric}
     metric = experiment.metric.replace("_", " ")
-    if rows[0]["set"] == results.DIVERGED:
+    if rows[0]["set"] == DIVERGED:
         return "diverged"
     return f"{metric} " + ", ".join(
-        f"{value:.3f} ({name})"
-        for name, value in values.items()
-        if not name.startswith(results.GUESS)
+        f"{value:.3f} ({name})" for name, value in values.items() if not name.startswith(GUESS)
     )

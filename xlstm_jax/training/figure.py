@@ -13,20 +13,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from xlstm_jax.analysis.figure_style import COLOURS, MARKERS
 from xlstm_jax.runs.folder import RunFolder
 from xlstm_jax.training.metrics import read_records
 from xlstm_jax.training.outlets import replace_file
 
-# Okabe and Ito's colours, which are told apart by colour-blind eyes too; markers differ as well.
-TRAINING = "#0072B2"
-HELD_OUT = (
-    ("#D55E00", "o"),
-    ("#009E73", "s"),
-    ("#CC79A7", "^"),
-    ("#E69F00", "D"),
-    ("#56B4E9", "v"),
-    ("#000000", "P"),
-)
+TRAINING = COLOURS[0]
+HELD_OUT = tuple(zip(COLOURS[1:], MARKERS, strict=False))
 DASHES = ("-", "--", ":", "-.")  # of the accuracies of one set
 BEGINNING = 0.1  # share of the steps whose losses need not fit on the y axis
 SMOOTHED_OVER = 1 / 25  # of the training events, on each side

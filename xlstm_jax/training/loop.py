@@ -6,14 +6,14 @@ the host needs the state itself (evaluation, checkpoint, the end) they are read 
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from xlstm_jax.analysis.parameters import count_parameters
-from xlstm_jax.config import Config, flat, task_of
+from xlstm_jax.config import AnyConfig, Config, as_config, flat, task_of
 from xlstm_jax.errors import Diverged, UserError
 from xlstm_jax.generation import generate
 from xlstm_jax.generation.session import room_of
@@ -25,7 +25,6 @@ from xlstm_jax.parallel import (
     check_shared_folder,
     check_spread,
     everywhere,
-    is_first_process,
     make_mesh,
     own_part,
     put_batch,
@@ -34,7 +33,6 @@ from xlstm_jax.parallel import (
 from xlstm_jax.progress import doing
 from xlstm_jax.runs.checkpoints import Checkpoints
 from xlstm_jax.runs.folder import (
-    RunFolder,
     check_data,
     open_run,
     own_tokenizer,
@@ -44,12 +42,12 @@ from xlstm_jax.runs.folder import (
 )
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
 from xlstm_jax.tasks.task import Task
+from xlstm_jax.training.callbacks import Callback, Callbacks, Run, check_callbacks
 from xlstm_jax.training.console import next_commands, say, step_name
-from xlstm_jax.training.figure import draw_loss
 from xlstm_jax.training.memory import fixed
-from xlstm_jax.training.metrics import MetricsWriter, read_records
+from xlstm_jax.training.metrics import read_records
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
-from xlstm_jax.training.outlets import Trouble, replace_file
+from xlstm_jax.training.outlets import Trouble
 from xlstm_jax.training.preemption import Preemption
 from xlstm_jax.training.profile import Profile
 from xlstm_jax.training.report import Report
@@ -57,21 +55,33 @@ from xlstm_jax.training.starting import Keeper
 from xlstm_jax.training.step import make_train_step
 from xlstm_jax.training.timing import WallTime
 from xlstm_jax.training.watchdog import Watchdog
+from xlstm_jax.training.writers import writers_of
 
 
 def train(
-    config: Config, workdir: str | os.PathLike, profile: tuple[int, int] | None = None
+    config: AnyConfig,
+    workdir: str | os.PathLike,
+    callbacks: Sequence[Callback] = (),
+    *,
+    profile: tuple[int, int] | None = None,
 ) -> Mapping[str, float]:
     """Trains, or goes on with, the run in `workdir`; returns the last held-out summary.
 
     Args:
+        config: a `Config`, a ConfigDict, or a config file such as "configs/quickstart.py".
+        workdir: the run's folder; made if it does not exist.
+        callbacks: are told of steps, evaluations and checkpoints (`training/callbacks.py`), after
+            the run's own writers. What one of them raises ends the run and is raised.
         profile: first and last step of which a trace is written to `workdir`/profile.
 
     Raises:
         UserError: data, folder, configuration or checkpoint are not as they should be, or too many
             steps in a row were skipped.
-        Preempted: the process got SIGTERM; the run is saved.
+        Preempted: the process got SIGTERM, or Ctrl-C (a notebook's stop button); the run is saved,
+            and the same call goes on with it.
     """
+    config = as_config(config)
+    check_callbacks(callbacks)
     start_processes(config.train.heartbeat_seconds)
     check_same_everywhere(flat(config) | {"--profile": profile}, "configurations")
     # What can be wrong is found before any device works and before anything is written.
@@ -139,11 +149,20 @@ def train(
                 )
             return task.summary(totals)
 
-        drawing, summary, pending = Trouble(folder.loss_figure.name), None, None
-        with MetricsWriter(
-            folder, start, tensorboard=config.log.tensorboard, wandb=config.log.wandb
-        ) as writer:
-            report = Report(config, model, writer, wall_time, folder, device, mesh.size)
+        def evaluated(step: int) -> Mapping[str, Mapping[str, float]]:
+            summaries = {}
+            for name in held_out:
+                summaries[name] = found = summary_of(name)
+                if name == FIRST:
+                    check_finite(step, found["loss"])
+                if name != FIRST or step < steps:
+                    say(f"{step_name(step, steps)}  {shown(name)}: {task.line(found)}")
+            return summaries
+
+        run, summary, pending = Run(config, folder, task, start), None, None
+        with Callbacks([*writers_of(run), *callbacks]) as told:
+            told.before_training(run)
+            report = Report(run, model, told, wall_time, device, mesh.size)
             part, parts = own_part(to_devices, rows, length)
             own_rows = range(part * rows // parts, (part + 1) * rows // parts)
             batches = task.batches(start, own_rows)
@@ -172,21 +191,17 @@ def train(
                 report(*pending)
                 pending, summary = None, None
                 watchdog.pause()
-                for name in held_out if evaluation_due else ():
-                    with wall_time.spent_on("evaluation"):
-                        found = summary_of(name)
-                    if name == FIRST:
-                        summary = found
-                        check_finite(step, found["loss"])
-                    writer.write(step, name, found)
-                    if name != FIRST or step < steps:
-                        say(f"{step_name(step, steps)}  {shown(name)}: {task.line(found)}")
                 if evaluation_due:
-                    _draw_loss(folder, task, drawing)
+                    with wall_time.spent_on("evaluation"):
+                        told.after_evaluation(step, summaries := evaluated(step))
+                    summary = summaries[FIRST]
                 if preempted or checkpoints.due(step):
                     with wall_time.spent_on("checkpoint"):
+                        saved = keeper.by_number(state)
+                        told.before_checkpoint(step, saved.params)
                         loss = None if summary is None else summary["loss"]
-                        keeper.save(state, step, loss, force=preempted)
+                        keeper.save(saved, step, loss, force=preempted)
+                        del saved  # where blocks are stacked it is a copy
                 if preempted and step < steps:
                     checkpoints.finish()
                     raise preemption.ended_at(step, saved=checkpoints.latest_step() == step)
@@ -200,14 +215,16 @@ def train(
                 summary = summary_of(FIRST)
             say(f"{shown(FIRST)} {task.closing_line(summary)}")
             if config.eval.sample_tokens and task.tokenizer is not None:
-                write_sample(task, state.params, config, folder, writer)
-        if checkpoints.latest_step() != steps:
-            raise UserError(
-                f"all {steps} steps are done, but the last one could not be saved; make room on "
-                f"the disk of {str(folder.checkpoints)!r} and give the same command again, it goes "
-                f"on from step {checkpoints.latest_step() or 0}"
-            )
-    _draw_loss(folder, task, drawing)
+                text = sample_of(task, state.params, config)
+                told.after_sample(steps, text)
+                say(f"sample:\n{text}")
+            if checkpoints.latest_step() != steps:
+                raise UserError(
+                    f"all {steps} steps are done, but the last one could not be saved; make room "
+                    f"on the disk of {str(folder.checkpoints)!r} and give the same command again, "
+                    f"it goes on from step {checkpoints.latest_step() or 0}"
+                )
+            told.after_training(summary)
     say(folder.loss_figure, *next_commands(workdir, config, task.writes_text))
     return summary
 
@@ -239,17 +256,9 @@ def check_finite(step: int, loss: float) -> None:
         )
 
 
-def _draw_loss(folder: RunFolder, task: Task, trouble: Trouble) -> None:
-    if is_first_process():
-        with trouble.caught():
-            draw_loss(folder, task.loss_unit)
-
-
-def write_sample(
-    task: Task, params: Any, config: Config, folder: RunFolder, writer: MetricsWriter
-) -> None:
-    """Writes text of the trained model to samples.txt and shows it: a new document of
-    `eval.sample_tokens` tokens, drawn one recurrent step at a time.
+def sample_of(task: Task, params: Any, config: Config) -> str:
+    """Text of the trained model: a new document of `eval.sample_tokens` tokens, drawn one recurrent
+    step at a time.
     """
     tokenizer = task.tokenizer
     stack = stack_of(config.model.layout, config.model.remat, stacked=True)
@@ -264,9 +273,4 @@ def write_sample(
             jax.random.key(config.train.seed),
             num_choices=tokenizer.vocab_size,
         )
-        text = tokenizer.decode(np.asarray(tokens[0]))
-    writer.write_sample(config.train.steps, text)
-    if is_first_process():
-        with Trouble(folder.samples.name).caught():
-            replace_file(folder.samples, f"step {config.train.steps}\n{text}\n".encode())
-    say(f"sample:\n{text}")
+        return tokenizer.decode(np.asarray(tokens[0]))

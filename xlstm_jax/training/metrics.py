@@ -11,6 +11,7 @@ from tensorboardX import summary
 
 from xlstm_jax.parallel import is_first_process
 from xlstm_jax.runs.folder import RunFolder
+from xlstm_jax.training.callbacks import Callback, Run
 from xlstm_jax.training.outlets import (
     AppendedFile,
     Outlet,
@@ -29,7 +30,7 @@ NO_CURVE = ("started", "tokens", "text_bytes", "skipped_in_a_row", "first_sample
 SHOWN = 5  # numbers of broken lines in one message
 
 
-class MetricsWriter:
+class MetricsWriter(Callback):
     """Appends to metrics.jsonl, TensorBoard and, where a project is named, Weights & Biases; in the
     first process alone. Each of them may fail at any time (`outlets`).
 
@@ -65,6 +66,33 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *exception) -> None:
+        self.close()
+
+    def before_training(self, run: Run) -> None:
+        self._shows = run.shows
+
+    def after_step(self, step: int, metrics: Mapping[str, float | int | None]) -> None:
+        if metrics["skipped_in_a_row"]:
+            self.write(step, "skipped", metrics)
+        elif self._shows(step):
+            self.write(step, "train", metrics)
+
+    def after_evaluation(self, step: int, summaries: Mapping[str, Mapping[str, float]]) -> None:
+        for name, values in summaries.items():
+            self.write(step, name, values)
+
+    def before_checkpoint(self, step: int, params: Any) -> None:
+        """Tries what waits once more: a run that is resumed here does not write it again."""
+        if not self._silent:
+            self._lines.put()
+
+    def after_training(self, summary: Mapping[str, float]) -> None:
+        """Tries what waits once more: loss.png is drawn next."""
+        if not self._silent:
+            self._lines.put()
+
+    def close(self) -> None:
+        """A last try of each, which says what is lost."""
         if self._silent:
             return
         for outlet in filter(None, (self._lines, self._board, self._wandb)):
@@ -92,7 +120,7 @@ class MetricsWriter:
         if self._wandb is not None:
             self._wandb.put((step, curves))
 
-    def write_sample(self, step: int, text: str) -> None:
+    def after_sample(self, step: int, text: str) -> None:
         """Text that the model wrote, for TensorBoard."""
         if not self._silent and self._board is not None:
             block = text.replace("\n", "\n    ")

@@ -1,4 +1,4 @@
-"""What is told of each step: an event in metrics.jsonl and a line on the terminal."""
+"""What is told of each step: its numbers to the callbacks, a line to the terminal."""
 
 from typing import Any
 
@@ -6,11 +6,9 @@ import flax.linen as nn
 import jax
 
 from xlstm_jax.analysis.flops import peak_flops, training_flops_per_token
-from xlstm_jax.config import Config
 from xlstm_jax.errors import Diverged
-from xlstm_jax.runs.folder import RunFolder
+from xlstm_jax.training.callbacks import Callback, Run
 from xlstm_jax.training.console import console_line, say, skipped_line
-from xlstm_jax.training.metrics import MetricsWriter
 from xlstm_jax.training.step import Metrics
 from xlstm_jax.training.timing import Speed, WallTime
 
@@ -20,16 +18,15 @@ class Report:
 
     def __init__(
         self,
-        config: Config,
+        run: Run,
         model: nn.Module,
-        writer: MetricsWriter,
+        callback: Callback,
         wall_time: WallTime,
-        folder: RunFolder,
         device_kind: str,
         devices: int,
     ) -> None:
-        self._config, self._writer, self._wall_time = config, writer, wall_time
-        self._folder, self._devices = folder, devices
+        self._run, self._config = run, (config := run.config)
+        self._callback, self._wall_time, self._devices = callback, wall_time, devices
         self._speed = Speed(config.train.steps)
         self._tokens = config.data.batch_size * config.data.context_length
         peak = peak_flops(device_kind)
@@ -45,7 +42,9 @@ class Report:
         self._speed.count(self._tokens)
         if values["skipped_in_a_row"]:
             self._skipped(step, values)
-        elif step == 1 or step == steps or step % self._config.log.every == 0:
+        elif not self._run.shows(step):
+            self._callback.after_step(step, values)
+        else:
             rate, seconds_left = self._speed.read(step)
             share = self._share_of_peak
             values |= {
@@ -53,20 +52,20 @@ class Report:
                 "tokens_per_second_per_device": rate and rate / self._devices,
                 "mfu": rate * share if rate and share else None,
             }
-            self._writer.write(step, "train", values | self._wall_time.values())
+            self._callback.after_step(step, values | self._wall_time.values())
             say(console_line(step, steps, values, seconds_left, self._devices))
 
     def _skipped(self, step: int, values: dict[str, Any]) -> None:
         rows, most = self._config.data.batch_size, self._config.train.max_skipped
         samples = {"first_sample": (step - 1) * rows, "last_sample": step * rows - 1}
-        self._writer.write(step, "skipped", values | samples)
+        self._callback.after_step(step, values | samples)
         say(skipped_line(step, self._config.train.steps, values, **samples))
         if (in_a_row := values["skipped_in_a_row"]) >= most:
             raise Diverged(
                 f"step {step}: {in_a_row} steps in a row were skipped (train.max_skipped {most}), "
                 f"the loss is {values['loss']}; their samples are "
                 f"{samples['last_sample'] + 1 - in_a_row * rows} to {samples['last_sample']}, more "
-                f"in {self._folder.metrics}. Parameters and checkpoints are as before. Lower "
+                f"in {self._run.folder.metrics}. Parameters and checkpoints are as before. Lower "
                 "optimizer.learning_rate or optimizer.clip_norm, lengthen optimizer.warmup_steps, "
                 "or look at the data, in another --workdir"
             )

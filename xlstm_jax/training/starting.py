@@ -85,9 +85,12 @@ class Keeper:
         )
         return begin(), 0
 
+    def by_number(self, state: TrainState) -> TrainState:
+        """A state as checkpoints have it."""
+        return self._to_numbers(state)
+
     def save(self, state: TrainState, step: int, loss: float | None, *, force: bool) -> None:
-        """Starts saving a state; see `Checkpoints.save`."""
-        state = self._to_numbers(state)
+        """Starts saving a state with blocks by number; see `Checkpoints.save`."""
         position = self._task.position(step)
         self._checkpoints.save(state.params, _rest(state), step, position, loss, force=force)
 

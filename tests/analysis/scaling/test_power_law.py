@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from tests.analysis.scaling.synthetic import power_law_runs
+from xlstm_jax.analysis.paper.values import SLIMPAJAMA
 from xlstm_jax.analysis.scaling import fit_power_law, over_training, power_law_intervals
 from xlstm_jax.analysis.scaling.figures import power_law_figure
 from xlstm_jax.analysis.scaling.power_law import quality
 from xlstm_jax.analysis.scaling.table import column, published_runs
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation.paper_values import SLIMPAJAMA
 
 
 def test_a_line_without_noise_comes_back():

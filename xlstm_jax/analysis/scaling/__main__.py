@@ -7,11 +7,14 @@
     python -m xlstm_jax.analysis.scaling fit DIR [RUNS.csv ...] [--form=gamma,line]
         [--columns=params=N,loss=val_loss] [--output=DIR]
     python -m xlstm_jax.analysis.scaling fit published --huber_delta=0.1
+    python -m xlstm_jax.analysis.scaling inference TIMES.jsonl [--output=DIR]
 
 plan writes plan.jsonl and commands.sh, a train.py command per line; run carries them out one after
 the other, and the same command goes on. fit takes folders of plans or runs, .csv and .jsonl files
 with the columns params, tokens, loss (for some forms flops or budget; model names the family);
 "published" are the losses of arXiv 2510.02228. The full grid of starts takes about a minute.
+inference fits the time to the first token and of a step to what `python -m
+benchmarks.inference_times` measured.
 """
 
 import pathlib
@@ -19,7 +22,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from xlstm_jax import command_line, config_files, config_flags
+from xlstm_jax.analysis import figure_style
 from xlstm_jax.analysis.flops import COUNTINGS, counting_of
+from xlstm_jax.analysis.scaling import figures, inference
 from xlstm_jax.analysis.scaling.fitting import FORMS, Settings, fit_families, write
 from xlstm_jax.analysis.scaling.plan import COMMANDS, Grid, plan_lines, plan_series, write_plan
 from xlstm_jax.analysis.scaling.reading import COUNTING, read, unfinished_line
@@ -58,6 +63,7 @@ FIT_FLAGS = {
     "counting": COUNTING_FLAG + "; for folders of runs without a plan",
     "output": "folder for fits.json, runs.jsonl and figures; by default nothing is written",
 }
+INFERENCE_FLAGS = {"output": "folder for inference.png; by default nothing is written"}
 USED_BY = {"huber_delta": ("gamma", "plain"), "ratios": ("overtraining",)}
 
 
@@ -150,10 +156,25 @@ def _fit(words: Sequence[str], argv: Sequence[str]) -> None:
         print(folder / "fits.json", flush=True)
 
 
+def _inference(words: Sequence[str], argv: Sequence[str]) -> None:
+    flags = command_line.parse(argv, __doc__, INFERENCE_FLAGS)
+    if not words:
+        raise UserError("no times are given; name .jsonl files of benchmarks.inference_times")
+    results = inference.fit_all(inference.read_timings(words))
+    for line in inference.table_lines(results):
+        print(*filter(None, line), sep="; ", flush=True)
+    if flags["output"].value:
+        folder = pathlib.Path(flags["output"].value).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        figure_style.save(figures.inference_figure(results), folder / "inference.png")
+        print(folder / "inference.png", flush=True)
+
+
 ACTIONS: dict[str, Callable[[Sequence[str], Sequence[str]], None]] = {
     "plan": _plan,
     "run": _run,
     "fit": _fit,
+    "inference": _inference,
 }
 
 

@@ -4,15 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter
 
+from xlstm_jax.analysis import figure_style
+from xlstm_jax.analysis.scaling.inference import KINDS, Fitted
 from xlstm_jax.analysis.scaling.isoflop import IsoFlopFit
 from xlstm_jax.analysis.scaling.parametric import ParametricFit
 from xlstm_jax.analysis.scaling.power_law import PowerLaw
-
-# Okabe and Ito's colours, which colour-blind eyes tell apart too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osv^D<>"
 
 
 def parametric_figure(fit: ParametricFit, params, tokens, loss, name: str) -> Figure:
@@ -21,7 +19,7 @@ def parametric_figure(fit: ParametricFit, params, tokens, loss, name: str) -> Fi
     left, right = figure.subplots(1, 2)
     params, tokens, loss = (np.asarray(column, float) for column in (params, tokens, loss))
     for number, size in enumerate(np.unique(params)):
-        colour, marker = COLOURS[number % 7], MARKERS[number % 7]
+        colour, marker = figure_style.colour(number), figure_style.marker(number)
         here = params == size
         along = np.geomspace(tokens[here].min() / 1.3, tokens[here].max() * 1.3, 100)
         left.plot(along, fit.loss(size, along), color=colour, linewidth=1)
@@ -39,7 +37,7 @@ def parametric_figure(fit: ParametricFit, params, tokens, loss, name: str) -> Fi
     )
     left.set_xscale("log")
     left.set_yscale("log")
-    _plain_ticks(left.yaxis, loss)
+    figure_style.plain_ticks(left.yaxis, loss)
     left.legend(title="parameters N", fontsize=8)
     right.axhline(0, color="gray", linewidth=0.8)
     right.set(
@@ -63,7 +61,7 @@ def power_law_figure(
     left, right = figure.subplots(1, 2)
     for number, (name, (x, y, law)) in enumerate(lines.items()):
         x, y = np.asarray(x, float), np.asarray(y, float)
-        colour, marker = COLOURS[number % 7], MARKERS[number % 7]
+        colour, marker = figure_style.colour(number), figure_style.marker(number)
         ends = np.array([x.min() / 1.2, x.max() * 1.2])
         left.plot(ends, law(ends), color=colour, linewidth=1)
         label = f"{name}: exponent {law.exponent:.3f}"
@@ -72,7 +70,9 @@ def power_law_figure(
     left.set(xlabel=xlabel, ylabel=ylabel)
     left.set_xscale("log")
     left.set_yscale("log")
-    _plain_ticks(left.yaxis, np.concatenate([np.asarray(y, float) for _, y, _ in lines.values()]))
+    figure_style.plain_ticks(
+        left.yaxis, np.concatenate([np.asarray(y, float) for _, y, _ in lines.values()])
+    )
     left.legend(fontsize=8)
     right.axhline(0, color="gray", linewidth=0.8)
     right.set(xlabel=xlabel, ylabel="measured minus fitted (%)", title="what the lines leave over")
@@ -90,7 +90,7 @@ def isoflop_figure(fit: IsoFlopFit, budget, x, loss, xlabel: str) -> Figure:
     left, middle, right = figure.subplots(1, 3)
     budget, x, loss = (np.asarray(column, float) for column in (budget, x, loss))
     for number, parabola in enumerate(fit.parabolas):
-        colour, marker = COLOURS[number % 7], MARKERS[number % 7]
+        colour, marker = figure_style.colour(number), figure_style.marker(number)
         here = budget == parabola.budget
         along = np.geomspace(parabola.first / 1.1, parabola.last * 1.1, 100)
         left.plot(along, parabola(along), color=colour, linewidth=1)
@@ -138,11 +138,29 @@ def short(count: float) -> str:
     return f"{count:.3g}"
 
 
-def _plain_ticks(axis, values: np.ndarray) -> None:
-    """Numbers as people write them, on a logarithmic axis of less than a decade."""
-    least, greatest = values.min(), values.max()
-    if greatest < 10 * least:
-        ticks = MaxNLocator(6, min_n_ticks=3).tick_values(least, greatest)
-        ticks = ticks[(ticks > 0.9 * least) & (ticks < 1.1 * greatest)]
-        axis.set_ticks(ticks, [f"{tick:.6g}" for tick in ticks])
-        axis.set_minor_locator(NullLocator())
+def inference_figure(results: Sequence[Fitted]) -> Figure:
+    """Times against what they are said to go with: left to the first token, right of a step."""
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    for axes, kind, xlabel in zip(
+        figure.subplots(1, 2), KINDS, ("FLOPs of the prompts", "bytes of a step"), strict=True
+    ):
+        for number, one in enumerate(own for own in results if own.kind == kind):
+            work = np.array([timing.work for timing in one.timings])
+            milliseconds = 1e3 * np.array([timing.seconds for timing in one.timings])
+            style = figure_style.style(number)
+            label = f"{one.model} {short(one.params)}"
+            axes.plot(work, milliseconds, **style | {"linestyle": "none"}, label=label)
+            if one.fit is not None:
+                along = np.geomspace(work.min(), work.max(), 100)
+                axes.plot(along, 1e3 * one.fit(along), color=style["color"], linewidth=1)
+        axes.set(xlabel=xlabel, ylabel="milliseconds", title=KINDS[kind])
+        axes.set_xscale("log", subs=(2, 5))
+        axes.set_yscale("log", subs=(2, 5))
+        for axis, form in (
+            (axes.xaxis, EngFormatter(sep="")), (axes.yaxis, figure_style.plain_numbers()),
+        ):  # fmt: skip
+            axis.set_major_formatter(form)
+            axis.set_minor_formatter(form)
+        axes.tick_params(axis="x", which="both", labelrotation=30)
+        figure_style.dress(axes)
+    return figure

@@ -71,13 +71,12 @@ def read_table(path: str, names: Mapping[str, str] | None = None) -> list[Run]:
     place = pathlib.Path(path).expanduser()
     if not place.is_file():
         raise UserError(f"{path!r} does not exist; give a .csv or .jsonl file, or a run's folder")
-    called = {name: (names or {}).get(name, name) for name in Run._fields}
     if unknown := set(names or ()) - set(Run._fields):
         raise UserError(
             f"there is no column {unknown.pop()!r}; columns are {', '.join(Run._fields)}"
         )
     return [
-        _run_of_record(record, called, f"{path}, line {line}") for line, record in _records(place)
+        run_of_record(record, f"{path}, line {line}", names) for line, record in _records(place)
     ]
 
 
@@ -111,7 +110,16 @@ def _records(path: pathlib.Path) -> Iterable[tuple[int, Mapping[str, Any]]]:
         yield number, record
 
 
-def _run_of_record(record: Mapping[str, Any], called: Mapping[str, str], where: str) -> Run:
+def run_of_record(
+    record: Mapping[str, Any], where: str, called: Mapping[str, str] | None = None
+) -> Run:
+    """A run from a line of a table.
+
+    Args:
+        where: the line, for error messages.
+        called: column -> what it is called in the record; its own name by default.
+    """
+    called = {name: (called or {}).get(name, name) for name in Run._fields}
     values: dict[str, Any] = {}
     for name in NUMBERS:
         given = record.get(called[name])

@@ -165,11 +165,12 @@ class Filters(nn.Module):
     def __call__(self, room: int) -> Float[Array, "n-1 C D"]:
         settings, width = self.settings, self.settings.filter_hidden
         rounds = settings.order - 1
-        t = jnp.arange(room, dtype=jnp.float32)[:, None] / (settings.filter_length - 1)
+        lags = jnp.arange(room, dtype=jnp.float32)[:, None]
+        t = lags / (settings.filter_length - 1)
         bands = jnp.linspace(
             1e-4, settings.filter_waves - 1, settings.filter_waves, dtype=jnp.float32
         )
-        waves = 2 * jnp.pi * t * bands
+        waves = 2 * jnp.pi * lags / settings.filter_length * bands  # as zoology has it
         h = jnp.concatenate([t, jnp.cos(waves), -jnp.sin(waves)], axis=-1)
         frequency = self.param(
             "frequency",

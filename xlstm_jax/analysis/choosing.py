@@ -4,17 +4,28 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from xlstm_jax.experiments.grid import Experiment
-from xlstm_jax.experiments.rows import DIVERGED, GUESS, Row
+Row = Mapping[str, Any]  # what it has is said in `experiments.rows`
 
+GUESS = "guess: "  # beginning of the name of the set of a predictor that has learned nothing
+DIVERGED = "diverged"  # the set of the one row of a run that ended with no number
 FINAL = "test"  # the set that is shown
 # Student's t at 99.5 % by degrees of freedom: a 99 % interval of a mean of one more numbers
 T_995 = (63.657, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.250)
 Z_995 = 2.576  # of the normal distribution
+
+
+class Question(Protocol):
+    """What choosing must know of an experiment; `experiments.grid.Experiment` says what each is."""
+
+    metric: str
+    chosen_by: tuple[str, str]
+    higher_is_better: bool
+    spread: str
+    curve: tuple[str, str] | None
 
 
 class Result(NamedTuple):
@@ -42,7 +53,7 @@ class Result(NamedTuple):
 Key = tuple[str, str, int]  # cell, model, dim
 
 
-def results_of(experiment: Experiment, rows: Iterable[Row]) -> dict[Key, Result]:
+def results_of(experiment: Question, rows: Iterable[Row]) -> dict[Key, Result]:
     """The result of each cell, model and dim of which there are rows."""
     runs: dict[tuple, list[Row]] = defaultdict(list)
     for row in rows:
@@ -53,7 +64,7 @@ def results_of(experiment: Experiment, rows: Iterable[Row]) -> dict[Key, Result]
     return {key: _result(experiment, rates) for key, rates in by_key.items()}
 
 
-def guesses_of(experiment: Experiment, rows: Iterable[Row]) -> dict[str, dict[str, float]]:
+def guesses_of(experiment: Question, rows: Iterable[Row]) -> dict[str, dict[str, float]]:
     """What predictors reach that have learned nothing: by their name, by cell."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for row in rows:
@@ -86,7 +97,7 @@ def mean_ranks(
     return {model: sum(found) / len(found) for model, found in ranks.items()}
 
 
-def _result(experiment: Experiment, rates: Mapping[float, Sequence[Sequence[Row]]]) -> Result:
+def _result(experiment: Question, rates: Mapping[float, Sequence[Sequence[Row]]]) -> Result:
     best = max(rates, key=lambda rate: _merit(experiment, rates[rate]))
     runs = [run for run in rates[best] if run[0]["set"] != DIVERGED]
     values = [_value(run, FINAL, experiment.metric) for run in runs]
@@ -105,7 +116,7 @@ def _result(experiment: Experiment, rates: Mapping[float, Sequence[Sequence[Row]
     )
 
 
-def _merit(experiment: Experiment, runs: Sequence[Sequence[Row]]) -> tuple[float, float]:
+def _merit(experiment: Question, runs: Sequence[Sequence[Row]]) -> tuple[float, float]:
     """By which learning rates are compared; a seed that diverged is worse than any number."""
     set_name, metric = experiment.chosen_by
     numbers = [_value(run, set_name, metric) for run in runs]
@@ -123,7 +134,7 @@ def _value(run: Sequence[Row], set_name: str, metric: str) -> float:
 
 
 def _spread(
-    experiment: Experiment, runs: Sequence[Sequence[Row]], values: Sequence[float]
+    experiment: Question, runs: Sequence[Sequence[Row]], values: Sequence[float]
 ) -> float | None:
     if len(values) > 1:
         deviation = float(np.std(values, ddof=1))
@@ -148,7 +159,7 @@ def _wilson(share: float, count: int) -> float:
     return z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
 
 
-def _curve(experiment: Experiment, runs: Sequence[Sequence[Row]]) -> dict[str, float]:
+def _curve(experiment: Question, runs: Sequence[Sequence[Row]]) -> dict[str, float]:
     if experiment.curve is None:
         return {}
     beginning, _ = experiment.curve

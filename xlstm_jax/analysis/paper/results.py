@@ -1,0 +1,98 @@
+"""What was measured here, from files of rows: JSON lines that the project's commands write.
+
+what                    written by                                     told by its fields
+trained models          python -m benchmarks.compare                   row, perplexity
+experiments             python -m xlstm_jax.experiments report         experiment, metric
+evaluations             python -m xlstm_jax.analysis.paper
+                        --evaluations=MODEL=FOLDER                     suite, model
+scaling laws            python -m xlstm_jax.analysis.scaling fit       params, tokens, loss
+times of inference      python -m benchmarks.inference_times           kind, prefill, seconds
+speeds of training      a person, of `train.py --aot` or a run         config, tokens_per_second
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from xlstm_jax.analysis.scaling.table import Run, run_of_record
+from xlstm_jax.errors import UserError
+
+Row = Mapping[str, Any]
+PLACES = ("benchmarks/results/comparison.jsonl", "docs/results/*.jsonl")
+# kind -> the fields by which its rows are told; the first that fits counts
+KINDS = {
+    "experiments": ("experiment", "preset", "metric", "value"),
+    "trained": ("row", "perplexity", "tokens"),
+    "evaluations": ("suite", "model", "values"),
+    "speeds": ("config", "tokens_per_second", "how"),
+    "inference": ("kind", "params", "prefill", "batch", "seconds"),
+    "runs": ("params", "tokens", "loss"),
+}
+
+
+class Results(NamedTuple):
+    """All rows, by kind.
+
+    Attributes:
+        trained: name of the row in configs/comparison.py -> row.
+        experiments: (experiment, preset) -> its rows.
+        evaluations: one for each model, size and suite.
+        speeds: tokens/s of training steps, and how they are known; of a configuration the last
+            one counts.
+        inference: times of prompts read and tokens written.
+        runs: of series for scaling laws.
+    """
+
+    trained: Mapping[str, Row]
+    experiments: Mapping[tuple[str, str], Sequence[Row]]
+    evaluations: Sequence[Row]
+    speeds: Sequence[Row]
+    inference: Sequence[Row]
+    runs: Sequence[Run]
+
+
+def read(root: pathlib.Path, places: Iterable[str] = PLACES) -> Results:
+    """The rows of all files in the places (globs below the root).
+
+    Raises:
+        UserError: a line is no row of any kind.
+    """
+    found: dict[str, list[Row]] = {kind: [] for kind in KINDS}
+    runs = []
+    for path in sorted(path for place in places for path in root.glob(place)):
+        for number, text in enumerate(path.read_text().splitlines(), 1):
+            where = f"{path.relative_to(root)}, line {number}"
+            kind, row = _row(text, where)
+            if kind == "runs":
+                runs.append(run_of_record(row, where))
+            else:
+                found[kind].append(row)
+    experiments: dict[tuple[str, str], list[Row]] = {}
+    for row in found["experiments"]:
+        value = math.nan if row["value"] is None else row["value"]
+        experiments.setdefault((row["experiment"], row["preset"]), []).append(
+            {**row, "value": value}
+        )
+    return Results(
+        trained={row["row"]: row for row in found["trained"]},
+        experiments=experiments,
+        evaluations=found["evaluations"],
+        speeds=found["speeds"],
+        inference=found["inference"],
+        runs=runs,
+    )
+
+
+def _row(text: str, where: str) -> tuple[str, dict[str, Any]]:
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where} is no JSON: {error}") from None
+    if isinstance(row, dict):
+        for kind, fields in KINDS.items():
+            if all(field in row for field in fields):
+                return kind, row
+    kinds = "; ".join(f"{kind}: {', '.join(fields)}" for kind, fields in KINDS.items())
+    raise UserError(f"{where} is a row of no kind that is known here ({kinds})")
