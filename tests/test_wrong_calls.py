@@ -98,6 +98,8 @@ train | --workdir=gs://bucket/run | --workdir is 'gs://bucket/run', an address
 train | --workdir=/proc/nope/run | --workdir '/proc/nope/run' can't be written to
 train | --workdir={file} | is a file; give a folder
 train | --workdir={file}/run | can't be written to
+train | --workdir={new}/\udce9 | is not UTF-8
+train | --config.checkpoint.init_from={new}/\udce9 | is not UTF-8
 train | --wrkdir=x | Did you mean: workdir
 train | fast | argument 'fast' is not understood
 train | --profile=12:10 | --profile is '12:10'

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from xlstm_jax import progress
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation import progress
 from xlstm_jax.evaluation.paloma import rolling_windows
 from xlstm_jax.evaluation.scoring import Pair, Score, Scorer
 from xlstm_jax.generation import session as sessions
