@@ -1,6 +1,5 @@
-"""Evaluates a run, an imported model or a Hugging Face checkpoint; --help says how.
-
-python eval.py --workdir=RUN [--suite=perplexity,extrapolation,generation,paloma,downstream]
+"""Evaluates a run, an imported model or a Hugging Face checkpoint; `python eval.py --help` says
+how.
 """
 
 import sys

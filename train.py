@@ -1,7 +1,4 @@
-"""Trains a model, or goes on with a run; `python train.py --help` says how.
-
-python train.py --config=configs/NAME.py[:VARIANT] --workdir=DIR [--config.SECTION.KEY=VALUE ...]
-"""
+"""Trains a model, or goes on with a run; `python train.py --help` says how."""
 
 from xlstm_jax.training.command import main, program
 

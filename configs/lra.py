@@ -15,8 +15,8 @@ pathfinder-llama-paper-192.
     retrieval   paper        6  128     64  100,000   4,000  pairs of texts of the release
 
 Models are those of small_models.py. Tokens: samples of the first two are made, CIFAR-10 has to lie
-in task.cifar.path, the Arena's tsv files in task.retrieval.path. Expected accuracy (paper, table
-6):
+in task.cifar.path, the Arena's tsv files in task.retrieval.path; Pathfinder reads the images of the
+Arena's release where they are given (task.pathfinder.path). Expected accuracy (paper, table 6):
 
                 Llama  Mamba  RWKV-4  LSTM   LSTM(Block)  xLSTM  chance
     listops     0.379  0.325  0.389   0.275  0.495        0.411  0.1
@@ -34,7 +34,9 @@ The paper is silent on what follows; decided here, each a key:
     task.pathfinder.single_dashes   off, as in the script that the Arena took its other values from
     4 heads; weight decay and dropout as S5 has (listops 0.04 and 0; pathfinder 0.03 and 0.05;
     images 0.07 and 0.1; retrieval 0.05 and 0); 10 % warm-up to 1e-3, of the three rates that the
-    paper tries; of its two schedules the one without restarts
+    paper tries; of its two schedules the one without restarts. The other, "the same with R = 3
+    restarts", is --config.optimizer.schedule=restarts, also for a grid (in a --workdir of its own):
+    after the warm-up four cosines of one length, each from the peak
 
     python train.py --config=configs/lra.py:listops-xlstm_1_0 --workdir=DIR
     python -m xlstm_jax.experiments lra --preset=small

@@ -127,7 +127,7 @@ def get_experiment(preset: str) -> Experiment:
         cells=cells,
         models={name: small_models.LABELS[name] for name in names},
         dims={cell: (64,) if small else DIMS[NAMES[cell][0] > 256] for cell in cells},
-        learning_rates=dict.fromkeys(cells, (1e-2, 2.15e-3)) if small else rates,
+        learning_rates=dict.fromkeys(cells, (5e-3, 2.15e-3)) if small else rates,
         last_rate=LAST_RATE,
         seeds=1,
         metric="accuracy",

@@ -2,13 +2,16 @@
 
 import ast
 import importlib.metadata
+import itertools
 import pathlib
 import re
 import sys
 
 from xlstm_jax import installation
+from xlstm_jax.progress import counted
 
 ROOT = pathlib.Path(__file__).parents[1]
+PAGES = ROOT / "xlstm_jax/analysis/paper"  # writes docs/paper.md, whose commands are a cluster's
 FILES = [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "xlstm_jax").rglob("*.py"))]
 
 
@@ -29,10 +32,28 @@ def messages(file: pathlib.Path) -> list[str]:
 
 def test_no_message_names_a_python_or_a_package_that_may_not_be_there():
     for file in FILES:
-        for text in messages(file):
+        for text in () if PAGES in file.parents else messages(file):
             assert not re.search(r"\bpython3? (-m|train|eval|\S+\.py)", text), (file, text)
         assert not re.search(r"pip install [^-]", file.read_text()), file
         assert file.stem == "installation" or "xlstm-jax-stack" not in file.read_text(), file
+
+
+NOUNS = "block|shard|document|file|run|row|device|record"
+# numbers of which a message speaks only where there are several
+SEVERAL = {"files", "parts", "len(pattern)", "grid.runs"}
+
+
+def test_what_is_counted_may_be_one():
+    """A number and a plural stand nowhere side by side: `counted` knows when it is "1 file"."""
+    told = [counted(number, "file") for number in (0, 1, 1000)]
+    assert told == ["0 files", "1 file", "1,000 files"]
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else []
+            for number, text in itertools.pairwise(parts):
+                if isinstance(number, ast.FormattedValue) and isinstance(text, ast.Constant):
+                    plural = re.match(rf" ({NOUNS})s\b", text.value)
+                    assert not plural or ast.unparse(number.value) in SEVERAL, (file, text.value)
 
 
 def test_no_page_names_a_package_that_is_on_no_index():

@@ -31,6 +31,12 @@ def test_the_programs_are_known_to_interrupts_and_can_be_called():
         assert callable(getattr(importlib.import_module(module), function))
 
 
+def test_a_program_is_a_command_whose_ctrl_c_is_one_line(monkeypatch):
+    assert not interrupts.is_command()  # but pytest's
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "/anywhere/bin/xlstm-eval")
+    assert interrupts.is_command()
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> pathlib.Path:
     """Built from a copy of what the package consists of; fetches nothing."""

@@ -37,8 +37,9 @@ class OptimizerConfig:
     learning_rate: float = setting(1e-3, "at the peak of the schedule", at_least=0)
     schedule: str = setting(
         "cosine",
-        'after the warm-up "cosine", "exponential" (xLSTM 7B) or "constant"; then the cool-down',
-        choices=("cosine", "exponential", "constant"),
+        'after the warm-up "cosine", "restarts" (four of them), "exponential" (xLSTM 7B) or '
+        '"constant"; then the cool-down',
+        choices=("cosine", "restarts", "exponential", "constant"),
     )
     warmup_steps: int = setting(750, "in which the rate rises linearly from 0", at_least=0)
     decay_steps: int | None = setting(

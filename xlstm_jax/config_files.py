@@ -93,8 +93,8 @@ def _called(file: str, function: str, what: str, preset: str) -> Any:
 @contextlib.contextmanager
 def _executed(file: str) -> Iterator[tuple[types.ModuleType, str]]:
     """A file as a module, and its path; while the context lasts it can import its neighbours."""
-    name, file = file, find(file)
-    if name == file and _is_name(file):
+    given, file = file, find(file)
+    if given == file and _is_name(file) and not os.path.exists(file):
         raise UserError(
             f"there is no configuration {file!r}; there are {', '.join(own_names())}. A file of "
             "your own ends with .py"

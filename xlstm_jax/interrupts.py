@@ -281,6 +281,6 @@ def _end_by(found: Rule) -> None:
 
 def write_line(line: str) -> None:
     """A line on stderr that waits for no lock; also for a signal's handler."""
-    data = (" ".join(line.split()) + "\n").encode()
+    data = (" ".join(line.split()) + "\n").encode(errors="backslashreplace")
     with contextlib.suppress(OSError):
         os.write(2, data)

@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from xlstm_jax.config import default_config_dict, from_config_dict, task_of
 from xlstm_jax.errors import UserError
-from xlstm_jax.tasks import snakes
+from xlstm_jax.tasks import pathfinder_files, snakes
 
 
 def pathfinder(**overrides):
@@ -133,3 +134,75 @@ def test_a_model_sees_grey_values_or_tokens():
 def test_what_is_wrong_is_named(overrides, message):
     with pytest.raises(UserError, match=message):
         pathfinder(**{key.replace(".", "__"): value for key, value in overrides.items()}).check()
+
+
+@pytest.fixture
+def release(tmp_path):
+    """A folder as the release has it, of 40 images in two lists, one of them empty."""
+    folder, pixels = tmp_path / "pathfinder32" / "curv_contour_length_14", {}
+    (folder / "metadata").mkdir(parents=True)
+    for part in range(2):
+        (folder / "imgs" / str(part)).mkdir(parents=True)
+        lines = []
+        for number in range(20):
+            image, label = snakes.image(np.random.default_rng(20 * part + number))
+            name = f"sample_{number}.png"
+            Image.fromarray(image).save(folder / "imgs" / str(part) / name)
+            lines.append(f"imgs/{part} {name} {number} {label} 1.0 1 0.75 14\n")
+            pixels[image.tobytes()] = label
+        (folder / "metadata" / f"{part}.npy").write_text("".join(lines))
+    (folder / "imgs/0/sample_7.png").write_bytes(b"")
+    return folder.parent, pixels
+
+
+def of_release(folder, **overrides):
+    return pathfinder(
+        task__pathfinder__path=str(folder),
+        task__pathfinder__train_samples=160_000,
+        task__pathfinder__held_out_samples=3,
+        task__pathfinder__input="tokens",
+        model__vocab_size=256,
+        **overrides,
+    )
+
+
+def test_the_releases_images_are_read_once_each_and_a_broken_one_is_counted(release):
+    folder, known = release
+    task = of_release(folder)
+    task.check()
+    counts = {split: task.count(split) for split in ("train", "validation", "test")}
+    assert counts == {"train": 31, "validation": 3, "test": 4}  # of 39: 31, 4 and 4
+    seen = {
+        task.sample(split, 0, number)[0].astype(np.uint8).tobytes(): task.sample(split, 0, number)[
+            1
+        ]
+        for split, count in counts.items()
+        for number in range(count)
+    }
+    assert len(seen) == 38 and seen.items() <= known.items()
+    assert task.description() == [
+        "dashed curves, images of the release: 31 of train, 3 of validation, 4 of test",
+        "1 files are no images and are left out, imgs/0/sample_7.png for one",
+    ]
+    values = pathfinder(task__pathfinder__path=str(folder)).batch(0, 0, range(4)).inputs
+    assert (values.min(), values.max()) == (-1, 1)
+
+
+def test_what_is_wrong_with_the_release_is_named(release, tmp_path):
+    folder, _ = release
+    with pytest.raises(UserError, match="has no curv_contour_length_14/metadata/.*pathfinder32"):
+        of_release(tmp_path / "none").check()
+    with pytest.raises(UserError, match="single_dashes is True, but the images of task.pathfinder"):
+        of_release(folder, task__pathfinder__single_dashes=True).check()
+    lines = folder / "curv_contour_length_14/metadata/1.npy"
+    for damaged, message in (("imgs/1 sample_0.png 3 7\n", "no list of"), ("imgs/1", "no list of")):
+        pathfinder_files.read.cache_clear()
+        lines.write_text(damaged)
+        with pytest.raises(UserError, match=f"1.npy' is damaged, or {message}"):
+            of_release(folder).check()
+    lines.unlink()
+    pathfinder_files.read.cache_clear()
+    other = folder / "curv_contour_length_14/imgs/0/sample_0.png"
+    Image.new("L", (64, 64)).save(other)
+    with pytest.raises(UserError, match="sample_0.png' has 64 x 64 pixels; those of the task have"):
+        of_release(folder).check()

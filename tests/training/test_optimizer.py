@@ -33,6 +33,14 @@ def test_cosine_ends_at_the_final_fraction_and_stays_there():
     )
 
 
+def test_restarts_are_four_cosines_of_one_length_behind_one_warm_up():
+    at = [50, 100, 125, 199, 200, 250, 300, 399, 400, 450, 500, 600]
+    got = rates(600, at, warmup_steps=100, decay_steps=500, final_fraction=0.1, schedule="restarts")
+    cosine = rates(200, range(100, 200), warmup_steps=100, decay_steps=200, final_fraction=0.1)
+    expected = [1.0, 2.0, cosine[25], cosine[99], 2.0, cosine[50], 2.0, cosine[99], 2.0, cosine[50]]
+    np.testing.assert_allclose(got, [*expected, 0.2, 0.2], rtol=1e-5)
+
+
 def test_the_papers_15b_run_stops_before_the_end_of_its_decay():
     got = rates(28_170, [750, 28_170], warmup_steps=750, decay_steps=30_000)
     progress = (28_170 - 750) / (30_000 - 750)

@@ -2,12 +2,14 @@
 
     python -m xlstm_jax.experiments NAME [--preset=small] [--workdir=runs/experiments]
         [--cells=A,B] [--models=A,B] [--dims=32,64] [--learning_rates=1e-2,1e-3] [--seeds=2]
-        [--part=3/8] [--config.SECTION.KEY=VALUE ...]
+        [--together=6] [--part=3/8] [--config.SECTION.KEY=VALUE ...]
     python -m xlstm_jax.experiments report NAME [--preset=small] [--workdir=runs/experiments]
 
 NAME is a file of configs/ that has an experiment, for example formal, mqar, nns. Runs follow one
-another; what was stopped goes on with the same command. With --part=3/8 this process does every
-eighth run, for a cluster's array of jobs: all of them write to one --workdir.
+another; what was stopped goes on with the same command. With --together=6 up to six runs of one
+cell and model, which differ in learning rate and seed, are trained in one program. With --part=3/8
+this process does every eighth run or group, for a cluster's array of jobs: all of them write to one
+--workdir.
 """
 
 import math
@@ -19,11 +21,12 @@ from collections.abc import Sequence
 
 from xlstm_jax import command_line, config_files, config_flags, interrupts
 from xlstm_jax.errors import UserError
-from xlstm_jax.experiments.grid import Experiment, narrowed, part_of, runs_of
+from xlstm_jax.experiments.grid import Experiment, groups_of, narrowed, part_of, runs_of
 from xlstm_jax.experiments.report import report
 from xlstm_jax.experiments.running import config_of, run_grid
 from xlstm_jax.installation import python
 from xlstm_jax.interrupts import Preempted
+from xlstm_jax.parallel.host_memory import keep_freed_memory
 from xlstm_jax.paths import check_can_be_written
 from xlstm_jax.training.console import end_of_output
 
@@ -35,6 +38,7 @@ FLAGS = {
     "dims": "model.dim, instead of the experiment's",
     "learning_rates": "instead of the experiment's",
     "seeds": "number of runs of each learning rate",
+    "together": "runs of one cell and model that are trained in one program, at most; 1 by default",
     "part": "3/8: the third of eight processes that share the runs",
 }
 OF_REPORTS = ("preset", "workdir")
@@ -46,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
     def command() -> None:
         action, name, rest = _taken_apart(argv)
         flags = command_line.parse([argv[0], *rest], __doc__, FLAGS, config_flags.without_config)
+        keep_freed_memory()
         preset = flags.preset or "small"
         file = _file_of(name)
         experiment: Experiment = config_files.experiment(file, preset)
@@ -67,10 +72,13 @@ def main(argv: Sequence[str]) -> int:
         }
         check_can_be_written("--workdir", folder)
         experiment = _narrowed(experiment, flags)
-        runs = part_of(runs_of(experiment), _part(flags.part))
-        configs = {run: config_of(experiment, file, run, overrides) for run in runs}
+        together = command_line.number(flags, "together", 1) or 1
+        groups = part_of(groups_of(runs_of(experiment), together), _part(flags.part))
+        configs = {
+            run: config_of(experiment, file, run, overrides) for group in groups for run in group
+        }
         try:
-            run_grid(experiment, _stem(file), preset, configs, folder)
+            run_grid(experiment, _stem(file), preset, configs, folder, together)
             shown = f"{python()} -m xlstm_jax.experiments report {shlex.quote(name)}"
             given = [
                 f"--{key}={shlex.quote(flags[key].value)}" for key in OF_REPORTS if flags[key].value

@@ -1,8 +1,8 @@
 """What an experiment is: a grid of runs, and how its results are chosen and shown."""
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from xlstm_jax.errors import UserError
 
@@ -125,7 +125,22 @@ def narrowed(
     )
 
 
-def part_of(runs: Sequence[Run], part: tuple[int, int]) -> list[Run]:
-    """The runs of one of several processes: with (3, 8) the third of every eight."""
+def groups_of(runs: Sequence[Run], most: int) -> list[tuple[Run, ...]]:
+    """The runs in order, those of one cell, model and dim in groups of at most so many: they differ
+    in learning rate and seed alone.
+    """
+    alike = itertools.groupby(runs, key=lambda run: (run.cell, run.model, run.dim))
+    return [group for _, found in alike for group in _batched(found, most)]
+
+
+def _batched(runs: Iterable[Run], most: int) -> Iterator[tuple[Run, ...]]:
+    """As itertools.batched of Python 3.12."""
+    runs = iter(runs)
+    while group := tuple(itertools.islice(runs, most)):
+        yield group
+
+
+def part_of(groups: Sequence[Any], part: tuple[int, int]) -> list[Any]:
+    """The groups of one of several processes: with (3, 8) the third of every eight."""
     number, parts = part
-    return list(runs[number - 1 :: parts])
+    return list(groups[number - 1 :: parts])

@@ -1,4 +1,6 @@
-"""Runs a grid, one run after another. What is done stays done: the same command goes on."""
+"""Runs a grid, one run or group of runs after another. What is done stays done: the same command
+goes on.
+"""
 
 import dataclasses
 import pathlib
@@ -13,10 +15,11 @@ from xlstm_jax.analysis.parameters import count_parameters
 from xlstm_jax.config import Config, load, task_of
 from xlstm_jax.errors import Diverged, UserError
 from xlstm_jax.experiments import rows as results
-from xlstm_jax.experiments.grid import Experiment, Run
+from xlstm_jax.experiments.grid import Experiment, Run, groups_of
+from xlstm_jax.experiments.together import train_together
 from xlstm_jax.interop.opening import Opened, open_checkpoint
 from xlstm_jax.parallel import make_mesh, replicated
-from xlstm_jax.progress import duration
+from xlstm_jax.progress import counted, duration
 from xlstm_jax.runs.folder import find_run
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
 from xlstm_jax.tasks.task import Task
@@ -58,12 +61,14 @@ def run_grid(
     preset: str,
     configs: Mapping[Run, Config],
     folder: pathlib.Path,
+    together: int = 1,
 ) -> None:
     """Trains and tests what is not done yet.
 
     Args:
         configs: of the runs, in order.
         folder: below which each run has its own.
+        together: runs of one cell and model that are trained in one program, at most.
 
     Raises:
         UserError: a run's folder has results of another configuration, or a run can't go on.
@@ -74,22 +79,30 @@ def run_grid(
         if _is_done(folder / run.name, config):
             continue
         waiting.append(run)
-    say(f"{len(configs)} runs, {len(configs) - len(waiting)} of them done; results in {folder}")
-    started = time.monotonic()
-    for number, run in enumerate(waiting):
-        label = (
-            f"{run.cell}, {experiment.models[run.model]}, dim {run.dim}, learning rate "
-            f"{run.learning_rate:g}, seed {run.seed}"
-        )
-        say(f"run {number + 1} of {len(waiting)}: {label}")
-        found = _rows(experiment, run, configs[run], folder / run.name)
-        results.write(
-            folder / run.name, [{"experiment": name, "preset": preset, **row} for row in found]
-        )
-        passed = time.monotonic() - started
-        left = passed / (number + 1) * (len(waiting) - number - 1)
-        say(f"{label}: {_shown(experiment, found)}; about {duration(left)} left")
+    behind = len(configs) - len(waiting)
+    say(f"{counted(len(configs), 'run')}, {behind} of them done; results in {folder}")
+    started, done = time.monotonic(), 0
+    for group in groups_of(waiting, together):
+        labels = {run: _label(experiment, run) for run in group}
+        for number, run in enumerate(group, done + 1):
+            say(f"run {number} of {len(waiting)}: {labels[run]}")
+        found = _rows_of(experiment, {run: configs[run] for run in group}, folder)
+        for run, rows in found.items():
+            results.write(
+                folder / run.name, [{"experiment": name, "preset": preset, **row} for row in rows]
+            )
+        done += len(group)
+        left = (time.monotonic() - started) / done * (len(waiting) - done)
+        for run, rows in found.items():
+            say(f"{labels[run]}: {_shown(experiment, rows)}; about {duration(left)} left")
         jax.clear_caches()  # other runs have other programs
+
+
+def _label(experiment: Experiment, run: Run) -> str:
+    return (
+        f"{run.cell}, {experiment.models[run.model]}, dim {run.dim}, learning rate "
+        f"{run.learning_rate:g}, seed {run.seed}"
+    )
 
 
 def _is_done(folder: pathlib.Path, config: Config) -> bool:
@@ -103,18 +116,22 @@ def _is_done(folder: pathlib.Path, config: Config) -> bool:
     return bool(there)
 
 
-def _rows(
-    experiment: Experiment, run: Run, config: Config, folder: pathlib.Path
-) -> list[dict[str, Any]]:
-    """Trains a run to its end and evaluates it on everything."""
+def _rows_of(
+    experiment: Experiment, configs: Mapping[Run, Config], folder: pathlib.Path
+) -> dict[Run, list[dict[str, Any]]]:
+    """Trains runs to their end and evaluates each on everything."""
     started = time.monotonic()
-    try:
-        _train(experiment, config, folder)
-        diverged = False
-    except Diverged as error:
-        say(f"diverged: {error}")
-        diverged = True
-    seconds = time.monotonic() - started
+    diverged = _train(experiment, configs, folder)
+    seconds = (time.monotonic() - started) / len(configs)
+    return {
+        run: _rows(run, config, folder / run.name, seconds, run in diverged)
+        for run, config in configs.items()
+    }
+
+
+def _rows(
+    run: Run, config: Config, folder: pathlib.Path, seconds: float, diverged: bool
+) -> list[dict[str, Any]]:
     mesh = make_mesh(config.mesh)
     head = {
         **run._asdict(),
@@ -152,18 +169,43 @@ def _measured(
             yield {"set": name, "metric": metric, "value": value, "n": int(count)}
 
 
-def _train(experiment: Experiment, config: Config, folder: pathlib.Path) -> None:
-    """Trains to the last step, or to the end of a stage after which the task is solved."""
-    for steps in _stages(experiment, config.train.steps):
-        if _latest_step(folder) > steps:
-            continue
-        part = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
-        summary = train(part, folder)
-        value = summary.get(experiment.metric)
-        if experiment.solved is not None and value is not None and value >= experiment.solved:
-            if steps < config.train.steps:
-                say(f"solved after {steps} of {config.train.steps} steps")
-            return
+def _train(experiment: Experiment, configs: Mapping[Run, Config], folder: pathlib.Path) -> set[Run]:
+    """Trains runs of one length to the last step, or to the end of a stage after which the task is
+    solved; returns those that diverged.
+    """
+    left, diverged = dict(configs), set()
+    whole = next(iter(configs.values())).train.steps
+    for steps in _stages(experiment, whole):
+        part = {
+            run: dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
+            for run, config in left.items()
+            if _latest_step(folder / run.name) <= steps
+        }
+        for run, summary in _trained(part, folder).items():
+            if summary is None:
+                diverged.add(run)
+                del left[run]
+                continue
+            value = summary.get(experiment.metric)
+            if experiment.solved is not None and value is not None and value >= experiment.solved:
+                del left[run]
+                if steps < whole:
+                    say(f"{run.name}: solved after {steps} of {whole} steps")
+    return diverged
+
+
+def _trained(
+    configs: Mapping[Run, Config], folder: pathlib.Path
+) -> dict[Run, Mapping[str, float] | None]:
+    """Trains runs; the last held-out summary of each, None of one that diverged."""
+    if len(configs) > 1:
+        found = train_together({folder / run.name: config for run, config in configs.items()})
+        return dict(zip(configs, found.values(), strict=True))
+    try:
+        return {run: train(config, folder / run.name) for run, config in configs.items()}
+    except Diverged as error:
+        say(f"diverged: {error}")
+        return dict.fromkeys(configs)
 
 
 def _stages(experiment: Experiment, steps: int) -> list[int]:

@@ -33,9 +33,11 @@ from xlstm_jax.parallel import (
 from xlstm_jax.progress import doing
 from xlstm_jax.runs.checkpoints import Checkpoints
 from xlstm_jax.runs.folder import (
+    RunFolder,
     check_data,
     open_run,
     own_tokenizer,
+    to_ourselves,
     write_config,
     write_data_record,
 )
@@ -87,10 +89,7 @@ def train(
     folder = everywhere(lambda: open_run(workdir, config))
     check_shared_folder(folder.root, "--workdir")
     config = own_tokenizer(folder, config)
-    if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR names another
-        jax.config.update(
-            "jax_compilation_cache_dir", str(folder.root.parent / "compilation_cache")
-        )
+    keep_compiled(folder)
     task, steps = task_of(config), config.train.steps
     schedule = make_schedule(config.optimizer, steps)
     with doing("reading the data", say):
@@ -114,14 +113,15 @@ def train(
     for held in held_out.values():
         check_length(mesh, held.time)
     model, optimizer = task.model(stacked=True), make_optimizer(config.optimizer, schedule)
-    wall_time = WallTime(read_records(folder.metrics))
     with (
+        to_ourselves(folder),
         jax.set_mesh(mesh),
         Checkpoints(folder, config) as checkpoints,
         Preemption(config.train.grace_seconds) as preemption,
         Watchdog(config.train.watchdog_seconds, ends=config.train.watchdog_ends) as watchdog,
         Profile(folder.profile, profile) as profiler,
     ):
+        wall_time = WallTime(read_records(folder.metrics))
         check_length_of_run(steps, checkpoints.latest_step())
         preemption.saved(checkpoints.latest_step())
         keeper = Keeper(task, model, optimizer, config, checkpoints, mesh)
@@ -217,13 +217,9 @@ def train(
                 told.after_sample(steps, text)
                 say(f"sample:\n{text}")
             if checkpoints.latest_step() != steps:
-                raise UserError(
-                    f"all {steps} steps are done, but the last one could not be saved; make room "
-                    f"on the disk of {str(folder.checkpoints)!r} and give the same command again, "
-                    f"it goes on from step {checkpoints.latest_step() or 0}"
-                )
+                raise UserError(not_saved(run, checkpoints))
             told.after_training(summary)
-    say(folder.loss_figure, *next_commands(folder, workdir, config, task.writes_text))
+    say(folder.loss_figure, *next_commands(workdir, config, task.writes_text))
     return summary
 
 
@@ -233,6 +229,25 @@ FIRST = "validation"  # the held-out set by which checkpoints are judged
 def shown(name: str) -> str:
     """A held-out set as a person reads it."""
     return "held-out" if name == FIRST else name.removeprefix(f"{FIRST}/")
+
+
+def keep_compiled(folder: RunFolder) -> None:
+    """Compiled programs are found again beside the run, unless JAX_COMPILATION_CACHE_DIR names
+    another place.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update(
+            "jax_compilation_cache_dir", str(folder.root.parent / "compilation_cache")
+        )
+
+
+def not_saved(run: Run, checkpoints: Checkpoints) -> str:
+    """What a person is told when the last step could not be saved."""
+    return (
+        f"all {run.config.train.steps} steps are done, but the last one could not be saved; make "
+        f"room on the disk of {str(run.folder.checkpoints)!r} and give the same command again, it "
+        f"goes on from step {checkpoints.latest_step() or 0}"
+    )
 
 
 def check_length_of_run(steps: int, done: int | None) -> None:

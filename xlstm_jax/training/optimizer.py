@@ -12,13 +12,17 @@ import optax
 from xlstm_jax.config import OptimizerConfig
 from xlstm_jax.errors import UserError
 
+RESTARTS = 3  # of the xLSTM paper's second schedule for the Long Range Arena
+
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """The learning rate of step 1, 2, ..., `steps`: linear warm-up, decay, linear cool-down to 0.
 
     The warm-up reaches the peak at step `warmup_steps`, the decay `final_fraction` of it at
-    `decay_steps`. After that "cosine" stays there; "exponential" goes on falling at the same rate,
-    as for xLSTM 7B (0.1 at 500k, 0.08 where the cool-down starts).
+    `decay_steps`. After that "cosine" stays there; "restarts" has come to it four times by then,
+    and begins anew at the peak after the first three (SGDR, 1608.03983; without a warm-up of their
+    own); "exponential" goes on falling at the same rate, as for xLSTM 7B (0.1 at 500k, 0.08 where
+    the cool-down starts).
 
     Raises:
         UserError: the decay ends before the warm-up, or an exponential decay is to reach 0.
@@ -56,6 +60,9 @@ def _decay(name: str, progress: jax.Array, fraction: float) -> jax.Array:
         return fraction + (1.0 - fraction) * 0.5 * (
             1.0 + jnp.cos(jnp.pi * jnp.minimum(progress, 1.0))
         )
+    if name == "restarts":
+        part = (RESTARTS + 1) * jnp.minimum(progress, 1.0)
+        return _decay("cosine", jnp.where(progress < 1.0, part % 1.0, 1.0), fraction)
     if name == "exponential":
         return jnp.power(fraction, progress)
     return jnp.ones_like(progress)  # "constant"

@@ -1,5 +1,6 @@
 """What is told of each step: its numbers to the callbacks, a line to the terminal."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -24,9 +25,11 @@ class Report:
         wall_time: WallTime,
         device_kind: str,
         devices: int,
+        tell: Callable[[str], None] = say,
     ) -> None:
         self._run, self._config = run, (config := run.config)
         self._callback, self._wall_time, self._devices = callback, wall_time, devices
+        self._tell = tell
         self._speed = Speed(config.train.steps)
         self._tokens = config.data.batch_size * config.data.context_length
         peak = peak_flops(device_kind)
@@ -53,13 +56,13 @@ class Report:
                 "mfu": rate * share if rate and share else None,
             }
             self._callback.after_step(step, values | self._wall_time.values())
-            say(console_line(step, steps, values, seconds_left, self._devices))
+            self._tell(console_line(step, steps, values, seconds_left, self._devices))
 
     def _skipped(self, step: int, values: dict[str, Any]) -> None:
         rows, most = self._config.data.batch_size, self._config.train.max_skipped
         samples = {"first_sample": (step - 1) * rows, "last_sample": step * rows - 1}
         self._callback.after_step(step, values | samples)
-        say(skipped_line(step, self._config.train.steps, values, **samples))
+        self._tell(skipped_line(step, self._config.train.steps, values, **samples))
         if (in_a_row := values["skipped_in_a_row"]) >= most:
             raise Diverged(
                 f"step {step}: {in_a_row} steps in a row were skipped (train.max_skipped {most}), "

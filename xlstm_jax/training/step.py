@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from xlstm_jax.config import TrainConfig
 from xlstm_jax.parallel import mesh_in_context
@@ -77,51 +77,69 @@ def make_train_step(
     schedule: optax.Schedule,
     config: TrainConfig,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step: state and batch to the next state and its metrics. The given state's memory
-    is reused (donated).
+    """`train_step`, jitted: state and batch to the next state and its metrics. The given state's
+    memory is reused (donated).
+    """
 
-    Metrics are device scalars: the means of the task's sums ("loss" among them), tokens (the weight
-    of the loss), grad_norm (before clipping), learning_rate (of this step's update), update_norm
-    (of that update, 0 if it was not applied), param_norm (after it), skipped (steps so far whose
-    update was not applied) and skipped_in_a_row (how many of them are the last ones).
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return train_step(task, model, optimizer, schedule, config, config.seed, state, batch)
+
+    mesh = mesh_in_context()
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+    # Where the results lie is fixed here and not left to the compiler: the next call takes the
+    # state as this one left it, and another placement would compile it again.
+    shardings = shardings_of(abstract_state(task, model, optimizer, config, mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def train_step(
+    task: Task,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: TrainConfig,
+    seed: int | Int[Array, ""],
+    state: TrainState,
+    batch: Batch,
+) -> tuple[TrainState, Metrics]:
+    """The next state, and metrics that are scalars on the device: the means of the task's sums
+    ("loss" among them), tokens (the weight of the loss), grad_norm (before clipping), learning_rate
+    (of this step's update), update_norm (of that update, 0 if it was not applied), param_norm
+    (after it), skipped (steps so far whose update was not applied) and skipped_in_a_row (how many
+    of them are the last ones).
+
+    Args:
+        seed: of dropout, instead of `config.seed`; it and what the schedule gives may be traced.
     """
 
     def sums(params, batch, key):
         return task.sums(model, {"params": params}, batch, train=True, rngs={"dropout": key})
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        totals, gradient = totals_and_gradient(
-            sums, state.params, batch, key, config.accumulation_steps
-        )
-        means = {name: total / _divisor(weight) for name, (total, weight) in totals.items()}
-        loss, grad_norm = means["loss"], optax.tree.norm(gradient)
-        accepted = accepts(state.guard, loss, grad_norm, config.spike_deviations)
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    totals, gradient = totals_and_gradient(
+        sums, state.params, batch, key, config.accumulation_steps
+    )
+    means = {name: total / _divisor(weight) for name, (total, weight) in totals.items()}
+    loss, grad_norm = means["loss"], optax.tree.norm(gradient)
+    accepted = accepts(state.guard, loss, grad_norm, config.spike_deviations)
 
-        def update() -> tuple[Any, Any, Array]:
-            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-            return optax.apply_updates(state.params, updates), opt_state, optax.tree.norm(updates)
+    def update() -> tuple[Any, Any, Array]:
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates), opt_state, optax.tree.norm(updates)
 
-        def keep() -> tuple[Any, Any, Array]:
-            return state.params, state.opt_state, jnp.zeros_like(grad_norm)
+    def keep() -> tuple[Any, Any, Array]:
+        return state.params, state.opt_state, jnp.zeros_like(grad_norm)
 
-        params, opt_state, update_norm = jax.lax.cond(accepted, update, keep)
-        guard = after_step(state.guard, accepted, loss)
-        metrics = means | {
-            "tokens": totals["loss"][1],
-            "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(params),
-            "update_norm": update_norm,
-            "learning_rate": schedule(state.guard.accepted + 1),
-            "skipped": guard.skipped,
-            "skipped_in_a_row": guard.in_a_row,
-        }
-        return TrainState(state.step + 1, params, opt_state, guard), metrics
-
-    mesh = mesh_in_context()
-    if mesh is None:
-        return jax.jit(train_step, donate_argnums=0)
-    # Where the results lie is fixed here and not left to the compiler: the next call takes the
-    # state as this one left it, and another placement would compile it again.
-    shardings = shardings_of(abstract_state(task, model, optimizer, config, mesh))
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    params, opt_state, update_norm = jax.lax.cond(accepted, update, keep)
+    guard = after_step(state.guard, accepted, loss)
+    metrics = means | {
+        "tokens": totals["loss"][1],
+        "grad_norm": grad_norm,
+        "param_norm": optax.tree.norm(params),
+        "update_norm": update_norm,
+        "learning_rate": schedule(state.guard.accepted + 1),
+        "skipped": guard.skipped,
+        "skipped_in_a_row": guard.in_a_row,
+    }
+    return TrainState(state.step + 1, params, opt_state, guard), metrics

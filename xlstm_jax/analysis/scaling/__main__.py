@@ -33,6 +33,7 @@ from xlstm_jax.analysis.scaling.table import Run, by_model, published_runs
 from xlstm_jax.errors import UserError
 from xlstm_jax.installation import program, python
 from xlstm_jax.interrupts import Preempted
+from xlstm_jax.progress import counted
 
 PUBLISHED = "published"
 SERIES = "configs/scaling.py"
@@ -143,7 +144,7 @@ def _fit(words: Sequence[str], argv: Sequence[str]) -> None:
     runs = _runs(words, _columns(flags["columns"].value), counting)
     families = ", ".join(f"{len(own)} {name}" for name, own in by_model(runs).items() if name)
     named = f" ({families})" if families else ""
-    print(f"{len(runs)} runs{named}; fitting {', '.join(forms)}", flush=True)
+    print(f"{counted(len(runs), 'run')}{named}; fitting {', '.join(forms)}", flush=True)
     fits, refused = fit_families(runs, forms, settings)
     for fit in fits:
         print(*fit.lines(), sep="\n", flush=True)

@@ -19,6 +19,7 @@ from xlstm_jax.analysis.scaling.counts import Counts, counts_of
 from xlstm_jax.config import load
 from xlstm_jax.errors import UserError
 from xlstm_jax.paths import check_can_be_written
+from xlstm_jax.progress import counted
 
 PLAN, COMMANDS, RUNS = "plan.jsonl", "commands.sh", "runs"
 
@@ -237,7 +238,8 @@ def plan_lines(planned: Sequence[PlannedRun]) -> list[str]:
         f"{run.learning_rate:9.2g}"
         for run in planned
     ]
-    return [head, *rows, f"{len(planned)} runs, {sum(run.flops for run in planned):.3g} FLOPs"]
+    flops = sum(run.flops for run in planned)
+    return [head, *rows, f"{counted(len(planned), 'run')}, {flops:.3g} FLOPs"]
 
 
 def _short(budget: float) -> str:

@@ -9,8 +9,14 @@ from collections.abc import Callable, Sequence
 
 from xlstm_jax.analysis.scaling.plan import PlannedRun, arguments, read_plan, run_folder
 from xlstm_jax.analysis.scaling.reading import final_loss
-from xlstm_jax.interrupts import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, Rule, rule
-from xlstm_jax.progress import duration
+from xlstm_jax.interrupts import (
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    Preempted,
+    Rule,
+    rule,
+)
+from xlstm_jax.progress import counted, duration
 from xlstm_jax.runs.folder import RunFolder
 
 TRAIN = "xlstm_jax.training.command"  # of a higher floor: a program that is started, no import
@@ -53,7 +59,7 @@ def run_plan(folder: pathlib.Path, most: int | None = None, train: Train = train
     """
     planned = read_plan(folder)
     waiting = [run for run in planned if _loss(folder, run) is None]
-    print(f"{len(planned)} runs, {len(planned) - len(waiting)} of them done", flush=True)
+    print(f"{counted(len(planned), 'run')}, {len(planned) - len(waiting)} of them done", flush=True)
     waiting = waiting[:most]
     failed: list[str] = []
     flops, started = 0.0, time.monotonic()
