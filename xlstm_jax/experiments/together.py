@@ -23,7 +23,7 @@ from xlstm_jax.config import Config, flat, task_of
 from xlstm_jax.errors import Diverged, UserError
 from xlstm_jax.models.remat import AUTO
 from xlstm_jax.parallel import batch_sharding, make_mesh, platform, put_batch
-from xlstm_jax.progress import doing
+from xlstm_jax.progress import counted, doing
 from xlstm_jax.runs.checkpoints import Checkpoints
 from xlstm_jax.runs.folder import RunFolder, check_data, open_run, write_config, write_data_record
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
@@ -144,7 +144,7 @@ def train_together(configs: Mapping[pathlib.Path, Config]) -> dict[pathlib.Path,
         batches = task.batches(first - 1, range(config.data.batch_size))
         for step in range(first, steps + 1):
             batch = put_batch(next(batches), to_devices)
-            what = f"compiling the training step of {len(group)} runs"
+            what = f"compiling the training step of {counted(len(group), 'run')}"
             with doing(what, say) if step == first else contextlib.nullcontext():
                 states, metrics = step_of_all(states, batch, np.int32(step))
             if pending is not None:
