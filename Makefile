@@ -1,4 +1,4 @@
-# make train | test | slow | scaling-check | paper | kernels | slow-kernels | faults | parity | benchmark-cpu | benchmark-inference | benchmark-baselines | compare | aot-gpu | on-a-gpu | modelled-steps | scaling-table | lint | docs | release-check
+# make train | test | slow | scaling-check | paper | kernels | slow-kernels | faults | parity | benchmark-cpu | benchmark-inference | benchmark-baselines | compare | aot-gpu | on-a-gpu | modelled-steps | scaling-table | notebooks | lint | docs | release-check
 # PYTHON=python3.12 chooses the interpreter, VENV=.venv312 and DEV=.venv312-dev other environments.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ DEV ?= .venv-dev
 WORKDIR ?= runs/quickstart
 PYTEST := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-$(notdir $(DEV)) $(DEV)/bin/python -m pytest -q -p no:cacheprovider
 
-.PHONY: train test slow scaling-check paper kernels slow-kernels faults parity benchmark-cpu benchmark-inference benchmark-baselines compare aot-gpu on-a-gpu modelled-steps scaling-table lint docs release-check clean
+.PHONY: train test slow scaling-check paper kernels slow-kernels faults parity benchmark-cpu benchmark-inference benchmark-baselines compare aot-gpu on-a-gpu modelled-steps scaling-table notebooks lint docs release-check clean
 
 # Huge pages spare XLA the page faults of its temporaries (docs/performance.md).
 train: $(VENV)/installed
@@ -96,6 +96,11 @@ release-check: lint .venv-docs/installed
 scaling-table: $(DEV)/installed
 	JAX_PLATFORMS=cpu $(DEV)/bin/python -m benchmarks.scaling
 
+# Executes the notebooks and keeps their outputs: about ten minutes. NAMES=notebooks/6_a_scaling_law.ipynb for one, FLAGS=--short
+# only tries them. The extra `parity` is there for torch and transformers.
+notebooks: .venv-notebooks/installed
+	JAX_PLATFORMS=cpu .venv-notebooks/bin/python notebooks/execute.py $(FLAGS) $(NAMES)
+
 # Environments: made once, again when pyproject.toml changes. The one for tests is apart, because libtpu in it makes every program of
 # that environment look for a TPU.
 $(VENV)/installed: pyproject.toml
@@ -111,6 +116,11 @@ $(DEV)/installed: pyproject.toml
 .venv-aot/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-aot
 	.venv-aot/bin/python -m pip install --quiet --editable ".[cuda13]"
+	touch $@
+
+.venv-notebooks/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-notebooks
+	.venv-notebooks/bin/python -m pip install --quiet --editable ".[notebooks,parity]"
 	touch $@
 
 .venv-docs/installed: pyproject.toml

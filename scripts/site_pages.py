@@ -5,6 +5,7 @@ Links in all pages are those of the repository; here they are turned into those 
 """
 
 import ast
+import json
 import pathlib
 import posixpath
 import re
@@ -35,10 +36,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     linked = {target for name, text in texts.items() for target in _targets(name, text)}
     for target in sorted(linked):
         if _page_of(target).startswith("files/"):
-            code = (ROOT / target).read_text()
-            text = f"# {target}\n\n````{pathlib.Path(target).suffix[1:]}\n{code}\n````\n"
-            hidden = InclusionLevel.NOT_IN_NAV
-            files.append(File.generated(config, _page_of(target), content=text, inclusion=hidden))
+            page, hidden = _page_of(target), InclusionLevel.NOT_IN_NAV
+            files.append(File.generated(config, page, content=_shown(target), inclusion=hidden))
     reference = []
     for title, modules in _rooms():
         page = f"reference/{title.replace('.', '/')}.md"
@@ -89,6 +88,35 @@ def _page_of(target: str) -> str:
     if target in MOVED:
         return MOVED[target]
     return target.removeprefix("docs/") if target.startswith("docs/") else f"files/{target}.md"
+
+
+def _shown(target: str) -> str:
+    """The page of a file: a notebook as it is read, anything else as code."""
+    code = (ROOT / target).read_text()
+    if target.endswith(".ipynb"):
+        return "\n\n".join(_parts(json.loads(code)["cells"]))
+    return f"# {target}\n\n````{pathlib.Path(target).suffix[1:]}\n{code}\n````\n"
+
+
+def _parts(cells: list[dict[str, Any]]) -> Iterator[str]:
+    """Texts, code and outputs of a notebook. Formulas stay LaTeX: what would draw them has to be
+    fetched from elsewhere.
+    """
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            source = re.sub(r"\$\$(.+?)\$\$", r"```latex\n\1\n```", source, flags=re.DOTALL)
+            yield re.sub(r"\$([^$]+)\$", r"`\1`", source)
+            continue
+        yield f"```python\n{source}\n```"
+        for output in cell["outputs"]:
+            data = {kind: "".join(given) for kind, given in output.get("data", {}).items()}
+            if "image/png" in data:
+                yield f"![figure](data:image/png;base64,{data['image/png'].strip()})"
+            elif "text/markdown" in data:
+                yield data["text/markdown"]
+            else:
+                yield f"```text\n{''.join(output.get('text', data.get('text/plain', '')))}\n```"
 
 
 def _rooms() -> Iterator[tuple[str, list[str]]]:
