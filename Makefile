@@ -1,4 +1,4 @@
-# make train | test | slow | scaling-check | paper | kernels | slow-kernels | faults | parity | benchmark-cpu | benchmark-inference | benchmark-baselines | compare | aot-gpu | on-a-gpu | modelled-steps | scaling-table | lint
+# make train | test | slow | scaling-check | paper | kernels | slow-kernels | faults | parity | benchmark-cpu | benchmark-inference | benchmark-baselines | compare | aot-gpu | on-a-gpu | modelled-steps | scaling-table | lint | docs | release-check
 # PYTHON=python3.12 chooses the interpreter, VENV=.venv312 and DEV=.venv312-dev other environments.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ DEV ?= .venv-dev
 WORKDIR ?= runs/quickstart
 PYTEST := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-$(notdir $(DEV)) $(DEV)/bin/python -m pytest -q -p no:cacheprovider
 
-.PHONY: train test slow scaling-check paper kernels slow-kernels faults parity benchmark-cpu benchmark-inference benchmark-baselines compare aot-gpu on-a-gpu modelled-steps scaling-table lint clean
+.PHONY: train test slow scaling-check paper kernels slow-kernels faults parity benchmark-cpu benchmark-inference benchmark-baselines compare aot-gpu on-a-gpu modelled-steps scaling-table lint docs release-check clean
 
 # Huge pages spare XLA the page faults of its temporaries (docs/performance.md).
 train: $(VENV)/installed
@@ -75,6 +75,23 @@ on-a-gpu: .venv-aot/installed
 modelled-steps: .venv-aot/installed
 	JAX_PLATFORMS=cpu JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 .venv-aot/bin/python -m benchmarks.modelled_steps
 
+# The site, into build/site; a broken link or a name that is not there ends it.
+docs: .venv-docs/installed
+	.venv-docs/bin/mkdocs build --strict
+
+# Everything before a version is given away: lint, the archives and what they say of themselves, a run of the wheel in an environment
+# that has nothing else, the site, the notebooks. The rest is .ci/run.
+release-check: lint .venv-docs/installed
+	rm -rf build/dist build/installed
+	.venv-docs/bin/python -m build --outdir build/dist
+	.venv-docs/bin/twine check --strict build/dist/*
+	$(PYTHON) -m venv build/installed
+	build/installed/bin/python -m pip install --quiet build/dist/*.whl
+	cd build && installed/bin/xlstm-train --config=quickstart --workdir=installed/run --config.train.steps=10 --config.optimizer.warmup_steps=2 --config.eval.max_tokens=5000
+	$(PYTEST) tests/test_package.py tests/test_docs.py
+	$(MAKE) docs
+	$(MAKE) notebooks
+
 # Hours, and it can be stopped: rows that exist are kept. GPU rows, after make aot-gpu: .venv-aot/bin/python -m benchmarks.scaling --only 100
 scaling-table: $(DEV)/installed
 	JAX_PLATFORMS=cpu $(DEV)/bin/python -m benchmarks.scaling
@@ -94,6 +111,11 @@ $(DEV)/installed: pyproject.toml
 .venv-aot/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-aot
 	.venv-aot/bin/python -m pip install --quiet --editable ".[cuda13]"
+	touch $@
+
+.venv-docs/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --editable ".[docs,release]"
 	touch $@
 
 .venv-parity/installed: pyproject.toml

@@ -1,5 +1,6 @@
 """Ctrl-C ends a command's process with status 130 and one line, whatever it is doing then."""
 
+import importlib.util
 import signal
 import subprocess
 import sys
@@ -57,6 +58,22 @@ def command():
             x = jnp.sin(x @ x) + k
         return x
     lowered = jax.jit(deep).lower(jnp.ones((64, 64)))
+    print("ready", flush=True)
+    lowered.compile()
+"""
+# For a chip that is not there, by the compiler that `train.py --aot` calls.
+COMPILING_FOR_A_TPU = """
+import jax
+import jax.numpy as jnp
+from xlstm_jax.parallel.topology import absent_devices
+def command():
+    def deep(x):
+        for k in range(2000):
+            x = jnp.sin(x @ x) + k
+        return x
+    where = jax.sharding.SingleDeviceSharding(absent_devices("v5e:2x2")[0])
+    x = jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=where)
+    lowered = jax.jit(deep).lower(x)
     print("ready", flush=True)
     lowered.compile()
 """
@@ -125,6 +142,22 @@ def test_a_compiler_is_not_waited_for_and_nothing_crashes_at_the_end(tmp_path):
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=60)[1]
     assert (process.returncode, errors) == (130, "interrupted; the same command goes on\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU's compiler, is not here"
+)
+def test_nor_is_the_compiler_of_a_tpu(tmp_path):
+    """libtpu writes lines of its own to stderr when it is loaded; none of a crash is among them."""
+    process = started(COMPILING_FOR_A_TPU + END, tmp_path)
+    time.sleep(1)  # into the compiler
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, errors
+    assert errors.endswith("interrupted; the same command goes on\n")
+    assert "stack trace" not in errors and "SIG" not in errors
 
 
 def test_a_command_may_catch_it_and_go_on(tmp_path):

@@ -1,13 +1,17 @@
 """Commands in messages can be pasted: they start the running Python, and install from the clone."""
 
 import ast
+import importlib.metadata
+import itertools
 import pathlib
 import re
 import sys
 
 from xlstm_jax import installation
+from xlstm_jax.progress import counted
 
 ROOT = pathlib.Path(__file__).parents[1]
+PAGES = ROOT / "xlstm_jax/analysis/paper"  # writes docs/paper.md, whose commands are a cluster's
 FILES = [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "xlstm_jax").rglob("*.py"))]
 
 
@@ -28,9 +32,28 @@ def messages(file: pathlib.Path) -> list[str]:
 
 def test_no_message_names_a_python_or_a_package_that_may_not_be_there():
     for file in FILES:
-        for text in messages(file):
+        for text in () if PAGES in file.parents else messages(file):
             assert not re.search(r"\bpython3? (-m|train|eval|\S+\.py)", text), (file, text)
-        assert not re.search(r"pip install [^-]|xlstm-jax-stack", file.read_text()), file
+        assert not re.search(r"pip install [^-]", file.read_text()), file
+        assert file.stem == "installation" or "xlstm-jax-stack" not in file.read_text(), file
+
+
+NOUNS = "block|shard|document|file|run|row|device|record"
+# numbers of which a message speaks only where there are several
+SEVERAL = {"files", "parts", "len(pattern)", "grid.runs"}
+
+
+def test_what_is_counted_may_be_one():
+    """A number and a plural stand nowhere side by side: `counted` knows when it is "1 file"."""
+    told = [counted(number, "file") for number in (0, 1, 1000)]
+    assert told == ["0 files", "1 file", "1,000 files"]
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else []
+            for number, text in itertools.pairwise(parts):
+                if isinstance(number, ast.FormattedValue) and isinstance(text, ast.Constant):
+                    plural = re.match(rf" ({NOUNS})s\b", text.value)
+                    assert not plural or ast.unparse(number.value) in SEVERAL, (file, text.value)
 
 
 def test_no_page_names_a_package_that_is_on_no_index():
@@ -65,6 +88,32 @@ def test_an_extra_is_installed_from_the_clone(monkeypatch, tmp_path):
     assert installation.install("data") == "python -m pip install -e '.[data]'"
     monkeypatch.chdir(tmp_path)
     assert installation.install("hf") == f"python -m pip install -e '{ROOT}[hf]'"
+
+
+def test_without_a_clone_the_installed_programs_and_the_extras_parts_are_named(
+    monkeypatch, tmp_path
+):
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "xlstm-eval"):
+        (tmp_path / "bin" / name).touch(mode=0o755)
+    monkeypatch.setattr(installation, "CLONE", tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin/python"))
+    monkeypatch.chdir(tmp_path)
+    asked = ["jax>=0.10", 'scipy; extra == "analysis"', 'wandb>1; extra == "wandb"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: asked)
+    monkeypatch.setenv("PATH", "")
+    assert installation.program("eval") == "bin/xlstm-eval"
+    assert installation.install("wandb") == "bin/python -m pip install 'wandb>1'"
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert installation.program("eval") == "xlstm-eval"
+
+
+def test_in_a_clone_its_scripts_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(installation, "python", lambda: "python")
+    monkeypatch.chdir(ROOT)
+    assert installation.program("train") == "python train.py"
+    monkeypatch.chdir(tmp_path)
+    assert installation.program("train") == f"python {ROOT / 'train.py'}"
 
 
 def test_every_extra_that_a_message_names_exists():

@@ -9,24 +9,43 @@ ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
-def run(example, capsys, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def run(example, capsys, monkeypatch, folder=ROOT):
+    monkeypatch.chdir(folder)
     exec(compile(example, "README.md", "exec"), {})
     return capsys.readouterr().out.strip()
 
 
 @pytest.mark.slow
 def test_language_model_example(capsys, monkeypatch):
-    assert run(EXAMPLES[0], capsys, monkeypatch) == "(2, 1, 320)"
+    assert run(EXAMPLES[1], capsys, monkeypatch) == "(2, 1, 320)"
 
 
 @pytest.mark.slow
 def test_sine_wave_example(capsys, monkeypatch):
-    assert float(run(EXAMPLES[1], capsys, monkeypatch)) < 0.01
+    assert float(run(EXAMPLES[2], capsys, monkeypatch)) < 0.01
+
+
+@pytest.mark.slow
+def test_training_example(capsys, monkeypatch, tmp_path):
+    assert run(EXAMPLES[0], capsys, monkeypatch, tmp_path).splitlines()[-1] == "True"
+    assert (tmp_path / "runs/notebook/checkpoints/10").is_dir()
 
 
 def test_there_are_no_other_examples():
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
+
+
+def test_the_measured_numbers_are_those_of_the_page_that_has_them_all():
+    def rows(page):
+        cells = re.findall(r"^\| *(?:xLSTM)?(\[\d:\d\][^\n]*)", page.read_text(), re.MULTILINE)
+        return [[cell.strip() for cell in row.split("|") if cell.strip()] for row in cells]
+
+    all_of_them = rows(ROOT / "docs/performance.md")
+    shown = rows(ROOT / "README.md")
+    assert len(shown) == 3
+    for row in shown:
+        [whole] = [other for other in all_of_them if other[:2] == row[:2] and "%" in other[-1]]
+        assert set(row) <= set(whole)
 
 
 @pytest.mark.parametrize(

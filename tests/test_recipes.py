@@ -139,6 +139,18 @@ def test_a_model_with_the_block_of_the_recipe_writes_text(followed):
 
 
 @pytest.mark.slow
+def test_the_task_of_the_recipe_is_evaluated_on_the_same_waves_in_any_batches(followed):
+    run("python eval.py --workdir=runs/sine --batch_size=7 --output=runs/sevens", followed)
+    whole, sevens = (
+        json.loads((followed / folder / "results.json").read_text())["suites"]["perplexity"]
+        for folder in (f"runs/sine/eval/{STEPS}", "runs/sevens")
+    )
+    assert sevens["held_out"]["validation"]["loss"] == pytest.approx(
+        whole["held_out"]["validation"]["loss"], rel=1e-5
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["average", "sine"])
 def test_the_evaluation_of_a_recipe_leaves_its_results(followed, run):
     assert (followed / "runs" / run / "eval" / str(STEPS) / "results.json").is_file()

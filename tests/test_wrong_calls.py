@@ -16,6 +16,7 @@ import train as train_command
 from xlstm_jax.config import load
 from xlstm_jax.data import inspect as inspect_command
 from xlstm_jax.data import prepare as prepare_command
+from xlstm_jax.evaluation import command as evaluation_command
 from xlstm_jax.experiments import __main__ as experiments_command
 from xlstm_jax.generation import __main__ as generation_command
 from xlstm_jax.interop import __main__ as interop_command
@@ -97,6 +98,8 @@ train | --workdir=gs://bucket/run | --workdir is 'gs://bucket/run', an address
 train | --workdir=/proc/nope/run | --workdir '/proc/nope/run' can't be written to
 train | --workdir={file} | is a file; give a folder
 train | --workdir={file}/run | can't be written to
+train | --workdir={new}/\udce9 | is not UTF-8
+train | --config.checkpoint.init_from={new}/\udce9 | is not UTF-8
 train | --wrkdir=x | Did you mean: workdir
 train | fast | argument 'fast' is not understood
 train | --profile=12:10 | --profile is '12:10'
@@ -316,7 +319,7 @@ def test_a_reader_that_is_gone_ends_a_command_without_a_word(help, places):
 
 def test_an_error_that_is_no_mistake_of_the_users_keeps_its_traceback(monkeypatch):
     """A bug must not look like a mistake of the user's."""
-    monkeypatch.setattr(eval_command, "evaluate_suites", lambda *_: [][0])
+    monkeypatch.setattr(evaluation_command, "evaluate_suites", lambda *_: [][0])
     with pytest.raises(IndexError):
         eval_command.main(["eval.py", "--workdir=x"])
 

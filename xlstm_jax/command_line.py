@@ -2,6 +2,7 @@
 instead of a traceback.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -36,8 +37,10 @@ def run(command: Callable[[], None], advice: str = "") -> int:
 
     A `UserError`, or a path that the system refuses, is printed as one line on stderr, and so is
     Ctrl-C (`interrupts.run`), with `advice`. Where the reader of the output is gone (`... | head`),
-    the command ends without a word.
+    the command ends without a word. What stdout's encoding lacks is written as \\xe9, like stderr.
     """
+    with contextlib.suppress(AttributeError):  # a notebook's stdout
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = _status_of(command, advice)
         sys.stdout.flush()

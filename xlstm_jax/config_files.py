@@ -1,4 +1,8 @@
-"""Configuration files: Python with a function `get_config`, named as FILE or FILE:VARIANT."""
+"""Configuration files: Python with a function `get_config`, named as FILE or FILE:VARIANT.
+
+The project's own lie in `configs/` of a clone, and as `xlstm_jax/configs/` where the package is
+installed. They are found from any folder, by path (configs/xlstm_1.3b.py) or name (xlstm_1.3b).
+"""
 
 import contextlib
 import hashlib
@@ -89,7 +93,12 @@ def _called(file: str, function: str, what: str, preset: str) -> Any:
 @contextlib.contextmanager
 def _executed(file: str) -> Iterator[tuple[types.ModuleType, str]]:
     """A file as a module, and its path; while the context lasts it can import its neighbours."""
-    file = _found(file)
+    given, file = file, find(file)
+    if given == file and _is_name(file) and not os.path.exists(file):
+        raise UserError(
+            f"there is no configuration {file!r}; there are {', '.join(own_names())}. A file of "
+            "your own ends with .py"
+        )
     if os.path.isdir(file):
         raise UserError(f"config file {file!r} is a folder; give one of its files")
     if not os.path.isfile(file):
@@ -110,17 +119,36 @@ def _executed(file: str) -> Iterator[tuple[types.ModuleType, str]]:
         yield module, file
 
 
-def _found(file: str) -> str:
-    """The file, or the one of that name among the project's own: "configs/quickstart.py" means the
-    same in every working directory that has no such file.
+def find(file: str) -> str:
+    """The path of a config file.
+
+    "quickstart" is the project's own file of that name; "configs/quickstart.py" too, in every
+    working directory that has no such file. Anything else, and what is not found, is given back.
     """
-    parts = pathlib.PurePath(file).parts
-    if os.path.exists(file) or parts[:1] != ("configs",):
+    if _is_name(file):
+        own = f"{file}.py"
+    elif os.path.exists(file) or not file.startswith("configs/"):
         return file
+    else:
+        own = file.removeprefix("configs/")
+    path = own_folder() / own
+    return str(path) if path.is_file() else file
+
+
+def own_folder() -> pathlib.Path:
+    """Where the project's own files lie: in the package as installed, beside it in a clone."""
     package = pathlib.Path(__file__).resolve().parent
-    # as installed, and in a clone
-    own = [folder.joinpath(*parts) for folder in (package, package.parent)]
-    return next((str(path) for path in own if path.is_file()), file)
+    return next(f / "configs" for f in (package, package.parent) if (f / "configs").is_dir())
+
+
+def own_names() -> list[str]:
+    """The names of the project's own files."""
+    return sorted(path.stem for path in own_folder().glob("*.py"))
+
+
+def _is_name(file: str) -> bool:
+    """No path and no file's name: what has neither a folder nor an ending."""
+    return "/" not in file and not file.endswith(".py")
 
 
 @contextlib.contextmanager

@@ -177,7 +177,7 @@ def _file(path: str) -> Any:
         raise
     # a config file is Python: whatever a slip in it raises is the user's to mend
     except Exception as error:
-        file = str(pathlib.Path(config_files.split(path)[0]).resolve())
+        file = str(pathlib.Path(config_files.find(config_files.split(path)[0])).resolve())
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)

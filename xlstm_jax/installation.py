@@ -1,10 +1,15 @@
-"""The words for commands that a person can paste: which Python, and how to install an extra."""
+"""The words for commands that a person can paste: which Python, which program, and how to install
+an extra.
+"""
 
+import importlib.metadata
 import os
 import pathlib
+import shlex
 import shutil
 import sys
 
+DISTRIBUTION = "xlstm-jax-stack"
 CLONE = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -20,13 +25,42 @@ def python() -> str:
     return str(_from_here(running))
 
 
+def program(name: str) -> str:
+    """How a shell in the working directory starts "train" or "eval": the script of the clone, or,
+    where the package is installed without one, xlstm-train or xlstm-eval.
+    """
+    if _is_clone():
+        return f"{python()} {_from_here(CLONE / f'{name}.py')}"
+    script = pathlib.Path(sys.executable).with_name(f"xlstm-{name}")
+    found = shutil.which(script.name)
+    if found is not None and os.path.abspath(found) == os.path.abspath(script):
+        return script.name
+    return str(_from_here(script))
+
+
 def install(extra: str) -> str:
     """The command that installs an extra of pyproject.toml into the environment that runs now.
 
-    The project is on no package index, so that only the clone itself can be named.
+    The project is on no package index: without a clone to name, what the extra asks for is named.
     """
-    place = str(_from_here(CLONE))
-    return f"{python()} -m pip install -e '{place}[{extra}]'"
+    command = f"{python()} -m pip install"
+    asked = () if _is_clone() else _requirements()
+    wanted = [what.strip() for what, _, when in asked if f'extra == "{extra}"' in when]
+    if wanted:
+        return f"{command} {shlex.join(wanted)}"
+    return f"{command} -e '{_from_here(CLONE)}[{extra}]'"
+
+
+def _requirements() -> list[tuple[str, str, str]]:
+    """What the installed package asks for: package, ";", and when."""
+    try:
+        return [entry.partition(";") for entry in importlib.metadata.requires(DISTRIBUTION) or ()]
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
+def _is_clone() -> bool:
+    return (CLONE / "pyproject.toml").is_file()
 
 
 def _from_here(path: pathlib.Path) -> pathlib.Path:

@@ -28,6 +28,7 @@ EXIT_INTERRUPTED = 130
 EXIT_PREEMPTED = 75  # sysexits.h: EX_TEMPFAIL, try again
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROGRAMS = (ROOT / "train.py", ROOT / "eval.py")
+SCRIPTS = ("xlstm-train", "xlstm-eval", "xlstm-generate", "xlstm-prepare")  # of pyproject.toml
 SECONDS_TO_CLEAN_UP = 2.0  # after Ctrl-C, for a main thread that is in Python
 SECONDS_TO_LEAVE = 10.0  # for what libraries do at the end, where one of them hangs
 
@@ -73,14 +74,15 @@ _hanging = threading.Event()  # a library's thread or process is not to be waite
 def run(command: Callable[[], None], advice: str = "") -> int:
     """Runs a command; returns 0, or 130 after Ctrl-C.
 
-    Where the command is the program of this process (it was defined in `__main__`), Ctrl-C doesn't
-    return but ends the process. A `KeyboardInterrupt` with a text says that instead.
+    Where the command is the program of this process (it was defined in `__main__`, or a script
+    called it), Ctrl-C doesn't return but ends the process. A `KeyboardInterrupt` with a text says
+    that instead.
 
     Args:
         advice: what to do after Ctrl-C, for example "the same command goes on".
     """
     words = "; ".join(filter(None, ("interrupted", advice)))
-    own = getattr(command, "__module__", None) == "__main__"
+    own = getattr(command, "__module__", None) == "__main__" or (is_command() and _pipe is None)
     if own:
         install_hooks()
     with watch(words) if own else contextlib.nullcontext():
@@ -105,7 +107,10 @@ def is_command() -> bool:
     if sys.argv[:1] == ["-m"]:
         return True
     program = getattr(sys.modules.get("__main__"), "__file__", None)
-    return program is not None and pathlib.Path(program).resolve() in PROGRAMS
+    if program is None:
+        return False
+    path = pathlib.Path(program)
+    return path.name in SCRIPTS or path.resolve() in PROGRAMS
 
 
 def install_hooks() -> None:
@@ -276,6 +281,6 @@ def _end_by(found: Rule) -> None:
 
 def write_line(line: str) -> None:
     """A line on stderr that waits for no lock; also for a signal's handler."""
-    data = (" ".join(line.split()) + "\n").encode()
+    data = (" ".join(line.split()) + "\n").encode(errors="backslashreplace")
     with contextlib.suppress(OSError):
         os.write(2, data)

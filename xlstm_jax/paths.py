@@ -1,9 +1,14 @@
-"""Paths that a user gives, checked before any work starts."""
+"""Paths that a user gives, checked before any work starts, and folders that one process has for
+itself.
+"""
 
+import contextlib
+import fcntl
 import os
 import pathlib
 import re
 import tempfile
+from collections.abc import Iterator
 
 from xlstm_jax.errors import UserError
 
@@ -24,6 +29,19 @@ def refuse_address(what: str, path: str) -> None:
             f"{what} is {path!r}, an address on the network; give a path of this machine, where a "
             f"bucket can be mounted (with gcsfuse, for example)"
         )
+
+
+def refuse_no_text(what: str, path: str | pathlib.Path) -> None:
+    """Raises `UserError` where the bytes of a path are not UTF-8, as in folders that an old system
+    has named: the library that writes checkpoints takes no others.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{what} is {str(path)!r}, which is not UTF-8, so that no checkpoint can be in it; "
+            "rename the folder or give another one"
+        ) from None
 
 
 def check_can_be_written(what: str, folder: str | pathlib.Path) -> None:
@@ -50,3 +68,21 @@ def check_can_be_written(what: str, folder: str | pathlib.Path) -> None:
                 made.rmdir()
             except OSError:  # it was not made, or another process uses it by now
                 break
+
+
+@contextlib.contextmanager
+def locked(file: pathlib.Path, busy: str) -> Iterator[None]:
+    """Inside it no other process holds this file's lock. The system takes the lock back when the
+    process ends, however it ends; the empty file stays.
+
+    Raises:
+        UserError: another process holds it; `busy` is the message.
+    """
+    with open(file, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(busy) from None
+        except OSError:  # a network file system without locks: as if nobody else were there
+            pass
+        yield

@@ -1,12 +1,19 @@
-"""Says what a command is doing while it is silent, and how long things take."""
+"""Says what a command is doing while it is silent and how far it is, how long things take, and how
+many they are.
+"""
 
 import contextlib
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 
+import tqdm
+
 FIRST, AGAIN = 1.5, 60.0  # seconds of silence before the first line, and between those after it
+SILENT_SECONDS = 2  # work that is done earlier shows no bar
+LINES_EVERY_SECONDS = 30  # in a log file, where each state of the bar stays as a line
 
 
 def _print(line: str) -> None:
@@ -54,3 +61,45 @@ def duration(seconds: float | None) -> str:
         if whole >= unit:
             return f"{whole // unit}{name} {whole % unit // below:02}{below_name}"
     return f"{whole}s"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 block, 2 blocks, 1,000 tokens; for nouns whose plural has an s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def bar(total: int, what: str, unit: str) -> tqdm.tqdm:
+    """A bar on stderr for `total` units, which knows the time left and goes away at its end;
+    `update(count)` moves it, `with` or `close()` ends it.
+    """
+    settings = dict(
+        total=total,
+        desc=what,
+        unit=f" {unit}",
+        unit_scale=total >= 10_000,
+        delay=SILENT_SECONDS,
+        smoothing=0.1,
+        leave=False,
+    )
+    if sys.stderr.isatty():
+        return tqdm.tqdm(**settings, mininterval=0.5, dynamic_ncols=True, file=sys.stderr)
+    line = "{desc}: {percentage:.0f}% of {total_fmt}{unit}, {rate_fmt}, time left {remaining}"
+    settings |= {"mininterval": LINES_EVERY_SECONDS, "bar_format": line + "{postfix}"}
+    return _LogBar(**settings, file=_Lines())
+
+
+class _LogBar(tqdm.tqdm):
+    """A bar that its library's thread does not repeat every ten seconds."""
+
+    monitor_interval = 0
+
+
+class _Lines:
+    """stderr, where what is to be written over the line before becomes a line of its own."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip():
+            sys.stderr.write(text + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()

@@ -66,6 +66,7 @@ def tile_of(size: int) -> int:
 
 
 def smem(shape: tuple[int, int], dtype: Any) -> Any:
+    """Shared memory for a tile, laid out as the tensor cores read it."""
     return plgpu.SMEM(shape, dtype, transforms=SWIZZLE)
 
 
@@ -82,6 +83,7 @@ def wide_tile(blocks: int) -> Array:
 
 
 def batch_and_head(heads: int) -> tuple[Array, Array]:
+    """Of this block."""
     at = lax.axis_index("bh")
     return at // heads, at % heads
 
@@ -89,6 +91,7 @@ def batch_and_head(heads: int) -> tuple[Array, Array]:
 def call(
     kernel: Any, options: Options, grid: dict[str, int], outs: Any, scratch: Any, blocks: int = 1
 ) -> Any:
+    """A kernel as a function of its inputs; `grid` has the size of each axis by its name."""
     return plgpu.kernel(
         kernel,
         out_type=outs,

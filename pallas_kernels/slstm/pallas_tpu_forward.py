@@ -172,6 +172,7 @@ def precision_of(dtype: jnp.dtype) -> lax.Precision | None:
 
 
 def compiler_params() -> pltpu.CompilerParams:
+    """Batch and heads may be dealt out, time goes in order."""
     return pltpu.CompilerParams(
         dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
     )

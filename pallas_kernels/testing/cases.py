@@ -26,6 +26,7 @@ MLSTM_BACKENDS = ("recurrent", "parallel", "chunkwise")
 
 
 def mlstm_inputs(time, bias=0.0, seed=0, key_dim=K, value_dim=V, batch=B, heads=H):
+    """Random arrays in float64 by name; `bias` is added to the input gates."""
     r = np.random.default_rng(seed)
     return {
         "q": r.normal(size=(batch, time, heads, key_dim)),
@@ -41,6 +42,7 @@ def mlstm_inputs(time, bias=0.0, seed=0, key_dim=K, value_dim=V, batch=B, heads=
 
 
 def slstm_inputs(time, bias=0.0, seed=0, value_dim=V, batch=B, heads=H):
+    """Random arrays in float64 by name; `bias` is added to the input gates."""
     r = np.random.default_rng(seed)
     gate_bias = r.normal(size=(4, heads, value_dim)) + np.array([bias, 2, 0, 0])[:, None, None]
     return {
@@ -108,6 +110,7 @@ def run_mlstm(inputs, documents=False, **options):
 
 
 def run_slstm(inputs, documents=False, **options):
+    """`slstm` of such inputs; with `documents` also with their segments."""
     state = (
         SLSTMState(*(inputs[name] for name in ("c0", "n0", "h0", "m0"))) if "c0" in inputs else None
     )

@@ -17,6 +17,7 @@ import numpy as np
 
 
 def log_sigmoid(x):
+    """-log(1 + exp(-x)), for any x."""
     return -jnp.logaddexp(0.0, -x)
 
 
@@ -69,4 +70,5 @@ def slstm(x, R, bias, c0, n0, h0, m0):
 
 
 def to_numpy(tree):
+    """All leaves as float64 on the host."""
     return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)

@@ -14,6 +14,7 @@ import numpy as np
 
 
 def sigmoid(x, xp=np):
+    """1 / (1 + exp(-x)), for any x, with numpy or jax.numpy."""
     return xp.exp(-xp.logaddexp(0.0, -x))
 
 

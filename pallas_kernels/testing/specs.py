@@ -38,6 +38,7 @@ class Spec:
 
     @property
     def tolerance(self) -> float:
+        """How far results may be off, of the largest of them."""
         return TOLERANCE[self.dtype]
 
 

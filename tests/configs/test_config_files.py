@@ -110,3 +110,13 @@ def test_the_projects_own_files_are_found_from_anywhere(tmp_path, monkeypatch):
     assert load("configs/child.py").model.dim == 64
     with pytest.raises(UserError, match="'configs/nothing.py' does not exist"):
         load("configs/nothing.py")
+
+
+def test_the_projects_own_files_are_found_by_name_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()  # neither a folder nor a file of that name stands in the way
+    (tmp_path / "base").touch()
+    assert load("quickstart") == load("configs/quickstart.py")
+    assert load("xlstm_1.3b:7_1-300b") == load("configs/xlstm_1.3b.py:7_1-300b")
+    with pytest.raises(UserError, match="no configuration 'nothing'; there are ablations, .* own"):
+        load("nothing")

@@ -53,6 +53,17 @@ def test_the_stream_begins_with_an_end_of_text_and_each_document_ends_with_one(c
     )
 
 
+def test_ends_of_lines_are_text_like_any_other(tmp_path):
+    """Those of Windows too: nothing is translated on the way to the tokens."""
+    text = b"one\r\ntwo\rthree\n\r\n" * 3
+    (tmp_path / "text.txt").write_bytes(text)
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_text("held out")
+    config = DataConfig(path=str(tmp_path / "text.txt"), validation_path=str(held_out))
+    source = open_split(config, "train", 320)
+    assert bytes(source.tokens[1 : len(source.tokens) - 1].tolist()) == text
+
+
 def test_few_files_are_held_out_by_their_ends(tmp_path):
     (tmp_path / "one.txt").write_text("a" * 95 + "b" * 5)
     config = DataConfig(path=str(tmp_path / "one.txt"))

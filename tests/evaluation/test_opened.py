@@ -6,10 +6,10 @@ import shutil
 import pytest
 
 from tests.evaluation.conftest import ATTENTION, random_model
+from xlstm_jax import progress
 from xlstm_jax.config import Config, from_json
 from xlstm_jax.data.config import DataConfig
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation import progress
 from xlstm_jax.evaluation.opened import Evaluation
 from xlstm_jax.evaluation.options import Options
 from xlstm_jax.interop.convert import export_checkpoint, import_checkpoint

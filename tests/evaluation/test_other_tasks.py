@@ -15,7 +15,6 @@ from xlstm_jax.evaluation.suites import SUITES
 from xlstm_jax.generation import __main__ as generation
 from xlstm_jax.interop import __main__ as interop
 from xlstm_jax.runs.checkpoints import write_params
-from xlstm_jax.runs.folder import RunFolder
 from xlstm_jax.runs.params import abstract_params
 from xlstm_jax.training.console import next_commands
 
@@ -60,6 +59,7 @@ def test_the_perplexity_suite_gives_the_tasks_own_summary(formal_run, tmp_path, 
     assert summary["scaled_accuracy"] == pytest.approx(2 * summary["accuracy"] - 1)
     row = f"| validation | scaled_accuracy | {summary['scaled_accuracy']:.4f} |"
     text = (tmp_path / "results.md").read_text()
+    assert "\n## The task formal\n" in text and "perplexity" not in text
     assert row in text and "| test | scaled_accuracy | " in text
     assert "| guess: chance | accuracy | 0.5000 |" in text
 
@@ -96,8 +96,6 @@ def test_other_programs_refuse_it_with_what_to_do_instead(formal_run, tmp_path, 
 
 def test_after_training_only_commands_that_work_are_named(formal_run):
     config = formal_config()
-    lines = next_commands(
-        RunFolder(pathlib.Path(formal_run)), formal_run, config, task_of(config).writes_text
-    )
+    lines = next_commands(formal_run, config, task_of(config).writes_text)
     assert any(f"eval.py --workdir={formal_run}" in line for line in lines)
     assert not any("generation" in line for line in lines)

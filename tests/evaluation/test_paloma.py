@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -78,6 +79,17 @@ def test_sums_per_file_and_source_weigh_tokens_alike(folder):
     assert c4.perplexity == pytest.approx(math.exp(total / count), rel=1e-4)
     assert c4.bits_per_byte == pytest.approx(total / count / math.log(2), rel=1e-4)
     assert ptb.documents == 1
+
+
+@pytest.mark.slow
+def test_with_64_bit_types_the_sums_are_the_same(folder):
+    def nats_of_all():
+        scorer = Scorer(*random_model(), batch_size=4)
+        return [one.nats for one in evaluate_paloma(scorer, ByteTokenizer(), str(folder))]
+
+    expected = nats_of_all()
+    with jax.enable_x64(True):
+        assert nats_of_all() == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_json_allows_is_read(tmp_path):

@@ -1,5 +1,5 @@
-"""States, outputs and gradients for gates from -1e4 to 1e4 and at infinity: no form gives NaN, and
-none loses digits to a large gate.
+"""States, outputs and gradients for gates from -1e4 to 1e4 and at infinity, and for stabilisers of
+a given state from -1e30 to 80: no form gives NaN, and none loses digits to a large number.
 
 The judge is direct.py in float64. Everything else is in float32, whose `recurrent` is about 1e-6
 off.
@@ -52,6 +52,7 @@ def uniform(seed):
 
 INPUT, FORGET = at(0.3), at(1.5) + 1
 FINITE = {
+    "ordinary": (INPUT, FORGET),
     "f of -1e3": (INPUT, at(-1e3, elsewhere=FORGET)),
     "f of -1e4": (INPUT, at(-1e4, elsewhere=FORGET)),
     "f of -1e6": (INPUT, at(-1e6, elsewhere=FORGET)),
@@ -70,6 +71,7 @@ FINITE = {
     "both anywhere": (uniform(0), uniform(1)),
 }
 INFINITE = {
+    "ordinary": (INPUT, FORGET),
     "f of -inf": (INPUT, at(-INF, elsewhere=FORGET)),
     "two f of -inf": (INPUT, at(-INF, [3, 11], FORGET)),
     "all f -inf": (INPUT, constant(-INF)),
@@ -172,8 +174,10 @@ def assert_same(got, want, names, tolerance, sizes=None):
         assert error <= tolerance, f"{name}: {error:.1e} off"
 
 
-def check_mlstm(gates, form, input_gate="exponential", tolerance=TOLERANCE):
+def check_mlstm(gates, form, input_gate="exponential", tolerance=TOLERANCE, m0=None):
     inputs = mlstm_inputs(gates)
+    if m0 is not None:
+        inputs["m0"] = np.full_like(inputs["m0"], m0)
     if input_gate == "sigmoid":
         inputs["n0"], inputs["m0"] = 0 * inputs["n0"], 0 * inputs["m0"]
     r = np.random.default_rng(1)
@@ -265,8 +269,10 @@ def slstm_inputs(gates):
     return {name: x.astype(np.float32) for name, x in inputs.items()}
 
 
-def check_slstm(gates, backend, tolerance=TOLERANCE):
+def check_slstm(gates, backend, tolerance=TOLERANCE, m0=None):
     inputs = slstm_inputs(gates)
+    if m0 is not None:
+        inputs["m0"] = np.full_like(inputs["m0"], m0)
     r = np.random.default_rng(1)
     shapes = [(B, TIME, H, V), *[(B, H, V)] * 3]
     weights = [r.normal(size=shape).astype(np.float32) for shape in shapes]
@@ -288,6 +294,21 @@ def test_slstm(gates):
 def test_slstm_kernel():
     for gates in SOME:
         check_slstm(gates, "pallas_tpu")
+
+
+# -1e30 is "nothing remembered" written as a finite number; exp(80) is near float32's largest.
+STABILISERS = (-1e30, -1e4, -88.0, 0.0, 80.0)
+
+
+@pytest.mark.parametrize("m0", STABILISERS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_state_is_given_with_any_stabiliser(form, m0):
+    check_mlstm("ordinary", form, m0=m0)
+
+
+@pytest.mark.parametrize("m0", STABILISERS)
+def test_an_slstm_state_is_given_with_any_stabiliser(m0):
+    check_slstm("ordinary", "recurrent", m0=m0)
 
 
 def test_the_slstms_first_token_with_an_input_gate_of_minus_infinity():

@@ -146,6 +146,18 @@ def test_a_model_that_knows_nothing_scores_what_arithmetic_says(tmp_path, task_f
     assert results["local_choice"]["acc,none"] == pytest.approx(np.mean(shortest))
 
 
+def test_with_64_bit_types_the_results_are_the_same(tmp_path, task_folder):
+    opened = opened_run(tmp_path / "run", lambda rng, leaf: rng.normal(0, 0.2, leaf.shape))
+    expected = scored(opened, task_folder)
+    with jax.enable_x64(True):
+        results = scored(opened, task_folder)
+    assert results.keys() == expected.keys()
+    for name, numbers in expected.items():
+        for metric, value in numbers.items():
+            if isinstance(value, float):
+                assert results[name][metric] == pytest.approx(value, rel=1e-5), (name, metric)
+
+
 def test_the_harnesses_own_model_gives_the_same_numbers(tmp_path, task_folder):
     def value(rng, leaf):
         return (

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 
+import jax
 import pytest
 
 import train as train_command
@@ -61,6 +62,17 @@ def test_a_step_for_a_small_slice_says_what_it_takes():
     assert all(len(line) <= 100 for line in report.lines())
     kept = report.facts()["model"]["parts"]
     assert kept["products"]["milliseconds"] == parts["products"].milliseconds
+
+
+@pytest.mark.slow
+def test_with_64_bit_types_it_is_the_same_step():
+    """Of a chip that has no float64: the same kernels, and memory of the same size."""
+    expected = compile_step(config(), "v5e:2x2")
+    with jax.enable_x64(True):
+        report = compile_step(config(), "v5e:2x2")
+    assert report.fits and report.kernels == expected.kernels
+    assert report.arguments == expected.arguments
+    assert report.peak == pytest.approx(expected.peak, rel=0.01)
 
 
 def test_details_are_written_to_a_new_file_or_it_is_said_why_not(tmp_path):

@@ -54,7 +54,7 @@ def test_a_run_leaves_the_promised_files(finished):
     assert json.loads((workdir / "config.json").read_text()) == json.loads(config.to_json())
     assert {path.name for path in workdir.iterdir()} == {
         "config.json", "data.json", "metrics.jsonl", "tensorboard", "checkpoints", "loss.png",
-        "samples.txt",
+        "samples.txt", ".lock",
     }  # fmt: skip
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"3", "6"}
     first = read_records(workdir / "metrics.jsonl")[0]
@@ -120,6 +120,15 @@ def test_another_split_or_fewer_tokens_can_be_evaluated(finished):
         evaluate_run(workdir, "test")
 
 
+@pytest.mark.slow
+def test_jaxs_checks_find_nothing_in_a_run(tiny, finished, tmp_path):
+    """No result of any program is NaN, no tracer is left behind; the losses are the same."""
+    with jax.debug_nans(True), jax.checking_leaks():
+        loop.train(tiny({"eval.every": 3, "eval.sample_tokens": 30}), tmp_path)
+    for split in ("train", "validation"):
+        assert losses(tmp_path, split) == losses(finished[0], split)
+
+
 def test_a_finished_run_is_evaluated_again_and_not_changed(finished, capsys):
     workdir, config, printed = finished
     before = (workdir / "metrics.jsonl").read_text()
@@ -146,7 +155,13 @@ def stop_at(monkeypatch, step):
     monkeypatch.setattr(report, "read_metrics", read)
 
 
-ALL_ON = {"train.accumulation_steps": 2, "model.dropout": 0.1, "data.reset_at_document": True}
+ALL_ON = {
+    "train.accumulation_steps": 2,
+    "model.dropout": 0.1,
+    "model.dtype": "bfloat16",
+    "data.reset_at_document": True,
+    "data.workers": 2,
+}
 
 
 @pytest.mark.parametrize("overrides", [{}, pytest.param(ALL_ON, marks=pytest.mark.slow)])

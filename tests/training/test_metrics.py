@@ -1,6 +1,7 @@
 """metrics.jsonl, the console line, speed and loss.png."""
 
 import json
+import math
 import sys
 import types
 
@@ -102,6 +103,15 @@ def test_tensorboard_has_the_curves_the_configuration_and_a_sample_and_no_clutte
     step, sample = shown["sample/text_summary"]
     assert step == 6 and sample.tensor.string_val == [b"    def f():\n        pass"]
     assert b'"dim": 8' in shown["config/text_summary"][1].tensor.string_val[0]
+
+
+def test_a_loss_that_is_no_number_is_drawn_without_a_warning(folder, caplog):
+    with MetricsWriter(folder, 0, tensorboard=True) as writer:
+        writer.write(1, "train", {"loss": math.nan, "grad_norm": math.inf})
+    values = [value for event in board_events(folder.tensorboard) for value in event.summary.value]
+    shown = {value.tag: value.simple_value for value in values}
+    assert math.isnan(shown["train/loss"]) and shown["train/grad_norm"] == math.inf
+    assert caplog.records == []
 
 
 def test_tensorboard_does_not_show_what_lies_beyond_the_step_that_a_run_goes_on_from(folder):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from xlstm_jax.data.sources import files_below
 from xlstm_jax.errors import UserError
 from xlstm_jax.installation import python
+from xlstm_jax.progress import counted
 
 STDLIB = "stdlib"
 NOT_STDLIB = {
@@ -137,14 +138,14 @@ def split_corpus(documents: list[Document], split: str, holdout_every: int) -> l
 def describe(path: str, documents: list[Document], num_bytes: int) -> str:
     """One line for the terminal."""
     python = f" of Python {platform.python_version()}" if path == STDLIB else ""
-    return f"{path}{python}: {len(documents):,} files, {num_bytes:,} bytes"
+    return f"{path}{python}: {counted(len(documents), 'file')}, {counted(num_bytes, 'byte')}"
 
 
 def describe_rest(path: str, left_out: list[str]) -> str | None:
     """One line about the files that are no text; None where there are none."""
     if not left_out:
         return None
-    files = "1 file" if len(left_out) == 1 else f"{len(left_out):,} files"
+    files = counted(len(left_out), "file")
     some = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
     return f"left out of {path}: {files} that are no UTF-8 text ({some})"
 

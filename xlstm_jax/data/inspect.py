@@ -9,9 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import tqdm
 
-from xlstm_jax import command_line
+from xlstm_jax import command_line, progress
 from xlstm_jax.data import shards
 from xlstm_jax.data.kept_tokenizer import TOKENIZER
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -87,23 +86,22 @@ def inspect(folder: str, split: str, shown: int, verify: bool) -> list[str]:
     for number, (start, stop) in enumerate(
         _first_documents(tokens, manifest.end_of_text, shown), 1
     ):
-        _print(f"\ndocument {number}, {stop - start:,} tokens:")
+        _print(f"\ndocument {number}, {progress.counted(stop - start, 'token')}:")
         _print(_shortened(tokens[start:stop], tokenizer))
 
     if verify:
-        with _bar(len(manifest.shards), "shard", f"{split}: sha256") as bar:
+        with progress.bar(len(manifest.shards), f"{split}: sha256", "shards") as bar:
             problems += [
                 f"{name}: its content is not what was prepared"
                 for name in shards.verify(folder, manifest, bar.update)
             ]
     first = min(len(tokens), manifest.shards[0].tokens + 1)
     stop = len(tokens) if verify else first
-    with _bar(stop, "token", f"{split}: documents") as bar:
+    with progress.bar(stop, f"{split}: documents", "tokens") as bar:
         lengths = document_lengths(tokens, manifest, stop, bar.update)
     if verify and len(lengths) != manifest.documents:
-        problems.append(
-            f"{len(lengths):,} documents were found, the manifest says {manifest.documents:,}"
-        )
+        there = progress.counted(len(lengths), "document")
+        problems.append(f"there are {there}, the manifest says {manifest.documents:,}")
     where = "" if verify else ", in the first shard"
     _print(f"\ntokens per document, end of text included{where}:")
     _print(histogram(lengths))
@@ -112,19 +110,6 @@ def inspect(folder: str, split: str, shown: int, verify: bool) -> list[str]:
         _print(damage or f"{split}: every shard is as it was prepared")
     _print("")
     return problems
-
-
-def _bar(total: int, unit: str, what: str) -> tqdm.tqdm:
-    """Progress and time left, of what takes more than a second."""
-    return tqdm.tqdm(
-        total=total,
-        unit=unit,
-        unit_scale=unit == "token",
-        desc=what,
-        file=sys.stderr,
-        delay=1.0,
-        leave=False,
-    )
 
 
 def _print(text: str) -> None:
@@ -140,14 +125,14 @@ def describe(folder: str, manifest: shards.Manifest) -> str:
     end = f"{manifest.end_of_text} ({name})" if name else manifest.end_of_text
     damaged = ", ".join(f"{count:,} {kind}" for kind, count in manifest.damaged.items())
     lines = [
-        f"{folder}, {manifest.split}: {manifest.tokens:,} tokens, {size}, "
-        f"{len(manifest.shards):,} shards",
+        f"{folder}, {manifest.split}: {progress.counted(manifest.tokens, 'token')}, {size}, "
+        f"{progress.counted(len(manifest.shards), 'shard')}",
         f"  documents   {manifest.documents:,}, on average "
         f"{manifest.tokens / max(manifest.documents, 1):,.0f} tokens",
         f"  text        {manifest.bytes:,} bytes, {manifest.bytes / manifest.tokens:.3f} per token",
         f"  tokenizer   {manifest.tokenizer!r}, {manifest.vocab_size:,} ids, {end} ends a text; "
         f"sha256 {manifest.tokenizer_hash[:12]}...",
-        f"  source      {manifest.source}, {len(manifest.inputs):,} files",
+        f"  source      {manifest.source}, {progress.counted(len(manifest.inputs), 'file')}",
         f"  left out    {damaged or 'nothing'}",
     ]
     if manifest.inputs:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Int
 from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.splits import TokenSource, open_named_split, open_split, open_validation_sets
 from xlstm_jax.errors import UserError
+from xlstm_jax.progress import counted
 
 __all__ = [
     "Batch",
@@ -187,9 +188,10 @@ def check_samples(source: TokenSource, config: DataConfig) -> None:
     """Raises `UserError` where a stream, or a part of a mixture, is shorter than one sample."""
     for stream in [part for _, part in source.parts] or [source]:
         if len(stream.tokens) <= config.context_length:
+            tokens = counted(len(stream.tokens), "token")
             raise UserError(
-                f"data path {config.path!r} has {len(stream.tokens)} tokens, less than one sample "
-                f"of data.context_length {config.context_length} + 1; give more text or shorten it"
+                f"data path {config.path!r} has {tokens}, less than one sample of "
+                f"data.context_length {config.context_length} + 1; give more text or shorten it"
             )
 
 

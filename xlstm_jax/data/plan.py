@@ -8,17 +8,14 @@ be mixed, or new text left out without a word.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import pathlib
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import tqdm
-
+from xlstm_jax import paths, progress
 from xlstm_jax.data.jobs import DOWNLOADS, has_begun, read_done
 from xlstm_jax.data.shards import LOCK, MANIFEST, PLAN, SPLITS, Manifest, read_manifest
 from xlstm_jax.data.sources import InputFile, Layout, Source, left_out, open_source, select
@@ -59,13 +56,8 @@ class Plan:
 def locked(folder: pathlib.Path) -> Iterator[None]:
     """Inside it no other process prepares this split."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{str(folder)!r} is being prepared by another process; wait for it"
-            ) from None
+    busy = f"{str(folder)!r} is being prepared by another process; wait for it"
+    with paths.locked(folder / LOCK, busy):
         yield
 
 
@@ -165,7 +157,7 @@ def check_unchanged(
     if found is None:
         raise UserError(f"--source {request.source!r} is gone; bring it back to go on")
     _check_names(list(planned), list(found), folder, "the preparation began")
-    for number, job in enumerate(_bar(plan.jobs)):
+    for number, job in enumerate(_compared(plan.jobs)):
         done = read_done(folder, number, itemsize)
         hashes = {entry.file: entry.sha256 for entry in done.inputs} if done else {}
         when = (folder / f"tokens-{number:05d}.json").stat().st_mtime_ns if done else 0
@@ -199,7 +191,7 @@ def check_still(manifest: Manifest, request: Request, layout: Layout, output: pa
     when = (folder / MANIFEST).stat().st_mtime_ns
     root = pathlib.Path(request.source)
     root = root.parent if root.is_file() else root
-    for entry in _bar(manifest.inputs):
+    for entry in _compared(manifest.inputs):
         path, same = root / entry.file, found[entry.file].size == entry.size
         if same and entry.sha256 and _written_since(path, None, when):
             same = sha256_of(path) == entry.sha256
@@ -235,9 +227,12 @@ def _opened(name: str, output: pathlib.Path) -> Source:
     return open_source(name, output)
 
 
-def _bar(entries: Sequence[Any]) -> Any:
-    """The entries, with progress and the time left where they take more than a second."""
-    return tqdm.tqdm(entries, desc="comparing the source", delay=1.0, leave=False, file=sys.stderr)
+def _compared(entries: Sequence[Any]) -> Iterator[Any]:
+    """The entries, with progress and the time left where they take long."""
+    with progress.bar(len(entries), "comparing the source", "entries") as bar:
+        for entry in entries:
+            yield entry
+            bar.update()
 
 
 def _choose(
@@ -298,7 +293,7 @@ def _check_names(before: list[str], now: list[str], folder: pathlib.Path, since:
     new, gone = sorted({*now} - {*before}), sorted({*before} - {*now})
     told = [f"{names[0]!r} is {what}" for names, what in ((new, "new"), (gone, "gone")) if names]
     count = len(new) + len(gone)
-    more = f" ({count:,} files in all)" if count > len(told) else ""
+    more = f" ({progress.counted(count, 'file')} in all)" if count > len(told) else ""
     raise UserError(
         f"the source of {str(folder)!r} has changed since {since}: "
         f"{', '.join(told) or 'its files have another order'}{more}; undo that, give another "

@@ -45,6 +45,7 @@ from xlstm_jax.data.tokenizer import Tokenizer
 from xlstm_jax.data.workers import Workers
 from xlstm_jax.data.writing import PartialFile, explained
 from xlstm_jax.errors import UserError
+from xlstm_jax.progress import counted
 
 USAGE = """Prepares token shards for training:
     python -m xlstm_jax.data.prepare --source=SOURCE --tokenizer=TOKENIZER --output=DIR
@@ -354,13 +355,14 @@ def _summary(folder: pathlib.Path, manifest: Manifest) -> str:
     left_out = sum(manifest.damaged.values())
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in manifest.damaged.items())
     damage = (
-        f"; {left_out:,} damaged records left out ({kinds}), named in {folder / REPORT}"
+        f"; {counted(left_out, 'damaged record')} left out ({kinds}), named in {folder / REPORT}"
         if left_out
         else ""
     )
     return (
-        f"{manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.bytes:,} bytes "
-        f"of text, {len(manifest.shards):,} shards in {folder}{damage}"
+        f"{counted(manifest.documents, 'document')}, {counted(manifest.tokens, 'token')}, "
+        f"{counted(manifest.bytes, 'byte')} of text, "
+        f"{counted(len(manifest.shards), 'shard')} in {folder}{damage}"
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from xlstm_jax.data import hub
 from xlstm_jax.data.documents import SUFFIXES
 from xlstm_jax.errors import UserError
+from xlstm_jax.progress import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,8 +188,8 @@ def select(
     chosen = [file for file in source.files if fnmatch.fnmatchcase(file.name, pattern)]
     if not chosen:
         raise UserError(
-            f"--files={pattern} fits none of the {len(source.files):,} files of {source.name!r}, "
-            f"e.g. {source.files[0].name!r}"
+            f"--files={pattern} fits none of the {counted(len(source.files), 'file')} of "
+            f"{source.name!r}, e.g. {source.files[0].name!r}"
         )
     if source.is_file:
         if holdout_every is not None:
@@ -227,7 +228,7 @@ def select(
 def _remedy(names: set[str | None], files: int, holdout_every: int | None) -> str:
     told = ", ".join(sorted(filter(None, names)))
     if holdout_every is not None and files:
-        return f"every {holdout_every}th of {files} files is one; lower --holdout-every"
+        return f"every {holdout_every}th of {counted(files, 'file')} is one; lower --holdout-every"
     what = f"its files name {told}" if told else "no file names a split"
     if not files:
         return f"{what}; choose files with --files, or give their folder as --source"

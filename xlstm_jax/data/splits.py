@@ -16,6 +16,7 @@ from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.streams import SYNTHETIC_DOCUMENT, JoinedTokens, SyntheticTokens, woven
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
+from xlstm_jax.progress import counted
 
 SYNTHETIC = "synthetic"
 SYNTHETIC_TOKENS = {"train": 1 << 36, "validation": 1 << 16}
@@ -216,7 +217,8 @@ def _text(config: DataConfig, path: str, split: str) -> TokenSource:
     ids = tokenizer.encode_batch([document.text for document in documents], [True] * len(documents))
     text = b"".join(document.text.encode() for document in documents)
     tokens = np.concatenate([end, ids]).astype(shards.dtype_of(tokenizer.vocab_size))
-    description = f"{split}: {corpus.describe(path, documents, len(text))}, {len(tokens):,} tokens"
+    about = corpus.describe(path, documents, len(text))
+    description = f"{split}: {about}, {counted(len(tokens), 'token')}"
     lines = (description, *(line for line in [corpus.describe_rest(path, left_out)] if line))
     content_hash = hashlib.sha256(tokens.tobytes()).hexdigest()
     record = {
@@ -255,8 +257,8 @@ def _prepared(config: DataConfig, path: str, split: str) -> TokenSource:
         )
     tokens = shards.open_shards(path, manifest)
     description = (
-        f"{split}: {path}: {manifest.documents:,} documents, {manifest.tokens:,} tokens of "
-        f"{manifest.tokenizer!r}"
+        f"{split}: {path}: {counted(manifest.documents, 'document')}, "
+        f"{counted(manifest.tokens, 'token')} of {manifest.tokenizer!r}"
     )
     record = {"path": path, **dataclasses.asdict(manifest)}
     del record["inputs"]  # may be a hundred thousand files; the manifest keeps them
@@ -318,6 +320,6 @@ def _limited(source: TokenSource, targets: int) -> TokenSource:
         source,
         tokens=JoinedTokens([source.tokens], targets + 1),
         text=None,
-        description=(*source.description, f"train: of these the first {targets:,} tokens"),
+        description=(*source.description, f"train: of these the first {counted(targets, 'token')}"),
         record=record,
     )

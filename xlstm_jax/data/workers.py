@@ -6,14 +6,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import tqdm
-
+from xlstm_jax import progress
 from xlstm_jax.data.jobs import Done, Settings, run_job
 from xlstm_jax.data.sources import InputFile
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -71,10 +69,10 @@ class Workers:
         Its value is called with the tokens and bytes of each job that was finished earlier.
         """
         counted, total, unit = (
-            (BYTES, total_bytes, "B") if max_tokens is None else (TOKENS, max_tokens, "token")
+            (BYTES, total_bytes, "bytes") if max_tokens is None else (TOKENS, max_tokens, "tokens")
         )
         earlier, shown, stop, started = [0, 0], 0, threading.Event(), time.monotonic()
-        bar = tqdm.tqdm(total=total, unit=unit, unit_scale=True, smoothing=0.02, file=sys.stderr)
+        bar = progress.bar(total, "preparing", unit)
 
         def show() -> None:
             nonlocal shown
@@ -131,11 +129,11 @@ def _end_with(parent: int) -> None:
 def _run(number: int, files: tuple[InputFile, ...], limit: int | None) -> Done:
     counters = _worker["counters"]
 
-    def progress(tokens: int, num_bytes: int) -> None:
+    def count(tokens: int, num_bytes: int) -> None:
         with counters.get_lock():
             counters[TOKENS] += tokens
             counters[BYTES] += num_bytes
             if counters[STOP]:
                 raise _Stopped
 
-    return run_job(number, files, limit, _worker["settings"], _worker["tokenizer"], progress)
+    return run_job(number, files, limit, _worker["settings"], _worker["tokenizer"], count)

@@ -1,12 +1,22 @@
-"""The flags of eval.py."""
+"""Evaluates a run, an imported model or a Hugging Face checkpoint.
+
+    python eval.py --workdir=RUN [--suite=perplexity,extrapolation,generation,paloma,downstream]
+    python eval.py --checkpoint=HF_DIR --data=FOLDER --suite=extrapolation --contexts=2048,16384
+
+Where the package is installed, xlstm-eval is the same program. Results go to RUN/eval/<step>/:
+results.json, results.md and figures.
+"""
 
 import re
+import sys
+from collections.abc import Sequence
 
 from absl import flags
 
 from xlstm_jax import command_line
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.options import Options
+from xlstm_jax.evaluation.run import evaluate_suites
 
 FLAGS = {
     "workdir": "folder of a training run or of an imported model",
@@ -53,6 +63,27 @@ FLAGS = {
 }
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluates as a command line says; returns the process's exit status."""
+    argv = sys.argv if argv is None else argv
+
+    def command() -> None:
+        flags = command_line.parse(argv, __doc__, FLAGS)
+        checkpoint = flags["checkpoint"].value or command_line.text(flags, "workdir", "runs/NAME")
+        if flags["checkpoint"].value and flags["workdir"].value:
+            raise UserError("--workdir and --checkpoint are both given; give one of them")
+        suites = (flags["suite"].value or "perplexity").split(",")
+        evaluate_suites(
+            checkpoint,
+            suites,
+            options_of(flags),
+            command_line.number(flags, "step"),
+            flags["output"].value,
+        )
+
+    return command_line.run(command)
+
+
 def options_of(values: flags.FlagValues) -> Options:
     """The suites' options; what is not given keeps its default.
 
@@ -75,3 +106,7 @@ def _counts(name: str, text: str | None) -> tuple[int, ...] | None:
     if not all(re.fullmatch("[1-9][0-9]{0,17}", part) for part in text.split(",")):
         raise UserError(f"--{name} is {text!r}; it must be whole numbers separated by commas")
     return tuple(int(part) for part in text.split(","))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from xlstm_jax import progress
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation import progress
 from xlstm_jax.evaluation.paloma import rolling_windows
 from xlstm_jax.evaluation.scoring import Pair, Score, Scorer
 from xlstm_jax.generation import session as sessions
@@ -89,7 +89,8 @@ def evaluate_tasks(
     """Task -> metric -> value, as the harness reports them.
 
     Args:
-        tasks, include_path: as in `find_tasks`.
+        tasks: as in `find_tasks`.
+        include_path: as in `find_tasks`.
         limit: documents of each task.
         max_length: of the windows of rolling log-likelihoods; contexts of the other requests are
             never cut.

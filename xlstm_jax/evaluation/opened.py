@@ -27,6 +27,7 @@ from xlstm_jax.interop.folders import has_record, is_run
 from xlstm_jax.interop.opening import Opened, open_checkpoint
 from xlstm_jax.parallel import batch_sharding, filled_rows, make_mesh, replicated
 from xlstm_jax.parallel.mesh import MeshConfig
+from xlstm_jax.progress import counted
 from xlstm_jax.tasks.perplexity import check_scored, target_count
 from xlstm_jax.tasks.task import Task
 
@@ -143,9 +144,10 @@ class Evaluation:
         """What stands with every result."""
         device = self.mesh.devices.flat[0]
         model = self.config.model
+        blocks = counted(model.num_blocks, "block")
         parameters = count_parameters(self.opened.params)
         return {
-            "model": f"{model.num_blocks} blocks of {model.dim}, {parameters:,} parameters",
+            "model": f"{blocks} of {model.dim}, {parameters:,} parameters",
             "step": self.opened.step,
             "checkpoint": str(self.opened.folder),
             "devices": f"{self.mesh.size} x {device.device_kind}",

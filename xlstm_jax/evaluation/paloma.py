@@ -11,10 +11,10 @@ import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
+from xlstm_jax import progress
 from xlstm_jax.data.documents import KINDS, Damage, read_documents
 from xlstm_jax.data.tokenizer import Tokenizer
 from xlstm_jax.errors import UserError
-from xlstm_jax.evaluation import progress
 from xlstm_jax.evaluation.scoring import Pair, Scorer
 
 DOCUMENTS_AT_ONCE = 256

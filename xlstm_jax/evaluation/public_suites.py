@@ -1,11 +1,13 @@
 """The suites that others publish: PALOMA, and the tasks of the lm-evaluation-harness."""
 
+from xlstm_jax import progress
 from xlstm_jax.analysis.paper import values as paper_values
-from xlstm_jax.evaluation import downstream, progress, report
+from xlstm_jax.evaluation import downstream, report
 from xlstm_jax.evaluation.opened import Evaluation
 from xlstm_jax.evaluation.paloma import by_source, evaluate_paloma, files_of
 from xlstm_jax.evaluation.report import Report
 from xlstm_jax.generation.generator import Generator
+from xlstm_jax.progress import counted
 
 LIMITED_NOTE = (
     "Only the first {limit:,} documents were scored; the paper's numbers, which are over all of "
@@ -17,7 +19,7 @@ def paloma(evaluation: Evaluation) -> Report:
     """Token-weighted perplexity per source, and per domain in the JSON."""
     options, size = evaluation.options, evaluation.size
     files = files_of(options.paloma)
-    print(f"paloma: {len(files)} files; compiling first", flush=True)
+    print(f"paloma: {counted(len(files), 'file')}; compiling first", flush=True)
     with progress.bar(sum(file.stat().st_size for file in files), "paloma", "bytes") as bar:
         domains = evaluate_paloma(
             evaluation.scorer,
@@ -41,7 +43,7 @@ def paloma(evaluation: Evaluation) -> Report:
     for domain in sources:
         print(
             f"{domain.source}: perplexity {domain.perplexity:.3f}, {domain.bits_per_byte:.3f} "
-            f"bits per byte over {domain.tokens:,} tokens",
+            f"bits per byte over {counted(domain.tokens, 'token')}",
             flush=True,
         )
         theirs = [f"{value:.2f}" for value in printed.get(domain.source, ())] if models else []

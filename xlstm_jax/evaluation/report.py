@@ -34,6 +34,7 @@ class Report(NamedTuple):
         values: for JSON.
         notes: below the table.
         figures: file name -> figure.
+        heading: above it, where the suite's name would say something else.
     """
 
     suite: str
@@ -42,6 +43,7 @@ class Report(NamedTuple):
     values: dict[str, Any]
     notes: Sequence[str] = ()
     figures: dict[str, Figure] = {}
+    heading: str | None = None
 
     def __repr__(self) -> str:
         """What a notebook shows: the table."""
@@ -51,7 +53,7 @@ class Report(NamedTuple):
         """A heading and the table."""
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return "\n\n".join([f"## {self.suite}", table, *self.notes])
+        return "\n\n".join([f"## {self.heading or self.suite}", table, *self.notes])
 
 
 def check_folder(folder: pathlib.Path) -> None:

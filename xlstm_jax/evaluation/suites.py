@@ -4,8 +4,9 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+from xlstm_jax import progress
 from xlstm_jax.analysis.paper import values as paper_values
-from xlstm_jax.evaluation import figures, progress, report
+from xlstm_jax.evaluation import figures, report
 from xlstm_jax.evaluation.extrapolation import extrapolate, shared_targets
 from xlstm_jax.evaluation.frequencies import by_frequency, occurrences
 from xlstm_jax.evaluation.opened import Evaluation
@@ -19,6 +20,7 @@ from xlstm_jax.evaluation.speed import (
     time_batches,
     time_lengths,
 )
+from xlstm_jax.progress import counted
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
 from xlstm_jax.tasks.perplexity import gzip_bits_per_byte, target_count
 
@@ -35,7 +37,7 @@ def perplexity(evaluation: Evaluation) -> Report:
     targets, total = target_count(source, max_tokens), len(source.tokens) - 1
     part = "all" if targets == total else f"the first {targets:,} of"
     print(
-        f"perplexity: {part} {total:,} tokens in windows of {context:,}; compiling first",
+        f"perplexity: {part} {counted(total, 'token')} in windows of {context:,}; compiling first",
         flush=True,
     )
     eval_step = make_eval_step(evaluation.task, evaluation.opened.model)
@@ -53,7 +55,7 @@ def perplexity(evaluation: Evaluation) -> Report:
     print(
         f"{label}, step {evaluation.opened.step}: {result.line(gzip_size)}; perplexity "
         f"{result.perplexity:.3f}",
-        f"  over {result.tokens:,} tokens, windows of {context:,}",
+        f"  over {counted(result.tokens, 'token')}, windows of {context:,}",
         sep="\n",
         flush=True,
     )
@@ -102,7 +104,9 @@ def task_summary(evaluation: Evaluation) -> Report:
         rows += [(f"guess: {name}", measure, f"{value:.4f}") for measure, value in found.items()]
     notes = task.description()
     found = {"held_out": values, "guesses": guesses}
-    return Report("perplexity", ("", "measure", "value"), rows, found, notes)
+    heading = f"The task {evaluation.config.task.name}"  # whose measures are hardly perplexities
+    header = ("", "measure", "value")
+    return Report("perplexity", header, rows, found, notes, heading=heading)
 
 
 def frequencies(evaluation: Evaluation) -> Report:
@@ -112,7 +116,7 @@ def frequencies(evaluation: Evaluation) -> Report:
     print("frequencies: counting the tokens of the training data", flush=True)
     counts = occurrences(evaluation.training_source, config.model.vocab_size)
     targets = target_count(source, config.eval.max_tokens)
-    print(f"frequencies: {targets:,} tokens; compiling first", flush=True)
+    print(f"frequencies: {counted(targets, 'token')}; compiling first", flush=True)
     with progress.bar(targets, "frequencies", "tokens") as bar:
         bins = by_frequency(
             evaluation.opened.model,
@@ -127,7 +131,8 @@ def frequencies(evaluation: Evaluation) -> Report:
     rows = []
     for found in bins:
         shown = "" if found.perplexity is None else f"{found.perplexity:.3f}"
-        print(f"{found.name} times in training: {found.tokens:,} tokens, perplexity {shown}")
+        tokens = counted(found.tokens, "token")
+        print(f"{found.name} times in training: {tokens}, perplexity {shown}")
         rows.append((found.name, f"{found.kinds:,}", f"{found.tokens:,}", shown))
     total = sum(found.tokens for found in bins)
     overall = math.exp(min(700.0, sum(found.nats for found in bins) / total))
@@ -226,7 +231,7 @@ def generation(evaluation: Evaluation) -> Report:
             time_batches(model, params, batches),
         ),
     ):
-        print(f"generation: {heading}; {count} rows, compiling first", flush=True)
+        print(f"generation: {heading}; {counted(count, 'row')}, compiling first", flush=True)
         print(f"{'texts':>8}  {'tokens each':>11}  {'seconds':>13}  {'tokens/s':>10}", flush=True)
         timings[name] = []
         for timing in measured:

@@ -11,6 +11,7 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.experiments import figures
 from xlstm_jax.experiments import rows as results
 from xlstm_jax.experiments.grid import Experiment, Run, runs_of
+from xlstm_jax.progress import counted
 
 MARKDOWN, ALL_ROWS = "report.md", "results.jsonl"
 DIGITS = 4  # of results, behind the point
@@ -98,7 +99,8 @@ def _notes(
     if experiment.reduced:
         notes.append(REDUCED)
     if missing:
-        notes.append(f"{missing} runs of the grid are not done.")
+        verb = "is" if missing == 1 else "are"
+        notes.append(f"{counted(missing, 'run')} of the grid {verb} not done.")
     notes += [f"{experiment.models[m]} is left out: {why}." for m, why in experiment.absent.items()]
     notes += [f"{cell} is left out: {why}." for cell, why in experiment.left_out.items()]
     lines = [["cell", "model", "dim", "parameters", "steps", "learning rate"], ["---"] * 6]

@@ -19,7 +19,7 @@ from xlstm_jax.experiments.grid import Experiment, Run, groups_of
 from xlstm_jax.experiments.together import train_together
 from xlstm_jax.interop.opening import Opened, open_checkpoint
 from xlstm_jax.parallel import make_mesh, replicated
-from xlstm_jax.progress import duration
+from xlstm_jax.progress import counted, duration
 from xlstm_jax.runs.folder import find_run
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
 from xlstm_jax.tasks.task import Task
@@ -79,7 +79,8 @@ def run_grid(
         if _is_done(folder / run.name, config):
             continue
         waiting.append(run)
-    say(f"{len(configs)} runs, {len(configs) - len(waiting)} of them done; results in {folder}")
+    behind = len(configs) - len(waiting)
+    say(f"{counted(len(configs), 'run')}, {behind} of them done; results in {folder}")
     started, done = time.monotonic(), 0
     for group in groups_of(waiting, together):
         labels = {run: _label(experiment, run) for run in group}

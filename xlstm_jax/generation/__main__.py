@@ -32,6 +32,7 @@ from xlstm_jax.interop.opening import open_checkpoint
 from xlstm_jax.models import ModelConfig
 from xlstm_jax.models.backbone import growing_mixers
 from xlstm_jax.parallel.xla_flags import WRITING, set_for_gpus
+from xlstm_jax.progress import counted
 
 FLAGS = {
     "checkpoint": "folder of a run, of an imported or a Hugging Face model, or a name on the hub "
@@ -75,8 +76,9 @@ class Wish:
     session: pathlib.Path | None
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Returns the process's exit status."""
+    argv = sys.argv if argv is None else argv
 
     def command() -> None:
         wish = _wish(command_line.parse(_normalised(argv), __doc__, FLAGS))
@@ -145,8 +147,8 @@ def _continue(generator: Generator, session: Session | None, wish: Wish, save: A
     print(flush=True)
     tokens = sum(map(len, written.tokens))
     print(
-        f"[read {read_tokens} tokens in {read_seconds:.2f} s with compilation; wrote {tokens} "
-        f"at {tokens / seconds:,.1f} tokens/s]",
+        f"[read {counted(read_tokens, 'token')} in {read_seconds:.2f} s with compilation; "
+        f"wrote {tokens} at {tokens / seconds:,.1f} tokens/s]",
         file=sys.stderr,
     )
     save(sessions.take(written.session, [0]))
@@ -169,7 +171,7 @@ def _converse(generator: Generator, session: Session | None, wish: Wish, save: A
         session = written.session
         print(
             f"\n[{len(written.tokens[0]) / seconds:,.1f} tokens/s, "
-            f"{int(session.position[0]):,} tokens so far]",
+            f"{counted(int(session.position[0]), 'token')} so far]",
             file=sys.stderr,
             flush=True,
         )

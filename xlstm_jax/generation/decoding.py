@@ -107,7 +107,8 @@ def generate(
 
     Args:
         prompt: at least one token.
-        temperature, num_choices: as in `Sampling`; at temperature 0 the key is not used.
+        temperature: as in `Sampling`; at 0 the key is not used.
+        num_choices: as in `Sampling`.
 
     Raises:
         UserError: the model has not learned so many positions.

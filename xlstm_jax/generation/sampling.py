@@ -50,7 +50,9 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
-UNCHANGED = Sampling()  # the model's own distribution
+"""The most likely token."""
+UNCHANGED = Sampling()
+"""The model's own distribution."""
 
 
 def choose(

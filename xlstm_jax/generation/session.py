@@ -105,7 +105,8 @@ def check_room(
     """Refuses what would outgrow a session, before it is read or written.
 
     Args:
-        position, room: of the session.
+        position: of the session.
+        room: of the session.
         more: number of further tokens of each row.
 
     Raises:
@@ -191,6 +192,7 @@ def read_piece(
     tokens: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"] | None,
 ) -> Session:
+    """The session after further tokens of each row; one with a negative id is padding."""
     hidden, state = model.apply(
         {"params": params}, tokens, session.state, segments=segment_ids, method="hidden"
     )

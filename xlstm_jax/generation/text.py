@@ -38,8 +38,9 @@ class TextStream:
     Args:
         context: the tokens before. A tokenizer may write a token differently at the beginning of a
             text: one that marks words by the space before them leaves out the first one's.
-        unshown, given: the tokens of an earlier call whose text was not given out in full, and how
-            many of their characters were. What of it can be shown now is in `text`.
+        unshown: the tokens of an earlier call whose text was not given out in full. What of it can
+            be shown now is in `text`.
+        given: how many of their characters were given out.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.installation import python
 from xlstm_jax.interop.convert import DTYPES, export_checkpoint, import_checkpoint
 from xlstm_jax.interop.formats import FORMATS
+from xlstm_jax.progress import counted
 
 FLAGS = {
     "source": "folder of a checkpoint; for an import also a name on the hub",
@@ -58,10 +59,10 @@ def main(argv: Sequence[str]) -> int:
         if action == "import":
             config = import_checkpoint(source, output, flags["tokenizer"].value)
             model, window = config.model, config.eval.context_length or config.data.context_length
-            kinds = model.blocks
             print(
-                f"{output}: {model.num_blocks} blocks ({kinds}) of dimension {model.dim}, trained "
-                f"on contexts of {config.data.context_length:,} tokens, evaluated on {window:,}"
+                f"{output}: {counted(model.num_blocks, 'block')} ({model.blocks}) of dimension "
+                f"{model.dim}, trained on contexts of "
+                f"{counted(config.data.context_length, 'token')}, evaluated on {window:,}"
             )
             return
         chosen = {

@@ -23,7 +23,7 @@ from xlstm_jax.config import Config, check, task_of
 from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.tokenizer import END_OF_TEXT, ByteTokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
-from xlstm_jax.installation import install, python
+from xlstm_jax.installation import install, program, python
 from xlstm_jax.interop import tensor_files
 from xlstm_jax.interop.formats import FORMATS
 from xlstm_jax.interop.mapping import Table, settle_tying
@@ -237,7 +237,7 @@ def check_writes_text(config: Config, name: str) -> None:
     if not task_of(config).writes_text:
         raise UserError(
             f"the run {name!r} was trained for the task {config.task.name!r}, whose model has no "
-            f"text and no tokenizer; `{python()} eval.py --workdir={name}` evaluates it on the "
+            f"text and no tokenizer; `{program('eval')} --workdir={name}` evaluates it on the "
             "task's own data"
         )
 

@@ -118,7 +118,7 @@ class ModelConfig:
             for field in dataclasses.fields(self)
             if field.name != "mixers"
         }
-        return own | {name: dataclasses.asdict(part) for name, part in self.mixers.items()}
+        return own | {name: dataclasses.asdict(self.mixers[name]) for name in self.mixer_names}
 
 
 def _section(name: str, given: Any) -> Any:

@@ -1,17 +1,54 @@
 """Embedding, backbone and vocabulary projection."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pallas_kernels.derivatives import with_backward
 from xlstm_jax.models.backbone import Backbone, BackboneState, make_norm, segments_of
 from xlstm_jax.models.config import ModelConfig
 from xlstm_jax.models.initializers import small_init
 from xlstm_jax.models.layers import Kernel, project, soft_cap
 from xlstm_jax.parallel import compute_dtype, constrain, gathered
 from xlstm_jax.typing import Activations, Array, Float, Int, Logits, SegmentIds, Tokens
+
+
+def _take(
+    static: tuple[jnp.dtype, str], table: Float[Array, "E D"], index: Int[Array, "B T"]
+) -> Activations:
+    dtype, axis = static
+    return jnp.take(gathered(table.astype(dtype), axis, "embed"), index, axis=0, mode="fill")
+
+
+def _take_backward(static, residuals, d_rows):
+    """Summed up in float32 or better: a frequent token has thousands of rows, and in bfloat16 a sum
+    stands still as soon as it is 256 times what is added. Then in the dtype of the rows, which is
+    what devices send to each other.
+    """
+    (dtype, axis), (table, index) = static, residuals
+    wide = jnp.promote_types(dtype, jnp.float32)
+    take = functools.partial(jnp.take, indices=index, axis=0, mode="fill")
+    (sums,) = jax.linear_transpose(take, table.astype(wide))(d_rows.astype(wide))
+    return gathered(sums.astype(dtype), axis, "embed").astype(table.dtype), None
+
+
+def _take_push(static, residuals, tangents):
+    index = residuals[1]
+    return jax.jvp(lambda table: _take(static, table, index), residuals[:1], tangents[:1])[1]
+
+
+# rows_of((dtype, axis), table, index): rows of a table in that dtype, NaN beyond its end; axis is
+# the logical axis of the table's rows.
+rows_of = with_backward(
+    _take,
+    lambda static, table, index: (_take(static, table, index), (table, index)),
+    _take_backward,
+    _take_push,
+)
 
 
 class LanguageModel(nn.Module):
@@ -72,8 +109,7 @@ class LanguageModel(nn.Module):
 
     def _rows(self, embedding: nn.Embed, index: Int[Array, "B T"], axis: str) -> Activations:
         """Rows of a table in the compute dtype; NaN for an index beyond its end."""
-        table = embedding.embedding.astype(compute_dtype(self.config.dtype))
-        rows = jnp.take(gathered(table, axis, "embed"), index, axis=0, mode="fill")
+        rows = rows_of((compute_dtype(self.config.dtype), axis), embedding.embedding, index)
         return constrain(rows, "batch", "time", "channels")
 
     def head(self, y: Activations) -> Logits:
@@ -81,8 +117,8 @@ class LanguageModel(nn.Module):
         return self.logits(y, self.head_kernel())
 
     def head_kernel(self) -> Float[Array, "D E"]:
-        """The kernel of the vocabulary projection, so that a loss can take the vocabulary in
-        parts.
+        """The kernel of the vocabulary projection, so that a loss can make the logits of some
+        tokens at a time.
         """
         if self.config.tie_embeddings:
             return self.embedding.embedding.T

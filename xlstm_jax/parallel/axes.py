@@ -16,11 +16,11 @@ from jax.sharding import PartitionSpec as P
 from xlstm_jax.errors import UserError
 from xlstm_jax.typing import Array
 
-# Logical axis -> mesh axes. Layers name the left side only.
 LOGICAL_AXIS_RULES = {
     # of activations
     "batch": ("data", "fsdp"),
     "time": ("sequence",),
+    "tokens": ("data", "fsdp", "sequence"),  # rows and time as one axis
     "channels": (),  # of the residual stream
     # of parameters; inner, ffn, vocab and heads are axes of activations too
     "embed": ("fsdp",),
@@ -42,6 +42,7 @@ LOGICAL_AXIS_RULES = {
     "block_in": (),
     "block_out": (),
 }
+"""Logical axis -> mesh axes. Layers name the left side only."""
 
 
 def mesh_in_trace() -> AbstractMesh:

@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.progress import counted
 from xlstm_jax.settings import setting
 
 
@@ -49,8 +50,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         devices = devices[:fixed]
     if math.prod(shape) != len(devices):
         raise UserError(
-            f"config section mesh is {sizes}, which does not fit {len(devices)} devices; the "
-            f"product must be their number"
+            f"config section mesh is {sizes}, which does not fit "
+            f"{counted(len(devices), 'device')}; the product must be their number"
         )
     axis_types = (jax.sharding.AxisType.Auto,) * len(sizes)
     return jax.sharding.Mesh(_placed(devices, shape), tuple(sizes), axis_types=axis_types)
@@ -97,7 +98,7 @@ def batch_sharding(
     parts, rows = _row_parts(mesh), batch_size // accumulation_steps
     if rows % parts:
         raise UserError(
-            f"{rows} rows (data.batch_size {batch_size}, train.accumulation_steps "
+            f"{counted(rows, 'row')} (data.batch_size {batch_size}, train.accumulation_steps "
             f"{accumulation_steps}) can't be dealt out to {parts} "
             "devices (mesh.data x mesh.fsdp); use a multiple, or a smaller mesh"
         )

@@ -128,5 +128,6 @@ def is_full_disk(error: BaseException | None) -> bool:
 
 
 def first_line(error: Exception) -> str:
+    """An error's type and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,18 +1,20 @@
 """A run's directory: what lies where, and who may write to it."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from xlstm_jax.config import Config, flat, from_json, keys
 from xlstm_jax.data.splits import parse_mixture, validation_sets
 from xlstm_jax.data.tokenizer import load_tokenizer
 from xlstm_jax.errors import UserError
-from xlstm_jax.parallel import is_first_process
-from xlstm_jax.paths import check_can_be_written, refuse_address
+from xlstm_jax.parallel import everywhere, is_first_process
+from xlstm_jax.paths import check_can_be_written, locked, refuse_address, refuse_no_text
 
 # Where data and tokenizer lie may change too: they are known by what is in them (`check_data`,
 # `own_tokenizer`).
@@ -80,6 +82,11 @@ class RunFolder:
         """Text that the model generated."""
         return self.root / "samples.txt"
 
+    @property
+    def lock(self) -> pathlib.Path:
+        """An empty file: whoever trains the run holds its lock."""
+        return self.root / ".lock"
+
     def read_config(self) -> Config:
         """The run's own configuration, with the run's own tokenizer: whatever became of the file
         that `data.tokenizer` named, and wherever the folder is now.
@@ -106,7 +113,9 @@ class RunFolder:
 def find_run(root: str | pathlib.Path) -> RunFolder:
     """The folder of a run, by its path; whether it is one is not looked at."""
     refuse_address("the folder of the run", str(root))
-    return RunFolder(pathlib.Path(root).expanduser().resolve())
+    root = pathlib.Path(root).expanduser().resolve()
+    refuse_no_text("the folder of the run", root)
+    return RunFolder(root)
 
 
 def open_run(root: str | pathlib.Path, config: Config) -> RunFolder:
@@ -149,6 +158,28 @@ def open_run(root: str | pathlib.Path, config: Config) -> RunFolder:
                 f"imported model"
             )
     return folder
+
+
+@contextlib.contextmanager
+def to_ourselves(folder: RunFolder) -> Iterator[None]:
+    """Inside it no other job trains this run: two would write the same checkpoints and log.
+
+    Raises:
+        UserError: another one does, in all processes of this job.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def take() -> None:
+            if is_first_process():
+                folder.root.mkdir(parents=True, exist_ok=True)
+                busy = (
+                    f"another process is training the run in {str(folder.root)!r}; wait for it, "
+                    "end it, or give another --workdir"
+                )
+                stack.enter_context(locked(folder.lock, busy))
+
+        everywhere(take)
+        yield
 
 
 def has_checkpoint(folder: RunFolder) -> bool:
@@ -311,15 +342,15 @@ def _check_same(folder: RunFolder, config: Config) -> None:
         if config.optimizer.follows_length and there["train.steps"] != given["train.steps"]:
             message += (
                 "; its learning rate follows train.steps, so that it can't be made longer: to "
-                f"train on, begin another run with {longer(folder, config)}"
+                f"train on, begin another run with {longer(folder.root, config)}"
             )
         raise UserError(message)
 
 
-def longer(folder: RunFolder, config: Config) -> str:
+def longer(workdir: str | os.PathLike, config: Config) -> str:
     """What to give in order to train further than `train.steps`."""
     if config.optimizer.follows_length:
-        return f"--config.checkpoint.init_from={shlex.quote(str(folder.root))}"
+        return f"--config.checkpoint.init_from={shlex.quote(str(workdir))}"
     return f"--config.train.steps={2 * config.train.steps}"
 
 

@@ -1,14 +1,16 @@
-"""The loss: cross-entropy of the next token, with the vocabulary in parts where all logits at once
-would be too many.
+"""The loss: cross-entropy of the next token, with its gradients in the same pass.
 
-The parts are cut from the vocabulary and not from the tokens: each part's kernel gradient is then
-complete after its own step, so that data-parallel devices reduce every column once, and the
-gathered kernel is one part at a time too. The price is that the backward pass computes the logits
-again (2·D·E of the 6·D·E FLOPs per token that projection and gradients take).
+The logits are many times the rest of a step's activations, so they are made for some tokens at a
+time. While they are there, the gradients of these tokens' loss are taken from them: of y whole, of
+the kernel as a sum over the parts. Nothing of the size of the logits is kept and no product is
+computed twice. What is left for the backward pass is to multiply by the cotangent of the sum.
+
+Each device cuts its own tokens into parts and adds up its own gradient of the kernel; the devices'
+gradients are added once, at the end.
 """
 
 import math
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,27 +18,37 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.derivatives import with_backward
-from xlstm_jax.parallel import device_memory, platform
+from xlstm_jax.models.layers import soft_cap
+from xlstm_jax.parallel import constrain, device_memory, gathered, num_shards, platform
 from xlstm_jax.typing import Activations, Logits
 
 Mask = Float[Array, "B T"] | Bool[Array, "B T"]
 VocabularyKernel = Float[Array, "D E"]
-# the logits of some of the vocabulary from the columns of the kernel
-Head = Callable[[Activations, VocabularyKernel], Logits]
 
 LOGITS_BYTES = 2**28  # float32 logits that one device may hold at once; GPUs see below
 # A GPU may hold as many as fill this share of its memory (2.2 of 80 GB; in bfloat16 the logits are
 # half of that and their gradient is the other half): its products are the faster the larger they
-# are, and each part costs a pass over the gradient of y.
+# are, and each part costs a pass over the gradient of the kernel.
 SHARE_OF_A_GPU = 1 / 36
-GPU_COLUMNS = 64  # a part has a multiple of it: cuBLAS wants rows of 16 bytes and whole tiles
+# On a GPU the tokens of a part and the columns are multiples of it: cuBLAS wants rows of 16 bytes
+# and whole tiles.
+GPU_MULTIPLE = 64
+
+
+class _Plan(NamedTuple):
+    """dtype: of the products; multiple: of the tokens of a part and of the kernel's columns."""
+
+    dtype: jnp.dtype
+    cap: float | None
+    parts: int
+    multiple: int
 
 
 def cross_entropy_sum(logits: Logits, targets: Int[Array, "B T"], mask: Mask) -> Float[Array, ""]:
     """The summed negative log-likelihood of the targets where the mask is set, nats; softmax and
     sum in float32.
     """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(_wide(logits.dtype))
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     losses = jax.nn.logsumexp(logits, axis=-1) - target_logits
     # where: what is masked can't be NaN times 0
@@ -44,142 +56,165 @@ def cross_entropy_sum(logits: Logits, targets: Int[Array, "B T"], mask: Mask) ->
 
 
 def projected_cross_entropy_sum(
-    head: Head,
     y: Activations,
     kernel: VocabularyKernel,
     targets: Int[Array, "B T"],
     mask: Mask,
     *,
+    cap: float | None = None,
     parts: int = 1,
     multiple: int = 1,
 ) -> Float[Array, ""]:
-    """`cross_entropy_sum(head(y, kernel), targets, mask)`; with `parts` > 1 never more than one
-    part of the logits is there, whose columns are filled up to a multiple of `multiple`.
+    """`cross_entropy_sum(soft_cap(y @ kernel, cap), targets, mask)`, the product in the dtype of y,
+    its gradients summed up in float32 or better; never more logits at once than those of one of
+    `parts` parts of the tokens.
     """
-    if parts == 1:
-        return cross_entropy_sum(head(y, kernel), targets, mask)
-    return _in_parts((head, parts, multiple), y, kernel, targets, mask.astype(bool))
+    plan = _Plan(y.dtype, cap, parts, multiple)
+    y, kernel = (x.astype(_wide(x.dtype)) for x in (y, kernel))  # so their cotangents are wide too
+    return _in_parts(plan, y, kernel, targets, mask.astype(bool))
 
 
-def vocabulary_parts(logits: int, devices: int) -> tuple[int, int]:
-    """The number of parts that the vocabulary is taken in when a step has that many logits, evenly
-    spread over the devices, and what the columns of a part are a multiple of.
+def token_parts(logits: int, devices: int) -> tuple[int, int]:
+    """The number of parts that the tokens are taken in when a step has that many logits, evenly
+    spread over the devices, and what the tokens of a part and the columns are multiples of.
     """
     memory = device_memory() if platform() == "gpu" else None
     if memory is None:
         return 2 ** max(0, math.ceil(math.log2(4 * logits / devices / LOGITS_BYTES))), 1
-    return max(1, math.ceil(4 * logits / devices / (memory * SHARE_OF_A_GPU))), GPU_COLUMNS
+    return max(1, math.ceil(4 * logits / devices / (memory * SHARE_OF_A_GPU))), GPU_MULTIPLE
 
 
-def _value(static: tuple[Head, int, int], *arrays: Array) -> Float[Array, ""]:
-    return _forward(static, *arrays)[0]
+def _value(plan: _Plan, y, kernel, targets, mask) -> Float[Array, ""]:
+    filled, parts = _filled_kernel(plan, kernel), _tokens(plan, y, targets, mask)
+
+    def add_part(losses, tokens):
+        return losses + _losses(plan, filled, kernel.shape[1], *tokens)[0], None
+
+    zeros = jnp.zeros(parts[0].shape[1], _wide(plan.dtype))
+    return jnp.sum(lax.scan(add_part, zeros, parts)[0])
 
 
-def _forward(static, y, kernel, targets, mask):
-    head, parts, multiple = static
+def _forward(plan: _Plan, y, kernel, targets, mask):
+    dtype, vocabulary = _wide(plan.dtype), kernel.shape[1]
+    filled, parts = _filled_kernel(plan, kernel), _tokens(plan, y, targets, mask)
 
-    def add_part(carry, inputs):
-        largest, total, target_logits = carry
-        logits, is_target = _part_logits(y, inputs, targets, head, parts, kernel.shape[1])
-        higher = jnp.maximum(largest, jnp.max(logits, axis=-1))
-        total = total * jnp.exp(largest - higher) + jnp.sum(
-            jnp.exp(logits - higher[..., None]), axis=-1
-        )
-        return (
-            higher,
-            total,
-            target_logits + jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1),
-        ), None
+    def add_part(carry, tokens):
+        losses, dkernel = carry
+        y, targets, mask = tokens
+        of_part, logits, largest, total = _losses(plan, filled, vocabulary, *tokens)
+        if platform() != "cpu":
+            # On accelerators an exponential costs less than to write it and to read it again, in
+            # float32: the barrier keeps XLA from doing so for both of its uses.
+            logits, largest, total = lax.optimization_barrier((logits, largest, total))
+        probable = jnp.where(mask, 1 / total, 0.0)[..., None]
+        capped = soft_cap(logits.astype(dtype), plan.cap)
+        is_target = jnp.arange(vocabulary) == targets[..., None]
+        dlogits = jnp.exp(capped - largest[..., None]) * probable - is_target
+        if plan.cap is not None:
+            dlogits *= 1 - jnp.square(capped / plan.cap)
+        dlogits = _filled(dlogits.astype(plan.dtype), filled.shape[1])
+        dy = _product("sne,de->snd", dlogits, filled, dtype)
+        dkernel += _product("snd,sne->sde", y, dlogits, dtype)
+        return (losses + of_part, constrain(dkernel, "tokens", None, "vocab")), dy
 
-    dtype = jnp.promote_types(y.dtype, jnp.float32)
-    first = (
-        jnp.full(targets.shape, -jnp.inf, dtype),
-        jnp.zeros(targets.shape, dtype),
-        jnp.zeros(targets.shape, dtype),
-    )
-    largest, total, target_logits = lax.scan(
-        add_part, first, (jnp.arange(parts), _kernel_parts(kernel, parts, multiple))
-    )[0]
-    log_total = largest + jnp.log(total)
-    return jnp.sum(jnp.where(mask, log_total - target_logits, 0.0)), (
-        y,
-        kernel,
-        targets,
-        mask,
-        log_total,
-    )
+    shards = parts[0].shape[1]
+    zeros = jnp.zeros(shards, dtype), jnp.zeros((shards, *filled.shape), dtype)
+    (losses, dkernel), dy = lax.scan(add_part, zeros, parts)
+    dkernel = constrain(jnp.sum(dkernel, axis=0)[:, :vocabulary], "embed", "vocab")
+    return jnp.sum(losses), (_joined(dy, y.shape), dkernel)
 
 
-def _backward(static, residuals, cotangent):
-    head, parts, multiple = static
-    y, kernel, targets, mask, log_total = residuals
-
-    def add_part(dy, inputs):
-        part, part_kernel = inputs
-
-        def logits_of_part(y, part_kernel):
-            return _part_logits(y, (part, part_kernel), targets, head, parts, kernel.shape[1])
-
-        logits, pull_back, is_target = jax.vjp(logits_of_part, y, part_kernel, has_aux=True)
-        dlogits = jnp.where(
-            mask[..., None], cotangent * (jnp.exp(logits - log_total[..., None]) - is_target), 0.0
-        )
-        dy_part, dkernel_part = pull_back(dlogits)
-        return dy + dy_part.astype(dy.dtype), dkernel_part
-
-    zeros = jnp.zeros(y.shape, jnp.promote_types(y.dtype, jnp.float32))
-    dy, dkernel = lax.scan(
-        add_part, zeros, (jnp.arange(parts), _kernel_parts(kernel, parts, multiple))
-    )
-    dkernel = jnp.moveaxis(dkernel, 0, 2).reshape(kernel.shape[0], -1)[:, : kernel.shape[1]]
-    return dy.astype(y.dtype), dkernel, None, None
+def _backward(plan: _Plan, gradients, cotangent):
+    dy, dkernel = gradients
+    return cotangent * dy, cotangent * dkernel, None, None
 
 
-def _push(static, residuals, tangents):
-    """The loss's tangent: that of every logit times softmax minus target."""
-    head, parts, multiple = static
-    y, kernel, targets, mask, log_total = residuals
-    dy, dkernel = tangents[:2]
-
-    def add_part(total, inputs):
-        part, part_kernel, part_dkernel = inputs
-
-        def logits_of_part(y, part_kernel):
-            return _part_logits(y, (part, part_kernel), targets, head, parts, kernel.shape[1])
-
-        logits, dlogits, is_target = jax.jvp(
-            logits_of_part, (y, part_kernel), (dy, part_dkernel), has_aux=True
-        )
-        moved = jnp.sum((jnp.exp(logits - log_total[..., None]) - is_target) * dlogits, axis=-1)
-        return total + jnp.sum(jnp.where(mask, moved, 0.0)), None
-
-    slices = (
-        jnp.arange(parts),
-        _kernel_parts(kernel, parts, multiple),
-        _kernel_parts(dkernel, parts, multiple),
-    )
-    return lax.scan(add_part, jnp.zeros((), log_total.dtype), slices)[0]
+def _push(plan: _Plan, gradients, tangents):
+    return sum(jnp.vdot(x, dx) for x, dx in zip(gradients, tangents[:2], strict=True))
 
 
 _in_parts = with_backward(_value, _forward, _backward, _push)
 
 
-def _kernel_parts(kernel: VocabularyKernel, parts: int, multiple: int) -> Float[Array, "N D e"]:
-    """Part n has the columns n, n + parts, ...: each is spread over the devices as the whole is.
-    The last columns are filled up with zeros.
+def _losses(
+    plan: _Plan,
+    filled: VocabularyKernel,
+    vocabulary: int,
+    y: Float[Array, "S n D"],
+    targets: Int[Array, "S n"],
+    mask: Bool[Array, "S n"],
+) -> tuple[Float[Array, " S"], Float[Array, "S n E"], Float[Array, "S n"], Float[Array, "S n"]]:
+    """The summed losses of some tokens and their logits before the cap; of those after it the
+    largest, and the sum of their exponentials over its own.
     """
-    dim, vocabulary = kernel.shape
-    kernel = jnp.pad(kernel, ((0, 0), (0, -vocabulary % (parts * multiple))))
-    return jnp.moveaxis(kernel.reshape(dim, -1, parts), 2, 0)
+    logits, dtype = _product("snd,de->sne", y, filled, plan.dtype), _wide(plan.dtype)
+    logits = constrain(logits, "tokens", None, "vocab")[..., :vocabulary]
+    largest = soft_cap(jnp.max(logits, axis=-1).astype(dtype), plan.cap)  # the cap is monotonic
+    largest = lax.stop_gradient(largest)
+    capped = soft_cap(logits.astype(dtype), plan.cap)
+    total = jnp.sum(jnp.exp(capped - largest[..., None]), axis=-1)
+    target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0].astype(dtype)
+    losses = largest + jnp.log(total) - soft_cap(target, plan.cap)
+    return jnp.sum(jnp.where(mask, losses, 0.0), axis=-1), logits, largest, total
 
 
-def _part_logits(y, inputs, targets, head: Head, parts: int, vocabulary: int):
-    """The logits of one part, -inf where the vocabulary was filled up, and which of them are
-    targets.
+def _product(letters: str, a: Array, b: Array, dtype: jnp.dtype) -> Array:
+    return jnp.einsum(letters, a, b, preferred_element_type=dtype)
+
+
+def _filled_kernel(plan: _Plan, kernel: VocabularyKernel) -> VocabularyKernel:
+    """The kernel as the products take it, with columns of zeros at its end."""
+    multiple = plan.multiple * num_shards("vocab")
+    columns = kernel.shape[1] if plan.multiple == 1 else -(-kernel.shape[1] // multiple) * multiple
+    return gathered(_filled(kernel.astype(plan.dtype), columns), "embed", "vocab")
+
+
+def _filled(x: Array, columns: int) -> Array:
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, columns - x.shape[-1])])
+
+
+def _tokens(plan: _Plan, y, targets, mask) -> tuple[Array, ...]:
+    """What the scan takes. Masked tokens have no target, and what y holds there does not count."""
+    y = jnp.where(mask[..., None], y, 0.0).astype(plan.dtype)
+    return _cut(plan, y, jnp.where(mask, targets, -1), mask)
+
+
+def _cut(plan: _Plan, *arrays: Array) -> tuple[Array, ...]:
+    """[B T ...] -> [parts S n ...]: S groups of tokens that lie on a device each, every one of them
+    in parts of n. The last part is filled up with zeros, which the mask leaves out.
     """
-    part, kernel = inputs
-    logits = head(y, kernel)
-    entries = jnp.arange(kernel.shape[1]) * parts + part
-    if vocabulary < parts * kernel.shape[1]:
-        logits = jnp.where(entries < vocabulary, logits, -jnp.inf)
-    return logits, entries == targets[..., None]
+    rows, times = _spread(arrays[0].shape)
+    tokens = math.prod(arrays[0].shape[:2]) // (rows * times)
+    n = -(-tokens // (plan.parts * plan.multiple)) * plan.multiple
+    parts = -(-tokens // n)
+
+    def cut(x: Array) -> Array:
+        rest = x.shape[2:]
+        x = x.reshape(rows, x.shape[0] // rows, times, x.shape[1] // times, *rest)
+        x = x.swapaxes(1, 2).reshape(rows * times, tokens, *rest)
+        x = jnp.pad(x, [(0, 0), (0, parts * n - tokens)] + [(0, 0)] * len(rest))
+        x = constrain(x, "tokens", None, *(None for _ in rest))
+        return x.reshape(rows * times, parts, n, *rest).swapaxes(0, 1)
+
+    return tuple(cut(x) for x in arrays)
+
+
+def _joined(x: Float[Array, "parts S n D"], shape: tuple[int, int, int]) -> Activations:
+    """What `_cut` cut."""
+    rows, times = _spread(shape)
+    batch, time, dim = shape
+    x = x.swapaxes(0, 1).reshape(rows * times, -1, dim)[:, : batch * time // (rows * times)]
+    x = x.reshape(rows, times, batch // rows, time // times, dim).swapaxes(1, 2)
+    return constrain(x.reshape(shape), "batch", "time", "channels")
+
+
+def _spread(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Over how many devices rows and time are spread; 1 where they can't be dealt out evenly."""
+    shards = num_shards("batch"), num_shards("time")
+    return tuple(
+        count if size % count == 0 else 1 for count, size in zip(shards, shape[:2], strict=True)
+    )
+
+
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+    return jnp.promote_types(dtype, jnp.float32)

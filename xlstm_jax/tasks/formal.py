@@ -18,6 +18,7 @@ import numpy as np
 
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import LanguageModel
+from xlstm_jax.progress import counted
 from xlstm_jax.settings import refuse_ignored, setting
 from xlstm_jax.tasks.formal_languages import LANGUAGES, PAD, Language
 from xlstm_jax.tasks.formal_languages.counting import TIES
@@ -201,7 +202,8 @@ class Formal(Task):
         shown = [" ".join(language.symbols[i] for i in tokens) for tokens in (content, answer)]
         return [
             f"{settings.language}: trained on lengths {settings.lengths[0]} to "
-            f"{settings.lengths[1]}, evaluated on {settings.held_out_samples:,} samples of "
+            f"{settings.lengths[1]}, evaluated on "
+            f"{counted(settings.held_out_samples, 'sample')} of "
             f"{settings.held_out_lengths[0]} to {settings.held_out_lengths[1]}; chance "
             f"{language.chance:.3f}",
             f"a sample: {shown[0]} => {shown[1]}",

@@ -26,7 +26,7 @@ from xlstm_jax.data.tokenizer import Tokenizer
 from xlstm_jax.models import build_model
 from xlstm_jax.parallel import num_devices
 from xlstm_jax.tasks.config import EvalConfig
-from xlstm_jax.tasks.cross_entropy import projected_cross_entropy_sum, vocabulary_parts
+from xlstm_jax.tasks.cross_entropy import projected_cross_entropy_sum, token_parts
 from xlstm_jax.tasks.perplexity import (
     Perplexity,
     check_scored,
@@ -138,10 +138,11 @@ class LanguageModelling(Task):
             mutable=["statistics"] if train else [],
         )
         kernel = model.apply(variables, method="head_kernel")
-        parts, multiple = vocabulary_parts(batch.targets.size * kernel.shape[1], num_devices())
+        parts, multiple = token_parts(batch.targets.size * kernel.shape[1], num_devices())
         nats = projected_cross_entropy_sum(
-            model.logits, y, kernel, batch.targets, batch.mask, parts=parts, multiple=multiple
-        )
+            y, kernel, batch.targets, batch.mask,
+            cap=self.model_config.logit_soft_cap, parts=parts, multiple=multiple,
+        )  # fmt: skip
         tokens = jnp.sum(batch.mask.astype(bool), dtype=jnp.int32).astype(jnp.float32)
         return {"loss": (nats, tokens)} | mean_by_name(noted)
 

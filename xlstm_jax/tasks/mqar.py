@@ -21,6 +21,7 @@ import numpy as np
 
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import LanguageModel
+from xlstm_jax.progress import counted
 from xlstm_jax.settings import setting
 from xlstm_jax.tasks.task import HeldOut, Sums, Task
 from xlstm_jax.typing import Array, Int
@@ -190,8 +191,9 @@ class MQAR(Task):
     def description(self) -> list[str]:
         settings = self.settings
         return [
-            f"recall of {settings.pairs} pairs in {self.data.context_length} tokens: trained on "
-            f"{settings.train_samples:,} sequences, evaluated on {settings.held_out_samples:,}"
+            f"recall of {counted(settings.pairs, 'pair')} in {self.data.context_length} tokens: "
+            f"trained on {settings.train_samples:,} sequences, "
+            f"evaluated on {settings.held_out_samples:,}"
         ]
 
     def position(self, step: int) -> dict[str, int]:

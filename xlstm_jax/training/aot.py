@@ -25,7 +25,7 @@ from xlstm_jax.models.remat import AUTO
 from xlstm_jax.parallel import make_mesh
 from xlstm_jax.parallel.topology import HBM_BYTES, absent_devices
 from xlstm_jax.paths import check_can_be_written
-from xlstm_jax.progress import doing
+from xlstm_jax.progress import counted, doing
 from xlstm_jax.training.compiling import compiled_for, needed_bytes, used_bytes
 from xlstm_jax.training.memory import choose, with_choice
 
@@ -69,7 +69,8 @@ class StepReport:
     def lines(self) -> list[str]:
         """The report for the terminal."""
         verdict = "fits" if self.fits else "DOES NOT FIT"
-        head = f"{self.topology}: {self.devices} devices of {_gigabytes(self.memory)}, {verdict}"
+        devices = counted(self.devices, "device")
+        head = f"{self.topology}: {devices} of {_gigabytes(self.memory)}, {verdict}"
         if self.choice is not None:
             head += f"\n{self.choice}"
         work = (

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from xlstm_jax.config import Config
-from xlstm_jax.installation import python
+from xlstm_jax.installation import program, python
 from xlstm_jax.parallel import is_first_process
 from xlstm_jax.progress import duration
-from xlstm_jax.runs.folder import RunFolder, longer
+from xlstm_jax.runs.folder import longer
 from xlstm_jax.training.outlets import Trouble
 
 WIDTH = 100  # columns that a line of a step takes at most
@@ -106,13 +106,13 @@ def skipped_line(
     )
 
 
-def next_commands(
-    folder: RunFolder, workdir: str | os.PathLike, config: Config, writes_text: bool
-) -> list[str]:
-    """What a person may type after a run, as lines that a shell takes."""
+def next_commands(workdir: str | os.PathLike, config: Config, writes_text: bool) -> list[str]:
+    """What a person may type after a run, as lines that a shell takes, with the run's folder as it
+    was given.
+    """
     place = shlex.quote(str(workdir))
-    lines = ["next:", f"  {python()} eval.py --workdir={place}"]
+    lines = ["next:", f"  {program('eval')} --workdir={place}"]
     if writes_text:
         lines.append(f"  {python()} -m xlstm_jax.generation --checkpoint={place} --prompt='def '")
     again = "another --workdir and" if config.optimizer.follows_length else "the same --workdir and"
-    return [*lines, f"  # to train longer: {again} {longer(folder, config)}"]
+    return [*lines, f"  # to train longer: {again} {longer(workdir, config)}"]

@@ -37,6 +37,7 @@ from xlstm_jax.runs.folder import (
     check_data,
     open_run,
     own_tokenizer,
+    to_ourselves,
     write_config,
     write_data_record,
 )
@@ -112,14 +113,15 @@ def train(
     for held in held_out.values():
         check_length(mesh, held.time)
     model, optimizer = task.model(stacked=True), make_optimizer(config.optimizer, schedule)
-    wall_time = WallTime(read_records(folder.metrics))
     with (
+        to_ourselves(folder),
         jax.set_mesh(mesh),
         Checkpoints(folder, config) as checkpoints,
         Preemption(config.train.grace_seconds) as preemption,
         Watchdog(config.train.watchdog_seconds, ends=config.train.watchdog_ends) as watchdog,
         Profile(folder.profile, profile) as profiler,
     ):
+        wall_time = WallTime(read_records(folder.metrics))
         check_length_of_run(steps, checkpoints.latest_step())
         preemption.saved(checkpoints.latest_step())
         keeper = Keeper(task, model, optimizer, config, checkpoints, mesh)
@@ -217,7 +219,7 @@ def train(
             if checkpoints.latest_step() != steps:
                 raise UserError(not_saved(run, checkpoints))
             told.after_training(summary)
-    say(folder.loss_figure, *next_commands(folder, workdir, config, task.writes_text))
+    say(folder.loss_figure, *next_commands(workdir, config, task.writes_text))
     return summary
 
 

@@ -18,6 +18,7 @@ from xlstm_jax.training.outlets import (
     TensorBoard,
     Trouble,
     WandB,
+    curve_of,
     event_of,
     metrics_line,
     replace_file,
@@ -114,8 +115,8 @@ class MetricsWriter(Callback):
             f"{split}/{name}": value for name, value in values.items() if name not in NO_CURVE
         }
         if self._board is not None:
-            scalars = (summary.scalar(name, value) for name, value in curves.items())
-            self._board.put(*(event_of(scalar, step) for scalar in scalars))
+            points = (curve_of(name, value) for name, value in curves.items())
+            self._board.put(*(event_of(point, step) for point in points))
         if self._wandb is not None:
             self._wandb.put((step, curves))
 

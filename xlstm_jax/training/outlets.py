@@ -161,6 +161,11 @@ def event_of(summary: Summary, step: int) -> Event:
     return Event(wall_time=time.time(), step=step, summary=summary)
 
 
+def curve_of(name: str, value: float) -> Summary:
+    """A point of a curve; NaN too, of which tensorboardX's own form of this warns at each step."""
+    return Summary(value=[Summary.Value(tag=name, simple_value=value)])
+
+
 class WandB:
     """Logs (step, values) to a run at Weights & Biases, which a resumed training run goes on with.
 

@@ -54,18 +54,18 @@ def test_a_budget_that_no_shape_fits_is_refused():
 
 
 def test_a_plan_is_written_read_and_never_replaced(planned, tmp_path):
-    write_plan(tmp_path, planned, "python")
-    write_plan(tmp_path, planned, "python")  # the same again
+    write_plan(tmp_path, planned, "python train.py")
+    write_plan(tmp_path, planned, "python train.py")  # the same again
     assert read_plan(tmp_path) == planned
     first = (tmp_path / "commands.sh").read_text().splitlines()[0]
     assert first.startswith("python train.py --config=configs/scaling.py:cpu-")
     assert f"--config.train.steps={planned[0].steps}" in first
     with pytest.raises(UserError, match="is another plan"):
-        write_plan(tmp_path, planned[:3], "python")
+        write_plan(tmp_path, planned[:3], "python train.py")
 
 
 def test_what_is_done_is_not_done_again_and_what_failed_is_named(planned, tmp_path, capsys):
-    write_plan(tmp_path, planned[:3], "python")
+    write_plan(tmp_path, planned[:3], "python train.py")
     calls = []
 
     def train(call):

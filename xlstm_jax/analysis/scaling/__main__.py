@@ -31,8 +31,9 @@ from xlstm_jax.analysis.scaling.reading import COUNTING, read, unfinished_line
 from xlstm_jax.analysis.scaling.running import run_plan
 from xlstm_jax.analysis.scaling.table import Run, by_model, published_runs
 from xlstm_jax.errors import UserError
-from xlstm_jax.installation import python
+from xlstm_jax.installation import program, python
 from xlstm_jax.interrupts import Preempted
+from xlstm_jax.progress import counted
 
 PUBLISHED = "published"
 SERIES = "configs/scaling.py"
@@ -106,7 +107,7 @@ def _plan(words: Sequence[str], argv: Sequence[str]) -> None:
             grid = grid._replace(**{name: number})
     families = {family: series[family] for family in chosen}
     planned = plan_series(file, families, budgets, counting, grid, overrides)
-    write_plan(folder, planned, python())
+    write_plan(folder, planned, program("train"))
     print(*plan_lines(planned), folder / COMMANDS, sep="\n")
     print(f"next:\n  {python()} -m xlstm_jax.analysis.scaling run {folder}", flush=True)
 
@@ -143,7 +144,7 @@ def _fit(words: Sequence[str], argv: Sequence[str]) -> None:
     runs = _runs(words, _columns(flags["columns"].value), counting)
     families = ", ".join(f"{len(own)} {name}" for name, own in by_model(runs).items() if name)
     named = f" ({families})" if families else ""
-    print(f"{len(runs)} runs{named}; fitting {', '.join(forms)}", flush=True)
+    print(f"{counted(len(runs), 'run')}{named}; fitting {', '.join(forms)}", flush=True)
     fits, refused = fit_families(runs, forms, settings)
     for fit in fits:
         print(*fit.lines(), sep="\n", flush=True)

@@ -20,6 +20,7 @@ from xlstm_jax.analysis.scaling.bootstrap import Interval, intervals
 from xlstm_jax.analysis.scaling.quality import Quality, quality_of
 from xlstm_jax.errors import UserError
 from xlstm_jax.installation import install
+from xlstm_jax.progress import counted
 
 # The starts of arXiv 2510.02228: of a = ln A, b = ln B, e = ln E and of the exponents.
 GRID: Mapping[str, Sequence[float]] = {
@@ -85,7 +86,9 @@ def fit_parametric(
     last digit: starts that lead nowhere cost little.
 
     Args:
-        params, tokens, loss: of the runs; loss in nats.
+        params: of each run.
+        tokens: of each run.
+        loss: of each run, in nats.
         outer_exponent: fit gamma too; else it is 1.
         huber_delta: residuals of ln L beyond it count linearly.
         grid: starts of each coefficient; that of gamma is unused without the outer exponent.
@@ -97,7 +100,8 @@ def fit_parametric(
     count = 6 if outer_exponent else 5
     if len(data[0]) < count:
         raise UserError(
-            f"{len(data[0])} runs can't determine {count} coefficients; give at least {count}"
+            f"{counted(len(data[0]), 'run')} can't determine {count} coefficients; give at least "
+            f"{count}"
         )
     starts = itertools.product(
         *(grid[name] for name in NAMES[:5]), grid["gamma"] if outer_exponent else (1.0,)

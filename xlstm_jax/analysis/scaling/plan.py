@@ -19,6 +19,7 @@ from xlstm_jax.analysis.scaling.counts import Counts, counts_of
 from xlstm_jax.config import load
 from xlstm_jax.errors import UserError
 from xlstm_jax.paths import check_can_be_written
+from xlstm_jax.progress import counted
 
 PLAN, COMMANDS, RUNS = "plan.jsonl", "commands.sh", "runs"
 
@@ -177,11 +178,11 @@ class _Shapes:
         return sorted(chosen, key=names.index)
 
 
-def write_plan(folder: pathlib.Path, planned: Sequence[PlannedRun], python: str) -> None:
+def write_plan(folder: pathlib.Path, planned: Sequence[PlannedRun], train: str) -> None:
     """Writes the plan, and its commands for people and clusters: one line each, in order.
 
     Args:
-        python: how commands name it.
+        train: how commands begin, "python train.py".
 
     Raises:
         UserError: the folder has another plan, whose runs would no longer belong to it.
@@ -192,7 +193,7 @@ def write_plan(folder: pathlib.Path, planned: Sequence[PlannedRun], python: str)
     if path.is_file() and path.read_text() != text:
         raise UserError(f"{str(path)!r} is another plan; give another --output")
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [shlex.join([python, "train.py", *arguments(folder, run)]) for run in planned]
+    lines = [f"{train} {shlex.join(arguments(folder, run))}" for run in planned]
     (folder / COMMANDS).write_text("\n".join(lines) + "\n")
     unfinished = path.with_name(f"{path.name}.tmp")
     unfinished.write_text(text)
@@ -237,7 +238,8 @@ def plan_lines(planned: Sequence[PlannedRun]) -> list[str]:
         f"{run.learning_rate:9.2g}"
         for run in planned
     ]
-    return [head, *rows, f"{len(planned)} runs, {sum(run.flops for run in planned):.3g} FLOPs"]
+    flops = sum(run.flops for run in planned)
+    return [head, *rows, f"{counted(len(planned), 'run')}, {flops:.3g} FLOPs"]
 
 
 def _short(budget: float) -> str:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from xlstm_jax.progress import counted
+
 
 class Quality(NamedTuple):
     """Of predictions against measurements.
@@ -26,7 +28,7 @@ class Quality(NamedTuple):
     def __str__(self) -> str:
         return (
             f"R2 {self.r2:.5f}, RMSE {self.rmse:.4g}, MAE {self.mae:.4g}, largest residual "
-            f"{self.largest:+.4g}, {self.runs} runs"
+            f"{self.largest:+.4g}, {counted(self.runs, 'run')}"
         )
 
 

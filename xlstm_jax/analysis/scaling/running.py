@@ -9,38 +9,32 @@ from collections.abc import Callable, Sequence
 
 from xlstm_jax.analysis.scaling.plan import PlannedRun, arguments, read_plan, run_folder
 from xlstm_jax.analysis.scaling.reading import final_loss
-from xlstm_jax.errors import UserError
 from xlstm_jax.interrupts import (
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
-    PROGRAMS,
     Preempted,
     Rule,
     rule,
 )
-from xlstm_jax.progress import duration
+from xlstm_jax.progress import counted, duration
 from xlstm_jax.runs.folder import RunFolder
 
+TRAIN = "xlstm_jax.training.command"  # of a higher floor: a program that is started, no import
 Train = Callable[[Sequence[str]], int]
 SECONDS_TO_SAVE = 330.0  # more than train.grace_seconds, after which train.py ends by itself
 
 
 def train(call: Sequence[str]) -> int:
-    """Calls train.py in a process of its own, which has the terminal; returns its exit status.
+    """Calls train.py's command in a process of its own, which has the terminal; returns its exit
+    status.
 
     Ctrl-C reaches that process too, and SIGTERM is handed on to it. It saves the step that it is
     in, which is waited for.
-
-    Raises:
-        UserError: train.py is not beside the package.
     """
-    program = PROGRAMS[0]
-    if not program.is_file():
-        raise UserError(f"{str(program)!r} does not exist; run the commands of the plan in a clone")
     patient = Rule(SECONDS_TO_SAVE, EXIT_INTERRUPTED, lambda: "interrupted; train.py hangs")
     with (
         rule(signal.SIGINT, patient),
-        subprocess.Popen([sys.executable, str(program), *call]) as process,
+        subprocess.Popen([sys.executable, "-m", TRAIN, *call]) as process,
     ):
         before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
@@ -65,7 +59,7 @@ def run_plan(folder: pathlib.Path, most: int | None = None, train: Train = train
     """
     planned = read_plan(folder)
     waiting = [run for run in planned if _loss(folder, run) is None]
-    print(f"{len(planned)} runs, {len(planned) - len(waiting)} of them done", flush=True)
+    print(f"{counted(len(planned), 'run')}, {len(planned) - len(waiting)} of them done", flush=True)
     waiting = waiting[:most]
     failed: list[str] = []
     flops, started = 0.0, time.monotonic()

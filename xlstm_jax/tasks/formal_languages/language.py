@@ -7,7 +7,8 @@ import numpy as np
 
 from xlstm_jax.typing import Int
 
-PAD = 0  # the first token of every alphabet
+PAD = 0
+"""The first token of every alphabet."""
 
 Tokens = Int[np.ndarray, " N"]
 # (random generator, length, rule for ties) -> (content, answer), together at most of that length
