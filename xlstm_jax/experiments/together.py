@@ -140,8 +140,10 @@ def train_together(configs: Mapping[pathlib.Path, Config]) -> dict[pathlib.Path,
             rows = config.eval.batch_size
             return task.summary(evaluate(eval_step, params, held_out[name], rows, mesh))
 
-        first, pending = min(one.start for one in group) + 1, None
-        batches = task.batches(first - 1, range(config.data.batch_size))
+        start, pending = min(one.start for one in group), None
+        first = start + 1
+        preemption.saved(start or None)
+        batches = task.batches(start, range(config.data.batch_size))
         for step in range(first, steps + 1):
             batch = put_batch(next(batches), to_devices)
             what = f"compiling the training step of {counted(len(group), 'run')}"
