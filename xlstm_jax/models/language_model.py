@@ -117,8 +117,8 @@ class LanguageModel(nn.Module):
         return self.logits(y, self.head_kernel())
 
     def head_kernel(self) -> Float[Array, "D E"]:
-        """The kernel of the vocabulary projection, so that a loss can make the logits of some tokens
-        at a time.
+        """The kernel of the vocabulary projection, so that a loss can make the logits of some
+        tokens at a time.
         """
         if self.config.tie_embeddings:
             return self.embedding.embedding.T
