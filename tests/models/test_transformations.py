@@ -13,13 +13,15 @@ import pytest
 from tests.models.conftest import CONFIGS
 from xlstm_jax.models import build_model
 
+pytestmark = pytest.mark.slow  # each compiles a model
+
 TOKENS = np.random.default_rng(0).integers(0, 23, (2, 9)).astype(np.int32)
 IDS = np.array([[0, 0, -1, 1, 1, 1, 2, -1, -1], [3] * 9], np.int32)  # documents and padding
 
 
 @pytest.fixture(
     scope="module",
-    params=["paper", *(pytest.param(name, marks=pytest.mark.slow) for name in ("7b", "llama"))],
+    params=("paper", "7b", "llama"),
 )
 def model(request):
     """One block of each kind."""
@@ -72,7 +74,6 @@ def test_vmap_and_pmap_take_rows_by_themselves(gradient_of, params, expected):
     assert_close(jax.tree.map(lambda x: np.asarray(x).sum(0), spread), expected)
 
 
-@pytest.mark.slow
 def test_checkpoint_changes_no_gradient(model, params, gradient_of, expected):
     def loss(params, tokens, ids):
         return gradient_of(params, tokens, ids)[0]

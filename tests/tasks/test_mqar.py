@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xlstm_jax import config_files
 from xlstm_jax.config import default_config_dict, from_config_dict, load, task_of
 from xlstm_jax.errors import UserError
 from xlstm_jax.tasks.mqar import UNCOUNTED, sample
@@ -164,7 +165,7 @@ def test_the_loss_at_the_queries_is_that_of_all_logits():
     [
         ({"data__context_length": 14}, "data.context_length has 14 .* need 16 tokens"),
         ({"data__context_length": 33}, "has 33 .*is odd"),
-        ({"task__mqar__test_lengths": (64, 128)}, "test_lengths has 128 .* not larger than the"),
+        ({"task__mqar__test_lengths": (64, 102)}, "test_lengths has 102 .* is smaller than the l"),
         ({"task__mqar__filler": "one"}, "filler is 'one'; it must be one of 'zero', 'random'"),
     ],
 )
@@ -185,6 +186,25 @@ def test_what_can_not_be_is_refused_by_name(overrides, message):
 def test_a_variant_that_does_not_exist_is_refused(variant, message):
     with pytest.raises(UserError, match=message):
         load(f"{CONFIG}:{variant}")
+
+
+def test_every_cell_of_the_paper_can_be_trained_and_tested_at_its_lengths():
+    """Also the third experiment: learned at 2048 tokens, asked at 4096, 6144 and 8192."""
+    for name, (length, _) in experiment_cells().items():
+        task = task_of(load(f"{CONFIG}:{name}-llama-paper"))
+        task.check()
+        expected = {"test": length}
+        if length == 2048:
+            expected |= {f"test/{longer}": longer for longer in (4096, 6144, 8192)}
+        assert {name: found.time for name, found in task.test_sets().items()} == expected
+    batch = next(task.test_sets()["test/8192"].batches(1))
+    assert batch.tokens.shape == (1, 8192) and (batch.targets >= 0).sum() == 256
+
+
+def experiment_cells():
+    """The cells of the paper's experiments, and their lengths and pairs."""
+    cells = config_files.experiment(str(CONFIG), "paper").cells
+    return {cell: tuple(map(int, cell.split("x"))) for cell in cells}
 
 
 def test_the_papers_steps_are_64_epochs():

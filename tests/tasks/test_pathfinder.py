@@ -182,7 +182,7 @@ def test_the_releases_images_are_read_once_each_and_a_broken_one_is_counted(rele
     assert len(seen) == 38 and seen.items() <= known.items()
     assert task.description() == [
         "dashed curves, images of the release: 31 of train, 3 of validation, 4 of test",
-        "1 files are no images and are left out, imgs/0/sample_7.png for one",
+        "left out as no images: 1 file, imgs/0/sample_7.png for one",
     ]
     values = pathfinder(task__pathfinder__path=str(folder)).batch(0, 0, range(4)).inputs
     assert (values.min(), values.max()) == (-1, 1)

@@ -23,7 +23,7 @@ from xlstm_jax.config import Config, flat, task_of
 from xlstm_jax.errors import Diverged, UserError
 from xlstm_jax.models.remat import AUTO
 from xlstm_jax.parallel import batch_sharding, make_mesh, platform, put_batch
-from xlstm_jax.progress import doing
+from xlstm_jax.progress import counted, doing
 from xlstm_jax.runs.checkpoints import Checkpoints
 from xlstm_jax.runs.folder import RunFolder, check_data, open_run, write_config, write_data_record
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
@@ -140,11 +140,13 @@ def train_together(configs: Mapping[pathlib.Path, Config]) -> dict[pathlib.Path,
             rows = config.eval.batch_size
             return task.summary(evaluate(eval_step, params, held_out[name], rows, mesh))
 
-        first, pending = min(one.start for one in group) + 1, None
-        batches = task.batches(first - 1, range(config.data.batch_size))
+        start, pending = min(one.start for one in group), None
+        first = start + 1
+        preemption.saved(start or None)
+        batches = task.batches(start, range(config.data.batch_size))
         for step in range(first, steps + 1):
             batch = put_batch(next(batches), to_devices)
-            what = f"compiling the training step of {len(group)} runs"
+            what = f"compiling the training step of {counted(len(group), 'run')}"
             with doing(what, say) if step == first else contextlib.nullcontext():
                 states, metrics = step_of_all(states, batch, np.int32(step))
             if pending is not None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from xlstm_jax.errors import UserError
 from xlstm_jax.models.classifier import POOLINGS
+from xlstm_jax.progress import counted
 from xlstm_jax.settings import refuse_ignored, setting
 from xlstm_jax.tasks import pathfinder_files, snakes
 from xlstm_jax.tasks.classification import Classification, Plan
@@ -115,7 +116,7 @@ class Pathfinder(Classification):
             lines = [f"dashed curves, images of the release: {counts}"]
             if broken := self.release.broken:
                 lines.append(
-                    f"{len(broken)} files are no images and are left out, {broken[0]} for one"
+                    f"left out as no images: {counted(len(broken), 'file')}, {broken[0]} for one"
                 )
             return lines
         return [
