@@ -90,7 +90,7 @@ release-check: lint .venv-docs/installed
 	cd build && installed/bin/xlstm-train --config=quickstart --workdir=installed/run --config.train.steps=10 --config.optimizer.warmup_steps=2 --config.eval.max_tokens=5000
 	$(PYTEST) tests/test_package.py tests/test_docs.py
 	$(MAKE) docs
-	$(MAKE) notebooks
+	$(MAKE) notebooks FLAGS=--short
 
 # Hours, and it can be stopped: rows that exist are kept. GPU rows, after make aot-gpu: .venv-aot/bin/python -m benchmarks.scaling --only 100
 scaling-table: $(DEV)/installed

@@ -35,7 +35,8 @@ def owner_of(key: str) -> list[str]:
     if not owner:
         return []
     if section == "task":
-        return [FILE.replace("quickstart", owner[0])]
+        files = {"pathfinder": "lra.py:pathfinder-xlstm_1_0"}
+        return [FILE.replace("quickstart.py", files.get(owner[0], f"{owner[0]}.py"))]
     hidden = ["--config.model.mlp.hidden=64"] if key == "model.mlp.factor" else []
     return [f"--config.model.blocks={owner[0]}", *hidden]
 

@@ -41,14 +41,21 @@ def _take_push(static, residuals, tangents):
     return jax.jvp(lambda table: _take(static, table, index), residuals[:1], tangents[:1])[1]
 
 
-# rows_of((dtype, axis), table, index): rows of a table in that dtype, NaN beyond its end; axis is
-# the logical axis of the table's rows.
-rows_of = with_backward(
+_rows = with_backward(
     _take,
     lambda static, table, index: (_take(static, table, index), (table, index)),
     _take_backward,
     _take_push,
 )
+
+
+def rows_of(static: tuple[Any, str], table: Float[Array, "N D"], index: Int[Array, "..."]) -> Array:
+    """Rows of a table, NaN for an index beyond its end; their gradients are summed up in float32.
+
+    Args:
+        static: the dtype of the rows, and the logical axis of the table's first axis.
+    """
+    return _rows(static, table, index)
 
 
 class LanguageModel(nn.Module):
