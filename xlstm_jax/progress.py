@@ -81,7 +81,7 @@ def bar(total: int, what: str, unit: str) -> tqdm.tqdm:
         smoothing=0.1,
         leave=False,
     )
-    if sys.stderr.isatty():
+    if getattr(sys.stderr, "isatty", bool)():
         return tqdm.tqdm(**settings, mininterval=0.5, dynamic_ncols=True, file=sys.stderr)
     line = "{desc}: {percentage:.0f}% of {total_fmt}{unit}, {rate_fmt}, time left {remaining}"
     settings |= {"mininterval": LINES_EVERY_SECONDS, "bar_format": line + "{postfix}"}

@@ -128,7 +128,7 @@ def hyena(x, p, settings):
     projected = causal(p["conv"]["kernel"][::-1], projected) + p["conv"]["bias"]
     x_1, x_2, x_3, v = np.split(projected, 4, axis=-1)
     t = np.arange(TIME)[:, None] / (settings.filter_length - 1)
-    wave = 2 * np.pi * 1e-4 * t
+    wave = 2 * np.pi * 1e-4 * np.arange(TIME)[:, None] / settings.filter_length
     net, h = p["filters"], np.concatenate([t, np.cos(wave), -np.sin(wave)], axis=-1)
     for layer in (net["layer_0"], net["layer_1"]):
         h = np.sin(net["frequency"] * (h @ layer["kernel"] + layer["bias"]))
