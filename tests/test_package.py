@@ -33,7 +33,9 @@ def test_the_programs_are_known_to_interrupts_and_can_be_called():
 
 def test_a_program_is_a_command_whose_ctrl_c_is_one_line(monkeypatch):
     assert not interrupts.is_command()  # but pytest's
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", "/anywhere/bin/xlstm-eval", raising=False)
+    monkeypatch.setattr(
+        sys.modules["__main__"], "__file__", "/anywhere/bin/xlstm-eval", raising=False
+    )
     assert interrupts.is_command()
 
 
