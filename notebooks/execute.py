@@ -29,7 +29,7 @@ LONG, SHORT = "SHORT = False", "SHORT = True"
 MOST_SECONDS = 900  # of one cell, on a machine that is busy
 MOST_BYTES = 300_000  # of one notebook, with its figures
 COLOURS = 128  # of a figure
-# /work/xlstm/runs or C:\xlstm: where a notebook was executed is nobody's concern
+# /home/ann/xlstm or C:\xlstm: where a notebook was executed is nobody's concern
 ABSOLUTE_PATH = re.compile(r"""(?:^|(?<=[\s"'(=:]))(?:/[\w.~-]+){2,}|\b[A-Z]:\\\w+""", re.MULTILINE)
 
 

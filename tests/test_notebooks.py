@@ -81,7 +81,7 @@ def test_errors_are_noticed(notebook):
     assert notebook(change) == ["it shows an error or a warning: 'no'"]
 
 
-@pytest.mark.parametrize("text", ["run: /home/ann/runs/7", "'/tmp/x/run'", "(/work/a.b/c)"])
+@pytest.mark.parametrize("text", ["run: /home/ann/runs/7", "'/tmp/x/run'", "(/opt/a.b/c)"])
 def test_paths_of_a_machine_are_noticed(notebook, text):
     def change(cells):
         cells[0].outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]

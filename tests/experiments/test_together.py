@@ -1,6 +1,7 @@
 """Runs that are trained in one program are the runs that they would be alone."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -60,7 +61,7 @@ def test_the_joint_step_is_the_single_ones(side_by_side, blocks):
     for config in configs:
         schedule = make_schedule(config.optimizer, config.train.steps)
         optimizer = make_optimizer(config.optimizer, schedule)
-        state = jax.jit(lambda: init_state(task, model, optimizer, config.train))()  # noqa: B023
+        state = jax.jit(functools.partial(init_state, task, model, optimizer, config.train))()
         begun.append(jax.tree.map(np.asarray, state))
         step, told = make_train_step(task, model, optimizer, schedule, config.train), []
         for batch in batches:

@@ -45,7 +45,7 @@ def test_rows_and_their_derivatives_are_those_of_a_lookup():
         )
 
         def ours(table):
-            return rows_of((jnp.dtype("float64"), "vocab"), table, TOKENS)
+            return rows_of(table, TOKENS, jnp.dtype("float64"), "vocab")
 
         def plain(table):
             return jnp.take(table, TOKENS, axis=0, mode="fill")

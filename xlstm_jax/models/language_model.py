@@ -49,13 +49,16 @@ _rows = with_backward(
 )
 
 
-def rows_of(static: tuple[Any, str], table: Float[Array, "N D"], index: Int[Array, "..."]) -> Array:
-    """Rows of a table, NaN for an index beyond its end; their gradients are summed up in float32.
+def rows_of(
+    table: Float[Array, "E D"], index: Int[Array, "B T"], dtype: jnp.dtype, axis: str
+) -> Activations:
+    """Rows of a table in a dtype, NaN for an index beyond its end; their gradients are summed up in
+    float32 or better.
 
     Args:
-        static: the dtype of the rows, and the logical axis of the table's first axis.
+        axis: the logical axis of the table's rows.
     """
-    return _rows(static, table, index)
+    return _rows((dtype, axis), table, index)
 
 
 class LanguageModel(nn.Module):
@@ -116,7 +119,7 @@ class LanguageModel(nn.Module):
 
     def _rows(self, embedding: nn.Embed, index: Int[Array, "B T"], axis: str) -> Activations:
         """Rows of a table in the compute dtype; NaN for an index beyond its end."""
-        rows = rows_of((compute_dtype(self.config.dtype), axis), embedding.embedding, index)
+        rows = rows_of(embedding.embedding, index, compute_dtype(self.config.dtype), axis)
         return constrain(rows, "batch", "time", "channels")
 
     def head(self, y: Activations) -> Logits:

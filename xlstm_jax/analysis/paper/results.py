@@ -10,12 +10,12 @@ times of inference      python -m benchmarks.inference_times           kind, pre
 speeds of training      a person, of `train.py --aot` or a run         config, tokens_per_second
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from xlstm_jax.analysis.record_files import records
 from xlstm_jax.analysis.scaling.table import Run, run_of_record
 from xlstm_jax.errors import UserError
 
@@ -62,9 +62,8 @@ def read(root: pathlib.Path, places: Iterable[str] = PLACES) -> Results:
     found: dict[str, list[Row]] = {kind: [] for kind in KINDS}
     runs = []
     for path in sorted(path for place in places for path in root.glob(place)):
-        for number, text in enumerate(path.read_text().splitlines(), 1):
-            where = f"{path.relative_to(root)}, line {number}"
-            kind, row = _row(text, where)
+        for where, row in records(path, str(path.relative_to(root))):
+            kind = _kind(row, where)
             if kind == "runs":
                 runs.append(run_of_record(row, where))
             else:
@@ -85,14 +84,9 @@ def read(root: pathlib.Path, places: Iterable[str] = PLACES) -> Results:
     )
 
 
-def _row(text: str, where: str) -> tuple[str, dict[str, Any]]:
-    try:
-        row = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where} is no JSON: {error}") from None
-    if isinstance(row, dict):
-        for kind, fields in KINDS.items():
-            if all(field in row for field in fields):
-                return kind, row
+def _kind(row: Row, where: str) -> str:
+    for kind, fields in KINDS.items():
+        if all(field in row for field in fields):
+            return kind
     kinds = "; ".join(f"{kind}: {', '.join(fields)}" for kind, fields in KINDS.items())
     raise UserError(f"{where} is a row of no kind that is known here ({kinds})")

@@ -1,13 +1,14 @@
 """Results of the experiments with small models, as tables of models by what they learned."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from xlstm_jax import config_files
 from xlstm_jax.analysis.choosing import Result, results_of
 from xlstm_jax.analysis.paper.results import Results
 from xlstm_jax.errors import UserError
+from xlstm_jax.progress import counted
 
 
 class Cell(NamedTuple):
@@ -85,11 +86,16 @@ def accuracies(results: Results, file: str) -> Found:
         ]
     }
     steps = sorted({count for result in found.values() for count in result.steps})
-    span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
-    seeds = max(result.seeds for result in found.values())
+    seeds = sorted({result.seeds for result in found.values()})
     scale = "ours, reduced scale" if experiment.reduced else "ours"
-    title = f"{scale}: {span} steps, {seeds} seed{'s' if seeds > 1 else ''}"
+    title = f"{scale}: {_span(steps, 'step')}, {_span(seeds, 'seed')}"
     return Found(title, columns, values)
+
+
+def _span(numbers: Sequence[int], noun: str) -> str:
+    """1 seed, or 1 to 2 seeds, of numbers in order."""
+    begin = "" if numbers[0] == numbers[-1] else f"{numbers[0]:,} to "
+    return f"{begin}{counted(numbers[-1], noun)}"
 
 
 class Grid(NamedTuple):

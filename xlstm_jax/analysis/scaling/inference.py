@@ -6,7 +6,6 @@ of one model: relative residuals, least squares with both numbers at or above ze
 bound the repository's fit of the xLSTM's step time ends at a negative rate.)
 """
 
-import json
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import nnls
 
+from xlstm_jax.analysis.record_files import records
 from xlstm_jax.analysis.scaling.bootstrap import Interval, intervals
 from xlstm_jax.analysis.scaling.quality import Quality, quality_of
 from xlstm_jax.errors import UserError
@@ -152,21 +152,11 @@ def read_timings(paths: Iterable[str]) -> list[Timing]:
     Raises:
         UserError: no such file, or a line is no timing.
     """
-    found = []
-    for path in paths:
-        try:
-            text = pathlib.Path(path).expanduser().read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path!r} can't be read: {error}") from None
-        for number, line in enumerate(filter(None, map(str.strip, text.splitlines())), 1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}, line {number} is no JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number} is no record with names")
-            found.append(timing_of(row, f"{path}, line {number}"))
-    return found
+    return [
+        timing_of(row, where)
+        for path in paths
+        for where, row in records(pathlib.Path(path).expanduser(), path)
+    ]
 
 
 class Fitted(NamedTuple):

@@ -1,7 +1,5 @@
 """Tables of training runs, from CSV or JSON lines."""
 
-import csv
-import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from xlstm_jax.analysis.record_files import records
 from xlstm_jax.errors import UserError
 
 
@@ -75,9 +74,7 @@ def read_table(path: str, names: Mapping[str, str] | None = None) -> list[Run]:
         raise UserError(
             f"there is no column {unknown.pop()!r}; columns are {', '.join(Run._fields)}"
         )
-    return [
-        run_of_record(record, f"{path}, line {line}", names) for line, record in _records(place)
-    ]
+    return [run_of_record(record, where, names) for where, record in records(place, str(path))]
 
 
 def published_runs() -> dict[str, list[Run]]:
@@ -87,27 +84,6 @@ def published_runs() -> dict[str, list[Run]]:
     to three digits.
     """
     return by_model(read_table(str(pathlib.Path(__file__).with_name("published.csv"))))
-
-
-def _records(path: pathlib.Path) -> Iterable[tuple[int, Mapping[str, Any]]]:
-    """(line, record) pairs."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(path)!r} can't be read: {error}") from None
-    if path.suffix.lower() == ".csv":
-        yield from enumerate(csv.DictReader(text.splitlines()), 2)
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number} is no JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number} is no record with names")
-        yield number, record
 
 
 def run_of_record(
