@@ -17,6 +17,8 @@ from xlstm_jax.experiments import running
 from xlstm_jax.experiments.grid import Run, groups_of, part_of, runs_of
 from xlstm_jax.experiments.together import make_joint_step, of_number, train_together
 from xlstm_jax.interrupts import EXIT_PREEMPTED
+from xlstm_jax.paths import locked
+from xlstm_jax.runs.folder import find_run
 from xlstm_jax.training import preemption
 from xlstm_jax.training.loop import train
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
@@ -147,3 +149,12 @@ def test_runs_that_differ_elsewhere_are_not_one_program(tmp_path):
     configs = {tmp_path / "a": config_of(RUNS[0]), tmp_path / "b": load(f"{FILE}:parity-large")}
     with pytest.raises(ValueError, match="runs of one program differ in .*model.blocks"):
         train_together(configs)
+
+
+def test_a_run_that_another_job_trains_is_left_to_it(tmp_path):
+    configs = {tmp_path / run.name: config_of(run) for run in RUNS[:2]}
+    busy = find_run(tmp_path / RUNS[1].name)
+    busy.root.mkdir()
+    with locked(busy.lock, "busy"), pytest.raises(UserError, match="another process is training"):
+        train_together(configs)
+    assert not busy.metrics.exists() and not busy.checkpoints.exists()

@@ -25,7 +25,14 @@ from xlstm_jax.models.remat import AUTO
 from xlstm_jax.parallel import batch_sharding, make_mesh, platform, put_batch
 from xlstm_jax.progress import counted, doing
 from xlstm_jax.runs.checkpoints import Checkpoints
-from xlstm_jax.runs.folder import RunFolder, check_data, open_run, write_config, write_data_record
+from xlstm_jax.runs.folder import (
+    RunFolder,
+    check_data,
+    open_run,
+    to_ourselves,
+    write_config,
+    write_data_record,
+)
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
 from xlstm_jax.tasks.task import Batch, Task
 from xlstm_jax.training.callbacks import Callbacks, Run
@@ -199,6 +206,7 @@ class _Member:
         optimizer = make_optimizer(
             config.optimizer, make_schedule(config.optimizer, config.train.steps)
         )
+        opened.enter_context(to_ourselves(folder))
         self.checkpoints = opened.enter_context(Checkpoints(folder, config))
         self._keeper = Keeper(task, model, optimizer, config, self.checkpoints, mesh)
         self.begun, self.start = self._keeper.start()
