@@ -168,7 +168,7 @@ class Block:
         """One number per unit, the same for all batch rows."""
         return lax.broadcast_in_dim(x, (UNITS, self.rows), (0,))
 
-    def for_each_column(self, x: Float[Array, "B"]) -> Float[Array, "64 B"]:
+    def for_each_column(self, x: Float[Array, " B"]) -> Float[Array, "64 B"]:
         """One number per batch row, the same for all units."""
         return lax.broadcast_in_dim(x, (UNITS, self.rows), (1,))
 

@@ -1,5 +1,6 @@
 """Tables of training runs, from CSV or JSON lines."""
 
+import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
