@@ -110,7 +110,7 @@ def with_first_backward_only(
     forward mode and second derivatives raise TypeError(refusal), and they are traced without 64-bit
     types.
     """
-    value, forward, backward = (_in_32_bits(part) for part in (value, forward, backward))
+    value, forward, backward = (in_32_bits(part) for part in (value, forward, backward))
 
     def refuse(*_: Any) -> NoReturn:
         raise TypeError(refusal)
@@ -124,7 +124,7 @@ def with_first_backward_only(
     return with_backward(value, forward, guarded(backward), refuse)
 
 
-def _in_32_bits(function: Callable) -> Callable:
+def in_32_bits(function: Callable) -> Callable:
     """Traced as if jax_enable_x64 were not set. With it every number in a kernel and in its blocks'
     places would be an int64, which Mosaic does not know. The arrays given have 32 bits or less.
     """

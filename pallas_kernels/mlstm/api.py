@@ -59,14 +59,21 @@ BACKENDS = MappingProxyType(
     }
 )
 
-# What backend=None tries for more than one token, by device family (dispatch.py). One token is a
-# step of "recurrent" everywhere.
+# What backend=None tries, by device family (dispatch.py): for more than one token, and for one.
 ORDER = MappingProxyType(
     {
         "tpu": ("pallas_tpu", "chunkwise"),
         "hopper": ("pallas_gpu", "pallas_triton", "chunkwise"),
         "gpu": ("pallas_triton", "chunkwise"),
         "cpu": ("chunkwise",),
+    }
+)
+STEP_ORDER = MappingProxyType(
+    {
+        "tpu": ("recurrent",),
+        "hopper": ("pallas_triton", "recurrent"),
+        "gpu": ("pallas_triton", "recurrent"),
+        "cpu": ("recurrent",),
     }
 )
 
@@ -126,7 +133,7 @@ def mlstm(
         else starting_state(initial_state, q.shape, v.shape[-1], dtype, normalise)
     )
 
-    order = ("recurrent",) if q.shape[1] == 1 else ORDER
+    order = STEP_ORDER if q.shape[1] == 1 else ORDER
     h, state = dispatch(
         "mlstm", BACKENDS, backend, order,
         Call(q, k, v, log_i, log_f, state, starts), Options(normalise, chunk_size, eps),

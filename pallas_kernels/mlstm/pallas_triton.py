@@ -24,6 +24,7 @@ from pallas_kernels.mlstm.call import Call, Options
 from pallas_kernels.mlstm.gates import chunk_gates, gate_gradients, output_gradients
 from pallas_kernels.mlstm.pallas_triton_backward import key_gradients, value_gradients
 from pallas_kernels.mlstm.pallas_triton_forward import outputs, walk
+from pallas_kernels.mlstm.pallas_triton_step import mlstm_step_triton
 from pallas_kernels.products import product_dtype
 from pallas_kernels.tuning import tuned
 from pallas_kernels.typing import MLSTMState, Values
@@ -44,7 +45,7 @@ def mlstm_pallas_triton(call: Call, options: Options) -> tuple[Values, MLSTMStat
 
     K and V are filled up with zeros to a power of two up to 64 and to a multiple of 64 beyond; T to
     a multiple of the chunk. float16 is multiplied as float32 (`product_dtype`). Raises
-    NotImplementedError for T = 1, float64, mixed types, other chunk sizes than CHUNKS, devices
+    NotImplementedError for float64, mixed types, other chunk sizes than CHUNKS, devices
     before sm_80, and on Hopper bfloat16 heads of more than HOPPERS_WIDEST.
     """
     q, k, v, log_i, log_f, state, starts = call
@@ -69,8 +70,8 @@ def mlstm_pallas_triton(call: Call, options: Options) -> tuple[Values, MLSTMStat
             f"{v.dtype}"
         )
     time, key_dim, value_dim = q.shape[1], q.shape[-1], v.shape[-1]
-    if time == 1:
-        raise NotImplementedError('it is for sequences, one step is "recurrent"')
+    if time == 1 and state.C.dtype == jnp.float32:
+        return mlstm_step_triton(call, options, mode)
     dtype, out_dtype = product_dtype(q.dtype, state.C.dtype), v.dtype
     too_wide = dtype == jnp.bfloat16 and key_dim * value_dim > HOPPERS_WIDEST
     if mode is False and too_wide and HOPPER.search(kind):
@@ -84,7 +85,7 @@ def mlstm_pallas_triton(call: Call, options: Options) -> tuple[Values, MLSTMStat
     if size not in CHUNKS:
         raise NotImplementedError(f"chunk_size must be one of {CHUNKS}; it is {size}")
 
-    tall, wide = _width(key_dim), _width(value_dim)
+    tall, wide = tiles.width(key_dim), tiles.width(value_dim)
     q, k, v = (
         filled(filled(x.astype(dtype), 1, size), -1, width)
         for x, width in ((q, tall), (k, tall), (v, wide))
@@ -131,11 +132,6 @@ def default_blocks(
         chunk, deep = 128 if hopper and wide_heads else 64, 64 if hopper else 32
         blocks = tiles.Blocks(0, tall=64, wide=128, keys=64, deep=deep, warps=8)
     return blocks._replace(chunk=min(measured or chunk, max(16, pl.next_power_of_2(time))))
-
-
-def _width(size: int) -> int:
-    """Triton's arrays have sizes that are powers of two: 16, 32, or any number of tiles of 64."""
-    return max(16, pl.next_power_of_2(size)) if size < 64 else -(-size // 64) * 64
 
 
 def _value(options: tiles.Options, call: Call) -> tuple[Values, MLSTMState]:

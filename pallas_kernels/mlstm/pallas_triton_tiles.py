@@ -2,6 +2,8 @@
 D_ts of a chunk's pairs of tokens.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -44,10 +46,23 @@ def tile(size: int, longest: int) -> int:
     return longest if size % longest == 0 else tile(size, longest // 2)
 
 
+def width(size: int) -> int:
+    """Triton's arrays have sizes that are powers of two: 16, 32, or any number of tiles of 64."""
+    return max(16, pl.next_power_of_2(size)) if size < 64 else -(-size // 64) * 64
+
+
 def call(
-    kernel: Any, options: Options, grid: tuple[int, ...], ins: Any, outs: Any
+    kernel: Any,
+    options: Options,
+    grid: tuple[int, ...],
+    ins: Any,
+    outs: Any,
+    *,
+    in_place: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[Array, ...]:
-    """One kernel: ins are pairs of (array, block), outs triples of (shape, dtype, block)."""
+    """One kernel: ins are pairs of (array, block), outs triples of (shape, dtype, block); `in_place`
+    says which of ins has the memory of which of outs.
+    """
     # imported here, because only this backend needs it; jaxlib without a GPU has it too
     from jax.experimental.pallas import triton
 
@@ -58,6 +73,7 @@ def call(
         out_specs=[block for _, _, block in outs],
         out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outs],
         interpret=options.interpret,
+        input_output_aliases=dict(in_place),
         compiler_params=triton.CompilerParams(
             num_warps=options.blocks.warps, num_stages=PIPELINE_STAGES
         ),

@@ -3,6 +3,7 @@ decode step.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -69,17 +70,8 @@ def mlstm_step(
     (state, low), (q, k, v, log_i, log_f, start) = carry, token
     C, n, m_before = (jnp.where(start.reshape(-1, *[1] * (x.ndim - 1)), 0, x) for x in state)
 
-    if normalise:
-        low = jnp.where(start[:, None], 0, low)
-        forgotten, low = added_to_pair(*map(lax.stop_gradient, (m_before, log_f, low)))
-        m = lax.stop_gradient(jnp.maximum(forgotten, log_i))
-        new_low = jnp.where(forgotten >= m, low, 0)
-        log_forget = (forgotten - m) + (low - new_low)
-        f = jnp.exp(log_forget + _zero(log_f + m_before))
-        i = jnp.exp(log_i - m - new_low)
-    else:
-        m, new_low, f, i = m_before, low, jnp.exp(log_f), jnp.exp(log_i)
-
+    low = jnp.where(start[:, None], 0, low)
+    f, i, m, new_low = step_gates(m_before, low, log_i, log_f, normalise)
     C = f[..., None, None] * C + i[..., None, None] * k[..., :, None] * v[..., None, :]
     if normalise:
         n = f[..., None] * n + i[..., None] * k
@@ -91,6 +83,33 @@ def mlstm_step(
         return (after, new_low), numerator
     below = denominator(jnp.sum(after.n * q, axis=-1), m, eps)
     return (after, new_low), quotient(numerator, below[..., None])
+
+
+class StepGates(NamedTuple):
+    """What one token leaves of the state, what it adds of itself, the new m and what that lacks."""
+
+    forget: Float[Array, "B H"]
+    write: Float[Array, "B H"]
+    m: Float[Array, "B H"]
+    low: Float[Array, "B H"]
+
+
+def step_gates(
+    m_before: Float[Array, "B H"],
+    low: Float[Array, "B H"],
+    log_i: Float[Array, "B H"],
+    log_f: Float[Array, "B H"],
+    normalise: bool,
+) -> StepGates:
+    """The weights of one token, after a state with the stabiliser m_before + low."""
+    if not normalise:
+        return StepGates(jnp.exp(log_f), jnp.exp(log_i), m_before, low)
+    forgotten, low = added_to_pair(*map(lax.stop_gradient, (m_before, log_f, low)))
+    m = lax.stop_gradient(jnp.maximum(forgotten, log_i))
+    new_low = jnp.where(forgotten >= m, low, 0)
+    log_forget = (forgotten - m) + (low - new_low)
+    forget = jnp.exp(log_forget + _zero(log_f + m_before))
+    return StepGates(forget, jnp.exp(log_i - m - new_low), m, new_low)
 
 
 def _absorbed(state: MLSTMState, low: Float[Array, "B H"]) -> MLSTMState:
