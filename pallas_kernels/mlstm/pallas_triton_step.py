@@ -42,18 +42,18 @@ def mlstm_step_triton(call: Call, options: Options, interpret: Any) -> tuple[Val
 def _value(static: tuple[Any, Options], call: Call) -> tuple[Values, MLSTMState]:
     interpret, (normalise, _, eps) = static
     q, k, v = (x[:, 0] for x in (call.q, call.k, call.v))
-    C, n, m = call.state
+    m = call.state.m
     start = jnp.zeros(len(q), bool) if call.starts is None else call.starts[:, 0]
     start = start[:, None]
     gates = step_gates(
         jnp.where(start, 0, m), jnp.zeros_like(m), call.log_i[:, 0], call.log_f[:, 0], normalise
     )
     keep = jnp.where(start, 0, gates.forget)
-    numerator, qn, C, n = _new_state(
-        interpret, normalise, q, k, v, keep, gates.write, jnp.expm1(gates.low), C, n
-    )
-    h = quotient(numerator, denominator(qn, gates.m, eps)[..., None]) if normalise else numerator
-    return h[:, None].astype(v.dtype), MLSTMState(C, n, gates.m)
+    numbers = jnp.stack([keep, gates.write, jnp.expm1(gates.low), gates.m], axis=-1)
+    numerator, qn, state = _new_state(interpret, normalise, q, k, v, numbers, call.state)
+    if normalise:
+        numerator = quotient(numerator, denominator(qn, state.m, eps)[..., None])
+    return numerator[:, None].astype(v.dtype), state
 
 
 def _new_state(
@@ -62,38 +62,37 @@ def _new_state(
     q: Float[Array, "B H K"],
     k: Float[Array, "B H K"],
     v: Float[Array, "B H V"],
-    keep: Float[Array, "B H"],
-    write: Float[Array, "B H"],
-    more: Float[Array, "B H"],
-    C: Float[Array, "B H K V"],
-    n: Float[Array, "B H K"],
-) -> tuple[
-    Float[Array, "B H V"], Float[Array, "B H"], Float[Array, "B H K V"], Float[Array, "B H K"]
-]:
-    """(q C', q·n', C', n') with X = keep X + write k v and X' = X + more X.
+    numbers: Float[Array, "B H 4"],
+    state: MLSTMState,
+) -> tuple[Float[Array, "B H V"], Float[Array, "B H"], MLSTMState]:
+    """(q C', q·n', the new state) with X = keep X + write k v and X' = X + more X, where `numbers`
+    are keep, write, more and the new m.
 
     What is kept with the weight 0 is not read as a number: a document's border forgets NaN too.
+    All that is not the state is handed over as one array, which XLA makes in one kernel.
     """
+    C, n, m = state
     batch, heads, key_dim, value_dim = C.shape
-    q, k, n = (filled(x, -1, tiles.width(key_dim)) for x in (q, k, n))
-    v, C = (filled(x, -1, tiles.width(value_dim)) for x in (v, C))
-    C = filled(C, -2, tiles.width(key_dim))
-    tall, wide = tiles.tile(C.shape[2], TALL), tiles.tile(C.shape[3], WIDE)
-    parts, scale = C.shape[3] // wide, key_dim**-0.5
+    high, broad = tiles.width(key_dim), tiles.width(value_dim)
+    C, n = filled(filled(C, -1, broad), -2, high), filled(n, -1, high)
+    q, k, v = filled(q, -1, high), filled(k, -1, high), filled(v, -1, broad)
+    token = jnp.concatenate([x.astype(jnp.float32) for x in (q, k, v, numbers)], axis=-1)
+    tall, wide = tiles.tile(high, TALL), tiles.tile(broad, WIDE)
+    parts, scale = broad // wide, key_dim**-0.5
 
-    def mlstm_one_token(q, k, v, keep, write, more, C, n, C_out, n_out, numerator, qn):
+    def mlstm_one_token(token, C, n, m, C_out, n_out, m_out, numerator, qn):
         part = pl.program_id(0)
-        keep, write, more = keep[...], write[...], more[...]
+        keep, write, more, new_m = (token[2 * high + broad + place] for place in range(4))
 
         def walk(new_rows: Any, first: Array) -> Array:
             """The sum over all rows of what `new_rows` gives."""
 
             def step(number: Array, total: Array) -> Array:
                 rows = pl.ds(number * tall, tall)
-                qs, ks = (x[rows].astype(jnp.float32) for x in (q, k))
-                return total + new_rows(rows, qs * scale, ks * write)
+                qs, ks = token[rows] * scale, token[pl.ds(high + number * tall, tall)] * write
+                return total + new_rows(rows, qs, ks)
 
-            return lax.fori_loop(0, C.shape[0] // tall, step, first)
+            return lax.fori_loop(0, high // tall, step, first)
 
         def updated(old: Array, added: Array) -> Array:
             new = jnp.where(keep == 0, 0, keep * old) + added
@@ -101,7 +100,7 @@ def _new_state(
 
         @pl.when(part < parts)
         def _():
-            vs = v[...].astype(jnp.float32)
+            vs = token[pl.ds(2 * high + part * wide, wide)]
 
             def new_rows(rows, qs, ks):
                 C_out[rows, :] = new = updated(C[rows, :], ks[:, None] * vs[None, :])
@@ -116,34 +115,34 @@ def _new_state(
                 return jnp.sum(qs * new)
 
             qn[...] = walk(new_rows, jnp.float32(0))
+            m_out[...] = new_m
 
     def of_head(*block: int, along: int | None = None) -> pl.BlockSpec:
         """Of `B H ...`; `along` is the axis of the block that the parts run along."""
 
         def place(part, head):
-            part = jnp.minimum(part, parts - 1)  # n's program has none
-            return head // heads, head % heads, *(part * (axis == along) for axis in range(len(block)))
+            part = jnp.minimum(part, parts - 1)  # n's program has no part of C
+            moved = (part if axis == along else 0 for axis in range(len(block)))
+            return head // heads, head % heads, *moved
 
         return pl.BlockSpec((None, None, *block), place)
 
-    number, row = of_head(), of_head(C.shape[2])
-    column, matrix = of_head(wide, along=0), of_head(C.shape[2], wide, along=1)
-    ins = [(q, row), (k, row), (v, column), (keep, number), (write, number), (more, number)]
-    outs = [
-        (C.shape, C.dtype, matrix),
-        (n.shape, n.dtype, row),
-        (v.shape, jnp.float32, column),
-        (keep.shape, jnp.float32, number),
-    ]
-    C, n, numerator, qn = tiles.call(
+    blocks = of_head(high, wide, along=1), of_head(high), of_head()
+    *after, numerator, qn = tiles.call(
         mlstm_one_token,
         tiles.Options(interpret, normalise, 0.0, scale, tiles.Blocks(1, tall, wide, 0, 0, WARPS)),
         (parts + normalise, batch * heads),
-        [*ins, (C, matrix), (n, row)],
-        outs,
-        in_place={len(ins): 0, len(ins) + 1: 1},
+        [(token, of_head(token.shape[-1])), *zip((C, n, m), blocks, strict=True)],
+        [
+            *((x.shape, x.dtype, block) for x, block in zip((C, n, m), blocks, strict=True)),
+            ((batch, heads, broad), jnp.float32, of_head(wide, along=0)),
+            ((batch, heads), jnp.float32, of_head()),
+        ],
+        in_place={1: 0, 2: 1, 3: 2},
     )
-    return numerator[..., :value_dim], qn, C[:, :, :key_dim, :value_dim], n[..., :key_dim]
+    C, n, m = after
+    state = MLSTMState(C[:, :, :key_dim, :value_dim], n[..., :key_dim], m)
+    return numerator[..., :value_dim], qn, state
 
 
 def _recurrent(static: tuple[Any, Options], call: Call) -> Any:
