@@ -83,6 +83,21 @@ def _kernel_gradient(
     return of_groups[:, diagonal, :, diagonal].swapaxes(0, 1).reshape(shape)
 
 
+def gate_of_token(
+    x: Float[Array, "B 1 D"], kernel: Float[Array, "D H"], bias: Float[Array, " H"]
+) -> Float[Array, "B 1 H"]:
+    """bias plus x times the kernel, both in the dtype of x, in float32: `gate_preactivations` of
+    one gate for one token.
+
+    Not as a product of matrices, for which XLA first copies the float32 kernels of the gates,
+    twice, into one in the dtype of x: the entries of all gates are multiplied and added up in one
+    kernel, which reads the parameters where they lie. The barrier keeps what x is made of from
+    being computed once more.
+    """
+    entries = jax.lax.optimization_barrier(x).astype(_wide(x))[..., None]
+    return bias + jnp.sum(entries * kernel.astype(x.dtype).astype(_wide(x)), axis=-2)
+
+
 def head_norm(
     h: HeadActivations, scale: Float[Array, " H*V"], eps: float, *, center: bool
 ) -> Float[Array, "B T H*V"]:

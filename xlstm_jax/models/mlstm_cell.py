@@ -12,10 +12,12 @@ from jax.ad_checkpoint import checkpoint_name
 from pallas_kernels import MLSTMState
 from pallas_kernels.mlstm.api import BACKENDS
 from xlstm_jax.errors import UserError, backend_of
+from xlstm_jax.models import gpu_forms
 from xlstm_jax.models.cpu_forms import gate_preactivations
 from xlstm_jax.models.initializers import Initializer, head_linspace, shifted_normal, zeros
 from xlstm_jax.models.layers import Mapped, record_gates, soft_cap, split_heads
 from xlstm_jax.models.mixer import Segments
+from xlstm_jax.parallel import platform
 from xlstm_jax.parallel.kernels import mlstm
 from xlstm_jax.settings import refuse_ignored, setting
 from xlstm_jax.typing import Array, Float, HeadActivations
@@ -147,6 +149,9 @@ def _decided(sizes: list[int], inputs: Any, gates: list[tuple[Array, Array]]) ->
     """The pre-activations of the gates with these kernels and biases."""
     if not gates:
         return []
+    if platform() == "gpu" and value_of(inputs[0]).shape[1] == 1:
+        x = jnp.concatenate([value_of(given) for given in inputs], axis=-1)
+        return [gpu_forms.gate_of_token(x, *gate) for gate in gates]
     kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(*gates, strict=True))
     products: dict[int, tuple[Array, Array]] = {}  # by the identity of x
     for given, rows in zip(inputs, jnp.split(kernel, np.cumsum(sizes)[:-1]), strict=True):
