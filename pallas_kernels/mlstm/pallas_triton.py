@@ -1,5 +1,5 @@
 """The mLSTM on NVIDIA GPUs from Ampere on (sm_80), through Pallas' Triton lowering: four kernels,
-forward and backward.
+forward and backward. One token has a kernel of its own (`pallas_triton_step`).
 
 A walk over the chunks keeps one tile of C in registers as float32 and leaves the state before every
 chunk, rounded to the type of the inputs, for the products that read it; all chunks' outputs follow
@@ -70,7 +70,9 @@ def mlstm_pallas_triton(call: Call, options: Options) -> tuple[Values, MLSTMStat
             f"{v.dtype}"
         )
     time, key_dim, value_dim = q.shape[1], q.shape[-1], v.shape[-1]
-    if time == 1 and state.C.dtype == jnp.float32:
+    if state.C.dtype != jnp.float32:
+        raise NotImplementedError("it has no float64 numbers")
+    if time == 1:
         return mlstm_step_triton(call, options, mode)
     dtype, out_dtype = product_dtype(q.dtype, state.C.dtype), v.dtype
     too_wide = dtype == jnp.bfloat16 and key_dim * value_dim > HOPPERS_WIDEST

@@ -124,7 +124,15 @@ MLSTM = (
     _mlstm(193, gates=3.0, documents="random", K=96, V=80, B=1),
     _mlstm(100, gates="extreme", documents="random", dtype="float32"),
 )
-ONE_TOKEN = _mlstm(1)  # Pallas backends refuse it: the decode step is "recurrent"
+# The decode step: "recurrent", and "pallas_triton" on GPUs.
+ONE_TOKEN = (
+    _mlstm(1),
+    _mlstm(1, documents="borders", dtype="float32", K=96, V=80, B=3),
+    _mlstm(1, documents="borders", dtype="float32", input_gate="sigmoid"),
+    _mlstm(1, gates="extreme", dtype="float32", K=16, V=8, B=4),
+    _mlstm(1, dtype="float16", K=384, V=384, H=1),
+    _mlstm(1, state=False, K=1, V=3),
+)
 
 # For the simulators, whose time goes with the products: one gate layout and type each.
 MLSTM_SIMULATED = (
@@ -146,6 +154,9 @@ SLSTM_SIMULATED = (Spec("T9-borders", 9, K=0, V=32, H=1, documents="borders", ch
 # kernels are clusters, and the types and gates that the others leave out.
 MLSTM_ON_DEVICE = (
     *MLSTM[3:],
+    *ONE_TOKEN,
+    _mlstm(1, K=256, V=512, H=8),
+    _mlstm(1, K=1024, V=1024, H=4),
     _mlstm(100, gates="extreme", documents="random"),
     _mlstm(129, documents="borders", dtype="float16"),
     _mlstm(600, K=256, V=512, B=1, H=1),

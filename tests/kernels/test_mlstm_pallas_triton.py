@@ -83,7 +83,6 @@ def test_what_it_does_not_serve():
     """The reason is in the error, and no work was done."""
     q, gate = jnp.zeros((1, 32, 1, 16), jnp.bfloat16), jnp.zeros((1, 32, 1))
     calls = {
-        "one step": ([q[:, :1]] * 3 + [gate[:, :1]] * 2, {}),
         "all bfloat16": ([q, q.astype(jnp.float32), q, gate, gate], {}),
         "chunk_size must be one of": ([q, q, q, gate, gate], {"chunk_size": 48}),
     }

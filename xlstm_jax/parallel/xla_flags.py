@@ -45,6 +45,13 @@ WRITING = (
         "of 14.1, modelled 7.36 ms instead of 6.63. Not for training, where it serves the sums "
         "over tokens (125M: 376 instead of 395 ms a step)",
     ),
+    Flag(
+        "--xla_gpu_dot_merger_threshold_mb",
+        "256",
+        "products of one input, each with a kernel of up to so many MB, become one, which reads "
+        "the kernels where they lie: q, k, v and the output gate of the 7B model (default: 32 MB, "
+        "too few for the latter). A token has so many kernels less to launch",
+    ),
 )
 
 
