@@ -134,8 +134,11 @@ def compile_ahead(size: str, lengths: Sequence[int], batches: Sequence[int]) -> 
         return nn.meta.unbox(model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
 
     params = jax.eval_shape(lambda: cast_weights(init(), model.config))
-    for batch, length in [(1, length) for length in lengths] + [(batch, 16) for batch in batches]:
-        tokens = jax.ShapeDtypeStruct((batch, min(length, session.PIECE)), jnp.int32)
+    read = {
+        (1, size) for length in lengths for size in np.diff(session.cuts(length, session.PIECES))
+    }
+    for batch, length in [*read, *((batch, 16) for batch in batches)]:
+        tokens = jax.ShapeDtypeStruct((batch, int(length)), jnp.int32)
         start = jax.eval_shape(lambda batch=batch: session.empty_session(model, batch))
         session.read_piece.lower(model, params, start, tokens, None).compile()
     for batch in batches:

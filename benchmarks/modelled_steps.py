@@ -10,6 +10,7 @@ the model were fitted to the two training steps alone (`rates`); of the sLSTM, i
 """
 
 import argparse
+import dataclasses
 import functools
 import pathlib
 import sys
@@ -31,13 +32,13 @@ from xlstm_jax.config import load
 from xlstm_jax.generation import GREEDY, decode, session
 from xlstm_jax.generation.decoding import row_keys
 from xlstm_jax.generation.weights import cast_weights
-from xlstm_jax.models import build_model
+from xlstm_jax.models import ModelConfig, build_model
 from xlstm_jax.parallel.topology import absent_devices
 from xlstm_jax.parallel.xla_flags import WRITING, compiler_options
 from xlstm_jax.training.aot import compiled_step
 
 TOPOLOGY, DEVICE = "h100:1x1x1", "NVIDIA H100"
-PIECES = 8192 // session.PIECE  # of the prompt whose reading was measured
+PROMPT = session.PIECE * session.PIECES  # tokens that are read at once
 
 
 class Case(NamedTuple):
@@ -75,11 +76,13 @@ def on_chip(
         return function.lower(*shapes).compile(options)
 
 
-def seven_b() -> tuple[nn.Module, Callable[[], Any], Callable[[], Any]]:
+def served(
+    config: ModelConfig, batch: int
+) -> tuple[nn.Module, Callable[[], Any], Callable[[], Any]]:
     """The model, and its parameters and empty session as shapes (made under the mesh: the dtype
     depends on the device).
     """
-    model = build_model(SIZES["7b"])
+    model = build_model(config)
 
     def init() -> Any:
         return nn.meta.unbox(model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
@@ -87,23 +90,28 @@ def seven_b() -> tuple[nn.Module, Callable[[], Any], Callable[[], Any]]:
     def params() -> Any:
         return jax.eval_shape(lambda: cast_weights(init(), model.config))
 
-    return model, params, lambda: jax.eval_shape(lambda: session.empty_session(model, 1))
+    return model, params, lambda: jax.eval_shape(lambda: session.empty_session(model, batch))
 
 
-def decoding() -> jax.stages.Compiled:
-    """Decoding at batch 1; the loop over tokens counts as one."""
-    model, params, start = seven_b()
-    keys = jax.eval_shape(lambda: row_keys([0]))
-    ended, count = jax.ShapeDtypeStruct((1,), bool), jax.ShapeDtypeStruct((), jnp.int32)
+def paper(size: str) -> ModelConfig:
+    """One of the paper's models, all blocks with a matrix memory."""
+    return load(f"configs/xlstm_{size}.py:1_0-15b").model
+
+
+def decoding(config: ModelConfig, batch: int = 1) -> jax.stages.Compiled:
+    """A call that decodes; its loop over tokens counts as one."""
+    model, params, start = served(config, batch)
+    keys = jax.eval_shape(lambda: row_keys(range(batch)))
+    ended, count = jax.ShapeDtypeStruct((batch,), bool), jax.ShapeDtypeStruct((), jnp.int32)
     options = {"space": 64, "sampling": GREEDY}
     function = jax.jit(functools.partial(decode.__wrapped__, model, **options))
     return on_chip(function, params, start, keys, ended, count, options=compiler_options(WRITING))
 
 
-def prefill() -> jax.stages.Compiled:
+def prefill(config: ModelConfig) -> jax.stages.Compiled:
     """A piece of a prompt is read."""
-    model, params, start = seven_b()
-    tokens = jax.ShapeDtypeStruct((1, session.PIECE), jnp.int32)
+    model, params, start = served(config, 1)
+    tokens = jax.ShapeDtypeStruct((1, PROMPT), jnp.int32)
 
     def read(params: Any, before: session.Session, tokens: jax.Array) -> session.Session:
         return session.read_piece.__wrapped__(model, params, before, tokens, None)
@@ -124,16 +132,19 @@ def slstm_cell(heads: int, dim: int, *, backward: bool = True) -> jax.stages.Com
 CASES = {
     "125m training, 32 x 2048": Case(600.0, functools.partial(training, "125m [1:0]")),
     "1.42b training, 8 x 8192": Case(1480.0, functools.partial(training, "1.42b as 7b")),
-    "7b decoding, batch 1": Case(7.68, decoding),
-    "7b prefill, 8192 tokens": Case(8192 / 36.150, prefill, PIECES),
+    "7b decoding, batch 1": Case(7.68, lambda: decoding(SIZES["7b"])),
+    "7b decoding, batch 16": Case(None, lambda: decoding(SIZES["7b"], 16)),
+    "7b decoding, batch 64": Case(None, lambda: decoding(SIZES["7b"], 64)),
+    "1.3b decoding, batch 1": Case(None, lambda: decoding(paper("1.3b"))),
+    "7b prefill, 8192 tokens": Case(8192 / 36.150, lambda: prefill(SIZES["7b"]), 8192 // PROMPT),
     "slstm 12 x 64, forward": Case(1.737, functools.partial(slstm_cell, 12, 64, backward=False)),
     "slstm 12 x 64": Case(5.66, functools.partial(slstm_cell, 12, 64)),
     "slstm 4 x 192": Case(8.57, functools.partial(slstm_cell, 4, 192)),
 }
 
 
-def modelled(name: str, case: Case, texts: pathlib.Path | None) -> StepModel:
-    """The model of a case's program, compiled or from its file."""
+def modelled(name: str, case: Case, texts: pathlib.Path | None) -> tuple[StepModel, StepModel]:
+    """The model of a case's program, compiled or from its file; and of its loops alone."""
     file = texts and texts / f"{name.replace(' ', '_').replace(',', '')}.hlo"
     if file is None or not file.exists():
         text = case.compiled().as_text()
@@ -141,7 +152,12 @@ def modelled(name: str, case: Case, texts: pathlib.Path | None) -> StepModel:
             file.write_text(text)
     else:
         text = file.read_text()
-    return model_of(read_program(text), DEVICE)
+    program = read_program(text)
+    model = model_of(program, DEVICE)
+    looped = {line.name for _, where, line in program.launched() if where != program.entry}
+    return model, dataclasses.replace(
+        model, kernels=[pair for pair in model.kernels if pair[0].instruction in looped]
+    )
 
 
 def main() -> int:
@@ -154,13 +170,19 @@ def main() -> int:
     for name, case in CASES.items():
         if arguments.only.lower() not in name:
             continue
-        model = modelled(name, case, arguments.texts)
+        model, loop = modelled(name, case, arguments.texts)
         took = model.milliseconds * case.runs
         print(
             f"## {name}: modelled {took:.2f} ms"
             + (f", measured {case.measured:.2f} ({took / case.measured - 1:+.0%})"
                if case.measured else "")
         )  # fmt: skip
+        if "decoding" in name:
+            token = loop.whole
+            print(
+                f"each token, without what a call does once: {token.milliseconds:.2f} ms, "
+                f"{token.launches} kernels, {token.bytes / 1e9:.1f} GB"
+            )
         print(*model.lines(), "", sep="\n", flush=True)
     return 0
 

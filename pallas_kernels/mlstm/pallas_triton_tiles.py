@@ -60,7 +60,7 @@ def call(
     *,
     in_place: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[Array, ...]:
-    """One kernel: ins are pairs of (array, block), outs triples of (shape, dtype, block); `in_place`
+    """One kernel: ins are pairs of (array, block), outs triples of (shape, dtype, block); in_place
     says which of ins has the memory of which of outs.
     """
     # imported here, because only this backend needs it; jaxlib without a GPU has it too

@@ -104,11 +104,23 @@ def test_a_padded_prompt_gives_what_it_gives_alone(model_and_params):
         assert_same(take(after, [row]), after_alone)
 
 
+def test_pieces_grow_so_that_few_programs_read_any_length(monkeypatch):
+    monkeypatch.setattr(sessions, "PIECE", 8)
+    assert sessions.cuts(3, 4) == [0, 3]
+    assert sessions.cuts(8 + 6, 0) == [0, 6, 14]
+    assert sessions.cuts(6 * 8 + 4, 4) == [0, 4, 12, 20, 52]
+    assert sessions.cuts(2 * 32, 4) == [0, 32, 64]
+
+
 @pytest.mark.slow
 def test_a_long_prompt_is_read_piece_by_piece(paper_model, monkeypatch):
     model, params = paper_model
     whole = read(model, params, PROMPTS)
     monkeypatch.setattr(sessions, "PIECE", 4)
+    assert_same(read(model, params, PROMPTS), whole)
+    monkeypatch.setattr(sessions, "PIECE", 1)
+    monkeypatch.setattr(sessions, "PIECES", 2 * len(PROMPTS))
+    monkeypatch.setattr(sessions, "platform", lambda: "gpu")
     assert_same(read(model, params, PROMPTS), whole)
 
 

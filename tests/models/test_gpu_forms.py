@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pallas_kernels.interpret import interpreted
+from pallas_kernels.mlstm import api
 from xlstm_jax.config import MeshConfig, ModelConfig
-from xlstm_jax.models import gpu_forms, layers
+from xlstm_jax.models import build_model, cpu_forms, gpu_forms, layers, mlstm_cell
 from xlstm_jax.models.backbone import Backbone
 from xlstm_jax.models.initializers import ones
 from xlstm_jax.models.layers import BlockDiagonalProjection, normalize
@@ -69,6 +72,52 @@ def test_block_diagonal_maps_and_all_their_derivatives(num_blocks, size):
             for form in (gpu_forms.block_diagonal_product, reference)
         )
         assert_same(found, expected, 1e-11)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gate_of_one_token(dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(3, 1, 48)), dtype)
+    kernel, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((48, 4), (4,)))
+    expected = cpu_forms.gate_preactivations([x], [kernel], bias)
+    found = gpu_forms.gate_of_token(x, kernel, bias)
+    assert found.dtype == expected.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("mixer", ["mlstm", "mlstm_7b"])
+def test_tokens_one_by_one_on_a_gpu_are_the_sequence(mixer, monkeypatch):
+    """The step's kernel and the gates of one token, inside the blocks; two rows, one of which
+    begins another document.
+    """
+    blocks = {"num_heads": 2, "input_gate_bias_std": 0.5}
+    config = ModelConfig(
+        vocab_size=23, dim=32, num_blocks=2, blocks=mixer, dtype="float32", mixers={mixer: blocks}
+    )
+    model = build_model(config)
+    tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 23)
+    ids = jnp.array([[0] * 9, [0] * 4 + [1] * 5])
+    params = nn.meta.unbox(model.init(jax.random.key(0), tokens))["params"]
+    leaves, tree = jax.tree.flatten(params)  # kernels of gates begin at zero
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    params = tree.unflatten(
+        [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
+    expected, last = model.apply({"params": params}, tokens, segments=ids)
+
+    for module in (mlstm_cell, layers):
+        monkeypatch.setattr(module, "platform", lambda: "gpu")
+    monkeypatch.setattr(api, "STEP_ORDER", {"cpu": ("pallas_triton",)})
+    step = jax.jit(
+        lambda token, state, ids: model.apply({"params": params}, token, state, segments=ids)
+    )
+    state, found = model.init_state(2), []
+    with interpreted(True):
+        for t in range(9):
+            logits, state = step(tokens[:, t : t + 1], state, ids[:, t : t + 1])
+            found.append(logits)
+    np.testing.assert_allclose(np.concatenate(found, 1), expected, rtol=1e-4, atol=2e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x.shape, y.shape), state, last)
 
 
 @pytest.mark.parametrize("center", [True, False])

@@ -9,7 +9,8 @@ import pytest
 from xlstm_jax.parallel import xla_flags
 from xlstm_jax.parallel.xla_flags import TRAINING, WRITING, Flag, set_for_gpus
 
-OURS = "--xla_disable_hlo_passes=dot-strength-reduction"
+MERGED = "--xla_gpu_dot_merger_threshold_mb=256"
+OURS = f"--xla_disable_hlo_passes=dot-strength-reduction {MERGED}"
 
 
 @pytest.fixture
@@ -22,8 +23,8 @@ def driver(monkeypatch, tmp_path):
     [
         ("", OURS),
         ("--xla_dump_to=here", f"--xla_dump_to=here {OURS}"),
-        ("--xla_disable_hlo_passes=", "--xla_disable_hlo_passes="),
-        ("--xla_disable_hlo_passes=a,b --xla_x=1", "--xla_disable_hlo_passes=a,b --xla_x=1"),
+        ("--xla_disable_hlo_passes=", f"--xla_disable_hlo_passes= {MERGED}"),
+        (f"--xla_disable_hlo_passes=a,b --xla_x=1 {MERGED}",) * 2,
     ],
 )
 def test_what_the_user_has_set_stays(driver, given, expected):

@@ -6,6 +6,7 @@ going back costs nothing.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +18,13 @@ import numpy as np
 from xlstm_jax.errors import UserError
 from xlstm_jax.models import BackboneState, ModelConfig
 from xlstm_jax.models.backbone import growing_mixers
-from xlstm_jax.parallel import compute_dtype
+from xlstm_jax.parallel import compute_dtype, platform
 from xlstm_jax.typing import Array, Bool, Float, Int
 
 PIECE = 2048  # tokens of a prompt that are read at once: longer ones take no more memory
+# Rows of so many tokens that an accelerator reads at once; each piece reads all weights. The 7B
+# model on an H100 reads one prompt at 48,000 instead of 44,000 tokens/s (modelled).
+PIECES = 4
 TAIL = 128  # last tokens that a session keeps, at least, for the text that follows them
 
 
@@ -140,7 +144,7 @@ def read(
     place: Callable[[Any], Any] = lambda rows: rows,
 ) -> Session:
     """The session after each row read its own tokens: in parallel along the time, `PIECE` tokens at
-    once.
+    once, of few prompts on an accelerator up to `PIECES` times as many.
 
     Rows may have different lengths, 0 too in a session that exists. Shorter ones are padded on the
     left; padding changes no state, so that a row gets what it would get alone. Padding goes to the
@@ -164,15 +168,22 @@ def read(
         if len(prompt):
             tokens[row, length - len(prompt) :] = prompt
     padding = np.arange(length) < length - np.array([[len(prompt)] for prompt in prompts])
-    first = length % PIECE or min(length, PIECE)
-    for start, end in zip(
-        [0, *range(first, length, PIECE)], range(first, length + 1, PIECE), strict=True
-    ):
+    at_once = 1 if platform() == "cpu" else PIECES // len(prompts)
+    for start, end in itertools.pairwise(cuts(length, at_once)):
         ids = -padding[:, start:end].astype(np.int32) if padding[:, start:end].any() else None
         session = read_piece(
             model, params, session, place(tokens[:, start:end]), None if ids is None else place(ids)
         )
     return session
+
+
+def cuts(length: int, at_once: int) -> list[int]:
+    """Where a padded length is cut into what is read at once, both ends among them: what is no
+    whole piece, then pieces one by one until the rest is `at_once` of them at a time.
+    """
+    large = PIECE * max(1, at_once)
+    sizes = [length % PIECE, *[PIECE] * (length % large // PIECE), *[large] * (length // large)]
+    return list(itertools.accumulate(filter(None, sizes), initial=0))
 
 
 def padded(length: int) -> int:
