@@ -44,6 +44,31 @@ def interpret_mode(platform: str) -> Any:
     return mode
 
 
+# device kinds without sm_80's products
+_BEFORE_AMPERE = (
+    *("Tesla", "V100", "P100", "T4", "GTX", "TITAN", "Quadro", "RTX 20"),
+    *("AMD", "Radeon"),
+)
+
+
+def triton_mode() -> bool:
+    """The mode in context of a Triton kernel: True, or False to compile.
+
+    Raises NotImplementedError for a simulator's parameters, and where the program is lowered for
+    anything but an NVIDIA GPU with sm_80 or later.
+    """
+    mode, kind = interpret_mode("gpu"), target_device()[1]
+    if mode is False and any(name in kind for name in _BEFORE_AMPERE):
+        raise NotImplementedError(
+            f"it needs an NVIDIA GPU with sm_80 or later, and this program is lowered for a {kind}"
+        )
+    if mode not in (False, True):
+        raise NotImplementedError(
+            "it is interpreted by interpret=True alone, there is no simulator for Triton kernels"
+        )
+    return mode
+
+
 def hopper_mode() -> Any:
     """The mode in context of a Mosaic GPU kernel for Hopper: a simulator's parameters, or False to
     compile.

@@ -18,7 +18,7 @@ from jaxtyping import Array
 from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.dispatch import HOPPER, target_device
 from pallas_kernels.filling import filled
-from pallas_kernels.interpret import interpret_mode
+from pallas_kernels.interpret import triton_mode
 from pallas_kernels.mlstm import pallas_triton_tiles as tiles
 from pallas_kernels.mlstm.call import Call, Options
 from pallas_kernels.mlstm.gates import chunk_gates, gate_gradients, output_gradients
@@ -36,9 +36,6 @@ CHUNKS = (16, 32, 64, 128)  # a chunk's L·L weights are in registers
 # heads of 128 x 256 repeated to the bit; the cause is not known.
 HOPPERS_WIDEST = 128 * 256
 
-# device kinds without sm_80's products
-_TOO_OLD = ("Tesla", "V100", "P100", "T4", "GTX", "TITAN", "Quadro", "RTX 20", "AMD", "Radeon")
-
 
 def mlstm_pallas_triton(call: Call, options: Options) -> tuple[Values, MLSTMState]:
     """The backend "pallas_triton": bfloat16, float16 and float32 (three TF32 products for each).
@@ -50,16 +47,7 @@ def mlstm_pallas_triton(call: Call, options: Options) -> tuple[Values, MLSTMStat
     """
     q, k, v, log_i, log_f, state, starts = call
     normalise, chunk_size, eps = options
-    mode = interpret_mode("gpu")
-    kind = target_device()[1]
-    if mode is False and any(name in kind for name in _TOO_OLD):
-        raise NotImplementedError(
-            f"it needs an NVIDIA GPU with sm_80 or later, and this program is lowered for a {kind}"
-        )
-    if mode not in (False, True):
-        raise NotImplementedError(
-            "it is interpreted by interpret=True alone, there is no simulator for Triton kernels"
-        )
+    mode, kind = triton_mode(), target_device()[1]
     if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in (
         jnp.bfloat16,
         jnp.float16,

@@ -11,12 +11,13 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.segments import last_segment, segment_borders
+from xlstm_jax.models import gpu_forms
 from xlstm_jax.models.config import ModelConfig
 from xlstm_jax.models.layers import RESIDUAL_STREAM, Dropout, LayerNorm, RMSNorm
 from xlstm_jax.models.mixer import Depth, Segments
 from xlstm_jax.models.remat import policy_of, stack_of
 from xlstm_jax.models.stack import Run, Stack, block_name
-from xlstm_jax.parallel import compute_dtype, constrain
+from xlstm_jax.parallel import compute_dtype, constrain, platform
 from xlstm_jax.typing import Activations, Array, Int, SegmentIds
 
 
@@ -90,6 +91,8 @@ class Block(nn.Module):
             y, branch_state = branch(norm(x), before, segments, **share)
             y = Dropout(config.dropout)(y, deterministic=not self.train)
             x = constrain(x + y if config.residual else y, *RESIDUAL_STREAM)
+            if state is not None and platform() == "gpu":
+                x = gpu_forms.computed_once(x)
             x = checkpoint_name(x, "middle")
             after.append(branch_state)
         return x, tuple(after)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pallas_kernels import row_norm
 from xlstm_jax.models import cpu_forms, gpu_forms
 from xlstm_jax.models.cpu_forms import (
     project,
@@ -212,6 +213,17 @@ def _channel_vector(module: nn.Module, name: str, value: float, dim: int, axis: 
     return gathered(module.param(name, init, (dim,)), axis)
 
 
+def _scaled_norm(
+    x: Activations, scale: Float[Array, " D"], eps: float, *, center: bool
+) -> Activations:
+    """`normalize` times the scale, in float32 or better; on a GPU that of a single token in the
+    dtype of x.
+    """
+    if platform() == "gpu" and x.size == x.shape[-1]:
+        return row_norm(x.reshape(1, -1), scale, eps, center=center).reshape(x.shape)
+    return scale_channels(normalize(x, eps, center=center), scale)
+
+
 RESIDUAL_STREAM = ("batch", "time", "channels")  # whole channels: a norm's sums need them
 
 
@@ -225,9 +237,11 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Activations) -> Activations:
         x, dim = constrain(x, *RESIDUAL_STREAM), x.shape[-1]
         scale = _channel_vector(self, "scale", 1, dim, "embed")
-        y = scale_channels(normalize(x, self.eps, center=True), scale)
         if self.use_bias:
+            y = scale_channels(normalize(x, self.eps, center=True), scale)
             y = y + _channel_vector(self, "bias", 0, dim, "embed")
+        else:
+            y = _scaled_norm(x, scale, self.eps, center=True)
         return constrain(y.astype(x.dtype), *RESIDUAL_STREAM)
 
 
@@ -240,7 +254,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Activations) -> Activations:
         x = constrain(x, *RESIDUAL_STREAM)
         scale = _channel_vector(self, "scale", 1, x.shape[-1], "embed")
-        y = scale_channels(normalize(x, self.eps, center=False), scale)
+        y = _scaled_norm(x, scale, self.eps, center=False)
         return constrain(y.astype(x.dtype), *RESIDUAL_STREAM)
 
 
