@@ -69,13 +69,14 @@ def test_a_misspelled_name_is_a_mistake(backend):
         cases.run_mlstm(inputs, backend=backend)
 
 
-@pytest.mark.parametrize("cell", ("mlstm", "slstm"))
+@pytest.mark.parametrize("cell", ("mlstm", "slstm", "row_norm"))
 def test_every_name_that_none_tries_is_a_backend_and_the_last_runs_anywhere(cell):
     api = importlib.import_module(f"pallas_kernels.{cell}.api")
-    assert api.ORDER.keys() == {"tpu", "hopper", "gpu", "cpu"}
-    for names in api.ORDER.values():
-        assert api.BACKENDS.keys() >= set(names)
-        assert not names[-1].startswith("pallas")
+    for order in (api.ORDER, getattr(api, "STEP_ORDER", api.ORDER)):
+        assert order.keys() == {"tpu", "hopper", "gpu", "cpu"}
+        for names in order.values():
+            assert api.BACKENDS.keys() >= set(names)
+            assert not names[-1].startswith("pallas")
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.interpret import interpreted
-from pallas_kernels.mlstm import api
+from pallas_kernels.mlstm import api as mlstm_api
+from pallas_kernels.row_norm import api as norm_api
 from xlstm_jax.config import MeshConfig, ModelConfig
-from xlstm_jax.models import build_model, cpu_forms, gpu_forms, layers, mlstm_cell
+from xlstm_jax.models import backbone, build_model, cpu_forms, gpu_forms, layers, mlstm_cell
 from xlstm_jax.models.backbone import Backbone
 from xlstm_jax.models.initializers import ones
 from xlstm_jax.models.layers import BlockDiagonalProjection, normalize
@@ -87,16 +88,16 @@ def test_a_gate_of_one_token(dtype):
 
 @pytest.mark.parametrize("mixer", ["mlstm", "mlstm_7b"])
 def test_tokens_one_by_one_on_a_gpu_are_the_sequence(mixer, monkeypatch):
-    """The step's kernel and the gates of one token, inside the blocks; two rows, one of which
-    begins another document.
+    """The step's kernel, the gates of one token and the norm of one row, inside the blocks; the row
+    begins another document on its way.
     """
     blocks = {"num_heads": 2, "input_gate_bias_std": 0.5}
     config = ModelConfig(
         vocab_size=23, dim=32, num_blocks=2, blocks=mixer, dtype="float32", mixers={mixer: blocks}
     )
     model = build_model(config)
-    tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 23)
-    ids = jnp.array([[0] * 9, [0] * 4 + [1] * 5])
+    tokens = jax.random.randint(jax.random.key(1), (1, 9), 0, 23)
+    ids = jnp.array([[0] * 4 + [1] * 5])
     params = nn.meta.unbox(model.init(jax.random.key(0), tokens))["params"]
     leaves, tree = jax.tree.flatten(params)  # kernels of gates begin at zero
     keys = jax.random.split(jax.random.key(2), len(leaves))
@@ -105,13 +106,14 @@ def test_tokens_one_by_one_on_a_gpu_are_the_sequence(mixer, monkeypatch):
     )
     expected, last = model.apply({"params": params}, tokens, segments=ids)
 
-    for module in (mlstm_cell, layers):
+    for module in (mlstm_cell, layers, backbone):
         monkeypatch.setattr(module, "platform", lambda: "gpu")
-    monkeypatch.setattr(api, "STEP_ORDER", {"cpu": ("pallas_triton",)})
+    monkeypatch.setattr(mlstm_api, "STEP_ORDER", {"cpu": ("pallas_triton",)})
+    monkeypatch.setattr(norm_api, "ORDER", {"cpu": ("pallas_triton", "plain")})
     step = jax.jit(
         lambda token, state, ids: model.apply({"params": params}, token, state, segments=ids)
     )
-    state, found = model.init_state(2), []
+    state, found = model.init_state(1), []
     with interpreted(True):
         for t in range(9):
             logits, state = step(tokens[:, t : t + 1], state, ids[:, t : t + 1])
