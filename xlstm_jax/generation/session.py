@@ -22,8 +22,8 @@ from xlstm_jax.parallel import compute_dtype, platform
 from xlstm_jax.typing import Array, Bool, Float, Int
 
 PIECE = 2048  # tokens of a prompt that are read at once: longer ones take no more memory
-# Rows of so many tokens that an accelerator reads at once; each piece reads all weights. The 7B
-# model on an H100 reads one prompt at 48,000 instead of 44,000 tokens/s (modelled).
+# So many pieces of few rows are read at once by an accelerator, as each reads all weights: 8,192
+# tokens through two of the 7B model's blocks on an H100 take 10.6 instead of 12.1 ms (modelled).
 PIECES = 4
 TAIL = 128  # last tokens that a session keeps, at least, for the text that follows them
 
