@@ -1,0 +1,185 @@
+"""`mlstm_front` on NVIDIA GPUs from Ampere on (sm_80), through Pallas' Triton lowering: one kernel
+forward, two backward.
+
+Forward u is read once and c, q, k, v are written once. Backward, u and the gradients of c, q, k and
+v are read, and c is made again from u; the gradient g of the convolution's sum is written by one
+kernel and read by the next, with v's gradient, because a token's is needed by W-1 others, which
+other programs have. In all 5 arrays of u's size forward and 9 backward; a backward pass in one
+kernel would be 6, with g made W times over, or handed on within a program through memory that
+Triton gives no order to.
+
+Nothing but what was given is kept for the backward pass.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
+
+from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
+from pallas_kernels.dispatch import target_device
+from pallas_kernels.interpret import interpret_mode
+from pallas_kernels.mlstm.pallas_triton import TOO_OLD
+from pallas_kernels.mlstm_front import pallas_triton_kernels as kernels
+from pallas_kernels.mlstm_front.call import Call, Front
+from pallas_kernels.mlstm_front.pallas_triton_tiles import Blocks, Operands, Settings, groups_of
+from pallas_kernels.mlstm_front.places import Places
+from pallas_kernels.typing import state_dtype
+
+LEAST_GATES = 16  # of a product on tensor cores
+PROGRAMS = 512  # at least so many in the kernel with the sums, where there are enough tokens
+
+
+def mlstm_front_pallas_triton(call: Call) -> Front:
+    """The backend "pallas_triton": bfloat16, float16 and float32 (three TF32 products for each).
+
+    Raises NotImplementedError for other types, blocks whose size does not divide a group of 64
+    channels, and devices before sm_80.
+    """
+    mode = interpret_mode("gpu")
+    kind = target_device()[1]
+    if mode is False and any(name in kind for name in TOO_OLD):
+        raise NotImplementedError(
+            f"it needs an NVIDIA GPU with sm_80 or later, and this program is lowered for a {kind}"
+        )
+    if mode not in (False, True):
+        raise NotImplementedError(
+            "it is interpreted by interpret=True alone, there is no simulator for Triton kernels"
+        )
+    if call.u.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
+        raise NotImplementedError(f"u must be bfloat16, float16 or float32; it is {call.u.dtype}")
+    if (high := state_dtype(*(x for x in call[:-1] if x is not None))) != jnp.float32:
+        raise NotImplementedError(f"its sums are float32; one of the inputs asks for {high}")
+    size = call.query.shape[-1]
+    if Blocks().channels % size:
+        raise NotImplementedError(
+            f"blocks of channels must divide {Blocks().channels}; they have {size}"
+        )
+    batch, time, channels = call.u.shape
+    tiles = pl.cdiv(time, Blocks().tokens)
+    of_rows = batch * pl.cdiv(channels, Blocks().channels)
+    settings = Settings(mode, size, min(tiles, pl.cdiv(PROGRAMS, of_rows)))
+    return _front(settings, call)
+
+
+def _value(settings: Settings, call: Call) -> Front:
+    gates = call.gate_bias.shape[0]
+    matrices = jnp.stack([_grouped(settings, x) for x in (call.query, call.key, call.value)])
+    front = kernels.forward(
+        settings,
+        _operands(call),
+        matrices.astype(call.u.dtype),
+        _gate_parts(settings, call).astype(call.u.dtype),
+        _with_least(call.gate_bias.astype(jnp.float32), 0),
+    )
+    return front._replace(gates=front.gates[..., :gates])
+
+
+def _forward(settings: Settings, call: Call) -> tuple[Front, Call]:
+    return _value(settings, call), call
+
+
+def _backward(settings: Settings, call: Call, d_front: Front) -> tuple[Call]:
+    dtype, gates = call.u.dtype, call.gate_bias.shape[0]
+    d_bias = jnp.sum(d_front.gates, axis=(0, 1))
+    d_front = d_front._replace(gates=_with_least(d_front.gates, 2).astype(dtype))
+    query, key, value = (
+        _grouped(settings, x.astype(dtype).astype(jnp.float32))
+        for x in (call.query, call.key, call.value)
+    )
+    parts = _gate_parts(settings, call).astype(dtype).astype(jnp.float32)
+
+    def transposed(*matrices: Array) -> Array:
+        return jnp.swapaxes(jnp.stack(matrices), -1, -2).astype(dtype)
+
+    # from c and from u to the gates
+    through = [_product("ngh,nhp->ngp", x, part) for x, part in zip((query, key, value), parts, strict=True)]
+    (from_c,), (from_u,) = transposed(through[0] + through[1]), transposed(through[2])
+    g, of_maps, of_gates, of_taps = kernels.inner(
+        settings, _operands(call), transposed(query, key), from_c, d_front
+    )
+    (v_transposed,) = transposed(value)
+    du = kernels.outer(
+        settings, call.places.targets, call.conv_kernel.astype(jnp.float32), v_transposed, from_u,
+        g, d_front.v, d_front.gates,
+    )  # fmt: skip
+
+    channels = call.u.shape[-1]
+    of_maps, of_gates, of_taps = (jnp.sum(x, axis=(0, 1)) for x in (of_maps, of_gates, of_taps))
+    of_gates = of_gates[:, :channels, :gates]
+    blocks = of_maps[:, :channels].reshape(3, *call.query.shape)
+    # A map's gradient also has what comes through the gates: x dgates G'.
+    of_x = of_gates[jnp.array((0, 0, 1))].reshape(3, -1, settings.size, gates)
+    of_kernel = call.gate_kernel.astype(dtype).astype(jnp.float32).reshape(3, -1, settings.size, gates)
+    blocks = blocks + _product("pnig,pnog->pnio", of_x, of_kernel)
+    matrices = jnp.stack([x.astype(dtype) for x in (call.query, call.key, call.value)])
+    d_gate_kernel = _product("pnio,pnig->pnog", matrices.astype(jnp.float32), of_x)
+    d_call = call._replace(
+        u=du,
+        window=None if call.window is None else _window_gradient(call, g),
+        conv_kernel=of_taps[:-1, :channels],
+        conv_bias=of_taps[-1, :channels],
+        query=blocks[0],
+        key=blocks[1],
+        value=blocks[2],
+        gate_kernel=d_gate_kernel.reshape(call.gate_kernel.shape),
+        gate_bias=d_bias,
+    )
+    arrays = [None if x is None else dx.astype(x.dtype) for x, dx in zip(call[:-1], d_call[:-1], strict=True)]
+    return (Call(*arrays, Places(None, None, None, None)),)
+
+
+_front = with_first_backward_only(
+    _value,
+    _forward,
+    _backward,
+    gradients_alone("mlstm_front", "pallas_triton"),
+    name=("conv", "qkv", "qkv", "qkv", "qkv"),
+)
+
+
+def _operands(call: Call) -> Operands:
+    kernel, bias = (x.astype(jnp.float32) for x in (call.conv_kernel, call.conv_bias))
+    return Operands(call.places.sources, call.u, call.window, kernel, bias)
+
+
+def _window_gradient(call: Call, g: Array) -> Float[Array, "B W-1 I"]:
+    """By the few tokens that meet the window."""
+    place = call.places.window_targets
+    reach = place.shape[-1]
+    rows = jnp.maximum(place - reach, 0).reshape(place.shape[0], -1)
+    met = jnp.take_along_axis(g, rows[..., None], axis=1).reshape(*place.shape, -1)
+    met = jnp.where((place >= 0)[..., None], met, 0).astype(jnp.float32)
+    return _product("bwri,wi->bri", met, call.conv_kernel.astype(jnp.float32))
+
+
+def _grouped(settings: Settings, kernel: Float[Array, "N i i"]) -> Float[Array, "n g g"]:
+    """Groups of blocks as one block-diagonal matrix each, the last filled up with zeros."""
+    size = settings.size
+    per_group = settings.blocks.channels // size
+    groups = groups_of(settings, kernel.shape[0] * size)
+    filled = jnp.pad(kernel, ((0, groups * per_group - kernel.shape[0]), (0, 0), (0, 0)))
+    blocks = filled.reshape(groups, per_group, size, 1, size)
+    diagonal = jnp.eye(per_group, dtype=kernel.dtype)[:, None, :, None]
+    return (blocks * diagonal).reshape(groups, per_group * size, per_group * size)
+
+
+def _gate_parts(settings: Settings, call: Call) -> Float[Array, "3 n g P"]:
+    """The gates' kernels of q, of k and of v, by groups of channels."""
+    channels, size = call.u.shape[-1], settings.blocks.channels
+    groups = groups_of(settings, channels)
+    parts = _with_least(call.gate_kernel, 1).reshape(3, channels, -1)
+    return jnp.pad(parts, ((0, 0), (0, groups * size - channels), (0, 0))).reshape(
+        3, groups, size, -1
+    )
+
+
+def _with_least(x: Array, axis: int) -> Array:
+    """Filled up with zeros to a power of two of gates, at least LEAST_GATES."""
+    size = max(LEAST_GATES, pl.next_power_of_2(x.shape[axis]))
+    widths = [(0, size - x.shape[axis] if at == axis else 0) for at in range(x.ndim)]
+    return jnp.pad(x, widths)
+
+
+def _product(equation: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(equation, x, y, precision=jax.lax.Precision.HIGHEST)
