@@ -108,7 +108,12 @@ def _naming(
 
 
 def with_first_backward_only(
-    value: Callable, forward: Callable, backward: Callable, refusal: str, *, name: Names | None = None
+    value: Callable,
+    forward: Callable,
+    backward: Callable,
+    refusal: str,
+    *,
+    name: Names | None = None,
 ) -> Any:
     """As `with_backward`, for functions that call Pallas kernels: they have gradients alone,
     forward mode and second derivatives raise TypeError(refusal), and they are traced without 64-bit

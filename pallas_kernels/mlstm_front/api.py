@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from pallas_kernels.dispatch import Backend, dispatch
 from pallas_kernels.mlstm_front.call import Call, Front, Inner
 from pallas_kernels.mlstm_front.pallas_triton import mlstm_front_pallas_triton
-from pallas_kernels.mlstm_front.places import inputs_at, places_of
+from pallas_kernels.mlstm_front.places import inputs_at
 from pallas_kernels.mlstm_front.reference import mlstm_front_reference
 from pallas_kernels.typing import LastSegment, SegmentIds
 
@@ -42,9 +42,9 @@ def mlstm_front(
     previous_segment: LastSegment | None = None,
     backend: Backend = None,
 ) -> tuple[Front, Float[Array, "B W-1 I"]]:
-    """What stands before the cell in the paper's mLSTM block, from u in one pass: c = SiLU(conv(u)),
-    q = Q c, k = K c, v = V u and the gates' pre-activations, linear in q, k and v; and the
-    convolution's window after the last token.
+    """What stands before the cell in the paper's mLSTM block: c = SiLU(conv(u)), q = Q c, k = K c,
+    v = V u and the gates' pre-activations, linear in q, k and v; and the convolution's window after
+    the last token.
 
     Q, K and V are block-diagonal, with N blocks of i neighbouring channels; a block's output o is
     sum_i x_i kernel[n, i, o]. c, q, k and v have the type of u, gates that of sums: float32,
@@ -63,17 +63,13 @@ def mlstm_front(
         u, conv_kernel, conv_bias, query, key, value, gate_kernel, gate_bias, window, segment_ids,
         previous_segment,
     )  # fmt: skip
-    batch, time, channels = u.shape
-    width = conv_kernel.shape[0]
-    places = places_of(
-        batch, time, width, segment_ids, previous_segment, window=window is not None
-    )
-    given = window if width > 1 else None
+    reach = conv_kernel.shape[0] - 1
     call = Call(
-        u, given, conv_kernel, conv_bias, query, key, value, gate_kernel, gate_bias, places
-    )
+        u, window if reach else None, conv_kernel, conv_bias, query, key, value, gate_kernel,
+        gate_bias, segment_ids, previous_segment,
+    )  # fmt: skip
     front = dispatch("mlstm_front", BACKENDS, backend, ORDER, call)
-    after = inputs_at(u, window, width - 1, places.last)
+    after = inputs_at(u, call.window, reach, call.places().last)
     return front, after if window is None else after.astype(window.dtype)
 
 

@@ -14,14 +14,14 @@ Nothing but what was given is kept for the backward pass.
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.dispatch import target_device
 from pallas_kernels.interpret import interpret_mode
 from pallas_kernels.mlstm.pallas_triton import TOO_OLD
 from pallas_kernels.mlstm_front import pallas_triton_kernels as kernels
-from pallas_kernels.mlstm_front.call import Call, Front
+from pallas_kernels.mlstm_front.call import Call, Front, Inner
 from pallas_kernels.mlstm_front.pallas_triton_tiles import Blocks, Operands, Settings, groups_of
 from pallas_kernels.mlstm_front.places import Places
 from pallas_kernels.typing import state_dtype
@@ -48,7 +48,7 @@ def mlstm_front_pallas_triton(call: Call) -> Front:
         )
     if call.u.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
         raise NotImplementedError(f"u must be bfloat16, float16 or float32; it is {call.u.dtype}")
-    if (high := state_dtype(*(x for x in call[:-1] if x is not None))) != jnp.float32:
+    if (high := state_dtype(*call.floats())) != jnp.float32:
         raise NotImplementedError(f"its sums are float32; one of the inputs asks for {high}")
     size = call.query.shape[-1]
     if Blocks().channels % size:
@@ -59,15 +59,15 @@ def mlstm_front_pallas_triton(call: Call) -> Front:
     tiles = pl.cdiv(time, Blocks().tokens)
     of_rows = batch * pl.cdiv(channels, Blocks().channels)
     settings = Settings(mode, size, min(tiles, pl.cdiv(PROGRAMS, of_rows)))
-    return _front(settings, call)
+    return _front(settings, call, call.places())
 
 
-def _value(settings: Settings, call: Call) -> Front:
+def _value(settings: Settings, call: Call, places: Places) -> Front:
     gates = call.gate_bias.shape[0]
     matrices = jnp.stack([_grouped(settings, x) for x in (call.query, call.key, call.value)])
     front = kernels.forward(
         settings,
-        _operands(call),
+        _operands(call, places),
         matrices.astype(call.u.dtype),
         _gate_parts(settings, call).astype(call.u.dtype),
         _with_least(call.gate_bias.astype(jnp.float32), 0),
@@ -75,11 +75,12 @@ def _value(settings: Settings, call: Call) -> Front:
     return front._replace(gates=front.gates[..., :gates])
 
 
-def _forward(settings: Settings, call: Call) -> tuple[Front, Call]:
-    return _value(settings, call), call
+def _forward(settings: Settings, call: Call, places: Places) -> tuple[Front, tuple[Call, Places]]:
+    return _value(settings, call, places), (call, places)
 
 
-def _backward(settings: Settings, call: Call, d_front: Front) -> tuple[Call]:
+def _backward(settings: Settings, kept: tuple[Call, Places], d_front: Front) -> tuple[Call, Places]:
+    call, places = kept
     dtype, gates = call.u.dtype, call.gate_bias.shape[0]
     d_bias = jnp.sum(d_front.gates, axis=(0, 1))
     d_front = d_front._replace(gates=_with_least(d_front.gates, 2).astype(dtype))
@@ -93,40 +94,56 @@ def _backward(settings: Settings, call: Call, d_front: Front) -> tuple[Call]:
         return jnp.swapaxes(jnp.stack(matrices), -1, -2).astype(dtype)
 
     # from c and from u to the gates
-    through = [_product("ngh,nhp->ngp", x, part) for x, part in zip((query, key, value), parts, strict=True)]
-    (from_c,), (from_u,) = transposed(through[0] + through[1]), transposed(through[2])
-    g, of_maps, of_gates, of_taps = kernels.inner(
-        settings, _operands(call), transposed(query, key), from_c, d_front
-    )
-    (v_transposed,) = transposed(value)
-    du = kernels.outer(
-        settings, call.places.targets, call.conv_kernel.astype(jnp.float32), v_transposed, from_u,
-        g, d_front.v, d_front.gates,
+    through = [
+        _product("ngh,nhp->ngp", x, part)
+        for x, part in zip((query, key, value), parts, strict=True)
+    ]
+    from_c, from_u = transposed(through[0] + through[1], through[2])
+    g, *of_c = kernels.inner(
+        settings, _operands(call, places), transposed(query, key), from_c, d_front.c, d_front.q,
+        d_front.k, d_front.gates,
     )  # fmt: skip
+    conv_kernel, (to_u,) = call.conv_kernel.astype(jnp.float32), transposed(value)
+    du, *of_u, of_taps = kernels.outer(
+        settings, places.targets, call.u, conv_kernel, to_u, from_u, g, d_front.v, d_front.gates
+    )
 
     channels = call.u.shape[-1]
-    of_maps, of_gates, of_taps = (jnp.sum(x, axis=(0, 1)) for x in (of_maps, of_gates, of_taps))
-    of_gates = of_gates[:, :channels, :gates]
-    blocks = of_maps[:, :channels].reshape(3, *call.query.shape)
+    (of_q_and_k, gates_of_c), (of_v, gates_of_u) = (
+        [jnp.sum(x, axis=(0, 1)) for x in sums] for sums in (of_c, of_u)
+    )
+    of_taps = jnp.sum(of_taps, axis=(0, 1))[:, :channels]
+    blocks = jnp.concatenate([of_q_and_k, of_v[None]])[:, :channels].reshape(3, *call.query.shape)
     # A map's gradient also has what comes through the gates: x dgates G'.
-    of_x = of_gates[jnp.array((0, 0, 1))].reshape(3, -1, settings.size, gates)
-    of_kernel = call.gate_kernel.astype(dtype).astype(jnp.float32).reshape(3, -1, settings.size, gates)
+    of_x = jnp.stack([gates_of_c, gates_of_c, gates_of_u])[:, :channels, :gates]
+    of_x, of_kernel = (
+        x.reshape(3, -1, settings.size, gates)
+        for x in (of_x, call.gate_kernel.astype(dtype).astype(jnp.float32))
+    )
     blocks = blocks + _product("pnig,pnog->pnio", of_x, of_kernel)
     matrices = jnp.stack([x.astype(dtype) for x in (call.query, call.key, call.value)])
     d_gate_kernel = _product("pnio,pnig->pnog", matrices.astype(jnp.float32), of_x)
+    d_kernel, d_window = of_taps[:-1], None
+    if call.window is not None:
+        met = _met_by_window(places.window_targets, g)
+        d_window = _product("bwri,wi->bri", met, conv_kernel)
+        d_kernel = d_kernel + _product("bwri,bri->wi", met, call.window.astype(jnp.float32))
     d_call = call._replace(
         u=du,
-        window=None if call.window is None else _window_gradient(call, g),
-        conv_kernel=of_taps[:-1, :channels],
-        conv_bias=of_taps[-1, :channels],
+        window=d_window,
+        conv_kernel=d_kernel,
+        conv_bias=of_taps[-1],
         query=blocks[0],
         key=blocks[1],
         value=blocks[2],
         gate_kernel=d_gate_kernel.reshape(call.gate_kernel.shape),
         gate_bias=d_bias,
     )
-    arrays = [None if x is None else dx.astype(x.dtype) for x, dx in zip(call[:-1], d_call[:-1], strict=True)]
-    return (Call(*arrays, Places(None, None, None, None)),)
+    arrays = [
+        None if x is None else dx.astype(x.dtype)
+        for x, dx in zip(call[:-2], d_call[:-2], strict=True)
+    ]
+    return Call(*arrays, None, None), Places(None, None, None, None)
 
 
 _front = with_first_backward_only(
@@ -138,19 +155,16 @@ _front = with_first_backward_only(
 )
 
 
-def _operands(call: Call) -> Operands:
+def _operands(call: Call, places: Places) -> Operands:
     kernel, bias = (x.astype(jnp.float32) for x in (call.conv_kernel, call.conv_bias))
-    return Operands(call.places.sources, call.u, call.window, kernel, bias)
+    return Operands(places.sources, call.u, call.window, kernel, bias)
 
 
-def _window_gradient(call: Call, g: Array) -> Float[Array, "B W-1 I"]:
-    """By the few tokens that meet the window."""
-    place = call.places.window_targets
-    reach = place.shape[-1]
-    rows = jnp.maximum(place - reach, 0).reshape(place.shape[0], -1)
+def _met_by_window(place: Int[Array, "B W W-1"], g: Inner) -> Float[Array, "B W W-1 I"]:
+    """g of the few tokens that meet the window."""
+    rows = jnp.maximum(place - place.shape[-1], 0).reshape(place.shape[0], -1)
     met = jnp.take_along_axis(g, rows[..., None], axis=1).reshape(*place.shape, -1)
-    met = jnp.where((place >= 0)[..., None], met, 0).astype(jnp.float32)
-    return _product("bwri,wi->bri", met, call.conv_kernel.astype(jnp.float32))
+    return jnp.where((place >= 0)[..., None], met, 0).astype(jnp.float32)
 
 
 def _grouped(settings: Settings, kernel: Float[Array, "N i i"]) -> Float[Array, "n g g"]:

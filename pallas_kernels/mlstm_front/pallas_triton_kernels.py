@@ -5,8 +5,9 @@ into the parts G of q, k and v, per token:
 
   forward     c, q = Q c, k = K c, v = V u, gates = bias + G_q' q + G_k' k + G_v' v
   inner       g = (dc + Q' dq + K' dk + (Q' G_q + K' G_k) dgates) s (1 + y (1 - s)), y's gradient;
-              sums over tokens: c dq, c dk, u dv, c dgates, u dgates, g u_(met at each tap), g
-  outer       du = sum_taps conv_kernel_tap g_(of who meets u there) + V' dv + V' G_v dgates
+              sums over tokens of c dq, c dk, c dgates
+  outer       du = sum_taps conv_kernel_tap g_(of who meets u there) + V' dv + V' G_v dgates;
+              sums over tokens of u dv, u dgates, u g_(of who meets u at each tap), g
 
 Channels go through in groups of 64, whose blocks of i x i channels are one matrix of 64 x 64 that
 is zero off its diagonal blocks: tensor cores multiply it in less time than the group's bytes take.
@@ -83,94 +84,173 @@ def inner(
     operands: Operands,
     matrices: Float[Array, "2 n g g"],
     gate_maps: Float[Array, "n P g"],
-    d_front: Front,
-) -> tuple[
-    Inner,
-    Float[Array, "B S 3 n*g i"],
-    Float[Array, "B S 2 n*g P"],
-    Float[Array, "B S W+1 n*g"],
-]:
-    """g, and the sums over the tokens of each of S stretches: diagonal blocks of c dq, c dk and
-    u dv; c dgates and u dgates; gradients of the convolution's taps and bias. `matrices` are those
-    of q and k transposed, `gate_maps` that of c to the gates.
+    dc: Inner,
+    dq: Inner,
+    dk: Inner,
+    d_gates: Float[Array, "B T P"],
+) -> tuple[Inner, Float[Array, "B S 2 n*g i"], Float[Array, "B S n*g P"]]:
+    """g, and the sums over the tokens of each of S stretches: diagonal blocks of c dq and c dk, and
+    c dgates. `matrices` are those of q and k transposed, `gate_maps` that of c to the gates.
     """
     u = operands.u
-    batch, time, channels = u.shape
-    tokens, size = settings.blocks.tokens, settings.blocks.channels
-    groups, gates = groups_of(settings, channels), d_front.gates.shape[-1]
-    width = operands.conv_kernel.shape[0]
-    steps = pl.cdiv(pl.cdiv(time, tokens), settings.stretches)
+    channels, gates = u.shape[-1], d_gates.shape[-1]
+    size = settings.blocks.channels
+    walk = Walk(settings, u)
     product = functools.partial(dot, tensor_cores=not settings.interpret)
 
     def mlstm_front_inner(*refs: Any) -> None:
-        inputs, (matrices, gate_maps, *d_refs) = refs[:5], refs[5:-4]
-        g_out, of_maps, of_gates, of_taps = refs[-4:]
-        operands, d_refs = Operands(*inputs), Front(*d_refs)
-        group = Group(settings, pl.program_id(0), channels)
-        first, from_gates = pl.program_id(1) * steps, gate_maps[...]
-        from_q, from_k = matrices[0], matrices[1]
+        inputs, (matrices, gate_maps, dc, dq, dk, d_gates) = refs[:5], refs[5:-3]
+        g_out, of_maps, of_gates = refs[-3:]
+        operands = Operands(*inputs)
+        group, first = walk.start(channels)
 
         def step(i: Int[Array, ""], sums: Any) -> Any:
-            maps, gate_sums, taps = sums
+            of_q, of_k, of_gates = sums
             tile = Tile(settings, first + i, operands.sources)
-            inputs, y = tile.convolve(operands, group)
-            sigmoid = 1 / (1 + jnp.exp(-y))
-            real = tile.real[:, None]
+            y = tile.convolve(operands, group)[1]
+            sigmoid, real = 1 / (1 + jnp.exp(-y)), tile.real[:, None]
             c = jnp.where(real, y * sigmoid, 0).astype(u.dtype)
-            dq, dk, dv = (tile.read(ref, group) for ref in (d_refs.q, d_refs.k, d_refs.v))
-            d_gates = tile.read_whole(d_refs.gates)
-            dc = tile.read(d_refs.c, group).astype(jnp.float32) + product(d_gates, from_gates)
-            dc = dc + product(dq, from_q) + product(dk, from_k)
-            g = jnp.where(real, dc * sigmoid * (1 + y * (1 - sigmoid)), 0)
-            tile.write(g_out, g, group)
-            pairs = ((c, dq), (c, dk), (inputs[-1], dv))
-            maps = [total + product(x, dx, (0, 0)) for total, (x, dx) in zip(maps, pairs, strict=True)]
-            gate_sums = [
-                total + product(x, d_gates, (0, 0))
-                for total, x in zip(gate_sums, (c, inputs[-1]), strict=True)
-            ]
-            moved = [g * x.astype(jnp.float32) for x in inputs] + [g]
-            taps = [total + jnp.sum(x, axis=0) for total, x in zip(taps, moved, strict=True)]
-            return maps, gate_sums, taps
+            d_q, d_k, d_of_gates = (
+                tile.read(dq, group),
+                tile.read(dk, group),
+                tile.read_whole(d_gates),
+            )
+            total = tile.read(dc, group).astype(jnp.float32) + product(d_of_gates, gate_maps[...])
+            total = total + product(d_q, matrices[0]) + product(d_k, matrices[1])
+            tile.write(g_out, jnp.where(real, total * sigmoid * (1 + y * (1 - sigmoid)), 0), group)
+            return (
+                of_q + product(c, d_q, (0, 0)),
+                of_k + product(c, d_k, (0, 0)),
+                of_gates + product(c, d_of_gates, (0, 0)),
+            )
 
-        empty = (
-            [jnp.zeros((size, size), jnp.float32)] * 3,
-            [jnp.zeros((size, gates), jnp.float32)] * 2,
-            [jnp.zeros((size,), jnp.float32)] * (width + 1),
-        )
-        maps, gate_sums, taps = lax.fori_loop(0, steps, step, empty)
+        shapes = ((size, size), (size, size), (size, gates))
+        empty = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
+        *maps, gate_sums = lax.fori_loop(0, walk.steps, step, empty)
         for part, total in enumerate(maps):
             of_maps[part] = _diagonal_blocks(total, settings.size)
-        for part, total in enumerate(gate_sums):
-            of_gates[part] = total
+        of_gates[...] = gate_sums
+
+    ins = [
+        *with_blocks(operands, 2),
+        (matrices, walk.of_group(matrices, 1)),
+        (gate_maps, walk.of_group(gate_maps, 0)),
+        *((x, of_row(x, 2)) for x in (dc, dq, dk, d_gates)),
+    ]
+    outs = [
+        (u.shape, u.dtype, of_row(u, 2)),
+        walk.sums((2,), (settings.size,)),
+        walk.sums((), (gates,)),
+    ]
+    return call(mlstm_front_inner, settings, walk.grid, ins, outs)
+
+
+def outer(
+    settings: Settings,
+    targets: Int[Array, "B W T"],
+    u: Inner,
+    conv_kernel: Float[Array, "W I"],
+    matrices: Float[Array, "n g g"],
+    gate_maps: Float[Array, "n P g"],
+    g: Inner,
+    dv: Inner,
+    d_gates: Float[Array, "B T P"],
+) -> tuple[
+    Inner, Float[Array, "B S n*g i"], Float[Array, "B S n*g P"], Float[Array, "B S W+1 n*g"]
+]:
+    """du, and the sums over the tokens of each of S stretches: diagonal blocks of u dv, u dgates,
+    and the gradients of the convolution's taps, as far as they meet u, and of its bias. `matrices`
+    are those of v transposed, `gate_maps` that of u to the gates through v.
+    """
+    channels, gates = u.shape[-1], d_gates.shape[-1]
+    size, width = settings.blocks.channels, conv_kernel.shape[0]
+    walk = Walk(settings, u)
+    product = functools.partial(dot, tensor_cores=not settings.interpret)
+
+    def mlstm_front_outer(*refs: Any) -> None:
+        targets, u, conv_kernel, matrices, gate_maps, g, dv, d_gates = refs[:-4]
+        du_out, of_map, of_gates, of_taps = refs[-4:]
+        group, first = walk.start(channels)
+
+        def step(i: Int[Array, ""], sums: Any) -> Any:
+            of_v, of_gates, of_taps = sums
+            tile = Tile(settings, first + i, targets)
+            x, d_v, d_of_gates = tile.read(u, group), tile.read(dv, group), tile.read_whole(d_gates)
+            du = product(d_v, matrices[...]) + product(d_of_gates, gate_maps[...])
+            high, taps = x.astype(jnp.float32), []
+            for tap in range(width):
+                own = tap == width - 1
+                met = tile.read(g, group) if own else tile.read_met(g, tap, group)
+                met = met.astype(jnp.float32)
+                du = du + met * group.row(conv_kernel, tap)
+                taps.append(jnp.sum(met * high, axis=0))
+            taps.append(jnp.sum(met, axis=0))
+            tile.write(du_out, du, group)
+            return (
+                of_v + product(x, d_v, (0, 0)),
+                of_gates + product(x, d_of_gates, (0, 0)),
+                tuple(total + tap for total, tap in zip(of_taps, taps, strict=True)),
+            )
+
+        empty = (
+            jnp.zeros((size, size), jnp.float32),
+            jnp.zeros((size, gates), jnp.float32),
+            (jnp.zeros((size,), jnp.float32),) * (width + 1),
+        )
+        of_v, gate_sums, taps = lax.fori_loop(0, walk.steps, step, empty)
+        of_map[...], of_gates[...] = _diagonal_blocks(of_v, settings.size), gate_sums
         for part, total in enumerate(taps):
             of_taps[part] = total
 
-    def of_group(x: Any, axis: int) -> pl.BlockSpec:
-        shape = tuple(None if at == axis else length for at, length in enumerate(x.shape))
-        return pl.BlockSpec(shape, lambda n, *_: tuple(n if at == axis else 0 for at in range(x.ndim)))
+    ins = [
+        (targets, of_row(targets, 2)),
+        (u, of_row(u, 2)),
+        (conv_kernel, whole(conv_kernel)),
+        (matrices, walk.of_group(matrices, 0)),
+        (gate_maps, walk.of_group(gate_maps, 0)),
+        *((x, of_row(x, 2)) for x in (g, dv, d_gates)),
+    ]
+    outs = [
+        (u.shape, u.dtype, of_row(u, 2)),
+        walk.sums((), (settings.size,)),
+        walk.sums((), (gates,)),
+        walk.sums((width + 1,), ()),
+    ]
+    return call(mlstm_front_outer, settings, walk.grid, ins, outs)
 
-    def sums(*before: int, after: tuple[int, ...] = ()) -> Any:
-        shape = (batch, settings.stretches, *before, groups * size, *after)
+
+class Walk:
+    """How a backward kernel goes over the tokens: each program through one stretch of a row with
+    one group of channels, in `steps` tiles. The grid is (groups, stretches, rows).
+    """
+
+    def __init__(self, settings: Settings, u: Inner) -> None:
+        batch, time, channels = u.shape
+        self.settings, self.groups = settings, groups_of(settings, channels)
+        self.steps = pl.cdiv(pl.cdiv(time, settings.blocks.tokens), settings.stretches)
+        self.grid = (self.groups, settings.stretches, batch)
+
+    def start(self, channels: int) -> tuple[Group, Int[Array, ""]]:
+        """A program's channels and its first tile."""
+        group = Group(self.settings, pl.program_id(0), channels)
+        return group, pl.program_id(1) * self.steps
+
+    def of_group(self, x: Array, axis: int) -> pl.BlockSpec:
+        """The entries of a program's group in an array that has all groups on this axis."""
+        shape = tuple(None if at == axis else size for at, size in enumerate(x.shape))
+        return pl.BlockSpec(
+            shape, lambda n, *_: tuple(n if at == axis else 0 for at in range(x.ndim))
+        )
+
+    def sums(self, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[Any, Any, Any]:
+        """An output with numbers for each channel, of each stretch: shape, type and block."""
+        size, (groups, stretches, batch) = self.settings.blocks.channels, self.grid
+        shape = (batch, stretches, *before, groups * size, *after)
         block = pl.BlockSpec(
             (None, None, *before, size, *after),
             lambda n, s, b: (b, s, *(0 for _ in before), n, *(0 for _ in after)),
         )
         return shape, jnp.float32, block
-
-    ins = [
-        *with_blocks(operands, 2),
-        (matrices, of_group(matrices, 1)),
-        (gate_maps, of_group(gate_maps, 0)),
-        *((x, of_row(x, 2)) for x in d_front),
-    ]
-    outs = [
-        (u.shape, u.dtype, of_row(u, 2)),
-        sums(3, after=(settings.size,)),
-        sums(2, after=(gates,)),
-        sums(width + 1),
-    ]
-    return call(mlstm_front_inner, settings, (groups, settings.stretches, batch), ins, outs)
 
 
 def _diagonal_blocks(x: Float[Array, "g g"], size: int) -> Float[Array, "g i"]:
@@ -179,44 +259,3 @@ def _diagonal_blocks(x: Float[Array, "g g"], size: int) -> Float[Array, "g i"]:
     row, column = (lax.broadcasted_iota(jnp.int32, x.shape, axis) // size for axis in (0, 1))
     blocks = jnp.where(row == column, x, 0).reshape(length, length // size, size)
     return jnp.sum(blocks, axis=1)
-
-
-def outer(
-    settings: Settings,
-    targets: Int[Array, "B W T"],
-    conv_kernel: Float[Array, "W I"],
-    matrices: Float[Array, "n g g"],
-    gate_maps: Float[Array, "n P g"],
-    g: Inner,
-    dv: Inner,
-    d_gates: Float[Array, "B T P"],
-) -> Inner:
-    """du. `matrices` are those of v transposed, `gate_maps` that of u to the gates through v."""
-    batch, time, channels = g.shape
-    width = conv_kernel.shape[0]
-    product = functools.partial(dot, tensor_cores=not settings.interpret)
-
-    def mlstm_front_outer(targets, conv_kernel, matrices, gate_maps, g, dv, d_gates, du_out):
-        tile = Tile(settings, pl.program_id(0), targets)
-        of_gates = tile.read_whole(d_gates)
-
-        def step(n: Int[Array, ""], carry: Array) -> Array:
-            group = Group(settings, n, channels)
-            du = product(tile.read(dv, group), matrices[n]) + product(of_gates, gate_maps[n])
-            for tap in range(width):
-                last = tap == width - 1
-                x = tile.read(g, group) if last else tile.read_met(g, tap, group)
-                du = du + x.astype(jnp.float32) * group.row(conv_kernel, tap)
-            tile.write(du_out, du, group)
-            return carry
-
-        lax.fori_loop(0, groups_of(settings, channels), step, jnp.int32(0))
-
-    ins = [
-        (targets, of_row(targets, 1)),
-        *((x, whole(x)) for x in (conv_kernel, matrices, gate_maps)),
-        *((x, of_row(x, 1)) for x in (g, dv, d_gates)),
-    ]
-    grid = (pl.cdiv(time, settings.blocks.tokens), batch)
-    (du,) = call(mlstm_front_outer, settings, grid, ins, [(g.shape, g.dtype, of_row(g, 1))])
-    return du

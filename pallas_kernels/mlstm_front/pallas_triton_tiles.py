@@ -154,9 +154,7 @@ def whole(x: Any) -> pl.BlockSpec:
 
 def of_row(x: Any, axis: int) -> pl.BlockSpec:
     """An array's entries of one row of the batch; the row is this index of a program."""
-    return pl.BlockSpec(
-        (None, *x.shape[1:]), lambda *at: (at[axis], *(0,) * (len(x.shape) - 1))
-    )
+    return pl.BlockSpec((None, *x.shape[1:]), lambda *at: (at[axis], *(0,) * (len(x.shape) - 1)))
 
 
 def with_blocks(operands: Operands, axis: int) -> list[tuple[Array | None, pl.BlockSpec | None]]:

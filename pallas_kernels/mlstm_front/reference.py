@@ -17,8 +17,8 @@ def mlstm_front_reference(call: Call) -> Front:
     """c = SiLU(bias + sum_w conv_kernel_w u_(w-th before)), q = Q c, k = K c, v = V u,
     gates = bias + [q k v] gate_kernel. Padding has c = 0.
     """
-    u, window, kernel, bias, *matrices, gate_kernel, gate_bias, places = call
-    high = state_dtype(*(x for x in call[:-1] if x is not None))
+    u, window, kernel, bias, *matrices, gate_kernel, gate_bias, _, _ = call
+    high, places = state_dtype(*call.floats()), call.places()
     reach = kernel.shape[0] - 1
     y = bias.astype(high)
     for tap, weight in enumerate(kernel.astype(high)):
