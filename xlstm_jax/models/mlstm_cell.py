@@ -139,9 +139,9 @@ def gates_of(
     """Pre-activations of input gate and forget gate, linear in the inputs or the same for all
     tokens, float32 or better.
 
-    The rows of the gates' kernels are those of the inputs, one below the other; weights are those of
-    `gate_weights`, made here where none are given. Inputs that were mapped from the same x give one
-    product with x; of inputs that all came out of one kernel with the gates, these are taken.
+    The rows of the gates' kernels are those of the inputs, one below the other; weights are those
+    of `gate_weights`, made here where none are given. Inputs that were mapped from the same x give
+    one product with x; where all came out of one kernel with the gates, these are taken.
     """
     sizes = [value_of(x).shape[-1] for x in inputs]
     if weights is None:
@@ -165,7 +165,10 @@ def _decided(sizes: list[int], inputs: Any, gates: list[tuple[Array, Array]]) ->
     kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(*gates, strict=True))
     products: dict[int, tuple[Array, Array]] = {}  # by the identity of x
     for given, rows in zip(inputs, jnp.split(kernel, np.cumsum(sizes)[:-1]), strict=True):
-        x, rows = (given.x, given.then(rows)) if isinstance(given, Mapped) else (given, rows)
+        if isinstance(given, Mapped):
+            x, rows = given.x, given.then(rows)
+        else:
+            x = value_of(given)
         before = products.get(id(x))
         products[id(x)] = (x, rows if before is None else before[1] + rows)
     xs, kernels = zip(*products.values(), strict=True)
