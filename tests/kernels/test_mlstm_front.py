@@ -138,7 +138,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if "taps" in name else ()) for name in CASES],
+)
 def test_the_triton_kernels_are_the_definition(name, monkeypatch):
     shape = CASES[name]
     given = documents(2, shape["time"]) if name == "documents" else {}
