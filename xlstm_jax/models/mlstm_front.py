@@ -31,13 +31,12 @@ def fused_front(
 
     None too for one token, whose time is that of launches and not of bytes; without a convolution
     or a gate that the text decides; where time or channels are spread over devices, since
-    neighbours and summands of gates are elsewhere; and where the settings name an XLA form of the
-    cell, as they do for second derivatives and forward mode.
+    neighbours and summands of gates are elsewhere; and where the settings name the cell's backend:
+    an XLA form for derivatives that kernels don't have, or one to compare with.
     """
     decided = [gate for gate in gates if gate[0] is not None]
-    wanted = settings.backend is None or settings.backend.startswith("pallas")
-    whole = num_shards("time", "inner") == 1
-    if conv is None or not decided or u.shape[1] == 1 or not wanted or not whole:
+    spread = num_shards("time", "inner") > 1
+    if conv is None or not decided or u.shape[1] == 1 or settings.backend is not None or spread:
         return None
     gate_kernel, gate_bias = (
         jnp.concatenate(parts, axis=-1) for parts in zip(*decided, strict=True)
