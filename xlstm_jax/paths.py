@@ -48,26 +48,23 @@ def check_can_be_written(what: str, folder: str | pathlib.Path) -> None:
     """Raises `UserError` unless files can be written to a folder, which need not exist yet.
 
     It is tried: permissions, a full or read-only disk and the kernel's own file systems all look
-    alike before. What was made for the trial is removed again.
+    alike before. The trial is a file without a name, in the folder or in the nearest one above it
+    that exists: no other process sees anything of it, and several may try at once.
     """
     folder = pathlib.Path(folder).expanduser().absolute()
-    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=there):
             pass
-    except FileExistsError:
-        raise UserError(f"{what} {str(folder)!r} is a file; give a folder") from None
+        for name in folder.relative_to(there).parts:  # is one of them too long?
+            with contextlib.suppress(FileNotFoundError):
+                (there / name).lstat()
+    except NotADirectoryError:
+        raise UserError(f"{what} {str(there)!r} is a file; give a folder") from None
     except OSError as error:
         raise UserError(
             f"{what} {str(folder)!r} can't be written to: {error.strerror}; give another folder"
         ) from None
-    finally:
-        for made in missing:
-            try:
-                made.rmdir()
-            except OSError:  # it was not made, or another process uses it by now
-                break
 
 
 @contextlib.contextmanager

@@ -53,15 +53,16 @@ def width(size: int) -> int:
 
 def call(
     kernel: Any,
-    options: Options,
+    options: Any,
     grid: tuple[int, ...],
     ins: Any,
     outs: Any,
     *,
     in_place: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[Array, ...]:
-    """One kernel: ins are pairs of (array, block), outs triples of (shape, dtype, block); in_place
-    says which of ins has the memory of which of outs.
+    """One kernel: ins are pairs of (array, block), outs triples of (shape, dtype, block). options
+    are an op's own, with `interpret` and `blocks.warps`; in_place says which of ins has the memory
+    of which of outs.
     """
     # imported here, because only this backend needs it; jaxlib without a GPU has it too
     from jax.experimental.pallas import triton
@@ -74,6 +75,7 @@ def call(
         out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outs],
         interpret=options.interpret,
         input_output_aliases=dict(in_place),
+        name=kernel.__name__,
         compiler_params=triton.CompilerParams(
             num_warps=options.blocks.warps, num_stages=PIPELINE_STAGES
         ),

@@ -16,6 +16,7 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.run import evaluate_run
 from xlstm_jax.interop.convert import export_checkpoint
 from xlstm_jax.interop.opening import open_checkpoint
+from xlstm_jax.paths import check_can_be_written
 from xlstm_jax.runs.folder import (
     absolute,
     check_data,
@@ -199,3 +200,22 @@ def test_a_run_is_used_from_anywhere(here, tiny, no_op_step, tmp_path, monkeypat
         "data.tokenizer": "../moved/tokenizer.json",
     }
     assert loop.train(tiny(again), "../moved") == trained  # it was finished: evaluated again
+
+
+@pytest.mark.parametrize("place", ["new/run", "run"])
+def test_trying_a_folder_shows_nothing_to_the_other_processes_of_a_job(here, place, monkeypatch):
+    """Not even for a moment: they check the same folder at the same time."""
+
+    def changes(*_, **__):
+        raise AssertionError("the trial made or removed a folder")
+
+    (here / "run").mkdir()
+    monkeypatch.setattr(pathlib.Path, "mkdir", changes)
+    monkeypatch.setattr(pathlib.Path, "rmdir", changes)
+    check_can_be_written("--workdir", place)
+    assert not any((here / "run").iterdir())
+
+
+def test_a_folder_with_too_long_a_name_cant_be_written_to(here):
+    with pytest.raises(UserError, match="--output .*: File name too long; give another folder"):
+        check_can_be_written("--output", "new/" + 300 * "x")

@@ -135,8 +135,6 @@ def open_run(root: str | pathlib.Path, config: Config) -> RunFolder:
     if folder.config.exists():
         _check_same(folder, config)
     else:
-        if folder.root.exists() and not folder.root.is_dir():
-            raise UserError(f"--workdir {str(folder.root)!r} is a file; give a folder")
         leftovers = [
             path.name
             for path in (folder.metrics, folder.checkpoints, folder.samples)

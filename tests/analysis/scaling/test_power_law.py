@@ -1,5 +1,7 @@
 """Lines in log-log axes: known laws come back, intervals hold them, the paper's own numbers."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -111,3 +113,10 @@ def test_over_training_slopes_of_the_published_runs(family, printed):
     columns = [column(runs, name) for name in ("params", "tokens", "flops", "loss")]
     found = over_training(*columns, list(printed))
     assert {ratio: round(law.exponent, 4) for ratio, law in found.items()} == printed
+
+
+def test_a_coefficient_beyond_all_numbers_is_infinite_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        law = fit_power_law(np.array([1e12, 1.01e12]), np.array([1e6, 1.0]))
+    assert law.coefficient == np.inf

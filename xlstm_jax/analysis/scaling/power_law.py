@@ -47,7 +47,8 @@ def fit_power_law(x: Float[np.ndarray, " R"], y: Float[np.ndarray, " R"]) -> Pow
     if np.ptp(log_x) == 0:
         raise UserError("a power law needs two different places at least; all runs have the same")
     exponent, intercept = np.polyfit(log_x, log_y, 1)
-    return PowerLaw(float(np.exp(intercept)), float(exponent))
+    with np.errstate(over="ignore"):  # few runs drawn again may mean any coefficient, infinity too
+        return PowerLaw(float(np.exp(intercept)), float(exponent))
 
 
 def power_law_intervals(
