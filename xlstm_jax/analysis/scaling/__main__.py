@@ -18,6 +18,7 @@ benchmarks.inference_times` measured.
 """
 
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -109,7 +110,10 @@ def _plan(words: Sequence[str], argv: Sequence[str]) -> None:
     planned = plan_series(file, families, budgets, counting, grid, overrides)
     write_plan(folder, planned, program("train"))
     print(*plan_lines(planned), folder / COMMANDS, sep="\n")
-    print(f"next:\n  {python()} -m xlstm_jax.analysis.scaling run {folder}", flush=True)
+    print(
+        f"next:\n  {python()} -m xlstm_jax.analysis.scaling run {shlex.quote(str(folder))}",
+        flush=True,
+    )
 
 
 def _run(words: Sequence[str], argv: Sequence[str]) -> None:
@@ -119,7 +123,8 @@ def _run(words: Sequence[str], argv: Sequence[str]) -> None:
     most = command_line.number(flags, "runs", 1)
     if failed := run_plan(pathlib.Path(words[0]).expanduser(), most):
         raise UserError(f"{len(failed)} of the runs failed, see above: {', '.join(failed)}")
-    print(f"next:\n  {python()} -m xlstm_jax.analysis.scaling fit {words[0]} --form=isoflop")
+    folder = shlex.quote(words[0])
+    print(f"next:\n  {python()} -m xlstm_jax.analysis.scaling fit {folder} --form=isoflop")
 
 
 def _fit(words: Sequence[str], argv: Sequence[str]) -> None:
