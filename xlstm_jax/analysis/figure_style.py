@@ -30,11 +30,13 @@ def marker(number: int) -> str:
 
 
 def style(number: int) -> dict[str, Any]:
-    """Of a curve: those whose colours come again are dashed."""
+    """Of a curve: those whose colours come again are dashed, and their marks are hollow."""
+    again = number >= len(COLOURS)
     return {
         "color": colour(number),
         "marker": marker(number),
-        "linestyle": "-" if number < len(COLOURS) else "--",
+        "fillstyle": "none" if again else "full",
+        "linestyle": "--" if again else "-",
         "markersize": 5,
         "linewidth": 1.2,
     }
