@@ -90,7 +90,7 @@ class StepModel:
             (kernel, time), alike = kernels[0], _sum(kernels)
             lines.append(
                 f"  {alike.milliseconds:>8.2f} {alike.launches:>5} x {time.bound:<10} "
-                f"{kernel.part:<12}{kernel.place}"[:100]
+                f"{kernel.part:<17}{kernel.place}"[:100]
             )
         return lines
 
