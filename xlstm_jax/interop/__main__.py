@@ -43,10 +43,10 @@ def main(argv: Sequence[str]) -> int:
             if {"--help", "-h"} & set(argv):
                 print(__doc__)
                 raise SystemExit(0)
+            what = f"{action!r} is no action" if action else "no action is given"
             raise UserError(
-                f"{action!r} is no action; write `{python()} -m xlstm_jax.interop import` or "
-                f"`export` "
-                f"(--help shows examples)"
+                f"{what}; write `{python()} -m xlstm_jax.interop import` or `export` (--help shows "
+                f"examples)"
             )
         flags = command_line.parse(
             [argv[0], *argv[2:]],

@@ -189,9 +189,8 @@ def _taken_apart(argv: Sequence[str]) -> tuple[str, list[str], list[str]]:
     if action.startswith("-"):  # --help
         return "fit", [], [action, *rest]
     if action not in ACTIONS:
-        raise UserError(
-            f"{action!r} is no action; there are {', '.join(ACTIONS)} (--help shows examples)"
-        )
+        what = f"{action!r} is no action" if action else "no action is given"
+        raise UserError(f"{what}; there are {', '.join(ACTIONS)} (--help shows examples)")
     words = [argument for argument in rest if not argument.startswith("-")]
     return action, words, [argument for argument in rest if argument.startswith("-")]
 
