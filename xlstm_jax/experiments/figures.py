@@ -44,7 +44,7 @@ def curves(experiment: Experiment, found: Found) -> Figure:
             )
         panel.set_xticks(range(len(ticks)), [tick.replace("_", " ") for tick in ticks])
         panel.tick_params(axis="x", labelrotation=30)
-        _dress(panel, cell, experiment.curve[1], experiment.curve[0].replace("_", " ").strip())
+        _dress(panel, cell, *experiment.curve[1:])
     return figure
 
 
