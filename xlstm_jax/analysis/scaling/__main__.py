@@ -107,6 +107,7 @@ def _plan(words: Sequence[str], argv: Sequence[str]) -> None:
                 raise UserError(f"--{name} is {flags[name].value!r}; it must be one number{above}")
             grid = grid._replace(**{name: number})
     families = {family: series[family] for family in chosen}
+    print(f"counting the shapes of {', '.join(families)} ...", flush=True)
     planned = plan_series(file, families, budgets, counting, grid, overrides)
     write_plan(folder, planned, program("train"))
     print(*plan_lines(planned), folder / COMMANDS, sep="\n")
