@@ -61,7 +61,8 @@ def trained(monkeypatch):
     """Training is counted and not done; what a run reaches is given by its learning rate."""
     calls, reaches = [], {"value": 0.0}
 
-    def train(config, folder):
+    def train(config, folder, *, advice):
+        assert not advice  # what follows a run of a grid is the next one
         calls.append((folder.name, config.train.steps))
         (folder / "checkpoints" / str(config.train.steps)).mkdir(parents=True)
         if reaches["value"] is None:
@@ -278,6 +279,7 @@ def test_a_grid_is_trained_tested_and_reported(tmp_path, capsys):
     assert call(tmp_path, *ONE[:2], "--learning_rates=0.1", "--seeds=1") == 0
     printed = capsys.readouterr().out
     assert "run 1 of 1: parity, Small, dim 8, learning rate 0.1, seed 0" in printed
+    assert printed.count("next:") == 1 and max(map(len, printed.splitlines())) <= 100
     rows = results.read(tmp_path / "tiny_grid" / "small" / RUN.name)
     sets = {r["set"] for r in rows if not r["set"].startswith("guess")}
     assert sets == {"validation", "validation/short", "test"}
