@@ -18,6 +18,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
 FLOAT0 = jax.dtypes.float0  # type of an integer's tangent
+Names = str | tuple[str, ...]
 
 
 def with_backward(
@@ -26,7 +27,7 @@ def with_backward(
     backward: Callable,
     push: Callable,
     *,
-    name: str | None = None,
+    name: Names | None = None,
 ) -> Any:
     """The function `value(static, *arrays)` with derivatives of its own.
 
@@ -38,8 +39,9 @@ def with_backward(
           an integer has the type float0, as in `jax.jvp`.
 
     With a name, all that `forward` made carries it (`jax.ad_checkpoint.checkpoint_name`): value and
-    residuals, but for those that are arrays given to it. A policy of `jax.checkpoint` that saves
-    the name then spares running `forward` again.
+    residuals, but for those that are arrays given to it; with a tuple of names, each of these
+    arrays in turn has its own. A policy of `jax.checkpoint` that saves the name then spares running
+    `forward` again.
     """
     if name is not None:
         forward = _naming(name, forward)
@@ -76,7 +78,7 @@ def with_backward(
 
 
 def _naming(
-    name: str, function: Callable, guard: Callable[[Callable], Callable] = lambda made: made
+    name: Names, function: Callable, guard: Callable[[Callable], Callable] = lambda made: made
 ) -> Callable:
     """The function with a name on the arrays that it makes. Arrays that it was given and gives back
     go round it and its guard: what comes out of a guard is another array, which `jax.checkpoint`
@@ -95,7 +97,9 @@ def _naming(
             result.extend((tree, [places[id(x)] for x in leaves]))
             return made
 
-        made = [checkpoint_name(x, name) for x in guard(make)(static, *arrays)]
+        made = guard(make)(static, *arrays)
+        names = (name,) * len(made) if isinstance(name, str) else name
+        made = [checkpoint_name(x, own) for x, own in zip(made, names, strict=True)]
         tree, places = result
         every = [*jax.tree.leaves(arrays), *made]
         return tree.unflatten([every[place] for place in places])
@@ -104,7 +108,12 @@ def _naming(
 
 
 def with_first_backward_only(
-    value: Callable, forward: Callable, backward: Callable, refusal: str, *, name: str | None = None
+    value: Callable,
+    forward: Callable,
+    backward: Callable,
+    refusal: str,
+    *,
+    name: Names | None = None,
 ) -> Any:
     """As `with_backward`, for functions that call Pallas kernels: they have gradients alone,
     forward mode and second derivatives raise TypeError(refusal), and they are traced without 64-bit
@@ -139,7 +148,11 @@ def _in_32_bits(function: Callable) -> Callable:
 
 def gradients_alone(op: str, backend: str) -> str:
     """The refusal of a Pallas backend."""
-    able = {"mlstm": '"chunkwise" (or "recurrent", "parallel")', "slstm": '"recurrent"'}[op]
+    able = {
+        "mlstm": '"chunkwise" (or "recurrent", "parallel")',
+        "slstm": '"recurrent"',
+        "mlstm_front": '"reference"',
+    }[op]
     return (
         f"{op}: the backend {backend!r} has gradients and no other derivative: neither forward "
         f"mode (jax.jvp, jax.linearize) nor second derivatives. Give backend={able} for those."

@@ -36,7 +36,7 @@ CHUNKS = (16, 32, 64, 128)  # a chunk's L·L weights are in registers
 HOPPERS_WIDEST = 128 * 256
 
 # device kinds without sm_80's products
-_TOO_OLD = ("Tesla", "V100", "P100", "T4", "GTX", "TITAN", "Quadro", "RTX 20", "AMD", "Radeon")
+TOO_OLD = ("Tesla", "V100", "P100", "T4", "GTX", "TITAN", "Quadro", "RTX 20", "AMD", "Radeon")
 
 
 def mlstm_pallas_triton(call: Call, options: Options) -> tuple[Values, MLSTMState]:
@@ -51,7 +51,7 @@ def mlstm_pallas_triton(call: Call, options: Options) -> tuple[Values, MLSTMStat
     normalise, chunk_size, eps = options
     mode = interpret_mode("gpu")
     kind = target_device()[1]
-    if mode is False and any(name in kind for name in _TOO_OLD):
+    if mode is False and any(name in kind for name in TOO_OLD):
         raise NotImplementedError(
             f"it needs an NVIDIA GPU with sm_80 or later, and this program is lowered for a {kind}"
         )

@@ -45,9 +45,11 @@ def tile(size: int, longest: int) -> int:
 
 
 def call(
-    kernel: Any, options: Options, grid: tuple[int, ...], ins: Any, outs: Any
+    kernel: Any, options: Any, grid: tuple[int, ...], ins: Any, outs: Any
 ) -> tuple[Array, ...]:
-    """One kernel: ins are pairs of (array, block), outs triples of (shape, dtype, block)."""
+    """One kernel: ins are pairs of (array, block), outs triples of (shape, dtype, block). options
+    are an op's own, with `interpret` and `blocks.warps`.
+    """
     # imported here, because only this backend needs it; jaxlib without a GPU has it too
     from jax.experimental.pallas import triton
 
@@ -58,6 +60,7 @@ def call(
         out_specs=[block for _, _, block in outs],
         out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outs],
         interpret=options.interpret,
+        name=kernel.__name__,
         compiler_params=triton.CompilerParams(
             num_warps=options.blocks.warps, num_stages=PIPELINE_STAGES
         ),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import MLSTMState, SLSTMState, mlstm, slstm
+from pallas_kernels.mlstm_front import mlstm_front
 from pallas_kernels.testing.specs import MODELS
 
 GPUS = {"A100": "NVIDIA A100-SXM4-80GB", "H100": "NVIDIA H100 80GB HBM3", "H200": "NVIDIA H200"}
@@ -102,6 +103,27 @@ def test_triton_kernels_refuse_wide_heads_on_hopper(model):
 @pytest.mark.parametrize("dtype", ["float16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_triton_kernels_of_other_types(dtype):
     assert triton_kernels(mlstm_step("A100", "7b", "pallas_triton", dtype)).total() == 6
+
+
+@pytest.mark.parametrize(("gpu", "dtype"), [("A100", "float32"), ("H100", "bfloat16")])
+def test_triton_kernels_before_the_mlstm(gpu, dtype):
+    """Of the 125M model, with documents and a window: one forward, two backward."""
+    B, T, inner, W, G = 2, 2048, 1536, 4, 8
+    weights = [(W, inner), (inner,), *[(inner // 4, 4, 4)] * 3, (3 * inner, G), (G,)]
+    arrays = [((B, T, inner), dtype), *((shape, "float32") for shape in weights)]
+
+    def loss(u, *rest):
+        *weights, window, ids = rest
+        front, _ = mlstm_front(u, *weights, window, segment_ids=ids)
+        return sum(jnp.sum(x.astype(jnp.float32)) for x in front)
+
+    program = lowered_for(
+        gpu,
+        jax.value_and_grad(loss, argnums=range(9)),
+        (*arrays, ((B, W - 1, inner), dtype), ((B, T), "int32")),
+    )
+    names = ("mlstm_front", "mlstm_front_inner", "mlstm_front_outer")
+    assert triton_kernels(program) == dict.fromkeys(names, 1)
 
 
 @needs_mosaic_gpu

@@ -2,6 +2,8 @@
 document borders.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -11,6 +13,16 @@ from xlstm_jax.models.cpu_forms import sum_of_taps
 from xlstm_jax.models.initializers import uniform
 from xlstm_jax.parallel import on_own_part
 from xlstm_jax.typing import Array, Bool, Float, Int, SegmentIds
+
+
+class ConvWeights(nn.Module):
+    """The kernel and the bias of a `CausalConv` by themselves; attributes as there."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[Float[Array, "W I"], Float[Array, " I"]]:
+        return _weights(self, channels)
 
 
 class CausalConv(nn.Module):
@@ -30,24 +42,38 @@ class CausalConv(nn.Module):
         segment_ids: SegmentIds | None = None,
         previous_segment: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T I"], Float[Array, "B W-1 I"]]:
-        """The convolution of x, and the window after its last token; no window stands for zeros."""
-        init = uniform(self.width**-0.5)  # PyTorch's default, which the authors kept
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(init, ("taps", "inner")),
-            (self.width, x.shape[-1]),
-        )
-        bias = self.param("bias", nn.with_logical_partitioning(init, ("inner",)), (x.shape[-1],))
-        if window is None:
-            window = jnp.zeros((x.shape[0], self.width - 1, x.shape[-1]), x.dtype)
-        kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
-        tokens, channels = ("batch", "time", "inner"), ("batch", None, "inner")
-        y, new_window = on_own_part(
-            _conv_of_part, x, kernel, bias, window.astype(x.dtype), segment_ids, previous_segment,
-            axes=(tokens, ("taps", "inner"), ("inner",), channels, ("batch", "time"), ("batch",)),
-            out_axes=(tokens, channels),
-        )  # fmt: skip
-        return y, new_window.astype(window.dtype)
+        """As `convolve`."""
+        return convolve(x, *_weights(self, x.shape[-1]), window, segment_ids, previous_segment)
+
+
+def _weights(module: Any, channels: int) -> tuple[Float[Array, "W I"], Float[Array, " I"]]:
+    init = uniform(module.width**-0.5)  # PyTorch's default, which the authors kept
+    kernel_init, bias_init = (
+        nn.with_logical_partitioning(init, axes) for axes in (("taps", "inner"), ("inner",))
+    )
+    kernel = module.param("kernel", kernel_init, (module.width, channels))
+    return kernel, module.param("bias", bias_init, (channels,))
+
+
+def convolve(
+    x: Float[Array, "B T I"],
+    kernel: Float[Array, "W I"],
+    bias: Float[Array, " I"],
+    window: Float[Array, "B W-1 I"] | None,
+    segment_ids: SegmentIds | None,
+    previous_segment: Int[Array, " B"] | None,
+) -> tuple[Float[Array, "B T I"], Float[Array, "B W-1 I"]]:
+    """The convolution of x, and the window after its last token; no window stands for zeros."""
+    if window is None:
+        window = jnp.zeros((x.shape[0], kernel.shape[0] - 1, x.shape[-1]), x.dtype)
+    kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
+    tokens, channels = ("batch", "time", "inner"), ("batch", None, "inner")
+    y, new_window = on_own_part(
+        _conv_of_part, x, kernel, bias, window.astype(x.dtype), segment_ids, previous_segment,
+        axes=(tokens, ("taps", "inner"), ("inner",), channels, ("batch", "time"), ("batch",)),
+        out_axes=(tokens, channels),
+    )  # fmt: skip
+    return y, new_window.astype(window.dtype)
 
 
 def _conv_of_part(

@@ -5,7 +5,7 @@ input.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -173,6 +173,26 @@ class Mapped(NamedTuple):
         return jnp.einsum("nio,nof->nif", self.kernel, blocks, precision=highest).reshape(
             kernel.shape
         )
+
+
+class Fused(NamedTuple):
+    """One of q, k and v as a kernel made them, with the gates' pre-activations that are linear in
+    all three.
+
+    As with `Mapped`, code that changes the value makes a plain array of it; the gates are then
+    computed from the values, so that they see the changed one (`mlstm_cell.gates_of`).
+    """
+
+    value: Float[Array, "B T I"]
+    place: int  # of q, k, v
+    gates: Float[Array, "B T G"]
+
+    @classmethod
+    def gates_with(cls, inputs: Sequence[Any]) -> Float[Array, "B T G"] | None:
+        """The gates that came with these, if they are the q, k and v of one kernel."""
+        if not all(isinstance(x, cls) and x.gates is inputs[0].gates for x in inputs):
+            return None
+        return inputs[0].gates if [x.place for x in inputs] == [0, 1, 2] else None
 
 
 class BlockDiagonalProjection(nn.Module):

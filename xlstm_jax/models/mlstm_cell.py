@@ -14,7 +14,7 @@ from pallas_kernels.mlstm.api import BACKENDS
 from xlstm_jax.errors import UserError, backend_of
 from xlstm_jax.models.cpu_forms import gate_preactivations
 from xlstm_jax.models.initializers import Initializer, head_linspace, shifted_normal, zeros
-from xlstm_jax.models.layers import Mapped, record_gates, soft_cap, split_heads
+from xlstm_jax.models.layers import Fused, Mapped, record_gates, soft_cap, split_heads
 from xlstm_jax.models.mixer import Segments
 from xlstm_jax.parallel.kernels import mlstm
 from xlstm_jax.settings import refuse_ignored, setting
@@ -110,34 +110,47 @@ def check_cell(settings: MLSTMCellConfig, name: str) -> None:
         refuse_ignored(settings, f"model.{name}", ("eps",), why)
 
 
-def gates_of(
-    module: nn.Module, settings: MLSTMCellConfig, *inputs: Mapped | Float[Array, "B T _"]
-) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
-    """Pre-activations of input gate and forget gate, linear in the inputs or the same for all
-    tokens, float32 or better.
+GateWeights = list[tuple[Float[Array, "D H"] | None, Float[Array, " H"]]]
 
-    Makes the parameters `input_gate` and `forget_gate` of the module that calls it; the rows of
-    their kernels are those of the inputs, one below the other. Inputs that were mapped from the
-    same x give one product with x.
+
+def gate_weights(module: nn.Module, settings: MLSTMCellConfig, size: int) -> GateWeights:
+    """Kernel and bias of input gate and forget gate, of `size` numbers for each token: the
+    parameters `input_gate` and `forget_gate` of the module that calls it.
     """
-    sizes = [value_of(x).shape[-1] for x in inputs]
-    heads, size = settings.num_heads, sum(sizes)
     input_bias = shifted_normal(settings.input_gate_bias, settings.input_gate_bias_std)
     forget_bias = head_linspace(*settings.forget_gate_bias)
     if settings.input_gate_from == "fixed":
         input_bias = head_linspace(settings.input_gate_bias, settings.input_gate_bias)
-    gates = [
-        Gate(heads, bias_init, source, name=f"{name}_gate", parent=module)(size)
+    return [
+        Gate(settings.num_heads, bias_init, source, name=f"{name}_gate", parent=module)(size)
         for name, bias_init, source in (
             ("input", input_bias, settings.input_gate_from),
             ("forget", forget_bias, settings.forget_gate_from),
         )
     ]
+
+
+def gates_of(
+    module: nn.Module,
+    settings: MLSTMCellConfig,
+    *inputs: Mapped | Fused | Float[Array, "B T _"],
+    weights: GateWeights | None = None,
+) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
+    """Pre-activations of input gate and forget gate, linear in the inputs or the same for all
+    tokens, float32 or better.
+
+    The rows of the gates' kernels are those of the inputs, one below the other; weights are those
+    of `gate_weights`, made here where none are given. Inputs that were mapped from the same x give
+    one product with x; where all came out of one kernel with the gates, these are taken.
+    """
+    sizes = [value_of(x).shape[-1] for x in inputs]
+    if weights is None:
+        weights = gate_weights(module, settings, sum(sizes))
     tokens = value_of(inputs[0]).shape[:2]
-    decided = iter(_decided(sizes, inputs, [gate for gate in gates if gate[0] is not None]))
+    decided = iter(_decided(sizes, inputs, [gate for gate in weights if gate[0] is not None]))
     i, f = (
-        jnp.broadcast_to(bias, (*tokens, heads)) if kernel is None else next(decided)
-        for kernel, bias in gates
+        jnp.broadcast_to(bias, (*tokens, settings.num_heads)) if kernel is None else next(decided)
+        for kernel, bias in weights
     )
     record_gates(module, i, f)
     return i, f
@@ -147,26 +160,31 @@ def _decided(sizes: list[int], inputs: Any, gates: list[tuple[Array, Array]]) ->
     """The pre-activations of the gates with these kernels and biases."""
     if not gates:
         return []
+    if (fused := Fused.gates_with(inputs)) is not None:
+        return jnp.split(fused, len(gates), axis=-1)
     kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(*gates, strict=True))
     products: dict[int, tuple[Array, Array]] = {}  # by the identity of x
     for given, rows in zip(inputs, jnp.split(kernel, np.cumsum(sizes)[:-1]), strict=True):
-        x, rows = (given.x, given.then(rows)) if isinstance(given, Mapped) else (given, rows)
+        if isinstance(given, Mapped):
+            x, rows = given.x, given.then(rows)
+        else:
+            x = value_of(given)
         before = products.get(id(x))
         products[id(x)] = (x, rows if before is None else before[1] + rows)
     xs, kernels = zip(*products.values(), strict=True)
     return jnp.split(gate_preactivations(list(xs), list(kernels), bias), len(gates), axis=-1)
 
 
-def value_of(x: Mapped | Array) -> Array:
+def value_of(x: Mapped | Fused | Array) -> Array:
     """The array itself."""
-    return x.value if isinstance(x, Mapped) else x
+    return x.value if isinstance(x, Mapped | Fused) else x
 
 
 def matrix_memory(
     settings: MLSTMCellConfig,
-    q: Mapped | Float[Array, "B T H*K"],
-    k: Mapped | Float[Array, "B T H*K"],
-    v: Mapped | Float[Array, "B T H*V"],
+    q: Mapped | Fused | Float[Array, "B T H*K"],
+    k: Mapped | Fused | Float[Array, "B T H*K"],
+    v: Mapped | Fused | Float[Array, "B T H*V"],
     gates: tuple[Float[Array, "B T H"], Float[Array, "B T H"]],
     state: MLSTMState | None,
     segments: Segments,

@@ -14,6 +14,8 @@ from pallas_kernels.attention import AttentionState
 from pallas_kernels.attention import attention as attention_on_one_device
 from pallas_kernels.linear_attention import LinearAttentionState
 from pallas_kernels.linear_attention import linear_attention as linear_attention_on_one_device
+from pallas_kernels.mlstm_front import Front
+from pallas_kernels.mlstm_front import mlstm_front as mlstm_front_on_one_device
 from xlstm_jax.parallel.axes import mesh_axes, mesh_in_trace, partition_spec, spread_axes
 
 
@@ -102,6 +104,36 @@ def linear_attention(
         out_axes=(heads, matrices),
     )
     return o, LinearAttentionState(S)
+
+
+def mlstm_front(
+    u: Any,
+    *weights: Any,
+    segment_ids: Any = None,
+    previous_segment: Any = None,
+    backend: str | None = None,
+) -> tuple[Front, Any]:
+    """`pallas_kernels.mlstm_front`, its batch spread over the mesh in context; time and channels
+    are not. The last of the weights is the window, or None.
+    """
+    *weights, window = weights
+
+    def part(u, *given, sequence_axis):
+        del sequence_axis
+        *weights, window, ids, previous = given
+        front, after = mlstm_front_on_one_device(
+            u, *weights, window, segment_ids=ids, previous_segment=previous, backend=backend
+        )
+        return (*front, after)
+
+    rows, tokens = ("batch",), ("batch", None, None)
+    *front, after = on_own_part(
+        part,
+        *(u, *weights, window, segment_ids, previous_segment),
+        axes=(tokens, *((None,) * x.ndim for x in weights), tokens, ("batch", None), rows),
+        out_axes=(tokens,) * 6,
+    )
+    return Front(*front), after
 
 
 def _cell_axes() -> dict[str, tuple[str, ...] | None]:

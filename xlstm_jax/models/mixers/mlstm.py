@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import MLSTMState
 from xlstm_jax.errors import UserError
-from xlstm_jax.models.conv import CausalConv
+from xlstm_jax.models.conv import ConvWeights, convolve
 from xlstm_jax.models.cpu_forms import scale_channels, silu
 from xlstm_jax.models.initializers import ones, small_init, wang_init
 from xlstm_jax.models.layers import (
@@ -35,9 +35,11 @@ from xlstm_jax.models.mlstm_cell import (
     cell_flops_tfla,
     check_cell,
     empty_memory,
+    gate_weights,
     gates_of,
     matrix_memory,
 )
+from xlstm_jax.models.mlstm_front import fused_front
 from xlstm_jax.parallel import constrain
 from xlstm_jax.settings import setting
 from xlstm_jax.typing import Activations, Array, Float
@@ -85,18 +87,23 @@ class MLSTM(nn.Module):
 
         up = SplitProjection(2 * inner, ("embed", "inner"), up_init, name="up_projection")(x)
         u, z = (constrain(part, "batch", "time", "inner") for part in up)
-        c = u
-        if settings.conv_width:
-            conv = CausalConv(settings.conv_width, name="conv")
-            c, window = conv(u, window, segments.ids, segments.previous)
-        c = checkpoint_name(silu(c), "conv")
-
+        width = settings.conv_width
+        conv = ConvWeights(width, name="conv")(inner) if width else None
         block_diagonal = functools.partial(
             BlockDiagonalProjection, inner, settings.qkv_block_size, up_init
         )
-        q, k = block_diagonal(name="query")(c), block_diagonal(name="key")(c)
-        v = block_diagonal(name="value")(u)
-        gates = gates_of(self, settings, q, k, v)
+        maps = [block_diagonal(name=name) for name in ("query", "key", "value")]
+        weights = gate_weights(self, settings, 3 * inner)
+        front = fused_front(settings, u, window, segments, conv, maps, weights)
+        if front is not None:
+            c, q, k, v, window = front
+        else:
+            c = u
+            if width:
+                c, window = convolve(u, *conv, window, segments.ids, segments.previous)
+            c = checkpoint_name(silu(c), "conv")
+            q, k, v = (project(x) for project, x in zip(maps, (c, c, u), strict=True))
+        gates = gates_of(self, settings, q, k, v, weights=weights)
         h, cell = matrix_memory(settings, q, k, v, gates, cell, segments, NAME)
 
         skip_init = nn.with_logical_partitioning(ones, ("inner",))

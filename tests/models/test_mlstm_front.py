@@ -1,0 +1,134 @@
+"""The mLSTM block with its front as one kernel (interpreted here) is the block of layers: results,
+gradients, states, meshes. Gates see what the memory sees; `model.remat` keeps what it says.
+"""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pallas_kernels.interpret import interpreted
+from tests.models.test_registry import small, trees_are_close
+from xlstm_jax.config import MeshConfig
+from xlstm_jax.models import build_model
+from xlstm_jax.models.conv import ConvWeights
+from xlstm_jax.models.initializers import small_init
+from xlstm_jax.models.layers import BlockDiagonalProjection, Fused, normalize
+from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Segments
+from xlstm_jax.models.mixers.mlstm import MLSTM, MLSTMConfig, empty_state
+from xlstm_jax.models.mlstm_cell import gate_weights, gates_of, value_of
+from xlstm_jax.models.mlstm_front import fused_front
+from xlstm_jax.parallel import make_mesh
+
+SETTINGS = MLSTMConfig(num_heads=2)
+LAYER = MLSTM(SETTINGS, 32, Depth(0, 1))
+IDS = np.array([[0, 0, -1, 1, 1, 1, 1], [3, 3, 3, 3, 4, -1, 4]], np.int32)
+
+
+def draw(shape, seed):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def params():
+    variables = nn.meta.unbox(jax.eval_shape(LAYER.init, jax.random.key(0), draw((1, 2, 32), 0)))
+    return jax.tree.map(lambda x: 0.4 * draw(x.shape, x.size), variables)
+
+
+def results(params, x, segments=ONE_DOCUMENT, state=None):
+    """Output, state after the last token, gradients; the kernels in the program."""
+
+    def loss(params, x):
+        y, after = LAYER.apply(params, x, state, segments)
+        cell = jax.tree.leaves(after)
+        return jnp.sum(jnp.sin(y)) + sum(jnp.sum(jnp.sin(part)) for part in cell[:2]), (y, after)
+
+    function = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
+    names = set(re.findall(r"mlstm_front\w*", str(jax.make_jaxpr(function)(params, x))))
+    return function(params, x), names
+
+
+def test_results_gradients_and_states(params):
+    x, state = draw((2, 7, 32), 1), empty_state(SETTINGS, 32, 2, jnp.float32, None)
+    state = state._replace(conv=draw(state.conv.shape, 2))
+    given = x, Segments(IDS, np.array([0, 3], np.int32)), state
+    expected, none = results(params, *given)
+    with interpreted():
+        found, names = results(params, *given)
+    assert not none and names >= {"mlstm_front", "mlstm_front_inner", "mlstm_front_outer"}
+    trees_are_close(found, expected, 2e-5)
+
+
+def test_each_device_has_its_rows(params):
+    """The batch is spread over devices, the weights are not."""
+    x = draw((4, 3, 32), 3)
+    expected, _ = results(params, x)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2))
+    with interpreted(), jax.set_mesh(mesh):
+        rows = jax.device_put(x, NamedSharding(mesh, P(("data", "fsdp"))))
+        found, names = results(params, rows)
+    assert names
+    trees_are_close(found, expected, 2e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"backend": "chunkwise"}, {"conv_width": 0}, {"input_gate_from": "bias"}]
+)
+def test_who_gets_the_layers(changes):
+    """One who asks for an XLA form, and blocks without a part of the front; one gate is enough."""
+    settings = dataclasses.replace(SETTINGS, **changes)
+    layer, x = MLSTM(settings, 32, Depth(0, 1)), jnp.zeros((1, 2, 32))
+    params = jax.eval_shape(layer.init, jax.random.key(0), x)
+    with interpreted():
+        program = str(jax.make_jaxpr(layer.apply)(nn.meta.unbox(params), x))
+    assert ("mlstm_front" in program) == ("input_gate_from" in changes)
+
+
+class Gates(nn.Module):
+    """The front, perhaps with a norm on q and k behind it, and the gates."""
+
+    normed: bool
+
+    @nn.compact
+    def __call__(self, u):
+        inner = u.shape[-1]
+        conv = ConvWeights(4, name="conv")(inner)
+        maps = [BlockDiagonalProjection(inner, 4, small_init(8), name=name) for name in "qkv"]
+        weights = gate_weights(self, SETTINGS, 3 * inner)
+        front = fused_front(SETTINGS, u, None, ONE_DOCUMENT, conv, maps, weights)
+        _, q, k, v, _ = front
+        assert isinstance(q, Fused)
+        if self.normed:
+            q, k = (normalize(x.value, 1e-6, center=False) for x in (q, k))
+        gates = gates_of(self, SETTINGS, q, k, v, weights=weights)
+        return gates, [value_of(x) for x in (q, k, v)]
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_gates_see_what_the_memory_sees(normed):
+    u, model = draw((2, 5, 16), 4), Gates(normed)
+    with interpreted():
+        shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), u))
+        variables = jax.tree.map(lambda x: draw(x.shape, x.size), shapes)
+        gates, values = jax.jit(model.apply)(variables, u)
+    for name, found in zip(("input_gate", "forget_gate"), gates, strict=True):
+        gate = variables["params"][name]
+        expected = jnp.concatenate(values, axis=-1) @ gate["kernel"] + gate["bias"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("remat", "times"), [("conv", 2), ("qkv", 2), ("conv+qkv", 1)])
+def test_what_is_kept_is_not_computed_again(remat, times):
+    """The kernel makes c and q, k, v and gates: it runs again unless all of them are kept."""
+    config = dataclasses.replace(small("mlstm"), remat=remat)
+    model, tokens = build_model(config), jnp.zeros((1, 3), jnp.int32)
+    params = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens))
+    with interpreted():
+        program = jax.make_jaxpr(jax.grad(lambda p: jnp.sum(model.apply(p, tokens)[0])))(params)
+    assert len(re.findall(r"name=mlstm_front\b", str(program))) == times
