@@ -211,16 +211,18 @@ def _perplexity_by_size(axes: Axes) -> None:
 
 def _own_series(axes: Axes, results: Results) -> None:
     """Our runs for scaling laws: perplexity against parameters, a curve for each budget."""
-    number = 0
-    for family, runs in by_model(results.runs).items():
+    families = by_model(results.runs)
+    others = [family for family in families if family not in values.MODELS]
+    for family, runs in families.items():
+        # the colour that the model has in the paper's panel
+        number, label = [*values.MODELS, *others].index(family), family
         for budget in sorted({run.budget for run in runs}, key=lambda b: b or 0):
             own = sorted((run.params, math.exp(run.loss)) for run in runs if run.budget == budget)
-            label = family if budget is None else f"{family}, {budget:.0e} FLOPs"
             axes.plot(*zip(*own, strict=True), **figure_style.style(number), label=label)
-            number += 1
+            label = None  # one entry of the legend for a family
     axes.set(
         xlabel="parameters", ylabel="perplexity per token", yscale="log",
-        title=f"{REDUCED}: series of equal FLOPs",
+        title=f"{REDUCED}: a curve for each budget",
     )  # fmt: skip
     figure_style.log_axis(axes.xaxis)
     figure_style.plain_ticks(axes.yaxis, np.exp([run.loss for run in results.runs]))
