@@ -240,7 +240,7 @@ def _training_speed(config: Config) -> float | None:
     )
     with tempfile.TemporaryDirectory() as folder:
         try:
-            train(short, pathlib.Path(folder))
+            train(short, pathlib.Path(folder), advice=False)
         except Diverged:
             return None
         records = list(read_records(find_run(pathlib.Path(folder)).metrics))

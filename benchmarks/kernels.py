@@ -191,19 +191,18 @@ def show(result: dict[str, Any]) -> None:
     share = (
         ""
         if result["share_of_roofline"] is None
-        else f"{result['share_of_roofline']:6.1%} of the roofline"
+        else f"{result['share_of_roofline']:6.1%} of roofline"
     )
     step = (
         ""
         if result["microseconds_per_step"] is None
         else f"{result['microseconds_per_step']:7.2f} µs/step"
     )
-    print(
-        f"{result['case']:18} {result['kernel']:22} {result['pass']:17} {result['ms']:9.3f} ms "
-        f"{result['tflops']:7.1f} TFLOP/s "
-        f"{result['gb_per_s']:7.0f} GB/s {share}{step}",
-        flush=True,
+    line = (
+        f"{result['case']:18} {result['kernel']:13} {result['pass']:16} {result['ms']:9.3f} ms "
+        f"{result['tflops']:6.1f} TFLOP/s {result['gb_per_s']:5.0f} GB/s {share}{step}"
     )
+    print(line.rstrip(), flush=True)
 
 
 def tune(

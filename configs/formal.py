@@ -130,7 +130,7 @@ def get_experiment(preset: str) -> Experiment:
         chosen_by=("validation/short", "accuracy"),
         solved=0.99 if small else None,
         stages=3 if small else 1,
-        curve=("right_at_", "length of the sample"),
+        curve=("right_at_", "length of the sample", "share of right answers"),
         paper=PAPER,
         absent={name: why for name, why in small_models.absent().items() if name in names},
         reduced=small,

@@ -142,7 +142,7 @@ def get_experiment(preset: str) -> Experiment:
         stages=4 if small else 1,
         figure="dims",
         spread="interval",
-        curve=None if small else ("test/", "tokens, trained at 2048"),
+        curve=None if small else ("test/", "tokens, trained at 2048", "accuracy"),
         left_out=left_out,
         absent={name: why for name, why in small_models.absent().items() if name in names},
         reduced=small,

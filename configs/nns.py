@@ -72,7 +72,7 @@ def get_experiment(preset: str) -> Experiment:
         higher_is_better=False,
         figure="bars",
         spread="interval",
-        curve=("error_after_", "revisions of the answer"),
+        curve=("error_after_", "revisions of the answer", "mean squared error"),
         absent={name: why for name, why in small_models.absent().items() if name in names},
         reduced=small,
         notes=("Errors of every token after the first. The paper's figure has no numbers.",),

@@ -154,3 +154,17 @@ def test_the_task_of_the_recipe_is_evaluated_on_the_same_waves_in_any_batches(fo
 @pytest.mark.parametrize("run", ["average", "sine"])
 def test_the_evaluation_of_a_recipe_leaves_its_results(followed, run):
     assert (followed / "runs" / run / "eval" / str(STEPS) / "results.json").is_file()
+
+
+@pytest.mark.slow
+def test_what_the_recipes_add_passes_the_lint(followed):
+    """But for the order of the imports, which it puts right."""
+    shutil.copy(ROOT / "pyproject.toml", followed)
+    for arguments in (["check", "--fix"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *arguments, "xlstm_jax", "configs"],
+            cwd=followed,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -188,7 +188,7 @@ bare: inspect | gs://bucket/data | an address
 inspect | --documents=-1 | --documents is '-1'
 inspect | --split=test | test
 inspect | --verify=maybe | --verify is 'maybe'
-bare: interop | | '' is no action
+bare: interop | | no action is given
 bare: interop | convert | 'convert' is no action
 bare: interop | import --output={new} | --source is missing
 import | | is a run of this project

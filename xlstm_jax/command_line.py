@@ -28,7 +28,7 @@ NOT_POSSIBLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
     errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
-WIDTH = 100  # columns of the help
+WIDTH = 100  # columns of the help and of sentences
 MOST = 2**53  # as good as no limit, and still exact as a float
 
 
@@ -134,10 +134,15 @@ def _described(strings: Mapping[str, str]) -> list[str]:
     return [
         line
         for name, meaning in strings.items()
-        for line in textwrap.wrap(
-            f"  --{name}: {meaning}", WIDTH, subsequent_indent="      ", break_on_hyphens=False
-        )
+        for line in wrapped(f"  --{name}: {meaning}", "      ")
     ]
+
+
+def wrapped(sentence: str, indent: str = "  ") -> list[str]:
+    """A sentence in lines that fit a terminal; words, of which a path may be one, stay whole."""
+    return textwrap.wrap(
+        sentence, WIDTH, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def text(values: flags.FlagValues, name: str, example: str) -> str:

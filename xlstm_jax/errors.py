@@ -15,6 +15,11 @@ class Diverged(UserError):
     """Training is beyond help: the loss is no number. In a grid of runs that is a result."""
 
 
+def reason(error: Exception) -> str:
+    """What an exception says, where the path of a file is named beside it already."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 @contextlib.contextmanager
 def backend_of(key: str, value: str | None) -> Iterator[None]:
     """Inside it, a kernel backend that the config asks for and that can't serve the model becomes a
@@ -22,10 +27,10 @@ def backend_of(key: str, value: str | None) -> Iterator[None]:
     """
     try:
         yield
-    except NotImplementedError as reason:
+    except NotImplementedError as error:
         if value is None:
             raise
         raise UserError(
-            f"config key {key} is {value!r}, which can't be used here: {reason} Unset takes the "
+            f"config key {key} is {value!r}, which can't be used here: {error} Unset takes the "
             f"best that can"
-        ) from reason
+        ) from error

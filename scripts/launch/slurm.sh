@@ -15,8 +15,9 @@
 #
 # The workdir must be on a file system that all nodes see. Processes find each other by SLURM's own variables.
 set -euo pipefail
-config=${1:?the first argument is a config, such as configs/xlstm_1.3b.py}
-workdir=${2:?the second argument is the workdir, on a shared file system}
+missing() { echo "error: $1; the top of ${BASH_SOURCE[0]} shows a call" >&2; exit 2; }
+config=${1:-}; [ -n "$config" ] || missing "the first argument is a config, such as configs/xlstm_1.3b.py"
+workdir=${2:-}; [ -n "$workdir" ] || missing "the second argument is the workdir, on a shared file system"
 shift 2
 
 export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}            # the rest is NCCL's

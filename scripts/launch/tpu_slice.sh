@@ -6,12 +6,15 @@
 #
 # The workdir is BUCKET mounted by gcsfuse under /mnt/runs on every host. Needs gcloud, logged in, and a quota for the slice.
 set -euo pipefail
-name=${1:?the first argument is a name for the slice}
-accelerator=${2:?the second argument is a slice type, such as v5p-128 or v5litepod-64}
-config=${3:?the third argument is a config}
-run=${4:?the fourth argument is the name of the run, a folder in the bucket}
+missing() { echo "error: $1; the top of ${BASH_SOURCE[0]} shows a call" >&2; exit 2; }
+name=${1:-}; [ -n "$name" ] || missing "the first argument is a name for the slice"
+accelerator=${2:-}; [ -n "$accelerator" ] || missing "the second argument is a slice type, such as v5p-128 or v5litepod-64"
+config=${3:-}; [ -n "$config" ] || missing "the third argument is a config"
+run=${4:-}; [ -n "$run" ] || missing "the fourth argument is the name of the run, a folder in the bucket"
 shift 4
-: "${PROJECT:?}" "${ZONE:?}" "${BUCKET:?}"
+for variable in PROJECT ZONE BUCKET; do
+  [ -n "${!variable:-}" ] || missing "$variable is not set"
+done
 case $accelerator in
   v5p-*) version=v2-alpha-tpuv5 ;;
   v5litepod-*) version=v2-alpha-tpuv5-lite ;;
@@ -43,6 +46,7 @@ while true; do
   case $status in
     0) break ;;
     2) echo "a mistake in the call or in the data, see above" >&2; exit 2 ;;
+    130) echo "interrupted; not started again, and the slice is still there" >&2; exit 130 ;;
     75) echo "preempted and saved; waiting for another slice" >&2 ;;
     *) echo "ended with status $status (gcloud names the worker above); starting again from the newest checkpoint" >&2 ;;
   esac

@@ -41,6 +41,23 @@ def test_it_tells_what_there_is(folder, capsys):
     assert TEXTS[0] in printed and TEXTS[1] in printed and TEXTS[2] not in printed
 
 
+def test_it_ends_with_the_command_that_trains_on_the_folder(folder, capsys):
+    """Once there is a held-out split, which training asks for."""
+    assert inspect.main(["inspect", str(folder)]) == 0
+    assert "next:" not in capsys.readouterr().out
+    tokenizer = install_tokenizer(str(folder / "tokenizer.json"), folder)
+    held_out = write_documents(folder.parent / "held_out.jsonl", ["held out"])
+    prepare_split(str(held_out), "validation", tokenizer, folder, job_bytes=1)
+    capsys.readouterr()
+    assert inspect.main(["inspect", str(folder)]) == 0
+    command = capsys.readouterr().out.partition("next:\n")[2].replace("\\\n", "").split()
+    assert command[-3:] == [
+        f"--config.data.path={folder}",
+        f"--config.data.tokenizer={folder}/tokenizer.json",
+        f"--config.model.vocab_size={tokenizer.vocab_size}",
+    ]
+
+
 def test_long_documents_are_shown_by_their_ends(folder, capsys):
     inspect.main(["inspect", str(folder), "--documents=30"])
     printed = capsys.readouterr().out

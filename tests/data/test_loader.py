@@ -1,7 +1,9 @@
 """Samples and batches: what is read, in which order, and where documents end."""
 
+import contextlib
 import dataclasses
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -174,6 +176,36 @@ def test_reader_processes_work_without_a_main_module_and_without_parsed_flags():
         [sys.executable, "-c", NOTEBOOK], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.stdout == f"{expected}\n", done.stderr
+
+
+@pytest.mark.slow
+def test_reader_processes_that_can_not_start_are_told_of(tmp_path):
+    """They import the main script, which is no file here. The text is longer than a pipe holds:
+    writing it to a dead process would never end.
+    """
+    (tmp_path / "text.txt").write_text("0123456789" * 20_000)
+    script = NOTEBOOK.replace('"synthetic"', f'"{tmp_path}/text.txt"')
+    done = subprocess.run(
+        [sys.executable, "-"], input=script, cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1
+    assert "<stdin>" in done.stderr  # what the process said
+    assert 'put what that does below `if __name__ == "__main__":`' in done.stderr
+
+
+@pytest.mark.parametrize("path", ["synthetic", "text"])
+def test_what_a_reader_process_gets_is_smaller_than_a_pipe(config, path, tmp_path):
+    """Tokens that lie in memory go by a file, which is gone when the batches are."""
+    config = dataclasses.replace(config, path=path if path == "synthetic" else config.path)
+    source = open_split(config, "train", 320)
+    with contextlib.ExitStack() as files:
+        sent = pickle.dumps(loader._in_files(source, files).tokens)
+        tokens = pickle.loads(sent)
+        assert len(sent) < 1000 and len(tokens) == len(source.tokens)
+        np.testing.assert_array_equal(tokens[:90], source.tokens[:90])
+    if path == "text":
+        with pytest.raises(FileNotFoundError):
+            pickle.loads(sent)[:90]
 
 
 @pytest.mark.parametrize(("batch_size", "context_length"), [(1, 1), (1, 7), (3, 1)])

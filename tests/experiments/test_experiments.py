@@ -61,7 +61,8 @@ def trained(monkeypatch):
     """Training is counted and not done; what a run reaches is given by its learning rate."""
     calls, reaches = [], {"value": 0.0}
 
-    def train(config, folder):
+    def train(config, folder, *, advice):
+        assert not advice  # what follows a run of a grid is the next one
         calls.append((folder.name, config.train.steps))
         (folder / "checkpoints" / str(config.train.steps)).mkdir(parents=True)
         if reaches["value"] is None:
@@ -278,6 +279,8 @@ def test_a_grid_is_trained_tested_and_reported(tmp_path, capsys):
     assert call(tmp_path, *ONE[:2], "--learning_rates=0.1", "--seeds=1") == 0
     printed = capsys.readouterr().out
     assert "run 1 of 1: parity, Small, dim 8, learning rate 0.1, seed 0" in printed
+    assert printed.count("next:") == 1
+    assert all(len(line) <= 100 or str(tmp_path) in line for line in printed.splitlines())
     rows = results.read(tmp_path / "tiny_grid" / "small" / RUN.name)
     sets = {r["set"] for r in rows if not r["set"].startswith("guess")}
     assert sets == {"validation", "validation/short", "test"}
@@ -286,4 +289,6 @@ def test_a_grid_is_trained_tested_and_reported(tmp_path, capsys):
     assert count == 8 and accuracy * 8 == pytest.approx(round(accuracy * 8))
     assert values["test", "scaled_accuracy"][0] == pytest.approx(2 * accuracy - 1)
     assert command.main(["experiments", "report", FILE, f"--workdir={tmp_path}"]) == 0
-    assert f"| Small | {2 * accuracy - 1:.4f} |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"| Small | {2 * accuracy - 1:.4f} |" in printed
+    assert all(len(line) <= 100 or str(tmp_path) in line for line in printed.splitlines())

@@ -43,7 +43,7 @@ def get_experiment(preset):
         chosen_by=("validation/short", "accuracy"),
         solved=0.9,
         stages=2,
-        curve=("right_at_", "length"),
+        curve=("right_at_", "length", "share of right answers"),
         paper={"Small": {"parity": 0.25}},
         left_out={"latin": "it is dead"},
         absent={"lost": "it needs the mixer 'lost', which is not there yet"},

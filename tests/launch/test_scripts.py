@@ -73,3 +73,19 @@ def test_slurm_starts_again_what_was_preempted_or_lost_a_machine(
     assert says in output
     assert calls == (["requeue 7"] if requeued else [])
     assert ("task 0 on " in output) == (status[0] not in (0, 75))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_call_that_lacks_something_is_a_mistake_of_one_line(script):
+    """Status 2, as the trainer's own: nobody starts it again."""
+    bare = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    calls = [[], ["v5p-128"] * 4] if script.name == "tpu_slice.sh" else [[]]
+    for arguments in calls:
+        done = subprocess.run(
+            ["bash", script, *arguments], env=bare, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 2 and not done.stdout
+        [line] = done.stderr.splitlines()
+        assert line.startswith(
+            "error: the first argument is" if not arguments else "error: PROJECT"
+        )

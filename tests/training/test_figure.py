@@ -70,6 +70,11 @@ def test_a_run_without_much_to_show_has_a_figure_too(records, tmp_path):
     figure_of(records).savefig(tmp_path / "loss.png")
 
 
+def test_the_ticks_of_a_short_run_are_steps():
+    [axes] = figure_of(events(steps=4, every=1)).axes
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
 def test_smoothing_keeps_a_constant_and_a_straight_beginning_and_calms_what_jumps():
     constant, line = np.full(100, 3.0), np.arange(100.0)
     assert smoothed(constant) == pytest.approx(constant)

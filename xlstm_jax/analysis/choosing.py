@@ -25,7 +25,7 @@ class Question(Protocol):
     chosen_by: tuple[str, str]
     higher_is_better: bool
     spread: str
-    curve: tuple[str, str] | None
+    curve: tuple[str, str, str] | None
 
 
 class Result(NamedTuple):
@@ -162,7 +162,7 @@ def _wilson(share: float, count: int) -> float:
 def _curve(experiment: Question, runs: Sequence[Sequence[Row]]) -> dict[str, float]:
     if experiment.curve is None:
         return {}
-    beginning, _ = experiment.curve
+    beginning, *_ = experiment.curve
     points: dict[str, list[Any]] = defaultdict(list)
     for run in runs:
         for row in run:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 # Okabe and Ito's colours, which are told apart by colour-blind eyes too; marks differ as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -30,11 +30,13 @@ def marker(number: int) -> str:
 
 
 def style(number: int) -> dict[str, Any]:
-    """Of a curve: those whose colours come again are dashed."""
+    """Of a curve: those whose colours come again are dashed, and their marks are hollow."""
+    again = number >= len(COLOURS)
     return {
         "color": colour(number),
         "marker": marker(number),
-        "linestyle": "-" if number < len(COLOURS) else "--",
+        "fillstyle": "none" if again else "full",
+        "linestyle": "--" if again else "-",
         "markersize": 5,
         "linewidth": 1.2,
     }
@@ -52,6 +54,30 @@ def dress(axes: Axes, legend_columns: int = 1) -> None:
 def plain_numbers() -> FuncFormatter:
     """Ticks as 2.5 and 3,000, where logarithmic axes write powers of ten."""
     return FuncFormatter(lambda value, _: f"{value:,.10g}")
+
+
+def short(count: float) -> str:
+    """164e6 -> "164M", 3e19 -> "3e19"."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if size <= count < 1e15:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.3g}".replace("e+", "e")
+
+
+def log_axis(axis: Axis) -> None:
+    """A logarithmic axis of counts: ticks at 1, 2 and 5 of each decade, all with their numbers
+    where there are few decades; of less than one, as on other axes. What it shows is drawn before.
+    """
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    least, greatest = axis.get_view_interval()
+    numbers = FuncFormatter(lambda value, _: short(value))
+    axis.set_major_formatter(numbers)
+    if greatest < 4 * least:
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_minor_locator(NullLocator())
+        return
+    axis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axis.set_minor_formatter(numbers if greatest < 1000 * least else NullFormatter())
 
 
 def plain_ticks(axis: Axis, values: np.ndarray) -> None:

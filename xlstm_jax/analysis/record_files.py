@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from xlstm_jax.errors import UserError
+from xlstm_jax.errors import UserError, reason
 
 
 def records(path: pathlib.Path, name: str | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -22,7 +22,7 @@ def records(path: pathlib.Path, name: str | None = None) -> Iterator[tuple[str, 
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(path)!r} can't be read: {error}") from None
+        raise UserError(f"{str(path)!r} can't be read: {reason(error)}") from None
     if path.suffix.lower() == ".csv":
         for number, record in enumerate(csv.DictReader(text.splitlines()), 2):
             yield f"{name}, line {number}", record

@@ -5,6 +5,7 @@ they are. The exit status is 1 where something is damaged.
 """
 
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 
@@ -15,7 +16,7 @@ from xlstm_jax.data import shards
 from xlstm_jax.data.kept_tokenizer import TOKENIZER
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
-from xlstm_jax.installation import python
+from xlstm_jax.installation import program, python
 from xlstm_jax.paths import refuse_address
 
 USAGE = """Shows what a prepared folder holds:
@@ -64,13 +65,30 @@ def _command(argv: list[str]) -> bool:
     splits = [flags["split"].value] if flags["split"].value else [
         split
         for split in shards.SPLITS
-        if (pathlib.Path(folder) / split / shards.MANIFEST).exists()
+        if _is_there(folder, split)
     ]  # fmt: skip
     problems = [
         inspect(folder, split, 3 if shown is None else shown, flags["verify"].value != "no")
         for split in splits
     ]
+    if not any(problems) and all(_is_there(folder, split) for split in shards.SPLITS):
+        _print(_training(folder))
     return any(problems)
+
+
+def _is_there(folder: str, split: str) -> bool:
+    return (pathlib.Path(folder) / split / shards.MANIFEST).exists()
+
+
+def _training(folder: str) -> str:
+    """The command that trains on a sound folder with both splits."""
+    manifest, path = shards.read_manifest(folder, "train"), shlex.quote(folder)
+    keys = [f"--config.data.path={path}"]
+    if manifest.tokenizer_hash != "byte":
+        keys.append(f"--config.data.tokenizer={path}/{TOKENIZER}")
+        keys.append(f"--config.model.vocab_size={manifest.vocab_size}")
+    start = f"{program('train')} --config=quickstart --workdir=runs/NAME"
+    return " \\\n      ".join([f"next:\n  {start}", *keys])
 
 
 def inspect(folder: str, split: str, shown: int, verify: bool) -> list[str]:

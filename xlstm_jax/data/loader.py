@@ -6,8 +6,12 @@ Of a mixture, each part has its own epochs. Resuming at a step needs the step al
 of hosts.
 """
 
+import contextlib
+import dataclasses
 import functools
 import json
+import pathlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +23,7 @@ from absl import flags
 from jaxtyping import Array, Bool, Int
 
 from xlstm_jax.data.config import DataConfig
+from xlstm_jax.data.shards import ShardedTokens
 from xlstm_jax.data.splits import TokenSource, open_named_split, open_split, open_validation_sets
 from xlstm_jax.errors import UserError
 from xlstm_jax.progress import counted
@@ -75,6 +80,9 @@ def train_batches(
         )
     check_samples(source, config)
     weights, sources = zip(*source.parts, strict=True) if source.parts else ((1.0,), (source,))
+    files = contextlib.ExitStack()
+    if config.workers:
+        sources = [_in_files(part_source, files) for part_source in sources]
     samples = [_samples(part_source, config, number) for number, part_source in enumerate(sources)]
     dataset = samples[0] if len(samples) == 1 else grain.MapDataset.mix(samples, weights)
     finish = functools.partial(
@@ -91,7 +99,7 @@ def train_batches(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
-    return _own_batches(iter(dataset), copy=config.workers > 0)
+    return _own_batches(iter(dataset), config.workers, files)
 
 
 def eval_batches(
@@ -217,17 +225,48 @@ class _Windows:
         return self._tokens[start : start + self._context_length + 1]
 
 
-def _own_batches(batches: grain.DatasetIterator, copy: bool) -> Iterator[Batch]:
-    """The same batches; threads and processes end with their last user.
-
-    With `copy` in memory of this process: what worker processes hand over lies in shared memory,
-    which grain does not always give back.
+def _in_files(source: TokenSource, files: contextlib.ExitStack) -> TokenSource:
+    """Tokens that lie in memory as a file, until `files` is closed: each worker process gets the
+    file's name instead of a copy of its own. Through the pipe to a process that has died at its
+    start a copy would be written for ever.
     """
+    if not isinstance(source.tokens, np.ndarray):
+        return source
+    folder = pathlib.Path(files.enter_context(tempfile.TemporaryDirectory(prefix="xlstm-tokens-")))
+    first, *_ = source.tokens[:1].tolist()
+    dtype = source.tokens.dtype.newbyteorder("<")
+    source.tokens[1:].astype(dtype).tofile(folder / "tokens.bin")
+    tokens = ShardedTokens([folder / "tokens.bin"], [len(source.tokens) - 1], dtype.str, first)
+    return dataclasses.replace(source, tokens=tokens)
+
+
+def _own_batches(
+    batches: grain.DatasetIterator, workers: int, files: contextlib.ExitStack
+) -> Iterator[Batch]:
+    """The same batches; threads, processes and their files end with their last user.
+
+    With worker processes in memory of this process: what they hand over lies in shared memory,
+    which grain does not always give back.
+
+    Raises:
+        UserError: a worker process has died before its first batch.
+    """
+    count = 0
     try:
         for batch in batches:
-            yield Batch(*map(np.array, batch)) if copy else batch
+            count += 1
+            yield Batch(*map(np.array, batch)) if workers else batch
+    except RuntimeError as error:
+        if count >= workers or "Worker process was terminated" not in str(error):
+            raise
+        raise UserError(
+            f"a reader process has died (data.workers is {workers}); what it said stands above. "
+            f"Each begins by importing the script that was started: put what that does below "
+            f'`if __name__ == "__main__":`, or take data.workers=0'
+        ) from None
     finally:
-        batches.close()
+        with files:
+            batches.close()
 
 
 def _stack(windows: Sequence[np.ndarray], end_of_text: int, reset_at_document: bool) -> Batch:

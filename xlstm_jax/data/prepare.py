@@ -9,6 +9,7 @@ kept, others begun anew. docs/data.md tells the rest.
 import dataclasses
 import os
 import pathlib
+import shlex
 import shutil
 import sys
 import time
@@ -45,6 +46,7 @@ from xlstm_jax.data.tokenizer import Tokenizer
 from xlstm_jax.data.workers import Workers
 from xlstm_jax.data.writing import PartialFile, explained
 from xlstm_jax.errors import UserError
+from xlstm_jax.installation import python
 from xlstm_jax.progress import counted
 
 USAGE = """Prepares token shards for training:
@@ -119,6 +121,7 @@ def _command(argv: list[str]) -> None:
             workers=workers,
             keep_downloads=keep_downloads,
         )
+    print(f"next:\n  {python()} -m xlstm_jax.data.inspect {shlex.quote(str(output))}", flush=True)
 
 
 def _splits(given: str | None, source: pathlib.Path) -> list[str]:
@@ -212,7 +215,8 @@ def prepare_split(
             started = time.monotonic()
             done = list(_run(plan, max_tokens, settings, tokenizer, workers))
             manifest = _finish(folder, plan, request, tokenizer, done, keep_downloads)
-    print(f"{split}: {_summary(folder, manifest)}; {time.monotonic() - started:.0f} s", flush=True)
+    told = f"{split}: {_summary(folder, manifest)}; {time.monotonic() - started:.0f} s"
+    print(*command_line.wrapped(told), sep="\n", flush=True)
     if max_tokens is not None and manifest.tokens < max_tokens:
         print(
             f"{split}: fewer tokens than --max-tokens={max_tokens}: there are no more", flush=True
@@ -231,8 +235,8 @@ def _complete_already(
     there = check_still(manifest, request, layout, output)
     _clean(folder, keep_downloads)
     note = "" if there else f" (the source {request.source!r} is gone and was not compared)"
-    told = f"complete already{note}, {_summary(folder, manifest)}"
-    print(f"{request.split}: {told}", flush=True)
+    told = f"{request.split}: complete already{note}, {_summary(folder, manifest)}"
+    print(*command_line.wrapped(told), sep="\n", flush=True)
     return manifest
 
 

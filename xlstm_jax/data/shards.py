@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import pathlib
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -175,9 +176,7 @@ class _OpenFile:
 
     def __init__(self, path: pathlib.Path):
         self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self):
-        os.close(self.descriptor)
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 def dtype_of(vocab_size: int) -> str:

@@ -316,9 +316,10 @@ def _limited(source: TokenSource, targets: int) -> TokenSource:
             for shard, start in zip(record["shards"], starts, strict=False)
             if start < targets
         ]
+    tokens, stop = source.tokens, targets + 1
     return dataclasses.replace(
         source,
-        tokens=JoinedTokens([source.tokens], targets + 1),
+        tokens=tokens[:stop] if isinstance(tokens, np.ndarray) else JoinedTokens([tokens], stop),
         text=None,
         description=(*source.description, f"train: of these the first {counted(targets, 'token')}"),
         record=record,

@@ -88,6 +88,7 @@ class SyntheticTokens:
     """Random tokens, the same on every machine, from a block that repeats."""
 
     def __init__(self, length: int, vocab_size: int, end_of_text: int):
+        self._arguments = length, vocab_size, end_of_text
         draw = np.random.Generator(np.random.PCG64(0))  # numpy promises the same numbers for ever
         self._base = draw.integers(0, vocab_size, SYNTHETIC_BASE).astype(dtype_of(vocab_size))
         self._base[draw.integers(0, SYNTHETIC_BASE, SYNTHETIC_BASE // SYNTHETIC_DOCUMENT)] = (
@@ -95,6 +96,9 @@ class SyntheticTokens:
         )
         self._base[0] = end_of_text
         self._length = length
+
+    def __reduce__(self) -> tuple:  # drawn again instead of sent to another process
+        return SyntheticTokens, self._arguments
 
     def __len__(self) -> int:
         return self._length

@@ -63,7 +63,10 @@ def main(argv: Sequence[str]) -> int:
             unread += [f"config.{key}" for key in arguments.overrides]
             if unread:
                 raise UserError(f"--{unread[0]} is of no use for a report; leave it out")
-            print(report(experiment, folder), folder, sep="\n", flush=True)
+            for line in report(experiment, folder).splitlines():
+                sentence = len(line) > command_line.WIDTH and not line.startswith("|")
+                print(*(command_line.wrapped(line, "") if sentence else [line]), sep="\n")
+            print(f"\n{folder}", flush=True)
             return
         if arguments.file is not None:
             raise UserError("--config names a file, but the experiment has one; leave it out")

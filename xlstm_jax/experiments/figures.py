@@ -39,13 +39,12 @@ def curves(experiment: Experiment, found: Found) -> Figure:
             panel.plot(
                 range(len(points)),
                 list(points.values()),
-                color=figure_style.colour(number),
-                marker=figure_style.marker(number),
+                **figure_style.style(number),
                 label=experiment.models[model],
             )
         panel.set_xticks(range(len(ticks)), [tick.replace("_", " ") for tick in ticks])
         panel.tick_params(axis="x", labelrotation=30)
-        _dress(panel, cell, experiment.curve[1], experiment.curve[0].replace("_", " ").strip())
+        _dress(panel, cell, *experiment.curve[1:])
     return figure
 
 
@@ -108,8 +107,8 @@ def _over_dims(experiment: Experiment, found: Found) -> Figure:
             if points:
                 dims, means, spreads = zip(*points, strict=True)
                 panel.errorbar(
-                    dims, means, yerr=spreads, capsize=3, color=figure_style.colour(number),
-                    marker=figure_style.marker(number), label=experiment.models[model],
+                    dims, means, yerr=spreads, capsize=3, label=experiment.models[model],
+                    **figure_style.style(number),
                 )  # fmt: skip
                 panel.set_xscale("log", base=2)
         _dress(panel, cell, "model.dim", experiment.metric.replace("_", " "))

@@ -27,8 +27,8 @@ class Experiment(NamedTuple):
         stages: into how many parts a run is cut, after which that is asked.
         spread: "deviation" (standard deviation over seeds) or "interval" (99 %, of their mean).
         figure: "heat map" of models and cells, "bars", or "dims" (curves over dims).
-        curve: beginning of the names of test numbers, or of more test sets, that make a curve, and
-            what it goes over.
+        curve: beginning of the names of test numbers, or of more test sets, that make a curve,
+            what it goes over, and what the numbers are.
         paper: by the paper's name of the model and by cell.
         left_out: cells of the paper that can't be, and why.
         absent: models that this version of the code does not have, and why.
@@ -52,7 +52,7 @@ class Experiment(NamedTuple):
     stages: int = 1
     spread: str = "deviation"
     figure: str = "heat map"
-    curve: tuple[str, str] | None = None
+    curve: tuple[str, str, str] | None = None
     paper: Mapping[str, Mapping[str, float]] = {}
     left_out: Mapping[str, str] = {}
     absent: Mapping[str, str] = {}

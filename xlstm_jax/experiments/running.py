@@ -12,6 +12,7 @@ import jax
 
 from xlstm_jax.analysis.choosing import DIVERGED, GUESS
 from xlstm_jax.analysis.parameters import count_parameters
+from xlstm_jax.command_line import wrapped
 from xlstm_jax.config import Config, load, task_of
 from xlstm_jax.errors import Diverged, UserError
 from xlstm_jax.experiments import rows as results
@@ -19,7 +20,7 @@ from xlstm_jax.experiments.grid import Experiment, Run, groups_of
 from xlstm_jax.experiments.together import train_together
 from xlstm_jax.interop.opening import Opened, open_checkpoint
 from xlstm_jax.parallel import make_mesh, replicated
-from xlstm_jax.progress import counted, duration
+from xlstm_jax.progress import counted, doing, duration
 from xlstm_jax.runs.folder import find_run
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
 from xlstm_jax.tasks.task import Task
@@ -94,7 +95,8 @@ def run_grid(
         done += len(group)
         left = (time.monotonic() - started) / done * (len(waiting) - done)
         for run, rows in found.items():
-            say(f"{labels[run]}: {_shown(experiment, rows)}; about {duration(left)} left")
+            told = f"{labels[run]}: {_shown(experiment, rows)}; about {duration(left)} left"
+            say(*wrapped(told))
         jax.clear_caches()  # other runs have other programs
 
 
@@ -162,7 +164,7 @@ def _measured(
     eval_step = make_eval_step(task, opened.model)
     sets = {**task.held_out(), **task.test_sets()}
     for name, held_out in sets.items():
-        with jax.set_mesh(mesh):
+        with doing(f"evaluating on {name}", say), jax.set_mesh(mesh):
             totals = evaluate(eval_step, opened.params, held_out, rows, mesh)
         for metric, value in task.summary(totals).items():
             count = totals.get(metric, totals["loss"])[1]
@@ -202,7 +204,9 @@ def _trained(
         found = train_together({folder / run.name: config for run, config in configs.items()})
         return dict(zip(configs, found.values(), strict=True))
     try:
-        return {run: train(config, folder / run.name) for run, config in configs.items()}
+        return {
+            run: train(config, folder / run.name, advice=False) for run, config in configs.items()
+        }
     except Diverged as error:
         say(f"diverged: {error}")
         return dict.fromkeys(configs)

@@ -8,12 +8,13 @@ Sources of an import: a folder of transformers' xLSTMForCausalLM or of PyPI xlst
 Hugging Face hub (NX-AI/xLSTM-7b).
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 
 from xlstm_jax import command_line
 from xlstm_jax.errors import UserError
-from xlstm_jax.installation import python
+from xlstm_jax.installation import program, python
 from xlstm_jax.interop.convert import DTYPES, export_checkpoint, import_checkpoint
 from xlstm_jax.interop.formats import FORMATS
 from xlstm_jax.progress import counted
@@ -42,10 +43,10 @@ def main(argv: Sequence[str]) -> int:
             if {"--help", "-h"} & set(argv):
                 print(__doc__)
                 raise SystemExit(0)
+            what = f"{action!r} is no action" if action else "no action is given"
             raise UserError(
-                f"{action!r} is no action; write `{python()} -m xlstm_jax.interop import` or "
-                f"`export` "
-                f"(--help shows examples)"
+                f"{what}; write `{python()} -m xlstm_jax.interop import` or `export` (--help shows "
+                f"examples)"
             )
         flags = command_line.parse(
             [argv[0], *argv[2:]],
@@ -59,10 +60,17 @@ def main(argv: Sequence[str]) -> int:
         if action == "import":
             config = import_checkpoint(source, output, flags["tokenizer"].value)
             model, window = config.model, config.eval.context_length or config.data.context_length
+            place = shlex.quote(output)
             print(
-                f"{output}: {counted(model.num_blocks, 'block')} ({model.blocks}) of dimension "
-                f"{model.dim}, trained on contexts of "
-                f"{counted(config.data.context_length, 'token')}, evaluated on {window:,}"
+                *command_line.wrapped(
+                    f"{output}: {counted(model.num_blocks, 'block')} ({model.blocks}) of dimension "
+                    f"{model.dim}, trained on contexts of "
+                    f"{counted(config.data.context_length, 'token')}, evaluated on {window:,}"
+                ),
+                "next:",
+                f"  {python()} -m xlstm_jax.generation --checkpoint={place} --prompt='def '",
+                f"  {program('eval')} --workdir={place} --data=FILE",
+                sep="\n",
             )
             return
         chosen = {

@@ -22,7 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from xlstm_jax.config import Config, check, task_of
 from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.tokenizer import END_OF_TEXT, ByteTokenizer, load_tokenizer
-from xlstm_jax.errors import UserError
+from xlstm_jax.errors import UserError, reason
 from xlstm_jax.installation import install, program, python
 from xlstm_jax.interop import tensor_files
 from xlstm_jax.interop.formats import FORMATS
@@ -274,7 +274,9 @@ def _parse(
     try:
         values = parse(path.read_text())
     except (OSError, ValueError, RecursionError, failure) as error:
-        raise UserError(f"{path} can't be read: {error}; give the folder of a checkpoint") from None
+        raise UserError(
+            f"{path} can't be read: {reason(error)}; give the folder of a checkpoint"
+        ) from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no fields; give the folder of a checkpoint")
     return values

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from xlstm_jax.analysis.figure_style import COLOURS, MARKERS
 from xlstm_jax.runs.folder import RunFolder
@@ -53,6 +54,7 @@ def figure_of(records: Sequence[Mapping[str, Any]], unit: str | None = None) -> 
     if accuracies:
         _accuracy_panel(all_axes[1], records, sets, accuracies)
     all_axes[-1].set_xlabel("training step")
+    all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in all_axes:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -65,6 +65,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     *,
     profile: tuple[int, int] | None = None,
+    advice: bool = True,
 ) -> Mapping[str, float]:
     """Trains, or goes on with, the run in `workdir`; returns the last held-out summary.
 
@@ -74,6 +75,7 @@ def train(
         callbacks: are told of steps, evaluations and checkpoints (`training/callbacks.py`), after
             the run's own writers. What one of them raises ends the run and is raised.
         profile: first and last step of which a trace is written to `workdir`/profile.
+        advice: whether the commands that may follow are printed at the end.
 
     Raises:
         UserError: data, folder, configuration or checkpoint are not as they should be, or too many
@@ -219,7 +221,7 @@ def train(
             if checkpoints.latest_step() != steps:
                 raise UserError(not_saved(run, checkpoints))
             told.after_training(summary)
-    say(folder.loss_figure, *next_commands(workdir, config, task.writes_text))
+    say(folder.loss_figure, *(next_commands(workdir, config, task.writes_text) if advice else ()))
     return summary
 
 

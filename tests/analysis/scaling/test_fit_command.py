@@ -47,7 +47,7 @@ def test_fits_are_printed_and_written(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "'' is no action"),
+        ([], "no action is given"),
         (["plot"], "'plot' is no action"),
         (["plan", "--output=x"], "--flops is missing"),
         (["plan", "--flops=1e12"], "--output is missing"),

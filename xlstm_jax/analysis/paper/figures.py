@@ -13,7 +13,7 @@ from xlstm_jax.analysis.paper import panels, values
 from xlstm_jax.analysis.paper.catalogue import TRAINED, Entry
 from xlstm_jax.analysis.paper.results import Results
 from xlstm_jax.analysis.paper.small import Found, accuracies
-from xlstm_jax.analysis.scaling.figures import inference_figure, short
+from xlstm_jax.analysis.scaling.figures import inference_figure
 from xlstm_jax.analysis.scaling.inference import fit_all, timing_of
 from xlstm_jax.analysis.scaling.power_law import fit_power_law
 from xlstm_jax.analysis.scaling.table import by_model
@@ -39,6 +39,8 @@ def table_1(results: Results) -> Figure:
         title="the paper: 350M to 460M parameters,\n15B tokens of SlimPajama",
     )
     right.set(xlabel="perplexity per token", title=f"{REDUCED}: {scale_of(results)}")
+    for axes in (left, right):
+        figure_style.dress(axes)
     return figure
 
 
@@ -209,19 +211,20 @@ def _perplexity_by_size(axes: Axes) -> None:
 
 def _own_series(axes: Axes, results: Results) -> None:
     """Our runs for scaling laws: perplexity against parameters, a curve for each budget."""
-    number = 0
-    for family, runs in by_model(results.runs).items():
+    families = by_model(results.runs)
+    others = [family for family in families if family not in values.MODELS]
+    for family, runs in families.items():
+        # the colour that the model has in the paper's panel
+        number, label = [*values.MODELS, *others].index(family), family
         for budget in sorted({run.budget for run in runs}, key=lambda b: b or 0):
             own = sorted((run.params, math.exp(run.loss)) for run in runs if run.budget == budget)
-            label = family if budget is None else f"{family}, {budget:.0e} FLOPs"
             axes.plot(*zip(*own, strict=True), **figure_style.style(number), label=label)
-            number += 1
+            label = None  # one entry of the legend for a family
     axes.set(
-        xlabel="parameters", ylabel="perplexity per token", xscale="log", yscale="log",
-        title=f"{REDUCED}: series of equal FLOPs",
+        xlabel="parameters", ylabel="perplexity per token", yscale="log",
+        title=f"{REDUCED}: a curve for each budget",
     )  # fmt: skip
-    axes.xaxis.set_major_formatter(lambda value, _: short(value))
-    axes.xaxis.set_minor_formatter("")
+    figure_style.log_axis(axes.xaxis)
     figure_style.plain_ticks(axes.yaxis, np.exp([run.loss for run in results.runs]))
     figure_style.dress(axes)
 

@@ -18,6 +18,7 @@ benchmarks.inference_times` measured.
 """
 
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -106,10 +107,14 @@ def _plan(words: Sequence[str], argv: Sequence[str]) -> None:
                 raise UserError(f"--{name} is {flags[name].value!r}; it must be one number{above}")
             grid = grid._replace(**{name: number})
     families = {family: series[family] for family in chosen}
+    print(f"counting the shapes of {', '.join(families)} ...", flush=True)
     planned = plan_series(file, families, budgets, counting, grid, overrides)
     write_plan(folder, planned, program("train"))
     print(*plan_lines(planned), folder / COMMANDS, sep="\n")
-    print(f"next:\n  {python()} -m xlstm_jax.analysis.scaling run {folder}", flush=True)
+    print(
+        f"next:\n  {python()} -m xlstm_jax.analysis.scaling run {shlex.quote(str(folder))}",
+        flush=True,
+    )
 
 
 def _run(words: Sequence[str], argv: Sequence[str]) -> None:
@@ -119,7 +124,8 @@ def _run(words: Sequence[str], argv: Sequence[str]) -> None:
     most = command_line.number(flags, "runs", 1)
     if failed := run_plan(pathlib.Path(words[0]).expanduser(), most):
         raise UserError(f"{len(failed)} of the runs failed, see above: {', '.join(failed)}")
-    print(f"next:\n  {python()} -m xlstm_jax.analysis.scaling fit {words[0]} --form=isoflop")
+    folder = shlex.quote(words[0])
+    print(f"next:\n  {python()} -m xlstm_jax.analysis.scaling fit {folder} --form=isoflop")
 
 
 def _fit(words: Sequence[str], argv: Sequence[str]) -> None:
@@ -184,9 +190,8 @@ def _taken_apart(argv: Sequence[str]) -> tuple[str, list[str], list[str]]:
     if action.startswith("-"):  # --help
         return "fit", [], [action, *rest]
     if action not in ACTIONS:
-        raise UserError(
-            f"{action!r} is no action; there are {', '.join(ACTIONS)} (--help shows examples)"
-        )
+        what = f"{action!r} is no action" if action else "no action is given"
+        raise UserError(f"{what}; there are {', '.join(ACTIONS)} (--help shows examples)")
     words = [argument for argument in rest if not argument.startswith("-")]
     return action, words, [argument for argument in rest if argument.startswith("-")]
 

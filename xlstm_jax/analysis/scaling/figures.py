@@ -23,7 +23,7 @@ def parametric_figure(fit: ParametricFit, params, tokens, loss, name: str) -> Fi
         here = params == size
         along = np.geomspace(tokens[here].min() / 1.3, tokens[here].max() * 1.3, 100)
         left.plot(along, fit.loss(size, along), color=colour, linewidth=1)
-        label = short(size)
+        label = figure_style.short(size)
         left.plot(tokens[here], loss[here], marker, color=colour, markersize=5, label=label)
         residuals = 100 * (loss[here] / fit.loss(size, tokens[here]) - 1)
         right.plot(tokens[here], residuals, marker, color=colour, markersize=5)
@@ -35,7 +35,7 @@ def parametric_figure(fit: ParametricFit, params, tokens, loss, name: str) -> Fi
         ylabel="held-out loss (nats per token)",
         title=f"{name}: E = {fit.irreducible:.3f}, {exponents}",
     )
-    left.set_xscale("log")
+    figure_style.log_axis(left.xaxis)
     left.set_yscale("log")
     figure_style.plain_ticks(left.yaxis, loss)
     left.legend(title="parameters N", fontsize=8)
@@ -45,7 +45,7 @@ def parametric_figure(fit: ParametricFit, params, tokens, loss, name: str) -> Fi
         ylabel="measured minus fitted loss (%)",
         title="what the fit leaves over",
     )
-    right.set_xscale("log")
+    figure_style.log_axis(right.xaxis)
     for axes in (left, right):
         axes.grid(alpha=0.3)
     return figure
@@ -68,7 +68,7 @@ def power_law_figure(
         left.plot(x, y, marker, color=colour, markersize=5, label=label)
         right.plot(x, 100 * (y / law(x) - 1), marker, color=colour, markersize=5)
     left.set(xlabel=xlabel, ylabel=ylabel)
-    left.set_xscale("log")
+    figure_style.log_axis(left.xaxis)
     left.set_yscale("log")
     figure_style.plain_ticks(
         left.yaxis, np.concatenate([np.asarray(y, float) for _, y, _ in lines.values()])
@@ -76,7 +76,7 @@ def power_law_figure(
     left.legend(fontsize=8)
     right.axhline(0, color="gray", linewidth=0.8)
     right.set(xlabel=xlabel, ylabel="measured minus fitted (%)", title="what the lines leave over")
-    right.set_xscale("log")
+    figure_style.log_axis(right.xaxis)
     for axes in (left, right):
         axes.grid(alpha=0.3)
     return figure
@@ -106,7 +106,7 @@ def isoflop_figure(fit: IsoFlopFit, budget, x, loss, xlabel: str) -> Figure:
         ):
             axes.plot(*place, "*", color=colour, markersize=13, fillstyle=fill)
     left.set(xlabel=xlabel, ylabel="held-out loss (nats per token)", title="stars: best per budget")
-    left.set_xscale("log")
+    figure_style.log_axis(left.xaxis)
     left.legend(fontsize=8)
     middle.axhline(0, color="gray", linewidth=0.8)
     middle.set(
@@ -114,7 +114,7 @@ def isoflop_figure(fit: IsoFlopFit, budget, x, loss, xlabel: str) -> Figure:
         ylabel="measured minus fitted loss (%)",
         title="what the parabolas leave over",
     )
-    middle.set_xscale("log")
+    figure_style.log_axis(middle.xaxis)
     budgets = np.array([parabola.budget for parabola in fit.parabolas])
     ends = np.array([budgets.min() / 1.5, budgets.max() * 1.5])
     right.plot(ends, fit.law(ends), color="gray", linewidth=1)
@@ -123,19 +123,11 @@ def isoflop_figure(fit: IsoFlopFit, budget, x, loss, xlabel: str) -> Figure:
         ylabel=f"best {xlabel}",
         title=f"grows like budget^{fit.law.exponent:.3f}",
     )
-    right.set_xscale("log")
-    right.set_yscale("log")
+    figure_style.log_axis(right.xaxis)
+    figure_style.log_axis(right.yaxis)
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
     return figure
-
-
-def short(count: float) -> str:
-    """164e6 -> "164M"."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:.3g}"
 
 
 def inference_figure(results: Sequence[Fitted]) -> Figure:
@@ -148,7 +140,7 @@ def inference_figure(results: Sequence[Fitted]) -> Figure:
             work = np.array([timing.work for timing in one.timings])
             milliseconds = 1e3 * np.array([timing.seconds for timing in one.timings])
             style = figure_style.style(number)
-            label = f"{one.model} {short(one.params)}"
+            label = f"{one.model} {figure_style.short(one.params)}"
             axes.plot(work, milliseconds, **style | {"linestyle": "none"}, label=label)
             if one.fit is not None:
                 along = np.geomspace(work.min(), work.max(), 100)
