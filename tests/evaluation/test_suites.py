@@ -215,7 +215,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_suite(run_folder, tmp_path, mo
         (["--data={tmp}/missing"], "missing' does not exist"),
         (["--data={file}", "--split=train"], "is text, all of which is scored"),
         (["--output={file}"], "--output"),
-        (["--output={file}/below"], "can't be written to"),
+        (["--output={file}/below"], "is a file; give a folder"),
         (["--output={damaged}"], "results.json' is no file of results"),
         (["--output={others}"], "holds results of another checkpoint"),
         (["--max_tokens=0"], "--max_tokens is 0; it must be at least 1"),

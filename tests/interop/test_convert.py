@@ -163,7 +163,10 @@ def test_a_smaller_type_is_written_where_it_is_asked_for(tmp_path):
         (["export", "--source={run}", "--output=x", "--weight_mode=fused"], "does not have"),
         (["import", "--source={run}", "--output=x"], "a run of this project"),
         (["import", "--source={run}", "--output=/proc/no/x"], "'/proc/no/x' can't be written"),
-        (["export", "--source={run}", "--output={run}/config.json/x"], "can't be written"),
+        (
+            ["export", "--source={run}", "--output={run}/config.json/x"],
+            "config.json' is a file; give a folder",
+        ),
     ],
 )
 def test_what_can_not_be_done_is_one_line(tmp_path, capsys, arguments, message):
