@@ -73,20 +73,21 @@ def kernels_in(program: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("device_kind", "platform", "model", "backend"),
+    ("device_kind", "platform", "model", "backends"),
     [
-        ("TPU v5 lite", "tpu", MLSTM_ONLY, "pallas_tpu"),
-        ("TPU v5 lite", "tpu", SLSTM_ONLY, "pallas_tpu"),
-        ("NVIDIA H100 80GB HBM3", "gpu", MLSTM_ONLY, HOPPER),
-        ("NVIDIA A100-SXM4-80GB", "gpu", MLSTM_ONLY, "pallas_triton"),
+        ("TPU v5 lite", "tpu", MLSTM_ONLY, {"pallas_tpu"}),
+        ("TPU v5 lite", "tpu", SLSTM_ONLY, {"pallas_tpu"}),
+        # before the cell stands `mlstm_front`, in Triton
+        ("NVIDIA H100 80GB HBM3", "gpu", MLSTM_ONLY, {HOPPER, "pallas_triton"}),
+        ("NVIDIA A100-SXM4-80GB", "gpu", MLSTM_ONLY, {"pallas_triton"}),
     ],
     ids=["v5e-mlstm", "v5e-slstm", "h100-mlstm", "a100-mlstm"],
 )
-def test_the_step_runs_on_the_devices_own_kernels(device_kind, platform, model, backend):
+def test_the_step_runs_on_the_devices_own_kernels(device_kind, platform, model, backends):
     """Forward and backward: at least two calls, and of no other backend's."""
     found = kernels_in(lowered_step(device_kind, platform, model))
     assert len(found) >= 2
-    assert set(found) == {backend}
+    assert set(found) == backends
 
 
 @pytest.mark.skipif(
