@@ -86,6 +86,7 @@ def test_a_gate_of_one_token(dtype):
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", ["mlstm", "mlstm_7b"])
 def test_tokens_one_by_one_on_a_gpu_are_the_sequence(mixer, monkeypatch):
     """The step's kernel, the gates of one token and the norm of one row, inside the blocks; the row
