@@ -45,6 +45,7 @@ def curves(experiment: Experiment, found: Found) -> Figure:
         panel.set_xticks(range(len(ticks)), [tick.replace("_", " ") for tick in ticks])
         panel.tick_params(axis="x", labelrotation=30)
         _dress(panel, cell, *experiment.curve[1:])
+    _join_legends(figure, panels)
     return figure
 
 
@@ -112,6 +113,7 @@ def _over_dims(experiment: Experiment, found: Found) -> Figure:
                 )  # fmt: skip
                 panel.set_xscale("log", base=2)
         _dress(panel, cell, "model.dim", experiment.metric.replace("_", " "))
+    _join_legends(figure, panels)
     figure.suptitle(_title(experiment), fontsize=10, wrap=True)
     return figure
 
@@ -125,7 +127,7 @@ def _axes_of(experiment: Experiment, found: Found) -> tuple[list[str], list[str]
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    columns = min(count, 4)
+    columns = min(count, 3 if count % 4 else 4)
     rows = -(-count // columns)
     figure = Figure(figsize=(max(6, 4 * columns), 3.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -139,6 +141,22 @@ def _dress(panel: Axes, title: str, x: str, y: str) -> None:
     panel.set_xlabel(x)
     panel.set_ylabel(y)
     figure_style.dress(panel)
+
+
+def _join_legends(figure: Figure, panels: list[Axes]) -> None:
+    """One for several panels, below them, where it hides no curve: it would be the same in each."""
+    if len(panels) == 1:
+        return
+    entries = {}
+    for panel in panels:
+        handles, labels = panel.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+        if panel.get_legend() is not None:
+            panel.get_legend().remove()
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=max(1, len(entries)),
+        frameon=False, fontsize=9,
+    )  # fmt: skip
 
 
 def _title(experiment: Experiment) -> str:
