@@ -56,10 +56,6 @@ class Group:
         x = load(ref.at[(*before, self.columns)], self.inside)
         return x.astype(jnp.float32)[None, :]
 
-    def put_row(self, ref: Any, x: Float[Array, " g"], *before: int) -> None:
-        """Writes one number per channel."""
-        store(ref.at[(*before, self.columns)], x, self.inside)
-
 
 class Tile:
     """Some tokens: `rows` are their numbers, `inside` says which of them exist, `met` has what they

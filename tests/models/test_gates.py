@@ -17,7 +17,7 @@ from xlstm_jax.models.config import check_model
 from xlstm_jax.models.initializers import small_init
 from xlstm_jax.models.layers import BlockDiagonalProjection, normalize
 from xlstm_jax.models.mixers.mlstm import MLSTMConfig
-from xlstm_jax.models.mlstm_cell import gates_of, value_of
+from xlstm_jax.models.mlstm_cell import gate_weights, gates_of, value_of
 
 
 class Gates(nn.Module):
@@ -32,7 +32,8 @@ class Gates(nn.Module):
         q, k, v = projection(name="q")(c), projection(name="k")(c), projection(name="v")(u)
         if self.normed:
             q, k = (normalize(x.value, 1e-6, center=False) for x in (q, k))
-        gates = gates_of(self, self.settings, q, k, v)
+        weights = gate_weights(self, self.settings, 3 * c.shape[-1])
+        gates = gates_of(self, weights, q, k, v)
         return gates, [value_of(x) for x in (q, k, v)]
 
 

@@ -106,7 +106,7 @@ class Gates(nn.Module):
         assert isinstance(q, Fused)
         if self.normed:
             q, k = (normalize(x.value, 1e-6, center=False) for x in (q, k))
-        gates = gates_of(self, SETTINGS, q, k, v, weights=weights)
+        gates = gates_of(self, weights, q, k, v)
         return gates, [value_of(x) for x in (q, k, v)]
 
 

@@ -133,25 +133,20 @@ def gate_weights(module: nn.Module, settings: MLSTMCellConfig, size: int) -> Gat
 
 
 def gates_of(
-    module: nn.Module,
-    settings: MLSTMCellConfig,
-    *inputs: Mapped | Fused | Float[Array, "B T _"],
-    weights: GateWeights | None = None,
+    module: nn.Module, weights: GateWeights, *inputs: Mapped | Fused | Float[Array, "B T _"]
 ) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
     """Pre-activations of input gate and forget gate, linear in the inputs or the same for all
     tokens, float32 or better.
 
-    The rows of the gates' kernels are those of the inputs, one below the other; weights are those
-    of `gate_weights`, made here where none are given. Inputs that were mapped from the same x give
-    one product with x; where all came out of one kernel with the gates, these are taken.
+    The rows of the gates' kernels (`gate_weights`) are those of the inputs, one below the other.
+    Inputs that were mapped from the same x give one product with x; where all came out of one
+    kernel with the gates, these are taken. The module records what they are.
     """
     sizes = [value_of(x).shape[-1] for x in inputs]
-    if weights is None:
-        weights = gate_weights(module, settings, sum(sizes))
     tokens = value_of(inputs[0]).shape[:2]
     decided = iter(_decided(sizes, inputs, [gate for gate in weights if gate[0] is not None]))
     i, f = (
-        jnp.broadcast_to(bias, (*tokens, settings.num_heads)) if kernel is None else next(decided)
+        jnp.broadcast_to(bias, (*tokens, *bias.shape)) if kernel is None else next(decided)
         for kernel, bias in weights
     )
     record_gates(module, i, f)

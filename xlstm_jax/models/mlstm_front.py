@@ -41,10 +41,10 @@ def fused_front(
     gate_kernel, gate_bias = (
         jnp.concatenate(parts, axis=-1) for parts in zip(*decided, strict=True)
     )
-    matrices = [layer.kernel for layer in maps]
+    weights = *conv, *(layer.kernel for layer in maps), gate_kernel, gate_bias
     try:
         front, after = mlstm_front(
-            u, *conv, *matrices, gate_kernel, gate_bias, window,
+            u, weights, window,
             segment_ids=segments.ids, previous_segment=segments.previous, backend=KERNEL,
         )  # fmt: skip
     except NotImplementedError:

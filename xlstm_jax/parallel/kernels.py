@@ -6,7 +6,7 @@ plain functions.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pallas_kernels import sharded
@@ -108,19 +108,19 @@ def linear_attention(
 
 def mlstm_front(
     u: Any,
-    *weights: Any,
+    weights: Sequence[Any],
+    window: Any,
+    *,
     segment_ids: Any = None,
     previous_segment: Any = None,
     backend: str | None = None,
 ) -> tuple[Front, Any]:
-    """`pallas_kernels.mlstm_front`, its batch spread over the mesh in context; time and channels
-    are not. The last of the weights is the window, or None.
+    """`pallas_kernels.mlstm_front` with its weights in that order, its batch spread over the mesh
+    in context; time and channels are not.
     """
-    *weights, window = weights
 
-    def part(u, *given, sequence_axis):
+    def part(u, window, ids, previous, *weights, sequence_axis):
         del sequence_axis
-        *weights, window, ids, previous = given
         front, after = mlstm_front_on_one_device(
             u, *weights, window, segment_ids=ids, previous_segment=previous, backend=backend
         )
@@ -129,8 +129,8 @@ def mlstm_front(
     rows, tokens = ("batch",), ("batch", None, None)
     *front, after = on_own_part(
         part,
-        *(u, *weights, window, segment_ids, previous_segment),
-        axes=(tokens, *((None,) * x.ndim for x in weights), tokens, ("batch", None), rows),
+        *(u, window, segment_ids, previous_segment, *weights),
+        axes=(tokens, tokens, ("batch", None), rows, *((None,) * x.ndim for x in weights)),
         out_axes=(tokens,) * 6,
     )
     return Front(*front), after

@@ -103,7 +103,7 @@ class MLSTM(nn.Module):
                 c, window = convolve(u, *conv, window, segments.ids, segments.previous)
             c = checkpoint_name(silu(c), "conv")
             q, k, v = (project(x) for project, x in zip(maps, (c, c, u), strict=True))
-        gates = gates_of(self, settings, q, k, v, weights=weights)
+        gates = gates_of(self, weights, q, k, v)
         h, cell = matrix_memory(settings, q, k, v, gates, cell, segments, NAME)
 
         skip_init = nn.with_logical_partitioning(ones, ("inner",))

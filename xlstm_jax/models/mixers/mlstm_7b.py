@@ -24,6 +24,7 @@ from xlstm_jax.models.mlstm_cell import (
     cell_flops_tfla,
     check_cell,
     empty_memory,
+    gate_weights,
     gates_of,
     matrix_memory,
 )
@@ -67,7 +68,7 @@ class MLSTM7B(nn.Module):
         k = Projection(settings.qk_dim(dim), axes, init, name="key")(x)
         v = Projection(dim, axes, init, name="value")(x)
         o = checkpoint_name(Projection(dim, axes, zeros, name="output_gate")(x), "qkv")
-        gates = gates_of(self, settings, x)
+        gates = gates_of(self, gate_weights(self, settings, dim), x)
         h, state = matrix_memory(settings, q, k, v, gates, state, segments, NAME)
         y = HeadNorm(settings.norm_eps, name="head_norm")(h) * jax.nn.sigmoid(o)
         out_init = wang_init(dim, self.depth.num_blocks)
