@@ -3,7 +3,6 @@ open.
 """
 
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +44,6 @@ NAMES = {
     "table2_gating": "table 2, below",
     "table8_matrix_memory": "table 8",
 }
-MODEL = re.compile(r"xlstm_([0-9.]+[mb])\.py:?(.*?)(?:-15b)?$")
 
 
 def markdown(results: Results, root: pathlib.Path) -> str:
@@ -66,11 +64,7 @@ def markdown(results: Results, root: pathlib.Path) -> str:
 
 
 def _introduction(root: pathlib.Path) -> str:
-    same: dict[str, list[str]] = {}
-    for topology, models in fitting(root).items():
-        names = ", ".join(MODEL.sub(r"\1 \2", model).strip() for model in models)
-        same.setdefault(names, []).append(topology)
-    fits = "; ".join(f"{', '.join(found)}: {names}" for names, found in same.items())
+    compiled, fit = fitting(root)
     return (
         "What arXiv 2405.04517 prints, row by row, and ours beside it. Written by "
         "`python -m xlstm_jax.analysis.paper` from the paper's numbers "
@@ -92,7 +86,8 @@ def _introduction(root: pathlib.Path) -> str:
         "and has not been checked on other mixers. *By FLOPs* takes the speed of another size of "
         "the family to reach the same share of the peak. Where no speed is known `--aot` gives "
         "one, minutes for a model, and a line of `docs/results/speeds.jsonl` takes it up. Memory: "
-        f"of the xLSTM runs that were compiled for pods, these fit ([scaling](scaling.md)): {fits}."
+        f"{compiled} steps of the paper's runs were compiled for pods, of which {fit} fit "
+        "([scaling](scaling.md))."
     )
 
 
