@@ -69,7 +69,7 @@ def device_events(file: pathlib.Path) -> Iterable[Event]:
                 yield Event(event.name, event.start_ns / 1e9, event.duration_ns / 1e9)
 
 
-def by_name(events: Iterable[Event], calls: int, most: int = 20) -> list[dict[str, Any]]:
+def by_name(events: Iterable[Event], calls: int, most: int = 80) -> list[dict[str, Any]]:
     """The names that took most of the time: milliseconds and number of events of one call."""
     sums = collections.defaultdict(lambda: [0.0, 0])
     for event in events:

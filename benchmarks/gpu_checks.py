@@ -1,5 +1,5 @@
 """Stages of `benchmarks.on_a_gpu` that ask whether results are right: the kernels' cases against
-float64, and the open question about Triton's kernels.
+float64, what stands around the cells, and the open question about Triton's kernels.
 """
 
 import contextlib
@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.kernels import QUICK, arguments, backends, cotangents_of, programs, results
 from pallas_kernels.dispatch import target_device
 from pallas_kernels.interpret import interpreted
 from pallas_kernels.mlstm import pallas_triton, pallas_triton_tiles
-from pallas_kernels.testing import many_tokens, pallas_backend, specs
+from pallas_kernels.row_norm import row_norm
+from pallas_kernels.testing import front_cases, many_tokens, pallas_backend, specs
 from pallas_kernels.testing.specs import Spec
 
 Rows = Iterator[dict[str, Any]]
@@ -36,6 +38,46 @@ def float64(part: int, parts: int, *, tiny: bool) -> Rows:
             except AssertionError as error:
                 row["failed"] = str(error)
             yield row
+
+
+# Of `mlstm_front`: two tiles with documents, one that is not full, then the models' channels.
+FRONTS = {
+    "documents": dict(time=70, channels=72, dtype="float32"),
+    "one document": dict(time=66, channels=16, window=False, dtype="bfloat16"),
+    "as 125m": dict(time=1000, channels=1536, gates=8, dtype="bfloat16"),
+    "as 1.3b": dict(time=300, channels=4096, gates=8, window=False, dtype="bfloat16"),
+}
+NORMS = (768, 2048, 4096)
+
+
+def around_the_cells(*, tiny: bool) -> Rows:
+    """What is before the cell in a block, and the norm of one row, against float64."""
+    backend = "reference" if target_device()[0] == "cpu" else "pallas_triton"
+    for name, shape in list(FRONTS.items())[: 1 if tiny else None]:
+        arrays = front_cases.draw(**shape)
+        given = front_cases.documents(2, shape["time"]) if name == "documents" else {}
+        low = {key: jnp.asarray(x, shape["dtype"]) for key, x in arrays.items()}
+        found = front_cases.values_and_gradients(low, backend=backend, **given)
+        errors = front_cases.errors(found, front_cases.exact(arrays, **given))
+        yield judged(f"mlstm_front, {name}", backend, errors, specs.TOLERANCE[shape["dtype"]])
+    backend = "plain" if backend == "reference" else backend
+    for dim in NORMS[: 1 if tiny else None]:
+        rng = np.random.default_rng(0)
+        x, scale = jnp.asarray(rng.normal(size=(1, dim)) + 3, "bfloat16"), rng.normal(size=dim)
+        got = jax.jit(lambda x, s: row_norm(x, s, 1e-3, center=True, backend=backend))(x, scale)
+        x = np.asarray(x, np.float64) - np.asarray(x, np.float64).mean()
+        want = x / np.sqrt((x**2).mean() + 1e-3) * scale
+        error = float(np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max())
+        yield judged(f"row_norm, {dim}", backend, {"y": error}, 5e-3)
+
+
+def judged(case: str, backend: str, errors: dict[str, float], tolerance: float) -> dict[str, Any]:
+    """The row of a case."""
+    worst = max(errors, key=errors.get)
+    row = {"case": case, "backend": backend, "error": errors[worst], "of": worst}
+    row |= {"tolerance": tolerance}
+    wrong = {name: f"{x:.1e}" for name, x in errors.items() if not x <= tolerance}
+    return row | ({"failed": f"more than {tolerance:g} off: {wrong}"} if wrong else {})
 
 
 def float64_over_many_tokens(spec: Spec, inputs: Any, cotangents: Any) -> tuple[Any, ...]:
@@ -72,6 +114,7 @@ def triton(*, tiny: bool) -> Rows:
     on_cpu = target_device()[0] == "cpu"
     for stages in (2, 1):
         pallas_triton_tiles.PIPELINE_STAGES = stages
+        jax.clear_caches()  # kernels traced with another number
         both, first = programs(spec, "pallas_triton")[1], None
         for call in range(2 if tiny else 10):
             with interpreted(True) if on_cpu else contextlib.nullcontext():

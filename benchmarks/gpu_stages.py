@@ -65,7 +65,7 @@ class Work(NamedTuple):
         return getattr(module, self.function + suffix)(*self.arguments, tiny=tiny)
 
 
-FLOAT64_PARTS = 6  # processes
+FLOAT64_PARTS = 10  # processes
 STEPS = ("125m [1:0]", "125m [7:1]", "1.3b [1:0]", "1.42b as 7b")
 MLSTM = ("8x256x512-T8192", "16x128x256-T8192", "4x1024x1024-T8192", "4x512x512-T8192")
 SLSTM = ("12x64-T2048", "4x192-T2048")
@@ -80,6 +80,7 @@ def works(tiny: bool) -> dict[str, Work]:
         found[f"float64:{part}"] = Work(
             "gpu_checks", "float64", (part, parts), ahead=False, timed=False
         )
+    found["float64:around"] = Work("gpu_checks", "around_the_cells", ahead=False, timed=False)
     found["triton"] = Work("gpu_checks", "triton", ahead=False, timed=False)
     for name in STEPS[first]:
         found[f"step:{slug(name)}"] = Work("gpu_models", "step", (name,), flags="TRAINING")

@@ -29,10 +29,12 @@ from xlstm_jax import command_line, config_flags
 from xlstm_jax.analysis.flops import peak_flops, training_flops_per_token
 from xlstm_jax.config import Config, OptimizerConfig, load, task_of
 from xlstm_jax.data.loader import Batch
+from xlstm_jax.models.remat import AUTO
 from xlstm_jax.parallel import batch_sharding, make_mesh, put_batch
 from xlstm_jax.runs.params import shardings_of
 from xlstm_jax.tasks.task import Task
 from xlstm_jax.training import loop
+from xlstm_jax.training.memory import fixed
 from xlstm_jax.training.metrics import read_records
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
 from xlstm_jax.training.state import abstract_state, init_state
@@ -46,19 +48,28 @@ FLAGS = {
 }
 TINY = "configs/quickstart.py"
 PROFILED = 3  # steps whose kernels are named
-# the steps that are measured on one GPU: configuration, overrides
+# the steps that are measured on one GPU: configuration, overrides; `model.remat` is what "auto"
+# chooses on an H100, said here so that no time goes into finding it
 STEPS = {
     "125m [1:0]": (
         "configs/xlstm_125m.py:1_0-15b",
-        {"data.batch_size": 32, "data.context_length": 2048},
+        {
+            "data.batch_size": 32,
+            "data.context_length": 2048,
+            "model.remat": "cell+qkv+conv+dots",
+        },
     ),
     "125m [7:1]": (
         "configs/xlstm_125m.py:7_1-15b",
-        {"data.batch_size": 32, "data.context_length": 2048},
+        {
+            "data.batch_size": 32,
+            "data.context_length": 2048,
+            "model.remat": "cell+qkv+conv+dots",
+        },
     ),
     "1.3b [1:0]": (
         "configs/xlstm_1.3b.py:1_0-15b",
-        {"data.batch_size": 16, "data.context_length": 2048},
+        {"data.batch_size": 16, "data.context_length": 2048, "model.remat": "block"},
     ),
     "1.42b as 7b": (
         "configs/xlstm_7b.py",
@@ -67,6 +78,7 @@ STEPS = {
             "model.num_blocks": 24,
             "data.batch_size": 8,
             "data.context_length": 8192,
+            "model.remat": "cell+qkv+conv+middle",
         },
     ),
 }
@@ -299,6 +311,8 @@ def main(argv: list[str]) -> None:
         config = config_flags.read(argv)
         name = config_flags.name(argv)
         steps, mesh = command_line.number(flags, "steps") or 20, make_mesh(config.mesh)
+        if config.model.remat == AUTO:
+            config = fixed(config, mesh, None, print)
         with jax.set_mesh(mesh):
             result = {"differences_from_xla": check(config, mesh), **step_time(config, mesh, steps)}
         if flags.around:

@@ -5,6 +5,7 @@ tangent is pushed through it. Reverse mode never runs that part: it takes the fu
 backward pass, as with `jax.custom_vjp`. Higher derivatives are those of these parts.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -85,26 +86,38 @@ def _naming(
     would have to keep or run the guard for.
     """
 
+    def make(static: Any, *arrays: Any) -> _Made:
+        given = jax.tree.leaves(arrays)
+        leaves, tree = jax.tree.flatten(function(static, *arrays))
+        known = {id(x) for x in given}
+        made = list({id(x): x for x in leaves if id(x) not in known}.values())
+        places = {id(x): place for place, x in enumerate([*given, *made])}
+        return _Made(made, tree, tuple(places[id(x)] for x in leaves))
+
+    make = guard(make)
+
     def run(static: Any, *arrays: Any) -> Any:
-        result = []  # its structure, and where each of its leaves comes from
-
-        def make(static: Any, *arrays: Any) -> list[Array]:
-            given = jax.tree.leaves(arrays)
-            leaves, tree = jax.tree.flatten(function(static, *arrays))
-            known = {id(x) for x in given}
-            made = list({id(x): x for x in leaves if id(x) not in known}.values())
-            places = {id(x): place for place, x in enumerate([*given, *made])}
-            result.extend((tree, [places[id(x)] for x in leaves]))
-            return made
-
-        made = guard(make)(static, *arrays)
-        names = (name,) * len(made) if isinstance(name, str) else name
-        made = [checkpoint_name(x, own) for x, own in zip(made, names, strict=True)]
-        tree, places = result
-        every = [*jax.tree.leaves(arrays), *made]
-        return tree.unflatten([every[place] for place in places])
+        made = make(static, *arrays)
+        names = (name,) * len(made.arrays) if isinstance(name, str) else name
+        named = [checkpoint_name(x, own) for x, own in zip(made.arrays, names, strict=True)]
+        every = [*jax.tree.leaves(arrays), *named]
+        return made.tree.unflatten([every[place] for place in made.places])
 
     return run
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["tree", "places"]
+)
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """The arrays that a function made, the structure of its result, and where each of the result's
+    leaves is among what it was given and these.
+    """
+
+    arrays: list[Array]
+    tree: Any
+    places: tuple[int, ...]
 
 
 def with_first_backward_only(
@@ -118,6 +131,10 @@ def with_first_backward_only(
     """As `with_backward`, for functions that call Pallas kernels: they have gradients alone,
     forward mode and second derivatives raise TypeError(refusal), and they are traced without 64-bit
     types.
+
+    Each is traced and its kernels are lowered once for all calls that are alike, as those of a
+    model's blocks are: a kernel of Mosaic GPU takes most of a second, and a block nine. So nothing
+    but `static` and the arrays' types may decide what they are.
     """
     value, forward, backward = (in_32_bits(part) for part in (value, forward, backward))
 
@@ -125,12 +142,15 @@ def with_first_backward_only(
         raise TypeError(refusal)
 
     def guarded(function: Callable) -> Any:
-        function = functools.partial(jax.custom_jvp, nondiff_argnums=(0,))(function)
+        function = functools.partial(jax.custom_jvp, nondiff_argnums=(0,))(once(function))
         function.defjvp(refuse)
         return function
 
+    def once(function: Callable) -> Callable:
+        return jax.jit(function, static_argnums=0)
+
     forward = guarded(forward) if name is None else _naming(name, forward, guarded)
-    return with_backward(value, forward, guarded(backward), refuse)
+    return with_backward(once(value), forward, guarded(backward), refuse)
 
 
 def in_32_bits(function: Callable) -> Callable:

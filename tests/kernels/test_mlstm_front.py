@@ -12,65 +12,26 @@ import pytest
 from pallas_kernels.interpret import interpreted
 from pallas_kernels.mlstm_front import mlstm_front, pallas_triton
 from pallas_kernels.segments import last_segment
+from pallas_kernels.testing.front_cases import (
+    TOLERANCE,
+    documents,
+    draw,
+    errors,
+    exact,
+    values_and_gradients,
+)
 from xlstm_jax.models.conv import causal_conv
 
 WEIGHTS = ("conv_kernel", "conv_bias", "query", "key", "value", "gate_kernel", "gate_bias")
-TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}
-
-
-def draw(batch=2, time=9, channels=24, size=4, gates=6, width=4, *, window=True, dtype="float64"):
-    """Inputs whose numbers the type can hold."""
-    rng = np.random.default_rng(0)
-    shapes = {
-        "u": (batch, time, channels),
-        "conv_kernel": (width, channels),
-        "conv_bias": (channels,),
-        **dict.fromkeys(("query", "key", "value"), (channels // size, size, size)),
-        "gate_kernel": (3 * channels, gates),
-        "gate_bias": (gates,),
-    }
-    if window:
-        shapes["window"] = (batch, width - 1, channels)
-    arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
-    arrays["gate_kernel"] /= 8
-    dtype = jnp.dtype(dtype)  # numpy's own types, and jax's bfloat16
-    return {name: x.astype(dtype).astype(np.float64) for name, x in arrays.items()}
-
-
-def documents(batch, time):
-    """Short ones, padding strewn among their tokens; what the window belongs to, and nothing."""
-    rng = np.random.default_rng(1)
-    ids = np.cumsum(rng.random((batch, time)) < 0.15, axis=1)
-    ids = np.where(rng.random((batch, time)) < 0.2, -1, ids).astype(np.int32)
-    return {"segment_ids": ids, "previous_segment": np.array([0, -1], np.int32)}
 
 
 def call(arrays, **options):
     return mlstm_front(**arrays, **options)
 
 
-def values_and_gradients(arrays, **options):
-    """Of a weighted sum of all results."""
-    rng = np.random.default_rng(2)
-
-    def loss(arrays):
-        front, after = call(arrays, **options)
-        results = {**front._asdict(), "after": after}
-        total = sum(
-            jnp.sum(x.astype(jnp.promote_types(x.dtype, jnp.float32)) * rng.normal(size=x.shape))
-            for x in results.values()
-        )
-        return total, results
-
-    gradients, results = jax.jit(jax.grad(loss, has_aux=True))(arrays)
-    return results | {f"d {name}": x for name, x in gradients.items()}
-
-
 def assert_same(found, expected, tolerance):
-    for name, x in expected.items():
-        x, other = (np.asarray(array, np.float64) for array in (x, found[name]))
-        if x.size:
-            assert np.abs(other - x).max() <= tolerance * np.abs(x).max(), name
+    wrong = {name: x for name, x in errors(found, expected).items() if not x <= tolerance}
+    assert not wrong
 
 
 def layers(arrays, segment_ids=None, previous_segment=None):
@@ -148,8 +109,7 @@ def test_the_triton_kernels_are_the_definition(name, monkeypatch):
     if name == "one document":  # several tiles one after the other in a program
         monkeypatch.setattr(pallas_triton, "PROGRAMS", 1)
     arrays = draw(**shape)
-    with jax.enable_x64(True):
-        expected = values_and_gradients(arrays, backend="reference", **given)
+    expected = exact(arrays, **given)
     low = {name: jnp.asarray(x, shape["dtype"]) for name, x in arrays.items()}
     with interpreted():
         found = values_and_gradients(low, backend="pallas_triton", **given)
