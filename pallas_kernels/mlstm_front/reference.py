@@ -1,5 +1,5 @@
-"""The definition of `mlstm_front`, in plain operations; differentiable in every mode. Convolution,
-sums and gates are float32 or better, c, q, k and v are rounded to the type of u.
+"""The definition of `mlstm_front`, in plain operations; differentiable in every mode. Sums and gates
+are float32 or better, q, k and v are rounded to the type of u.
 """
 
 import functools
@@ -9,27 +9,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.mlstm_front.call import Call, Front, Inner
-from pallas_kernels.mlstm_front.places import inputs_at
 from pallas_kernels.typing import state_dtype
 
 
 def mlstm_front_reference(call: Call) -> Front:
-    """c = SiLU(bias + sum_w conv_kernel_w u_(w-th before)), q = Q c, k = K c, v = V u,
-    gates = bias + [q k v] gate_kernel. Padding has c = 0.
-    """
-    u, window, kernel, bias, *matrices, gate_kernel, gate_bias, _, _ = call
-    high, places = state_dtype(*call.floats()), call.places()
-    reach = kernel.shape[0] - 1
-    y = bias.astype(high)
-    for tap, weight in enumerate(kernel.astype(high)):
-        y = y + weight * inputs_at(u, window, reach, places.sources[:, tap]).astype(high)
-    real = places.sources[:, -1] >= 0
-    c = jnp.where(real[..., None], jax.nn.silu(y), 0).astype(u.dtype)
+    """q = Q c, k = K c, v = V u, gates = bias + [q k v] gate_kernel."""
+    c, u, *matrices, gate_kernel, gate_bias = call
+    high = state_dtype(*call)
     product = functools.partial(block_diagonal, high=high)
     q, k, v = (product(x, matrix) for x, matrix in zip((c, c, u), matrices, strict=True))
     values = jnp.concatenate([q, k, v], axis=-1)
     gates = _product("bti,ig->btg", values, gate_kernel, high) + gate_bias.astype(high)
-    return Front(c, q, k, v, gates)
+    return Front(q, k, v, gates)
 
 
 def block_diagonal(x: Inner, kernel: Float[Array, "N i i"], high: jnp.dtype) -> Inner:

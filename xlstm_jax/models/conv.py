@@ -2,8 +2,6 @@
 document borders.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -13,16 +11,6 @@ from xlstm_jax.models.cpu_forms import sum_of_taps
 from xlstm_jax.models.initializers import uniform
 from xlstm_jax.parallel import on_own_part
 from xlstm_jax.typing import Array, Bool, Float, Int, SegmentIds
-
-
-class ConvWeights(nn.Module):
-    """The kernel and the bias of a `CausalConv` by themselves; attributes as there."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, channels: int) -> tuple[Float[Array, "W I"], Float[Array, " I"]]:
-        return _weights(self, channels)
 
 
 class CausalConv(nn.Module):
@@ -43,16 +31,13 @@ class CausalConv(nn.Module):
         previous_segment: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T I"], Float[Array, "B W-1 I"]]:
         """As `convolve`."""
-        return convolve(x, *_weights(self, x.shape[-1]), window, segment_ids, previous_segment)
-
-
-def _weights(module: Any, channels: int) -> tuple[Float[Array, "W I"], Float[Array, " I"]]:
-    init = uniform(module.width**-0.5)  # PyTorch's default, which the authors kept
-    kernel_init, bias_init = (
-        nn.with_logical_partitioning(init, axes) for axes in (("taps", "inner"), ("inner",))
-    )
-    kernel = module.param("kernel", kernel_init, (module.width, channels))
-    return kernel, module.param("bias", bias_init, (channels,))
+        channels, init = x.shape[-1], uniform(self.width**-0.5)  # PyTorch's default, as the authors
+        kernel_init, bias_init = (
+            nn.with_logical_partitioning(init, axes) for axes in (("taps", "inner"), ("inner",))
+        )
+        kernel = self.param("kernel", kernel_init, (self.width, channels))
+        bias = self.param("bias", bias_init, (channels,))
+        return convolve(x, kernel, bias, window, segment_ids, previous_segment)
 
 
 def convolve(

@@ -1,4 +1,5 @@
-"""What stands before the cell in the paper's mLSTM block, as one kernel where there is one.
+"""What stands between convolution and cell in the paper's mLSTM block, as one kernel where there
+is one.
 
 The mixer (`mixers/mlstm.py`) writes the same out in layers.
 """
@@ -8,7 +9,6 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from xlstm_jax.models.layers import BlockDiagonalProjection, Fused
-from xlstm_jax.models.mixer import Segments
 from xlstm_jax.models.mlstm_cell import GateWeights, MLSTMCellConfig
 from xlstm_jax.parallel import num_shards
 from xlstm_jax.parallel.kernels import mlstm_front
@@ -19,35 +19,28 @@ KERNEL = "pallas_triton"
 
 def fused_front(
     settings: MLSTMCellConfig,
+    c: Float[Array, "B T I"],
     u: Float[Array, "B T I"],
-    window: Float[Array, "B W-1 I"] | None,
-    segments: Segments,
-    conv: tuple[Float[Array, "W I"], Float[Array, " I"]] | None,
     maps: Sequence[BlockDiagonalProjection],
     gates: GateWeights,
-) -> tuple[Array, Fused, Fused, Fused, Array] | None:
-    """(c, q, k, v, window after the last token) with the gates of q, k and v; None where no kernel
-    serves the call.
+) -> tuple[Fused, Fused, Fused] | None:
+    """(q, k, v) with the gates of q, k and v; None where no kernel serves the call.
 
-    None too for one token, whose time is that of launches and not of bytes; without a convolution
-    or a gate that the text decides; where time or channels are spread over devices, since
-    neighbours and summands of gates are elsewhere; and where the settings name the cell's backend:
-    an XLA form for derivatives that kernels don't have, or one to compare with.
+    None too for one token, whose time is that of launches and not of bytes; without a gate that the
+    text decides; where channels are spread over devices, since summands of gates are elsewhere; and
+    where the settings name the cell's backend: an XLA form for derivatives that kernels don't have,
+    or one to compare with.
     """
     decided = [gate for gate in gates if gate[0] is not None]
-    spread = num_shards("time", "inner") > 1
-    if conv is None or not decided or u.shape[1] == 1 or settings.backend is not None or spread:
+    if not decided or u.shape[1] == 1 or settings.backend is not None or num_shards("inner") > 1:
         return None
     gate_kernel, gate_bias = (
         jnp.concatenate(parts, axis=-1) for parts in zip(*decided, strict=True)
     )
-    weights = *conv, *(layer.kernel for layer in maps), gate_kernel, gate_bias
+    weights = *(layer.kernel for layer in maps), gate_kernel, gate_bias
     try:
-        front, after = mlstm_front(
-            u, weights, window,
-            segment_ids=segments.ids, previous_segment=segments.previous, backend=KERNEL,
-        )  # fmt: skip
+        front = mlstm_front(c, u, weights, backend=KERNEL)
     except NotImplementedError:
         return None
-    q, k, v = (Fused(x, n, front.gates) for n, x in enumerate((front.q, front.k, front.v)))
-    return front.c, q, k, v, after
+    q, k, v = (Fused(x, n, front.gates) for n, x in enumerate(front[:-1]))
+    return q, k, v

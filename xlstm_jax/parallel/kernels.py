@@ -106,34 +106,21 @@ def linear_attention(
     return o, LinearAttentionState(S)
 
 
-def mlstm_front(
-    u: Any,
-    weights: Sequence[Any],
-    window: Any,
-    *,
-    segment_ids: Any = None,
-    previous_segment: Any = None,
-    backend: str | None = None,
-) -> tuple[Front, Any]:
-    """`pallas_kernels.mlstm_front` with its weights in that order, its batch spread over the mesh
-    in context; time and channels are not.
+def mlstm_front(c: Any, u: Any, weights: Sequence[Any], *, backend: str | None = None) -> Front:
+    """`pallas_kernels.mlstm_front` with its weights in that order, batch and time spread over the
+    mesh in context; channels are not.
     """
 
-    def part(u, window, ids, previous, *weights, sequence_axis):
+    def part(c, u, *weights, sequence_axis):
         del sequence_axis
-        front, after = mlstm_front_on_one_device(
-            u, *weights, window, segment_ids=ids, previous_segment=previous, backend=backend
-        )
-        return (*front, after)
+        return tuple(mlstm_front_on_one_device(c, u, *weights, backend=backend))
 
-    rows, tokens = ("batch",), ("batch", None, None)
-    *front, after = on_own_part(
-        part,
-        *(u, window, segment_ids, previous_segment, *weights),
-        axes=(tokens, tokens, ("batch", None), rows, *((None,) * x.ndim for x in weights)),
-        out_axes=(tokens,) * 6,
-    )
-    return Front(*front), after
+    tokens = ("batch", "time", None)
+    front = on_own_part(
+        part, c, u, *weights,
+        axes=(tokens, tokens, *((None,) * x.ndim for x in weights)), out_axes=(tokens,) * 4,
+    )  # fmt: skip
+    return Front(*front)
 
 
 def _cell_axes() -> dict[str, tuple[str, ...] | None]:

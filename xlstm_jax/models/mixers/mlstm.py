@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import MLSTMState
 from xlstm_jax.errors import UserError
-from xlstm_jax.models.conv import ConvWeights, convolve
+from xlstm_jax.models.conv import CausalConv
 from xlstm_jax.models.cpu_forms import scale_channels, silu
 from xlstm_jax.models.initializers import ones, small_init, wang_init
 from xlstm_jax.models.layers import (
@@ -87,22 +87,19 @@ class MLSTM(nn.Module):
 
         up = SplitProjection(2 * inner, ("embed", "inner"), up_init, name="up_projection")(x)
         u, z = (constrain(part, "batch", "time", "inner") for part in up)
-        width = settings.conv_width
-        conv = ConvWeights(width, name="conv")(inner) if width else None
+        c = u
+        if width := settings.conv_width:
+            conv = CausalConv(width, name="conv")
+            c, window = conv(u, window, segments.ids, segments.previous)
+        c = checkpoint_name(silu(c), "conv")
         block_diagonal = functools.partial(
             BlockDiagonalProjection, inner, settings.qkv_block_size, up_init
         )
         maps = [block_diagonal(name=name) for name in ("query", "key", "value")]
         weights = gate_weights(self, settings, 3 * inner)
-        front = fused_front(settings, u, window, segments, conv, maps, weights)
-        if front is not None:
-            c, q, k, v, window = front
-        else:
-            c = u
-            if width:
-                c, window = convolve(u, *conv, window, segments.ids, segments.previous)
-            c = checkpoint_name(silu(c), "conv")
-            q, k, v = (project(x) for project, x in zip(maps, (c, c, u), strict=True))
+        q, k, v = fused_front(settings, c, u, maps, weights) or (
+            project(x) for project, x in zip(maps, (c, c, u), strict=True)
+        )
         gates = gates_of(self, weights, q, k, v)
         h, cell = matrix_memory(settings, q, k, v, gates, cell, segments, NAME)
 
