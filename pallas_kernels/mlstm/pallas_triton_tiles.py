@@ -59,10 +59,11 @@ def call(
     outs: Any,
     *,
     in_place: Mapping[int, int] = MappingProxyType({}),
+    stages: int | None = None,
 ) -> tuple[Array, ...]:
     """One kernel: ins are pairs of (array, block), outs triples of (shape, dtype, block). options
     are an op's own, with `interpret` and `blocks.warps`; in_place says which of ins has the memory
-    of which of outs.
+    of which of outs; stages of the pipeline, by default PIPELINE_STAGES.
     """
     # imported here, because only this backend needs it; jaxlib without a GPU has it too
     from jax.experimental.pallas import triton
@@ -77,7 +78,7 @@ def call(
         input_output_aliases=dict(in_place),
         name=kernel.__name__,
         compiler_params=triton.CompilerParams(
-            num_warps=options.blocks.warps, num_stages=PIPELINE_STAGES
+            num_warps=options.blocks.warps, num_stages=stages or PIPELINE_STAGES
         ),
     )(*[x for x, _ in ins])
 

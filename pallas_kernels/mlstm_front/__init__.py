@@ -1,4 +1,4 @@
-"""What stands before the cell in the paper's mLSTM block, behind the convolution: q, k, v, gates."""
+"""What stands between convolution and cell in the paper's mLSTM block: q, k, v and gates."""
 
 from pallas_kernels.mlstm_front.api import mlstm_front
 from pallas_kernels.mlstm_front.call import Front

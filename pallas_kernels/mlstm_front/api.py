@@ -36,7 +36,7 @@ def mlstm_front(
     *,
     backend: Backend = None,
 ) -> Front:
-    """What stands between the convolution and the cell in the paper's mLSTM block: q = Q c, k = K c,
+    """What stands between convolution and cell in the paper's mLSTM block: q = Q c, k = K c,
     v = V u and the gates' pre-activations, linear in q, k and v. u is what enters the convolution,
     c what leaves it and its SiLU.
 

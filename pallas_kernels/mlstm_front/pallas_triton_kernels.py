@@ -1,7 +1,8 @@
 """The Triton kernels of `mlstm_front`: what each computes and its grid.
 
-The gates are linear in q, k and v, which are linear in c and u. So they are maps of c and u as well,
-A = Q G_q + K G_k and B = V G_v, with G the parts of the gates' kernel and transposes written as Q':
+The gates are linear in q, k and v, which are linear in c and u. So they are maps of c and u as
+well, A = Q G_q + K G_k and B = V G_v, with G the parts of the gates' kernel and transposes written
+as Q':
 
   forward     q = Q c, k = K c, v = V u, gates = bias + A' c + B' u
   backward    dc = Q' dq + K' dk + A dgates, du = V' dv + B dgates; sums over tokens of c dq, c dk,
@@ -27,11 +28,14 @@ from pallas_kernels.mlstm.pallas_triton_tiles import call, dot
 
 
 class Blocks(NamedTuple):
-    """Sizes, each a power of two: tokens and channels of a tile; warps of a program."""
+    """Sizes, each a power of two: tokens and channels of a tile; warps of a program. And tiles that
+    are there at once, one of which is multiplied while the others are read.
+    """
 
     tokens: int
     channels: int
     warps: int
+    stages: int
 
 
 class Settings(NamedTuple):
@@ -84,7 +88,7 @@ def forward(
     gates = jax.ShapeDtypeStruct((rows, gate_bias.shape[0]), jnp.float32)
     outs = [(x.shape, x.dtype, _whole(x)) for x in (u, u, u, gates)]
     grid = (pl.cdiv(rows, settings.blocks.tokens),)
-    return call(mlstm_front, settings, grid, ins, outs)
+    return call(mlstm_front, settings, grid, ins, outs, stages=settings.blocks.stages)
 
 
 def backward(
@@ -99,8 +103,8 @@ def backward(
     dv: Rows,
     d_gates: Float[Array, "R P"],
 ) -> tuple[Rows, Rows, Float[Array, "S 3 n*g i"], Float[Array, "S 2 n*g P"]]:
-    """dc, du, and the sums over the tokens of each of S stretches: diagonal blocks of c dq, c dk and
-    u dv; c dgates and u dgates. The matrices are those of the maps transposed. A program has a
+    """dc, du, and the sums over the tokens of each of S stretches: diagonal blocks of c dq, c dk
+    and u dv; c dgates and u dgates. The matrices are those of the maps transposed. A program has a
     group of channels and a stretch of tokens.
     """
     rows, channels = u.shape
@@ -151,7 +155,7 @@ def backward(
         of_sums(2, gates),
     ]
     grid = (settings.groups(channels), stretches)
-    return call(mlstm_front_back, settings, grid, ins, outs)
+    return call(mlstm_front_back, settings, grid, ins, outs, stages=settings.blocks.stages)
 
 
 class Tile:
@@ -160,7 +164,7 @@ class Tile:
     """
 
     def __init__(self, settings: Settings, at: Any, group: Any, shape: tuple[int, int]) -> None:
-        tokens, channels, _ = settings.blocks
+        tokens, channels, *_ = settings.blocks
         self.rows = at * tokens + jnp.arange(tokens)
         self.columns = group * channels + jnp.arange(channels)
         self.some_rows = None if shape[0] % tokens == 0 else self.rows < shape[0]

@@ -1,5 +1,5 @@
-"""The definition of `mlstm_front`, in plain operations; differentiable in every mode. Sums and gates
-are float32 or better, q, k and v are rounded to the type of u.
+"""The definition of `mlstm_front`, in plain operations; differentiable in every mode. Sums and
+gates are float32 or better, q, k and v are rounded to the type of u.
 """
 
 import functools
