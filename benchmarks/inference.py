@@ -11,6 +11,7 @@ alternate, and medians are reported.
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -124,16 +125,32 @@ def initial_params(model: LanguageModel) -> Any:
     return nn.meta.unbox(init())["params"]
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _drawn(key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    return jax.random.normal(key, shape, dtype) / shape[0] ** 0.5
+
+
+def drawn_weights(model: LanguageModel) -> Any:
+    """Random matrices and vectors of ones, in the types that generation keeps them in, one after
+    the other: initialising 7B as the model does takes more than a minute to compile, and the memory
+    of float32 weights beside them.
+    """
+    shapes = jax.eval_shape(lambda: cast_weights(initial_params(model), model.config))
+    keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(shapes))))
+    return jax.tree.map(
+        lambda x: _drawn(next(keys), x.shape, x.dtype.name)
+        if x.ndim > 1
+        else jnp.ones(x.shape, x.dtype),
+        shapes,
+    )
+
+
 def compile_ahead(size: str, lengths: Sequence[int], batches: Sequence[int]) -> None:
     """Compiles what `alone` runs, and runs nothing: a process that comes later finds it in the
     compilation cache.
     """
     model = build_model(SIZES[size])
-
-    def init() -> Any:
-        return nn.meta.unbox(model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
-
-    params = jax.eval_shape(lambda: cast_weights(init(), model.config))
+    params = jax.eval_shape(lambda: cast_weights(initial_params(model), model.config))
     read = {
         (1, size) for length in lengths for size in np.diff(session.cuts(length, session.PIECES))
     }
@@ -159,7 +176,7 @@ def alone(
     """
     config = SIZES[size]
     model = build_model(config)
-    ours, rng = Ours(model, initial_params(model)), np.random.default_rng(1)
+    ours, rng = Ours(model, drawn_weights(model)), np.random.default_rng(1)
 
     def row(what: str, count: int, run: Callable[[], Any]) -> dict[str, Any]:
         took = alternate({"ours": lambda: seconds(run)}, repetitions)["ours"]
