@@ -2,16 +2,24 @@
 the chunk lengths that are fastest.
 """
 
+import functools
 import pathlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from benchmarks import kernels
-from pallas_kernels.testing import specs
+import jax
+import jax.numpy as jnp
+
+from benchmarks import device_time, kernels
+from pallas_kernels.mlstm_front import mlstm_front
+from pallas_kernels.testing import front_cases, specs
 from pallas_kernels.testing.specs import Spec
+from xlstm_jax.models.conv import convolve
+from xlstm_jax.models.cpu_forms import silu
 
 Rows = Iterator[dict[str, Any]]
+CALLS = 10  # profiled
 
 
 def spec_of(name: str, tiny: bool) -> Spec:
@@ -29,6 +37,40 @@ def kernel(name: str, *, tiny: bool) -> Rows:
 
 def kernel_ahead(name: str, *, tiny: bool) -> None:
     kernels.compile_ahead(spec_of(name, tiny))
+
+
+def front(*, tiny: bool) -> Rows:
+    """`mlstm_front` with all gradients, 65,536 tokens of the 125M model: time by kernel; beside it
+    the convolution and SiLU, which are XLA's.
+    """
+    shape = dict(batch=1, time=8, channels=16) if tiny else dict(batch=32, time=2048, channels=1536)
+    dtype = jnp.float32 if tiny else jnp.bfloat16
+    arrays = {
+        name: jnp.asarray(x, dtype if name in "cu" else jnp.float32)
+        for name, x in front_cases.draw(**shape, gates=8).items()
+    }
+
+    def convolved(u: Any, kernel: Any, bias: Any) -> Any:
+        return silu(convolve(u, kernel, bias, None, None, None)[0])
+
+    weights = jnp.ones((4, shape["channels"])), jnp.zeros(shape["channels"])
+    for name, function, inputs in (
+        ("mlstm_front", lambda *x: tuple(mlstm_front(*x)), tuple(arrays.values())),
+        ("convolution and SiLU", convolved, (arrays["u"], *weights)),
+    ):
+        both = jax.jit(functools.partial(_value_and_gradients, function))
+        jax.block_until_ready(both(*inputs))
+        with device_time.profiled() as events:
+            for _ in range(CALLS):
+                jax.block_until_ready(both(*inputs))
+        found = device_time.by_name(events, CALLS)
+        yield {"case": f"{name}, 125m", "ms": sum(x["ms"] for x in found), "kernels": found}
+
+
+def _value_and_gradients(function: Callable, *inputs: Any) -> Any:
+    """With cotangents that are the value itself."""
+    value, pull = jax.vjp(function, *inputs)
+    return value, pull(value)
 
 
 def rival(names: Sequence[str] | None, shapes: Sequence[str], *, tiny: bool) -> Rows:

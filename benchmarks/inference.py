@@ -138,9 +138,9 @@ def drawn_weights(model: LanguageModel) -> Any:
     shapes = jax.eval_shape(lambda: cast_weights(initial_params(model), model.config))
     keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(shapes))))
     return jax.tree.map(
-        lambda x: _drawn(next(keys), x.shape, x.dtype.name)
-        if x.ndim > 1
-        else jnp.ones(x.shape, x.dtype),
+        lambda x: (
+            _drawn(next(keys), x.shape, x.dtype.name) if x.ndim > 1 else jnp.ones(x.shape, x.dtype)
+        ),
         shapes,
     )
 
