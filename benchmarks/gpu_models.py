@@ -1,17 +1,25 @@
-"""Stages of `benchmarks.on_a_gpu` about whole models: training steps, loss curves, inference."""
+"""Stages of `benchmarks.on_a_gpu` about whole models: training steps, loss curves, inference.
+
+Each compiles its programs, or takes those that were compiled without the device (`prepared.py`)
+from the folder `prepared`.
+"""
 
 import contextlib
+import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from benchmarks import device_time, train_step
 from benchmarks import inference as inference_benchmark
-from benchmarks import train_step
+from benchmarks import prepared as prepared_programs
 from xlstm_jax.config import Config, load
-from xlstm_jax.parallel import make_mesh
+from xlstm_jax.parallel import make_mesh, xla_flags
 
 Rows = Iterator[dict[str, Any]]
+Folder = pathlib.Path | None
 CURVE_STEPS = 200
 TARGETS = {
     "125m [1:0]": {"tokens_per_second": 230_000},
@@ -33,13 +41,19 @@ def on_mesh(config: Config) -> Iterator[jax.sharding.Mesh]:
         yield mesh
 
 
-def step(name: str, *, tiny: bool) -> Rows:
-    """A training step's time, then its loss and gradient norm against the XLA forms, two rows."""
+def step(name: str, *, tiny: bool, prepared: Folder = None) -> Rows:
+    """A training step's time, then its loss and gradient norm against the XLA forms, two rows; the
+    latter not with prepared programs.
+    """
     config = step_config(name, tiny)
     with on_mesh(config) as mesh:
-        found = train_step.step_time(config, mesh, 5 if tiny else 20)
+        found = train_step.step_time(
+            config, mesh, 5 if tiny else 20, _start(prepared, f"step {name}", config)
+        )
         target = {} if tiny or name not in TARGETS else {"target": TARGETS[name]}
-        yield {"case": name, **found, **target}
+        yield {"case": name, "prepared": prepared is not None, **found, **target}
+        if prepared:
+            return
         few = step_config(name, tiny, **{"data.batch_size": 2})
         row: dict[str, Any] = {"case": f"{name}, against XLA forms, two rows"}
         try:
@@ -72,11 +86,12 @@ def curve_config(tiny: bool) -> Config:
     return step_config("125m [1:0]", tiny, **settings | (TINY_STEP[1] if tiny else {}))
 
 
-def curve(form: str, *, tiny: bool) -> Rows:
+def curve(form: str, *, tiny: bool, prepared: Folder = None) -> Rows:
     """The losses of a training with the kernels or with the XLA forms."""
     config = of_form(curve_config(tiny), form)
     with on_mesh(config) as mesh:
-        losses = train_step.losses(config, mesh, config.train.steps)
+        start = _start(prepared, f"curve {form}", config)
+        losses = train_step.losses(config, mesh, config.train.steps, start)
     yield {"case": "125m [1:0], 8 x 1024", "curve": form, "last": losses[-1], "losses": losses}
 
 
@@ -91,13 +106,99 @@ def of_form(config: Config, form: str) -> Config:
     return train_step.plain(config) if form == "xla" else config
 
 
-def inference(*, tiny: bool) -> Rows:
+def _start(folder: Folder, name: str, config: Config) -> train_step.Start | None:
+    """A prepared step with a state and a batch that are drawn."""
+    if folder is None:
+        return None
+    loaded = prepared_programs.load(folder / file_of(name))
+    state, batch = loaded.drawn(lambda leaf: _of_training(leaf, config.model.vocab_size))
+    metrics = [path.split("'")[1] for path in loaded.program.results[len(state) :]]
+
+    def run(state: list[jax.Array], batch: Any) -> tuple[list[jax.Array], dict[str, jax.Array]]:
+        results = loaded.run(state, jax.tree.leaves(batch))
+        return results[: len(state)], dict(zip(metrics, results[len(state) :], strict=True))
+
+    return train_step.Start(run, state, batch)
+
+
+def _of_training(leaf: prepared_programs.Leaf, vocabulary: int) -> str:
+    """What a leaf of (state, batch) begins with: `Loaded.drawn`."""
+    in_batch = leaf.path.startswith("[1]")
+    if leaf.dtype.startswith("int"):
+        return str(vocabulary) if in_batch and "segment" not in leaf.path else "zeros"
+    if ".params" not in leaf.path:  # moments, counts
+        return "zeros"
+    if len(leaf.shape) > 1:
+        return "normal"
+    return "ones" if any(name in leaf.path for name in ("scale", "norm", "skip")) else "zeros"
+
+
+def prepare(folder: pathlib.Path, devices: Any, *, tiny: bool) -> Iterator[str]:
+    """Compiles the programs of all stages here for such devices; gives the name of each."""
+    steps = {f"step {name}": step_config(name, tiny) for name in train_step.STEPS}
+    forms = {f"curve {form}": of_form(curve_config(tiny), form) for form in ("kernels", "xla")}
+    if tiny:
+        steps = dict(list(steps.items())[:1])
+    for name, config in (steps | forms).items():
+        mesh = make_mesh(config.mesh, devices)
+        with jax.set_mesh(mesh):
+            programs = train_step.programs(config, mesh)
+            shapes = (programs.state, programs.batch_on_devices())
+            prepared_programs.prepare(folder / file_of(name), programs.step, shapes, donated=1)
+        yield name
+    size, lengths, batches = inference_sizes(tiny)
+    mesh = make_mesh(step_config("125m [1:0]", tiny).mesh, devices)
+    for case, tokens, function, shapes in inference_benchmark.programs(size, lengths, batches):
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        shapes = jax.tree.map(
+            lambda x, to=everywhere: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes
+        )
+        with jax.set_mesh(mesh):
+            prepared_programs.prepare(
+                folder / file_of(case), function, shapes, facts={"tokens": tokens},
+                options={} if tiny else xla_flags.compiler_options(xla_flags.WRITING),
+            )  # fmt: skip
+        yield case
+
+
+def file_of(name: str) -> str:
+    """ "step 125m [1:0]" as "step_125m_1_0.program"."""
+    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_") + prepared_programs.SUFFIX
+
+
+def inference(*, tiny: bool, prepared: Folder = None) -> Rows:
     """7B: decode, then prefill."""
     size, lengths, batches = inference_sizes(tiny)
     target = {"7b decode, batch 1": 185, "7b prefill, T 8192": 50_000}
-    for row in inference_benchmark.alone(size, lengths, batches, 1 if tiny else 5):
+    repetitions = 1 if tiny else 5
+    rows = (
+        inference_benchmark.alone(size, lengths, batches, repetitions)
+        if prepared is None
+        else _prepared_inference(prepared, size, lengths, batches, repetitions)
+    )
+    for row in rows:
         wanted = target.get(row["case"])
         yield row | ({"target": {"tokens_per_second": wanted}} if wanted else {})
+
+
+def _prepared_inference(folder: pathlib.Path, *which: Any) -> Rows:
+    """The rows of `inference_benchmark.alone`, with kernels by name."""
+    *sizes, repetitions = which
+    for case, *_ in inference_benchmark.programs(*sizes):
+        loaded = prepared_programs.load(folder / file_of(case))
+        arguments = loaded.drawn(lambda leaf: "normal" if leaf.path.startswith("[0]") else "zeros")
+        took = inference_benchmark.alternate(
+            {"ours": lambda run=loaded.run, x=arguments: _seconds(run, x)}, repetitions
+        )["ours"]
+        with device_time.profiled() as events:
+            jax.block_until_ready(loaded.run(*arguments))
+        tokens, kernels = loaded.program.facts["tokens"], device_time.by_name(events, 1)
+        rates = {"seconds": took, "tokens_per_second": tokens / took}
+        yield {"case": case, "prepared": True, **rates, "kernels": kernels}
+
+
+def _seconds(run: Any, arguments: Any) -> float:
+    return inference_benchmark.seconds(lambda: jax.block_until_ready(run(*arguments)))
 
 
 def inference_sizes(tiny: bool) -> tuple[str, tuple[int, ...], tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu_stages step:125m-1_0           # one stage alone
     python -m benchmarks.gpu_stages step:125m-1_0 --ahead   # compiles what it runs
+    python -m benchmarks.gpu_stages step:125m-1_0 --prepared=DIR   # with programs of `on_a_gpu`
 
 A stage prints its results, one line of JSON each, among whatever else it prints. It fails when one
 of its results does, behind the others. Everything has tiny sizes too, for a CPU.
@@ -10,6 +11,7 @@ of its results does, behind the others. Everything has tiny sizes too, for a CPU
 import difflib
 import importlib
 import json
+import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import xla_flags
 
 ROW_LINE, DEVICE_LINE = "@row ", "@device "
+PREPARED = "--prepared="
 CURVE_WINDOW = 20  # steps
 LIMIT = 120.0
 
@@ -60,9 +63,14 @@ class Work(NamedTuple):
     limit: float = LIMIT
     flags: str | None = None
 
-    def call(self, suffix: str, tiny: bool) -> Any:
+    @property
+    def prepares(self) -> bool:
+        """Whether its programs can be compiled without the device."""
+        return self.module == "gpu_models"
+
+    def call(self, suffix: str, **options: Any) -> Any:
         module = importlib.import_module(f"benchmarks.{self.module}")
-        return getattr(module, self.function + suffix)(*self.arguments, tiny=tiny)
+        return getattr(module, self.function + suffix)(*self.arguments, **options)
 
 
 FLOAT64_PARTS = 10  # processes
@@ -110,12 +118,14 @@ def groups() -> list[str]:
     return list(dict.fromkeys(name.partition(":")[0] for name in works(tiny=False)))
 
 
-def stages(tiny: bool) -> list[Stage]:
-    """The plan."""
+def stages(tiny: bool, prepared: str | None = None) -> list[Stage]:
+    """The plan; `prepared` is a folder of programs that were compiled without the device."""
     found = []
     for name, work in works(tiny).items():
         command = (sys.executable, "-m", "benchmarks.gpu_stages", name, *["--tiny"] * tiny)
         ahead = (*command, "--ahead") if work.ahead else ()
+        if prepared and work.prepares:
+            command, ahead = (*command, PREPARED + prepared), ()
         least = 1.0 if tiny else 20.0
         found.append(Stage(name, command, work.timed, ahead, work.limit, least))
     return found
@@ -169,21 +179,26 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> int:
     """One stage in this process."""
+    folders = [x.removeprefix(PREPARED) for x in argv[1:] if x.startswith(PREPARED)]
     options, names = set(argv[1:]) & {"--tiny", "--ahead"}, [x for x in argv[1:] if x[:2] != "--"]
     tiny = "--tiny" in options
     known = works(tiny)
-    if len(names) != 1 or names[0] not in known or len(options) + 1 != len(argv) - 1:
-        print(f"error: give one of {', '.join(known)}, with --tiny or --ahead", file=sys.stderr)
+    if len(names) != 1 or names[0] not in known or len(options) + len(folders) + 2 != len(argv):
+        print(
+            f"error: give one of {', '.join(known)}, with --tiny, --ahead or {PREPARED}DIR",
+            file=sys.stderr,
+        )
         return 2
     work = known[names[0]]
     if work.flags:
         xla_flags.set_for_gpus(getattr(xla_flags, work.flags))
     print(DEVICE_LINE + json.dumps(provenance()), flush=True)
     if "--ahead" in options:
-        work.call("_ahead", tiny)
+        work.call("_ahead", tiny=tiny)
         return 0
+    more = {"prepared": pathlib.Path(folders[0])} if folders and work.prepares else {}
     failed = 0
-    for row in work.call("", tiny):
+    for row in work.call("", tiny=tiny, **more):
         print(ROW_LINE + json.dumps(row), flush=True)
         failed += "failed" in row
     return 1 if failed else 0

@@ -145,6 +145,34 @@ def drawn_weights(model: LanguageModel) -> Any:
     )
 
 
+def programs(
+    size: str, lengths: Sequence[int], batches: Sequence[int]
+) -> Iterator[tuple[str, int, Callable, tuple[Any, ...]]]:
+    """What `alone` times: (case, tokens, function, the shapes of its arguments, weights first)."""
+    model = build_model(SIZES[size])
+    params = jax.eval_shape(lambda: cast_weights(initial_params(model), model.config))
+    count = DECODED - 1
+
+    def write(params: Any, start: session.Session, keys: jax.Array, done: jax.Array) -> Any:
+        return decode(
+            model, params, start, keys, done, count, space=DECODED, sampling=GREEDY
+        )  # fmt: skip
+
+    def read(params: Any, start: session.Session, tokens: jax.Array) -> Any:
+        return session.read_piece(model, params, start, tokens, None)
+
+    for batch in batches:
+        start, keys = jax.eval_shape(
+            lambda batch=batch: (session.empty_session(model, batch), row_keys(range(batch)))
+        )
+        shapes = (params, start, keys, jax.ShapeDtypeStruct((batch,), bool))
+        yield f"{size} decode, batch {batch}", batch * count, write, shapes
+    start = jax.eval_shape(lambda: session.empty_session(model, 1))
+    for length in lengths:  # one piece
+        tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        yield f"{size} prefill, T {length}", length, read, (params, start, tokens)
+
+
 def compile_ahead(size: str, lengths: Sequence[int], batches: Sequence[int]) -> None:
     """Compiles what `alone` runs, and runs nothing: a process that comes later finds it in the
     compilation cache.

@@ -4,11 +4,18 @@ kernels beside public ones, inference, two loss curves; in order of importance, 
     python -m benchmarks.on_a_gpu                       # 540 s; make on-a-gpu
     python -m benchmarks.on_a_gpu --stages=step,inference --budget=300
     python -m benchmarks.on_a_gpu --tiny                # on a CPU: whether everything runs
+    python -m benchmarks.on_a_gpu --prepare=h100:1x1x1 --output=DIR   # without a GPU, then there:
+    python -m benchmarks.on_a_gpu --prepared=DIR
 
 Each stage (benchmarks/gpu_stages.py) is a process with a time limit: one that hangs or dies costs
 its own results. First, programs are compiled side by side, into one compilation cache, and stages
 run that time nothing; then one stage after the other is timed. Results are printed and written as
 they come. What does not fit into the budget is left out from the end; --stages takes it up.
+
+Compiling the steps takes minutes, even of 16 cores: on a GPU XLA tries the tiles of every product.
+`--prepare` compiles them, the curves and inference elsewhere, for a topology of `train.py --aot`;
+`--prepared` has the stages run these. Their products have the tiles of XLA's rules then, and steps
+are not compared with the XLA forms, which is what the curves do.
 """
 
 import concurrent.futures
@@ -36,6 +43,8 @@ FLAGS = {
     "stages": f"some of them, commas between: {', '.join(groups())}",
     "output": "folder of the results, by default runs/on_a_gpu; nothing in it is overwritten",
     "tiny": "without a value: sizes for a CPU, no numbers to keep",
+    "prepare": "a topology such as h100:1x1x1: write its programs to --output and measure nothing",
+    "prepared": "folder of such programs",
     "jobs": "processes that compile side by side, by default one for two CPUs; 1: each stage "
     "compiles for itself",
 }
@@ -295,9 +304,14 @@ def main(argv: Sequence[str]) -> int:
         tiny = flags.tiny is not None
         if tiny and flags.tiny != "yes":
             raise UserError(f"--tiny is {flags.tiny!r}; give --tiny alone, or leave it out")
+        if flags.prepare:
+            prepare(flags.prepare, flags.output, tiny=tiny)
+            return
         if not tiny and not DRIVER.exists():
             raise UserError("this machine has no NVIDIA driver; --tiny runs everything on a CPU")
-        plan = chosen(stages(tiny), flags.stages)
+        if flags.prepared and not pathlib.Path(flags.prepared).is_dir():
+            raise UserError(f"--prepared is {flags.prepared!r}, which is no folder")
+        plan = chosen(stages(tiny, flags.prepared), flags.stages)
         about = {"command": " ".join(["python -m benchmarks.on_a_gpu", *argv[1:]])}
         folder = pathlib.Path(flags.output or ROOT / "runs" / "on_a_gpu")
         results = Results(folder, about, [stage.name for stage in plan])
@@ -309,6 +323,20 @@ def main(argv: Sequence[str]) -> int:
         status = 1 if bad else 0
 
     return command_line.run(command) or status
+
+
+def prepare(topology: str, output: str | None, *, tiny: bool) -> None:
+    """Compiles what `--prepared` takes for a GPU that is not here; tiny: for this CPU."""
+    if not output:
+        raise UserError("--prepare needs --output, the folder for its programs")
+    # imports jax, which the driver itself does without
+    from benchmarks.gpu_models import prepare as programs
+    from xlstm_jax.parallel.topology import absent_devices
+
+    started = time.monotonic()
+    devices = None if tiny else absent_devices(topology)
+    for name in programs(pathlib.Path(output), devices, tiny=tiny):
+        print(f"[{time.monotonic() - started:6.1f} s] prepared {name}", flush=True)
 
 
 def summary(results: Results) -> Iterator[str]:

@@ -111,6 +111,20 @@ class Programs(NamedTuple):
     batch: Any  # on the host
     to_devices: jax.sharding.NamedSharding
 
+    def batch_on_devices(self) -> Any:
+        """The batch's shapes with its sharding."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.to_devices), self.batch
+        )
+
+
+class Start(NamedTuple):
+    """A step, (state, batch) -> (state, metrics), and what it is called with first."""
+
+    step: Any
+    state: Any
+    batch: Any  # on the devices
+
 
 def programs(config: Config, mesh: jax.sharding.Mesh) -> Programs:
     """Of the training step; the mesh must be in context."""
@@ -126,21 +140,19 @@ def programs(config: Config, mesh: jax.sharding.Mesh) -> Programs:
     return Programs(init, step, state, random_batch(config, task), to_devices)
 
 
-def prepared(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any]:
-    """(step, state, batch on the devices); the mesh must be in context."""
+def prepared(config: Config, mesh: jax.sharding.Mesh) -> Start:
+    """Compiled, and initialised; the mesh must be in context."""
     init, step, batch, to_devices = compiled(config, mesh)
-    return step, init(), put_batch(batch, to_devices)
+    return Start(step, init(), put_batch(batch, to_devices))
 
 
 def compiled(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any, Any]:
     """(initialisation, step, batch on the host, its sharding); nothing is run, so that a process
     that comes later finds both in the compilation cache.
     """
-    init, step, state, batch, to_devices = programs(config, mesh)
-    on_devices = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to_devices), batch
-    )
-    return init.lower().compile(), step.lower(state, on_devices).compile(), batch, to_devices
+    found = programs(config, mesh)
+    step = found.step.lower(found.state, found.batch_on_devices()).compile()
+    return found.init.lower().compile(), step, found.batch, found.to_devices
 
 
 def plain(config: Config) -> Config:
@@ -154,9 +166,13 @@ def plain(config: Config) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, mixers=mixers))
 
 
-def losses(config: Config, mesh: jax.sharding.Mesh, steps: int) -> list[float]:
-    """The loss of every step of a training on the configuration's own data."""
-    step, state, _ = prepared(config, mesh)
+def losses(
+    config: Config, mesh: jax.sharding.Mesh, steps: int, start: Start | None = None
+) -> list[float]:
+    """The loss of every step of a training on the configuration's own data; with the step and the
+    state of `start`, or with its own.
+    """
+    step, state, _ = start or prepared(config, mesh)
     rows = config.data.batch_size
     to_devices = batch_sharding(mesh, rows, config.data.context_length)
     batches, found = task_of(config).batches(0, range(rows)), []
@@ -183,12 +199,14 @@ def check(config: Config, mesh: jax.sharding.Mesh) -> dict[str, float]:
     return differences
 
 
-def step_time(config: Config, mesh: jax.sharding.Mesh, steps: int) -> dict[str, Any]:
+def step_time(
+    config: Config, mesh: jax.sharding.Mesh, steps: int, start: Start | None = None
+) -> dict[str, Any]:
     """Seconds per step (median of five stretches), tokens/s, MFU, compile time, peak memory, and on
-    accelerators the time by the names of kernels.
+    accelerators the time by the names of kernels; of `start`, or of the configuration's own step.
     """
     started = time.perf_counter()
-    step, state, batch = prepared(config, mesh)
+    step, state, batch = start or prepared(config, mesh)
     state, metrics = step(state, batch)
     jax.block_until_ready(metrics)
     compiled = time.perf_counter() - started
