@@ -16,7 +16,15 @@ from pallas_kernels.interpret import interpreted
 from pallas_kernels.mlstm import api as mlstm_api
 from pallas_kernels.row_norm import api as norm_api
 from xlstm_jax.config import MeshConfig, ModelConfig
-from xlstm_jax.models import backbone, build_model, cpu_forms, gpu_forms, layers, mlstm_cell
+from xlstm_jax.models import (
+    backbone,
+    build_model,
+    conv,
+    cpu_forms,
+    gpu_forms,
+    layers,
+    mlstm_cell,
+)
 from xlstm_jax.models.backbone import Backbone
 from xlstm_jax.models.initializers import ones
 from xlstm_jax.models.layers import BlockDiagonalProjection, normalize
@@ -71,6 +79,21 @@ def test_block_diagonal_maps_and_all_their_derivatives(num_blocks, size):
         found, expected = (
             derivatives(form, (x, kernel), (move, kernel_move))
             for form in (gpu_forms.block_diagonal_product, reference)
+        )
+        assert_same(found, expected, 1e-11)
+
+
+@pytest.mark.parametrize(("time", "width"), [(9, 4), (64, 4), (3, 1)])
+def test_a_convolution_and_all_its_derivatives(time, width):
+    def plain(inputs, kernel, bias):
+        return bias + sum(inputs[:, tap : tap + time] * kernel[tap] for tap in range(width))
+
+    rng = np.random.default_rng(0)
+    shapes = ((2, width - 1 + time, 8), (width, 8), (8,))
+    with jax.enable_x64(True):
+        inputs, moves = (tuple(rng.normal(size=shape) for shape in shapes) for _ in range(2))
+        found, expected = (
+            derivatives(form, inputs, moves) for form in (gpu_forms.sum_of_taps, plain)
         )
         assert_same(found, expected, 1e-11)
 
@@ -204,5 +227,6 @@ def test_a_block_computes_the_same_with_the_forms_of_a_gpu(monkeypatch):
         return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(backbone.apply(p, x)[0]))))(params)
 
     expected = gradients()
-    monkeypatch.setattr(layers, "platform", lambda: "gpu")
+    for module in (layers, conv):
+        monkeypatch.setattr(module, "platform", lambda: "gpu")
     assert_same(gradients(), expected, 1e-5)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pallas_kernels.segments import last_segment
+from xlstm_jax.models import gpu_forms
 from xlstm_jax.models.cpu_forms import sum_of_taps
 from xlstm_jax.models.initializers import uniform
-from xlstm_jax.parallel import on_own_part
+from xlstm_jax.parallel import on_own_part, platform
 from xlstm_jax.typing import Array, Bool, Float, Int, SegmentIds
 
 
@@ -125,7 +126,11 @@ def causal_conv(
     """
     if segment_ids is None:
         inputs = jnp.concatenate([window, x], axis=1)
-        return sum_of_taps(inputs, kernel, bias, None), inputs[:, x.shape[1] :]
+        if platform() == "gpu":
+            y = gpu_forms.sum_of_taps(inputs, kernel, bias)
+        else:
+            y = sum_of_taps(inputs, kernel, bias, None)
+        return y, inputs[:, x.shape[1] :]
 
     padding = segment_ids < 0
     inputs, ids, order, has_padding = _without_padding(x, window, segment_ids, previous_segment)
