@@ -227,6 +227,6 @@ def test_a_block_computes_the_same_with_the_forms_of_a_gpu(monkeypatch):
         return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(backbone.apply(p, x)[0]))))(params)
 
     expected = gradients()
-    for module in (layers, conv):
+    for module in (layers, conv, cpu_forms):
         monkeypatch.setattr(module, "platform", lambda: "gpu")
     assert_same(gradients(), expected, 1e-5)

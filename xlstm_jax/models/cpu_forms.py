@@ -16,7 +16,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from xlstm_jax.parallel import constrain, num_shards
+from xlstm_jax.models import gpu_forms
+from xlstm_jax.parallel import constrain, num_shards, platform
 from xlstm_jax.typing import Array, Bool, Float, Int
 
 Tangent = Callable[[tuple, tuple], Array]
@@ -120,6 +121,8 @@ def _spread(row: Float[Array, " D"], shape: tuple[int, int]) -> Float[Array, "B 
     instead of 10). Rows and time are one axis in it: with two, XLA first copies the summands into
     another order. Where the time is spread over devices they stay two axes, as in `project`.
     """
+    if platform() == "gpu" and num_shards("time") == 1:
+        return gpu_forms.along_tokens(row, shape)
     batch, time = shape
     dtype = jnp.promote_types(row.dtype, jnp.float32)
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)

@@ -131,6 +131,30 @@ def _taps_push(static, residuals, tangents):
 _sum_of_taps = with_backward(_taps, _taps_forward, _taps_backward, _taps_push)
 
 
+def along_tokens(row: Float[Array, " D"], shape: tuple[int, int]) -> Float[Array, "B T D"]:
+    """The row at every token of a batch of shape (B, T). Its gradient, the sum over all tokens, is
+    taken where the summands are computed, and not from an array of them in float32.
+    """
+    return _along_tokens(shape, row)
+
+
+def _along(shape, row):
+    return jnp.broadcast_to(row, (*shape, *row.shape))
+
+
+def _along_backward(shape, row, dy):
+    (total,) = _over_tokens((), [dy.astype(_wide(dy))])
+    return (total.astype(dy.dtype),)
+
+
+_along_tokens = with_backward(
+    _along,
+    lambda shape, row: (_along(shape, row), ()),
+    _along_backward,
+    lambda shape, residuals, tangents: _along_tokens(shape, *tangents),
+)
+
+
 def _sums(static, arrays: list[Float[Array, "B T I"]]) -> list[Float[Array, " I"]]:
     """The sum of each over all tokens, read in one pass."""
     stretch = math.gcd(arrays[0].shape[1], STRETCH)
@@ -195,8 +219,12 @@ def _mean_of_head(x: HeadActivations, wanted: bool = True) -> Float[Array, "B T 
 def _head_norm_forward(static, h, scale):
     eps, center = static
     x = h.astype(_wide(h))
-    mean = _mean_of_head(x, center)
-    variance = _mean_of_head(jnp.square(x - mean))
+    # Mean and variance in one pass over h, from distances to a head's first channel: the mean is at
+    # most sqrt(V) standard deviations from it, so that the difference of squares keeps its digits.
+    first = x[..., :1] if center else jnp.zeros_like(x[..., :1])
+    distance, square = _mean_of_head(x - first), _mean_of_head(jnp.square(x - first))
+    mean = first + distance if center else first
+    variance = jnp.maximum(square - jnp.square(distance), 0) if center else square
     mean, rate = jax.lax.optimization_barrier((mean, jax.lax.rsqrt(variance + eps)))
     y = (x - mean) * rate * scale.reshape(h.shape[2:])
     return y.astype(h.dtype).reshape(*h.shape[:2], -1), (h, scale, mean, rate)
@@ -227,6 +255,7 @@ _head_norm = with_backward(
     _head_norm_forward,
     _head_norm_backward,
     _head_norm_push,
+    name=("head_norm", "cell", "cell"),  # mean and rate are kept with the h that they are of
 )
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import row_norm
 from xlstm_jax.models import cpu_forms, gpu_forms
@@ -41,7 +42,7 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
-        y = project(x, _kernel(self, x.shape[-1]))
+        y = project(checkpoint_name(x, "operands"), _kernel(self, x.shape[-1]))
         return y + _bias(self).astype(y.dtype) if self.use_bias else y
 
 
@@ -80,6 +81,7 @@ class SplitProjection(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> list[Float[Array, "... _"]]:
+        x = checkpoint_name(x, "operands")
         outputs = project_in_parts(x, _kernel(self, x.shape[-1]), self.parts)
         if not self.use_bias:
             return outputs
