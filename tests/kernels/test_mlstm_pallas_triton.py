@@ -55,7 +55,16 @@ def test_chunk_size_changes_nothing(chunk):
     pallas_backend.check("pallas_triton", spec, chunk_size=chunk)
 
 
+@pytest.fixture
+def traced_anew():
+    """Kernels are traced once for calls that are alike: not with a product of another test."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("traced_anew")
 def test_three_tf32_products_are_enough_for_float32(monkeypatch):
     """What a GPU computes for float32, in NumPy's words: x = high + low, each with TF32's 10 bits,
     and high·high + high·low + low·high.
