@@ -36,7 +36,8 @@ def step_config(name: str, tiny: bool, **overrides: Any) -> Config:
 
 @contextlib.contextmanager
 def on_mesh(config: Config) -> Iterator[jax.sharding.Mesh]:
-    mesh = make_mesh(config.mesh)
+    """Of one device, whose numbers these are, also where there are several."""
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         yield mesh
 
@@ -134,7 +135,10 @@ def _of_training(leaf: prepared_programs.Leaf, vocabulary: int) -> str:
 
 
 def prepare(folder: pathlib.Path, devices: Any, *, tiny: bool) -> Iterator[str]:
-    """Compiles the programs of all stages here for such devices; gives the name of each."""
+    """Compiles the programs of all stages here for such a device; gives the name of each."""
+    # what comes out of a compilation cache can't be written out whole (CPUs, jaxlib 0.10)
+    jax.config.update("jax_enable_compilation_cache", False)
+    devices = devices or jax.devices()[:1]
     steps = {f"step {name}": step_config(name, tiny) for name in train_step.STEPS}
     forms = {f"curve {form}": of_form(curve_config(tiny), form) for form in ("kernels", "xla")}
     if tiny:
