@@ -40,10 +40,11 @@ def float64(part: int, parts: int, *, tiny: bool) -> Rows:
             yield row
 
 
-# Of `mlstm_front`: tiles that are not full, then the models' channels.
+# Of `mlstm_front`: tiles that are not full, then the models' channels, of which 125M's tiles do not
+# divide evenly among the programs of the backward pass.
 FRONTS = {
     "parts of tiles": dict(time=70, channels=72, dtype="float32"),
-    "as 125m": dict(time=1000, channels=1536, gates=8, dtype="bfloat16"),
+    "as 125m": dict(time=2048, channels=1536, gates=8, dtype="bfloat16"),
     "as 1.3b": dict(time=384, channels=4096, gates=8, dtype="bfloat16"),
 }
 NORMS = (768, 2048, 4096)

@@ -109,7 +109,8 @@ def backward(
     """
     rows, channels = u.shape
     size, gates = settings.blocks.channels, d_gates.shape[-1]
-    steps = pl.cdiv(pl.cdiv(rows, settings.blocks.tokens), stretches)
+    tiles = pl.cdiv(rows, settings.blocks.tokens)
+    steps = pl.cdiv(tiles, stretches)  # of a program; fewer at the end, where no tile is left
 
     def mlstm_front_back(c, u, matrices, gate_maps, dq, dk, dv, d_gates, dc, du, maps, to_gates):
         n, stretch = pl.program_id(0), pl.program_id(1)
@@ -130,7 +131,7 @@ def backward(
 
         widths = (size, size, size, gates, gates)
         empty = tuple(jnp.zeros((size, width), jnp.float32) for width in widths)
-        sums = lax.fori_loop(0, steps, step, empty)
+        sums = lax.fori_loop(0, jnp.clip(tiles - stretch * steps, 0, steps), step, empty)
         for part in range(3):
             maps[part] = _diagonal_blocks(sums[part], settings.size)
         for part in range(2):

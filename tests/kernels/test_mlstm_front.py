@@ -46,6 +46,8 @@ CASES = {
     # two tiles of tokens, channels that fill one group and a part of the next
     "parts of tiles": dict(time=70, channels=72, dtype="float32"),
     "whole tiles": dict(time=128, channels=128, dtype="bfloat16"),
+    # five tiles, in stretches of three: the second has two
+    "stretches": dict(batch=1, time=320, channels=64, dtype="float32"),
     "large blocks": dict(batch=1, time=2, channels=16, size=8, gates=1, dtype="float32"),
     "small blocks": dict(time=5, channels=8, size=2, dtype="float32"),
 }
@@ -53,8 +55,8 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_triton_kernels_are_the_definition(name, monkeypatch):
-    if name == "whole tiles":  # several tiles one after the other in a program
-        monkeypatch.setattr(pallas_triton, "PROGRAMS", 1)
+    if programs := {"whole tiles": 1, "stretches": 2}.get(name):  # several tiles for a program
+        monkeypatch.setattr(pallas_triton, "PROGRAMS", programs)
     shape = CASES[name]
     arrays = draw(**shape)
     expected = exact(arrays)

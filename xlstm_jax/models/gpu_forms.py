@@ -157,14 +157,13 @@ _along_tokens = with_backward(
 
 def _sums(static, arrays: list[Float[Array, "B T I"]]) -> list[Float[Array, " I"]]:
     """The sum of each over all tokens, read in one pass."""
-    stretch = math.gcd(arrays[0].shape[1], STRETCH)
     zeros = tuple(jnp.zeros((), x.dtype) for x in arrays)
 
     def add(x: tuple[Array, ...], y: tuple[Array, ...]) -> tuple[Array, ...]:
         return tuple(a + b for a, b in zip(x, y, strict=True))
 
-    window = (1, stretch, 1)
-    sums = jax.lax.reduce_window(tuple(arrays), zeros, add, window, window, "VALID")
+    window, filled = (1, STRETCH, 1), ((0, 0), (0, -arrays[0].shape[1] % STRETCH), (0, 0))
+    sums = jax.lax.reduce_window(tuple(arrays), zeros, add, window, window, filled)
     return [jnp.sum(x, axis=(0, 1)) for x in sums]
 
 
