@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 
-from benchmarks import device_time, train_step
-from benchmarks import inference as inference_benchmark
+from benchmarks import device_time, inference_alone, train_step
 from benchmarks import prepared as prepared_programs
+from benchmarks.inference import alternate, seconds
 from xlstm_jax.config import Config, load
 from xlstm_jax.parallel import make_mesh, xla_flags
 
@@ -152,7 +152,7 @@ def prepare(folder: pathlib.Path, devices: Any, *, tiny: bool) -> Iterator[str]:
         yield name
     size, lengths, batches = inference_sizes(tiny)
     mesh = make_mesh(step_config("125m [1:0]", tiny).mesh, devices)
-    for case, tokens, function, shapes in inference_benchmark.programs(size, lengths, batches):
+    for case, tokens, function, shapes in inference_alone.programs(size, lengths, batches):
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         shapes = jax.tree.map(
             lambda x, to=everywhere: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes
@@ -176,7 +176,7 @@ def inference(*, tiny: bool, prepared: Folder = None) -> Rows:
     target = {"7b decode, batch 1": 185, "7b prefill, T 8192": 50_000}
     repetitions = 1 if tiny else 5
     rows = (
-        inference_benchmark.alone(size, lengths, batches, repetitions)
+        inference_alone.alone(size, lengths, batches, repetitions)
         if prepared is None
         else _prepared_inference(prepared, size, lengths, batches, repetitions)
     )
@@ -186,12 +186,12 @@ def inference(*, tiny: bool, prepared: Folder = None) -> Rows:
 
 
 def _prepared_inference(folder: pathlib.Path, *which: Any) -> Rows:
-    """The rows of `inference_benchmark.alone`, with kernels by name."""
+    """The rows of `inference_alone.alone`, with kernels by name."""
     *sizes, repetitions = which
-    for case, *_ in inference_benchmark.programs(*sizes):
+    for case, *_ in inference_alone.programs(*sizes):
         loaded = prepared_programs.load(folder / file_of(case))
         arguments = loaded.drawn(lambda leaf: "normal" if leaf.path.startswith("[0]") else "zeros")
-        took = inference_benchmark.alternate(
+        took = alternate(
             {"ours": lambda run=loaded.run, x=arguments: _seconds(run, x)}, repetitions
         )["ours"]
         with device_time.profiled() as events:
@@ -202,7 +202,7 @@ def _prepared_inference(folder: pathlib.Path, *which: Any) -> Rows:
 
 
 def _seconds(run: Any, arguments: Any) -> float:
-    return inference_benchmark.seconds(lambda: jax.block_until_ready(run(*arguments)))
+    return seconds(lambda: jax.block_until_ready(run(*arguments)))
 
 
 def inference_sizes(tiny: bool) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
@@ -210,4 +210,4 @@ def inference_sizes(tiny: bool) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
 
 
 def inference_ahead(*, tiny: bool) -> None:
-    inference_benchmark.compile_ahead(*inference_sizes(tiny))
+    inference_alone.compile_ahead(*inference_sizes(tiny))

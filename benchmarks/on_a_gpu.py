@@ -331,11 +331,17 @@ def prepare(topology: str, output: str | None, *, tiny: bool) -> None:
         raise UserError("--prepare needs --output, the folder for its programs")
     # imports jax, which the driver itself does without
     from benchmarks.gpu_models import prepare as programs
+    from benchmarks.prepared import SUFFIX
     from xlstm_jax.parallel.topology import absent_devices
 
-    started = time.monotonic()
+    folder = pathlib.Path(output)
+    if there := sorted(folder.glob(f"*{SUFFIX}")):
+        raise UserError(f"--output {output} has programs already, such as {there[0].name}")
     devices = None if tiny else absent_devices(topology)
-    for name in programs(pathlib.Path(output), devices, tiny=tiny):
+    if devices and len(devices) > 1:
+        raise UserError(f"--prepare is {topology!r}, {len(devices)} devices; programs are for one")
+    started = time.monotonic()
+    for name in programs(folder, devices, tiny=tiny):
         print(f"[{time.monotonic() - started:6.1f} s] prepared {name}", flush=True)
 
 

@@ -7,6 +7,7 @@ them. Read with the jax that wrote it.
 """
 
 import functools
+import importlib
 import lzma
 import pathlib
 import pickle
@@ -79,10 +80,12 @@ def prepare(
         Leaf(path, x.shape, PRNG if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.name)
         for path, x in zip(_paths(arguments), leaves, strict=True)
     ]
+    content = Program(jax.__version__, described, first, results, facts or {}, executable)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with lzma.open(file, "wb", preset=COMPRESSION) as out:
-        content = Program(jax.__version__, described, first, results, facts or {}, executable)
+    beside = file.with_suffix(".new")
+    with lzma.open(beside, "wb", preset=COMPRESSION) as out:
         pickle.dump(tuple(content), out)
+    beside.replace(file)
 
 
 def _paths(tree: Any) -> list[str]:
@@ -119,9 +122,7 @@ def load(file: pathlib.Path) -> Loaded:
     """
     if not file.exists():
         raise UserError(f"there is no {file}; `python -m benchmarks.on_a_gpu --prepare` writes it")
-    # importing it tells XLA where the kernels' runtime library is
-    from jax.experimental.mosaic import gpu as _  # noqa: F401
-
+    importlib.import_module("jax.experimental.mosaic.gpu")  # tells XLA where its library is
     with lzma.open(file) as data:
         program = Program(*pickle.load(data))
     if program.jax != jax.__version__:

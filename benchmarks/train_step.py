@@ -56,7 +56,7 @@ STEPS = {
         {
             "data.batch_size": 32,
             "data.context_length": 2048,
-            "model.remat": "cell+qkv+conv+dots",
+            "model.remat": "cell+qkv+conv+operands+dots",
         },
     ),
     "125m [7:1]": (
@@ -64,12 +64,12 @@ STEPS = {
         {
             "data.batch_size": 32,
             "data.context_length": 2048,
-            "model.remat": "cell+qkv+conv+dots",
+            "model.remat": "cell+qkv+conv+operands+dots",
         },
     ),
     "1.3b [1:0]": (
         "configs/xlstm_1.3b.py:1_0-15b",
-        {"data.batch_size": 16, "data.context_length": 2048, "model.remat": "block"},
+        {"data.batch_size": 16, "data.context_length": 2048, "model.remat": "dots"},
     ),
     "1.42b as 7b": (
         "configs/xlstm_7b.py",

@@ -65,6 +65,15 @@ def test_files_are_named_after_what_they_hold():
     assert file_of("7b prefill, T 8192") == "7b_prefill_t_8192.program"
 
 
+def test_what_prepare_refuses(tmp_path):
+    """Nothing is compiled and nothing is replaced."""
+    (tmp_path / "step_125m_1_0.program").touch()
+    with pytest.raises(UserError, match="has programs already, such as step_125m_1_0.program"):
+        on_a_gpu.prepare("h100:1x1x1", str(tmp_path), tiny=True)
+    with pytest.raises(UserError, match="--prepare needs --output"):
+        on_a_gpu.prepare("h100:1x1x1", None, tiny=True)
+
+
 @pytest.mark.slow
 def test_the_driver_runs_what_was_prepared(tmp_path):
     def run(*flags):

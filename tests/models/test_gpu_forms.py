@@ -165,6 +165,20 @@ def test_the_norm_of_heads_and_all_its_derivatives(center):
     assert low.dtype == jnp.bfloat16 and low.shape == (2, 5, 12)
 
 
+@pytest.mark.parametrize("far", [0.0, 1e3])
+def test_the_norm_of_heads_keeps_its_digits(far):
+    """Its mean is measured from the first channel: where that is as far from all others as one
+    can be, sqrt(V - 1) standard deviations, and where all are far from zero.
+    """
+    h = np.full((1, 1, 1, 1024), far) + 1e-3 * np.random.default_rng(0).normal(size=1024)
+    h[..., 0] += 30
+    h = h.astype(np.float32)
+    exact = h.astype(np.float64) - h.astype(np.float64).mean(axis=-1, keepdims=True)
+    exact = (exact / np.sqrt((exact**2).mean(axis=-1, keepdims=True) + 1e-6)).reshape(1, 1, -1)
+    found = gpu_forms.head_norm(jnp.asarray(h), jnp.ones(1024), 1e-6, center=True)
+    assert np.abs(found - exact).max() < 1e-4 * np.abs(exact).max()
+
+
 def test_bfloat16_is_rounded_once():
     """Products and sums, over channels and over tokens, are in float32."""
     x, dy, kernel, _ = (jnp.asarray(a, jnp.bfloat16) for a in draw(time=64, dtype=np.float32))

@@ -32,7 +32,8 @@ class CausalConv(nn.Module):
         previous_segment: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T I"], Float[Array, "B W-1 I"]]:
         """As `convolve`."""
-        channels, init = x.shape[-1], uniform(self.width**-0.5)  # PyTorch's default, as the authors
+        channels = x.shape[-1]
+        init = uniform(self.width**-0.5)  # PyTorch's default, which the authors kept
         kernel_init, bias_init = (
             nn.with_logical_partitioning(init, axes) for axes in (("taps", "inner"), ("inner",))
         )
