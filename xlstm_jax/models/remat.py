@@ -33,7 +33,7 @@ RICHEST_FIRST = (
     "cell+qkv+conv+dots",
     "cell+qkv+conv+middle",
     "cell+middle",
-    "dots",  # for wide heads, whose states are the most there is (1.3B: 1,044 instead of 1,144 ms)
+    "dots",  # for wide heads, whose states are the most there is (1.3B: 1,041 instead of 1,144 ms)
     INPUTS,
 )
 # At most so many blocks stand apart: each adds about five seconds of compiling on two cores.
