@@ -14,8 +14,10 @@ from benchmarks.kernels import QUICK, arguments, backends, cotangents_of, progra
 from pallas_kernels.dispatch import target_device
 from pallas_kernels.interpret import interpreted
 from pallas_kernels.mlstm import pallas_triton, pallas_triton_tiles
+from pallas_kernels.mlstm_back import mlstm_back
+from pallas_kernels.mlstm_front import mlstm_front
 from pallas_kernels.row_norm import row_norm
-from pallas_kernels.testing import front_cases, many_tokens, pallas_backend, specs
+from pallas_kernels.testing import around_cells, many_tokens, pallas_backend, specs
 from pallas_kernels.testing.specs import Spec
 
 Rows = Iterator[dict[str, Any]]
@@ -40,25 +42,35 @@ def float64(part: int, parts: int, *, tiny: bool) -> Rows:
             yield row
 
 
-# Of `mlstm_front`: tiles that are not full, then the models' channels, of which 125M's tiles do not
-# divide evenly among the programs of the backward pass.
-FRONTS = {
-    "parts of tiles": dict(time=70, channels=72, dtype="float32"),
-    "as 125m": dict(time=2048, channels=1536, gates=8, dtype="bfloat16"),
-    "as 1.3b": dict(time=384, channels=4096, gates=8, dtype="bfloat16"),
+PAPER, OF_7B = {"eps": 1e-5, "activation": "silu"}, {"eps": 1e-6, "activation": "sigmoid"}
+# Tiles that are not full, then the models' channels. 125M's tiles do not divide evenly among the
+# programs of the backward pass.
+AROUND = {
+    (mlstm_front, "parts of tiles"): (dict(time=70, channels=72, dtype="float32"), {}),
+    (mlstm_back, "parts of tiles"): (dict(time=7, head_dim=384, dtype="float32"), PAPER),
+    (mlstm_front, "as 125m"): (dict(time=2048, channels=1536, gates=8, dtype="bfloat16"), {}),
+    (mlstm_back, "as 125m"): (dict(time=2048, heads=4, head_dim=384, dtype="bfloat16"), PAPER),
+    (mlstm_front, "as 1.3b"): (dict(time=384, channels=4096, gates=8, dtype="bfloat16"), {}),
+    (mlstm_back, "as 1.3b"): (dict(time=384, heads=4, head_dim=1024, dtype="bfloat16"), PAPER),
+    (mlstm_back, "as 7b"): (
+        dict(time=384, heads=8, head_dim=512, skip=False, dtype="bfloat16"),
+        OF_7B,
+    ),
 }
+DRAW = {mlstm_front: around_cells.draw_front, mlstm_back: around_cells.draw_back}
 NORMS = (768, 2048, 4096)
 
 
 def around_the_cells(*, tiny: bool) -> Rows:
-    """q, k, v and gates of a block, and the norm of one row, against float64."""
+    """What stands before and behind the cell of a block, and the norm of one row, in float64."""
     backend = "reference" if target_device()[0] == "cpu" else "pallas_triton"
-    for name, shape in list(FRONTS.items())[: 1 if tiny else None]:
-        arrays = front_cases.draw(**shape)
+    for (op, name), (shape, options) in list(AROUND.items())[: 2 if tiny else None]:
+        arrays = DRAW[op](**shape)
         low = {key: jnp.asarray(x, shape["dtype"]) for key, x in arrays.items()}
-        found = front_cases.values_and_gradients(low, backend=backend)
-        errors = front_cases.errors(found, front_cases.exact(arrays))
-        yield judged(f"mlstm_front, {name}", backend, errors, specs.TOLERANCE[shape["dtype"]])
+        found = around_cells.values_and_gradients(op, low, backend=backend, **options)
+        errors = around_cells.errors(found, around_cells.exact(op, arrays, **options))
+        tolerance = specs.TOLERANCE[shape["dtype"]]
+        yield judged(f"{op.__name__}, {name}", backend, errors, tolerance)
     backend = "plain" if backend == "reference" else backend
     for dim in NORMS[: 1 if tiny else None]:
         rng = np.random.default_rng(0)

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import device_time, kernels
+from pallas_kernels.mlstm_back import mlstm_back
 from pallas_kernels.mlstm_front import mlstm_front
-from pallas_kernels.testing import front_cases, specs
+from pallas_kernels.testing import specs
+from pallas_kernels.testing.around_cells import draw_back, draw_front
 from pallas_kernels.testing.specs import Spec
 from xlstm_jax.models.conv import convolve
 from xlstm_jax.models.cpu_forms import silu
@@ -39,24 +41,31 @@ def kernel_ahead(name: str, *, tiny: bool) -> None:
     kernels.compile_ahead(spec_of(name, tiny))
 
 
-def front(*, tiny: bool) -> Rows:
-    """`mlstm_front` with all gradients, 65,536 tokens of the 125M model: time by kernel; beside it
-    the convolution and SiLU, which are XLA's.
+def around(*, tiny: bool) -> Rows:
+    """`mlstm_front` and `mlstm_back` with all gradients, 65,536 tokens of the 125M model: time by
+    kernel; beside them the convolution and SiLU, which are XLA's.
     """
-    shape = dict(batch=1, time=8, channels=16) if tiny else dict(batch=32, time=2048, channels=1536)
-    dtype = jnp.float32 if tiny else jnp.bfloat16
-    arrays = {
-        name: jnp.asarray(x, dtype if name in "cu" else jnp.float32)
-        for name, x in front_cases.draw(**shape, gates=8).items()
-    }
+    batch, time, heads, head_dim = (1, 8, 2, 8) if tiny else (32, 2048, 4, 384)
+    channels, dtype = heads * head_dim, jnp.float32 if tiny else jnp.bfloat16
+
+    def held(drawn: dict[str, Any]) -> list[jax.Array]:
+        """What is of tokens in the type of activations, weights in float32."""
+        return [
+            jnp.asarray(x, dtype if x.shape[:2] == (batch, time) else jnp.float32)
+            for x in drawn.values()
+        ]
+
+    front = held(draw_front(batch, time, channels, gates=8))
+    back = held(draw_back(batch, time, heads, head_dim))
 
     def convolved(u: Any, kernel: Any, bias: Any) -> Any:
         return silu(convolve(u, kernel, bias, None, None, None)[0])
 
-    weights = jnp.ones((4, shape["channels"])), jnp.zeros(shape["channels"])
+    weights = jnp.ones((4, channels)), jnp.zeros(channels)
     for name, function, inputs in (
-        ("mlstm_front", lambda *x: tuple(mlstm_front(*x)), tuple(arrays.values())),
-        ("convolution and SiLU", convolved, (arrays["u"], *weights)),
+        ("mlstm_front", lambda *x: tuple(mlstm_front(*x)), front),
+        ("convolution and SiLU", convolved, (front[1], *weights)),
+        ("mlstm_back", functools.partial(mlstm_back, eps=1e-5, activation="silu"), back),
     ):
         both = jax.jit(functools.partial(_value_and_gradients, function))
         jax.block_until_ready(both(*inputs))

@@ -94,7 +94,7 @@ def works(tiny: bool) -> dict[str, Work]:
         found[f"step:{slug(name)}"] = Work("gpu_models", "step", (name,), flags="TRAINING")
     for name in (*MLSTM[first], *SLSTM[first]):
         found[f"kernels:{name}"] = Work("gpu_kernels", "kernel", (name,))
-    found["kernels:front"] = Work("gpu_kernels", "front", ahead=False)
+    found["kernels:around"] = Work("gpu_kernels", "around", ahead=False)
     gla = ("simple GLA",), MLSTM[first]
     found["rivals:simple-gla"] = Work("gpu_kernels", "rival", gla, ahead=False, limit=60.0)
     found["inference"] = Work("gpu_models", "inference", flags="WRITING")

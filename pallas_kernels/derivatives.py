@@ -172,6 +172,7 @@ def gradients_alone(op: str, backend: str) -> str:
         "mlstm": '"chunkwise" (or "recurrent", "parallel")',
         "slstm": '"recurrent"',
         "mlstm_front": '"reference"',
+        "mlstm_back": '"reference"',
     }[op]
     return (
         f"{op}: the backend {backend!r} has gradients and no other derivative: neither forward "

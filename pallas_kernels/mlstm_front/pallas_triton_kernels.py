@@ -25,6 +25,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from pallas_kernels.mlstm.pallas_triton_tiles import call, dot
+from pallas_kernels.triton_rows import Tile
 
 
 class Blocks(NamedTuple):
@@ -53,6 +54,10 @@ class Settings(NamedTuple):
         """How many groups the channels make."""
         return pl.cdiv(channels, self.blocks.channels)
 
+    def tile(self, shape: tuple[int, int], at: Any, group: Any) -> Tile:
+        """Some tokens of a group."""
+        return Tile(shape, (at, self.blocks.tokens), (group, self.blocks.channels))
+
 
 Rows = Float[Array, "R I"]  # all tokens of all rows of the batch
 
@@ -72,14 +77,14 @@ def forward(
         at = pl.program_id(0)
 
         def step(n: Array, total: Float[Array, "t P"]) -> Float[Array, "t P"]:
-            tile = Tile(settings, at, n, u.shape)
+            tile = settings.tile(u.shape, at, n)
             of_c, of_u = tile.read(c), tile.read(u)
             for part, (x, out) in enumerate(((of_c, q), (of_c, k), (of_u, v))):
                 tile.write(out, _product(settings, x, matrices[part, n]))
             total = total + _product(settings, of_c, gate_maps[0, n])
             return total + _product(settings, of_u, gate_maps[1, n])
 
-        tile = Tile(settings, at, 0, u.shape)
+        tile = settings.tile(u.shape, at, 0)
         bias = jnp.broadcast_to(gate_bias[:][None, :], (tile.rows.shape[0], gate_bias.shape[0]))
         total = lax.fori_loop(0, settings.groups(channels), step, bias)
         tile.write_whole(gates, total)
@@ -116,7 +121,7 @@ def backward(
         n, stretch = pl.program_id(0), pl.program_id(1)
 
         def step(i: Array, sums: Any) -> Any:
-            tile = Tile(settings, stretch * steps + i, n, u.shape)
+            tile = settings.tile(u.shape, stretch * steps + i, n)
             of_c, of_u, of_gates = tile.read(c), tile.read(u), tile.read_whole(d_gates)
             of_q, of_k, of_v = (tile.read(x) for x in (dq, dk, dv))
             total = _product(settings, of_q, matrices[0]) + _product(settings, of_k, matrices[1])
@@ -157,67 +162,6 @@ def backward(
     ]
     grid = (settings.groups(channels), stretches)
     return call(mlstm_front_back, settings, grid, ins, outs, stages=settings.blocks.stages)
-
-
-class Tile:
-    """Some tokens, `rows`, of some channels, `columns`. Masks where one of either does not exist,
-    and only there: without them addresses are simple, and reads are wide.
-    """
-
-    def __init__(self, settings: Settings, at: Any, group: Any, shape: tuple[int, int]) -> None:
-        tokens, channels, *_ = settings.blocks
-        self.rows = at * tokens + jnp.arange(tokens)
-        self.columns = group * channels + jnp.arange(channels)
-        self.some_rows = None if shape[0] % tokens == 0 else self.rows < shape[0]
-        self.some_columns = None if shape[1] % channels == 0 else self.columns < shape[1]
-
-    def read(self, ref: Any) -> Float[Array, "t g"]:
-        """The tile of an array; zeros for what does not exist."""
-        return _load(ref.at[self.rows[:, None], self.columns[None, :]], self._mask())
-
-    def write(self, ref: Any, x: Float[Array, "t g"]) -> None:
-        """Writes the tile of an array."""
-        at = ref.at[self.rows[:, None], self.columns[None, :]]
-        _store(at, x.astype(ref.dtype), self._mask())
-
-    def read_whole(self, ref: Any) -> Float[Array, "t P"]:
-        """All numbers of each token; zeros for tokens that do not exist."""
-        return _load(*self._whole(ref))
-
-    def write_whole(self, ref: Any, x: Float[Array, "t P"]) -> None:
-        """Writes all numbers of each token."""
-        at, mask = self._whole(ref)
-        _store(at, x, mask)
-
-    def _whole(self, ref: Any) -> tuple[Any, Array | None]:
-        every = jnp.arange(ref.shape[-1])
-        shape = (self.rows.shape[0], ref.shape[-1])
-        mask = None if self.some_rows is None else jnp.broadcast_to(self.some_rows[:, None], shape)
-        return ref.at[self.rows[:, None], every[None, :]], mask
-
-    def _mask(self) -> Array | None:
-        shape = (self.rows.shape[0], self.columns.shape[0])
-        masks = [
-            jnp.broadcast_to(mask, shape)
-            for mask in (
-                None if self.some_rows is None else self.some_rows[:, None],
-                None if self.some_columns is None else self.some_columns[None, :],
-            )
-            if mask is not None
-        ]
-        return None if not masks else masks[0] if len(masks) == 1 else masks[0] & masks[1]
-
-
-def _load(ref: Any, mask: Array | None) -> Array:
-    from jax.experimental.pallas import triton
-
-    return triton.load(ref, mask=mask, other=None if mask is None else 0)
-
-
-def _store(ref: Any, x: Array, mask: Array | None) -> None:
-    from jax.experimental.pallas import triton
-
-    triton.store(ref, x, mask=mask)
 
 
 def _product(settings: Settings, x: Array, y: Array, contract: tuple[int, int] = (1, 0)) -> Array:

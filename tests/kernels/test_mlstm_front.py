@@ -10,9 +10,9 @@ import pytest
 
 from pallas_kernels.interpret import interpreted
 from pallas_kernels.mlstm_front import mlstm_front, pallas_triton
-from pallas_kernels.testing.front_cases import (
+from pallas_kernels.testing.around_cells import (
     TOLERANCE,
-    draw,
+    draw_front,
     errors,
     exact,
     values_and_gradients,
@@ -32,7 +32,7 @@ def test_it_is_the_layers_of_the_block():
         return jnp.einsum("btni,nio->btno", blocks, kernel).reshape(x.shape)
 
     with jax.enable_x64(True):
-        arrays = draw()
+        arrays = draw_front()
         q, k, v = (
             product(arrays[x], arrays[name])
             for x, name in (("c", "query"), ("c", "key"), ("u", "value"))
@@ -58,11 +58,11 @@ def test_the_triton_kernels_are_the_definition(name, monkeypatch):
     if programs := {"whole tiles": 1, "stretches": 2}.get(name):  # several tiles for a program
         monkeypatch.setattr(pallas_triton, "PROGRAMS", programs)
     shape = CASES[name]
-    arrays = draw(**shape)
-    expected = exact(arrays)
+    arrays = draw_front(**shape)
+    expected = exact(mlstm_front, arrays)
     low = {name: jnp.asarray(x, shape["dtype"]) for name, x in arrays.items()}
     with interpreted():
-        found = values_and_gradients(low, backend="pallas_triton")
+        found = values_and_gradients(mlstm_front, low, backend="pallas_triton")
     assert found["gates"].dtype == jnp.float32 and found["q"].dtype == low["u"].dtype
     assert all(found[f"d {name}"].dtype == x.dtype for name, x in low.items())
     assert_same(found, expected, TOLERANCE[shape["dtype"]])
@@ -71,8 +71,8 @@ def test_the_triton_kernels_are_the_definition(name, monkeypatch):
 def test_what_the_kernels_refuse():
     with interpreted(), jax.enable_x64(True):
         with pytest.raises(NotImplementedError, match="u must be bfloat16, .*; it is float64"):
-            mlstm_front(**draw(), backend="pallas_triton")
-    low = {name: jnp.asarray(x, jnp.float32) for name, x in draw(size=3).items()}
+            mlstm_front(**draw_front(), backend="pallas_triton")
+    low = {name: jnp.asarray(x, jnp.float32) for name, x in draw_front(size=3).items()}
     with interpreted(), pytest.raises(NotImplementedError, match="must divide 64; they have 3"):
         mlstm_front(**low, backend="pallas_triton")
     with pytest.raises(NotImplementedError, match="needs a GPU, and .* for a CPU"):
@@ -80,7 +80,8 @@ def test_what_the_kernels_refuse():
 
 
 def test_forward_mode_is_refused_by_name():
-    arrays = {name: jnp.asarray(x, jnp.float32) for name, x in draw(time=2, channels=8).items()}
+    drawn = draw_front(time=2, channels=8)
+    arrays = {name: jnp.asarray(x, jnp.float32) for name, x in drawn.items()}
     run = functools.partial(mlstm_front, backend="pallas_triton")
 
     def call(arrays):
@@ -92,7 +93,7 @@ def test_forward_mode_is_refused_by_name():
 
 @pytest.mark.parametrize("name", [*WEIGHTS, "c"])
 def test_a_wrong_shape_is_named(name):
-    arrays = draw()
+    arrays = draw_front()
     arrays[name] = jnp.concatenate([arrays[name]] * 2, axis=-1)
     named = {"gate_bias": "gate_kernel"}.get(name, name)
     with pytest.raises(ValueError, match=f"mlstm_front: {named} has shape"):
@@ -100,7 +101,7 @@ def test_a_wrong_shape_is_named(name):
 
 
 def test_another_type_is_named():
-    arrays = draw()
+    arrays = draw_front()
     arrays["c"] = arrays["c"].astype("float16")
     with pytest.raises(ValueError, match="c is float16 and u float32; they must be alike"):
         mlstm_front(**{name: jnp.asarray(x) for name, x in arrays.items()})

@@ -295,21 +295,31 @@ class HeadNorm(nn.Module):
     use_bias: bool = False
     one_scale: bool = False
 
-    @nn.compact
     def __call__(self, h: HeadActivations) -> Float[Array, "B T H*V"]:
-        if self.one_scale:
-            scale = _channel_vector(self, "scale", 1, h.shape[-1], "head_dim_out")
-            scale = jnp.tile(scale, h.shape[-2])
-        else:
-            scale = _channel_vector(self, "scale", 1, h.shape[-2] * h.shape[-1], "inner")
+        scale, bias = self._weights(h)
         several_tokens = h.shape[1] > 1  # for one, a second kernel's launch takes longer than both
-        if platform() == "gpu" and several_tokens and not self.use_bias:
+        if platform() == "gpu" and several_tokens and bias is None:
             return gpu_forms.head_norm(h, scale, self.eps, center=self.center)
         y = normalize(h, self.eps, center=self.center).reshape(*h.shape[:2], -1)
         y = scale_channels(y, scale)
-        if self.use_bias:
-            y = y + _channel_vector(self, "bias", 0, y.shape[-1], "inner")
+        if bias is not None:
+            y = y + bias
         return y.astype(h.dtype)
+
+    def scale(self, h: HeadActivations) -> Float[Array, " H*V"]:
+        """What each channel of the normed heads is multiplied with."""
+        return self._weights(h)[0]
+
+    @nn.compact
+    def _weights(self, h: HeadActivations) -> tuple[Array, Array | None]:
+        heads, head_dim = h.shape[-2:]
+        if self.one_scale:
+            scale = jnp.tile(_channel_vector(self, "scale", 1, head_dim, "head_dim_out"), heads)
+        else:
+            scale = _channel_vector(self, "scale", 1, heads * head_dim, "inner")
+        if not self.use_bias:
+            return scale, None
+        return scale, _channel_vector(self, "bias", 0, heads * head_dim, "inner")
 
 
 def record_gates(module: nn.Module, i: Float[Array, "..."], f: Float[Array, "..."]) -> None:

@@ -14,6 +14,7 @@ from pallas_kernels.attention import AttentionState
 from pallas_kernels.attention import attention as attention_on_one_device
 from pallas_kernels.linear_attention import LinearAttentionState
 from pallas_kernels.linear_attention import linear_attention as linear_attention_on_one_device
+from pallas_kernels.mlstm_back import mlstm_back as mlstm_back_on_one_device
 from pallas_kernels.mlstm_front import Front
 from pallas_kernels.mlstm_front import mlstm_front as mlstm_front_on_one_device
 from xlstm_jax.parallel.axes import mesh_axes, mesh_in_trace, partition_spec, spread_axes
@@ -121,6 +122,36 @@ def mlstm_front(c: Any, u: Any, weights: Sequence[Any], *, backend: str | None =
         axes=(tokens, tokens, *((None,) * x.ndim for x in weights)), out_axes=(tokens,) * 4,
     )  # fmt: skip
     return Front(*front)
+
+
+def mlstm_back(
+    h: Any,
+    scale: Any,
+    gate: Any,
+    c: Any = None,
+    skip: Any = None,
+    *,
+    eps: float,
+    activation: str,
+    center: bool,
+    backend: str | None = None,
+) -> Any:
+    """`pallas_kernels.mlstm_back`, its batch, time and heads spread over the mesh in context."""
+
+    def part(h, scale, gate, c, skip, *, sequence_axis):
+        del sequence_axis
+        y = mlstm_back_on_one_device(
+            h, scale, gate, c, skip,
+            eps=eps, activation=activation, center=center, backend=backend,
+        )  # fmt: skip
+        return (y,)
+
+    tokens, row = ("batch", "time", "inner"), ("inner",)
+    (y,) = on_own_part(
+        part, h, scale, gate, c, skip,
+        axes=(("batch", "time", "heads", None), row, tokens, tokens, row), out_axes=(tokens,),
+    )  # fmt: skip
+    return y
 
 
 def _cell_axes() -> dict[str, tuple[str, ...] | None]:

@@ -27,6 +27,7 @@ from xlstm_jax.models.layers import (
     round_up,
 )
 from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments, check_heads
+from xlstm_jax.models.mlstm_back import fused_back
 from xlstm_jax.models.mlstm_cell import (
     MLSTMCellConfig,
     cell_flops,
@@ -105,8 +106,10 @@ class MLSTM(nn.Module):
 
         skip_init = nn.with_logical_partitioning(ones, ("inner",))
         skip = self.param("skip", skip_init, (inner,)).astype(x.dtype)
-        h = HeadNorm(settings.norm_eps, name="head_norm")(h)
-        y = (h + scale_channels(c, skip)) * silu(z)
+        norm = HeadNorm(settings.norm_eps, name="head_norm")
+        y = fused_back(settings, h, norm, z, "silu", c, skip)
+        if y is None:
+            y = (norm(h) + scale_channels(c, skip)) * silu(z)
         down_init = wang_init(self.dim, self.depth.num_blocks)
         y = Projection(self.dim, ("inner", "embed"), down_init, name="down_projection")(y)
         return y, MLSTMBlockState(cell, window)

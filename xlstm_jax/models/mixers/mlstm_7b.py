@@ -16,6 +16,7 @@ from xlstm_jax.errors import UserError
 from xlstm_jax.models.initializers import small_init, wang_init, zeros
 from xlstm_jax.models.layers import HeadNorm, Projection
 from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments, check_heads
+from xlstm_jax.models.mlstm_back import fused_back
 from xlstm_jax.models.mlstm_cell import (
     MLSTMCellConfig,
     cell_flops,
@@ -70,7 +71,10 @@ class MLSTM7B(nn.Module):
         o = checkpoint_name(Projection(dim, axes, zeros, name="output_gate")(x), "qkv")
         gates = gates_of(self, gate_weights(self, settings, dim), x)
         h, state = matrix_memory(settings, q, k, v, gates, state, segments, NAME)
-        y = HeadNorm(settings.norm_eps, name="head_norm")(h) * jax.nn.sigmoid(o)
+        norm = HeadNorm(settings.norm_eps, name="head_norm")
+        y = fused_back(settings, h, norm, o, "sigmoid")
+        if y is None:
+            y = norm(h) * jax.nn.sigmoid(o)
         out_init = wang_init(dim, self.depth.num_blocks)
         return Projection(dim, ("heads", "embed"), out_init, name="out_projection")(y), state
 

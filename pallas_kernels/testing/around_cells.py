@@ -1,20 +1,18 @@
-"""Calls of `mlstm_front` with random inputs: values and gradients of a backend, and how far they
-are from those of the definition in float64.
+"""Calls of `mlstm_front` and `mlstm_back` with random inputs: values and gradients of a backend,
+and how far they are from those of the definition in float64.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.mlstm_front import mlstm_front
-
 TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}  # of an array's largest entry
 
 
-def draw(
+def draw_front(
     batch: int = 2,
     time: int = 9,
     channels: int = 24,
@@ -33,16 +31,45 @@ def draw(
     }
     arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     arrays["gate_kernel"] /= 8
+    return _held(arrays, dtype)
+
+
+def draw_back(
+    batch: int = 2,
+    time: int = 9,
+    heads: int = 2,
+    head_dim: int = 12,
+    *,
+    skip: bool = True,
+    dtype: str = "float64",
+) -> dict[str, np.ndarray]:
+    """Arguments in float64, whose numbers the type can hold; the heads' means are not 0, and no two
+    heads are alike large.
+    """
+    rng = np.random.default_rng(0)
+    inner, channels = (batch, time, heads * head_dim), (heads * head_dim,)
+    shapes = {"h": (batch, time, heads, head_dim), "scale": channels, "gate": inner}
+    if skip:
+        shapes |= {"c": inner, "skip": channels}
+    arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    arrays["h"] = (arrays["h"] + 2) * np.exp(rng.normal(size=(batch, time, heads, 1)))
+    return _held(arrays, dtype)
+
+
+def _held(arrays: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
     held = jnp.dtype(dtype)  # numpy's own types, and jax's bfloat16
     return {name: x.astype(held).astype(np.float64) for name, x in arrays.items()}
 
 
-def values_and_gradients(arrays: Mapping[str, Any], **options: Any) -> dict[str, jax.Array]:
+def values_and_gradients(
+    op: Callable, arrays: Mapping[str, Any], **options: Any
+) -> dict[str, jax.Array]:
     """All results, and the gradients of a weighted sum of them."""
     rng = np.random.default_rng(2)
 
     def loss(arrays: Mapping[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        results = mlstm_front(**arrays, **options)._asdict()
+        found = op(**arrays, **options)
+        results = found._asdict() if isinstance(found, tuple) else {"y": found}
         total = sum(
             jnp.sum(x.astype(jnp.promote_types(x.dtype, jnp.float32)) * rng.normal(size=x.shape))
             for x in results.values()
@@ -53,10 +80,10 @@ def values_and_gradients(arrays: Mapping[str, Any], **options: Any) -> dict[str,
     return results | {f"d {name}": x for name, x in gradients.items()}
 
 
-def exact(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def exact(op: Callable, arrays: Mapping[str, np.ndarray], **options: Any) -> dict[str, np.ndarray]:
     """The definition's values and gradients in float64, on the CPU."""
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        found = values_and_gradients(arrays, backend="reference")
+        found = values_and_gradients(op, arrays, backend="reference", **options)
         return {name: np.asarray(x) for name, x in found.items()}
 
 

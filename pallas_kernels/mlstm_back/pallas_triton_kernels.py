@@ -1,0 +1,181 @@
+"""The Triton kernels of `mlstm_back`: what each computes and its grid. With n the heads' norm and
+a(z) the gate:
+
+  forward     y = (n * scale + skip * c) * a(z)
+  backward    g = dy * a(z), the gradient of what is gated
+              dz = dy * (n * scale + skip * c) * a'(z), dc = g * skip
+              dh = rate * (dn - mean(dn) - n * mean(dn * n)) with dn = g * scale
+              sums over tokens of g * n and g * c
+
+A program has a head and some tokens, all in registers from the first sum to the result. The
+channels of a head are pieces whose lengths are powers of two, as Triton wants them: 384 are three
+of 128.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
+
+from pallas_kernels.mlstm.pallas_triton_tiles import call
+from pallas_kernels.mlstm_back.call import Options
+from pallas_kernels.triton_rows import Tile
+
+Rows = Float[Array, "R I"]  # all tokens of all rows of the batch
+Parts = list[Float[Array, "t p"]]  # the pieces of a tile
+
+
+class Blocks(NamedTuple):
+    """Sizes, each a power of two: tokens of a tile, channels of a piece; warps of a program."""
+
+    tokens: int
+    piece: int
+    warps: int
+
+
+class Settings(NamedTuple):
+    """What a kernel is specialised on; interpret as `pl.pallas_call` takes it, V channels of a
+    head.
+    """
+
+    interpret: bool
+    head_dim: int
+    options: Options
+    blocks: Blocks
+
+    def pieces(self, shape: tuple[int, int], at: Any, head: Any) -> list[Tile]:
+        """Some tokens of a head."""
+        tokens, length, _ = self.blocks
+        number = self.head_dim // length
+        return [Tile(shape, (at, tokens), (head * number + i, length)) for i in range(number)]
+
+
+def forward(
+    settings: Settings,
+    h: Rows,
+    scale: Float[Array, " I"],
+    gate: Rows,
+    c: Rows | None,
+    skip: Float[Array, " I"] | None,
+) -> Rows:
+    """y."""
+    shape = h.shape
+
+    def mlstm_back(*refs: Any) -> None:
+        (h, scale, gate, c, skip), (y,) = _with_skip(refs, 1)
+        tiles = settings.pieces(shape, pl.program_id(0), pl.program_id(1))
+        normed, _ = _normed(settings, tiles, h)
+        for tile, n in zip(tiles, normed, strict=True):
+            inner = n * tile.read_row(scale)
+            if c is not None:
+                inner = inner + tile.read_row(skip) * _read(tile, c)
+            tile.write(y, inner * _gate(settings, _read(tile, gate))[0])
+
+    ins = [(x, _whole(x)) for x in (h, scale, gate, c, skip) if x is not None]
+    grid = (pl.cdiv(shape[0], settings.blocks.tokens), shape[1] // settings.head_dim)
+    return call(mlstm_back, settings, grid, ins, [(shape, h.dtype, _whole(h))])[0]
+
+
+def backward(
+    settings: Settings,
+    stretches: int,
+    dy: Rows,
+    h: Rows,
+    scale: Float[Array, " I"],
+    gate: Rows,
+    c: Rows | None,
+    skip: Float[Array, " I"] | None,
+) -> tuple[Array, ...]:
+    """dh, dgate, dc if there is c, and the sums over the tokens of each of S stretches that are the
+    gradients of scale (and skip): [S 1 I] or [S 2 I]. A program has a head and a stretch of tokens.
+    """
+    shape, (tokens, length, _) = h.shape, settings.blocks
+    tiles = pl.cdiv(shape[0], tokens)
+    steps = pl.cdiv(tiles, stretches)  # of a program; fewer at the end, where no tile is left
+    rows, number = (2, 1) if c is None else (3, 2)  # results like h, and rows of sums
+
+    def mlstm_back_back(dy: Any, *refs: Any) -> None:
+        (h, scale, gate, c, skip), (dh, d_gate, *dc, sums) = _with_skip(refs, rows + 1)
+        head, stretch = pl.program_id(0), pl.program_id(1)
+
+        def step(i: Array, totals: Any) -> Any:
+            pieces = settings.pieces(shape, stretch * steps + i, head)
+            normed, rate = _normed(settings, pieces, h)
+            along, added = [], []
+            for tile, n in zip(pieces, normed, strict=True):
+                a, slope = _gate(settings, _read(tile, gate))
+                of_y, of_scale = _read(tile, dy), tile.read_row(scale)
+                inner, g = n * of_scale, of_y * a
+                summands = [g * n]
+                if c is not None:
+                    of_c, of_skip = _read(tile, c), tile.read_row(skip)
+                    inner = inner + of_skip * of_c
+                    tile.write(dc[0], g * of_skip)
+                    summands.append(g * of_c)
+                tile.write(d_gate, of_y * inner * slope)
+                along.append(g * of_scale)
+                added.append(summands)
+            slope = _mean(settings, [dn * n for dn, n in zip(along, normed, strict=True)])
+            level = _mean(settings, along) if settings.options.center else 0
+            for tile, dn, n in zip(pieces, along, normed, strict=True):
+                tile.write(dh, rate * (dn - level - n * slope))
+            return jax.tree.map(jnp.add, totals, added)
+
+        pieces = settings.head_dim // length
+        empty = [[jnp.zeros((tokens, length), jnp.float32)] * number for _ in range(pieces)]
+        count = jnp.clip(tiles - stretch * steps, 0, steps)
+        for i, totals in enumerate(lax.fori_loop(0, count, step, empty)):
+            for row, total in enumerate(totals):
+                sums[row, pl.ds(i * length, length)] = jnp.sum(total, axis=0)
+
+    ins = [(x, _whole(x)) for x in (dy, h, scale, gate, c, skip) if x is not None]
+    of_sums = pl.BlockSpec((None, number, settings.head_dim), lambda head, s: (s, 0, head))
+    outs = [
+        *[(shape, h.dtype, _whole(h))] * rows,
+        ((stretches, number, shape[1]), jnp.float32, of_sums),
+    ]
+    grid = (shape[1] // settings.head_dim, stretches)
+    return call(mlstm_back_back, settings, grid, ins, outs)
+
+
+def _with_skip(refs: tuple[Any, ...], results: int) -> tuple[Any, Any]:
+    """A kernel's inputs, with None for c and skip where they are not given, and its results."""
+    ins, outs = refs[:-results], refs[-results:]
+    return (*ins, *[None] * (5 - len(ins))), outs
+
+
+def _normed(settings: Settings, tiles: list[Tile], h: Any) -> tuple[Parts, Float[Array, "t 1"]]:
+    """n, and what the distances from the mean were multiplied with."""
+    parts = [_read(tile, h) for tile in tiles]
+    if settings.options.center:
+        mean = _mean(settings, parts)
+        parts = [x - mean for x in parts]
+    square = _mean(settings, [x * x for x in parts]) + settings.options.eps
+    if (some := tiles[0].some_rows) is not None:  # zeros, whose norm is infinite where eps is 0
+        square = jnp.where(some[:, None], square, 1)
+    rate = lax.rsqrt(square)
+    return [x * rate for x in parts], rate
+
+
+def _mean(settings: Settings, parts: Parts) -> Float[Array, "t 1"]:
+    return sum(jnp.sum(x, axis=1) for x in parts)[:, None] / settings.head_dim
+
+
+def _gate(settings: Settings, z: Array) -> tuple[Array, Array]:
+    """The activation and its derivative."""
+    s = 1 / (1 + jnp.exp(-z))
+    if settings.options.activation == "sigmoid":
+        return s, s * (1 - s)
+    return z * s, s * (1 + z * (1 - s))
+
+
+def _read(tile: Tile, ref: Any) -> Float[Array, "t p"]:
+    return tile.read(ref).astype(jnp.float32)
+
+
+def _whole(x: Any) -> pl.BlockSpec:
+    """All of an array, for every program."""
+    return pl.BlockSpec(x.shape, lambda *at: (0,) * len(x.shape))

@@ -1,0 +1,140 @@
+"""`mlstm_back`: its definition is the layers of both blocks, and the kernels give the definition's
+values and gradients in float64.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.interpret import interpreted
+from pallas_kernels.mlstm_back import mlstm_back, pallas_triton
+from pallas_kernels.testing.around_cells import (
+    TOLERANCE,
+    draw_back,
+    errors,
+    exact,
+    values_and_gradients,
+)
+from xlstm_jax.models.layers import normalize
+
+PAPER = {"eps": 1e-5, "activation": "silu"}
+OF_7B = {"eps": 1e-6, "activation": "sigmoid"}
+
+
+def assert_same(found, expected, tolerance):
+    wrong = {name: x for name, x in errors(found, expected).items() if not x <= tolerance}
+    assert not wrong
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_it_is_the_layers_of_the_blocks(center):
+    with jax.enable_x64(True):
+        arrays = draw_back()
+        h, scale, gate, c, skip = arrays.values()
+        normed = normalize(jnp.asarray(h), 1e-5, center=center).reshape(gate.shape) * scale
+        for found, expected in (
+            (mlstm_back(**arrays, **PAPER, center=center), (normed + skip * c) * jax.nn.silu(gate)),
+            (
+                mlstm_back(h, scale, gate, eps=1e-5, activation="sigmoid", center=center),
+                normed * jax.nn.sigmoid(gate),
+            ),
+        ):
+            assert_same({"y": found}, {"y": expected}, 1e-12)
+
+
+CASES = {
+    # three pieces of a head, the last tile with fewer tokens
+    "as 125m": (dict(time=7, head_dim=384, dtype="float32"), PAPER),
+    "one piece": (dict(batch=1, time=8, head_dim=64, dtype="bfloat16"), PAPER),
+    # five tiles of two tokens, in stretches of three: the second has two
+    "stretches": (dict(batch=1, time=10, heads=1, head_dim=2048, dtype="float32"), PAPER),
+    "without a skip": (dict(time=3, head_dim=16, skip=False, dtype="float32"), OF_7B),
+    "mean square": (
+        dict(time=3, head_dim=24, skip=False, dtype="float32"),
+        OF_7B | {"center": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_triton_kernels_are_the_definition(name, monkeypatch):
+    if name == "stretches":  # several tiles for a program
+        monkeypatch.setattr(pallas_triton, "PROGRAMS", 2)
+    shape, options = CASES[name]
+    arrays = draw_back(**shape)
+    expected = exact(mlstm_back, arrays, **options)
+    low = {name: jnp.asarray(x, shape["dtype"]) for name, x in arrays.items()}
+    with interpreted():
+        found = values_and_gradients(mlstm_back, low, backend="pallas_triton", **options)
+    assert all(found[f"d {name}"].dtype == x.dtype for name, x in low.items())
+    assert_same(found, expected, TOLERANCE[shape["dtype"]])
+
+
+def test_a_silent_head_and_large_values():
+    """A head of zeros, values up to 1e15 and gates at both ends give what the definition gives."""
+    arrays = draw_back(time=4, heads=1, head_dim=8)
+    arrays["h"][0, 0], arrays["h"][0, 1] = 0, 1e15 * arrays["h"][0, 1]
+    arrays["gate"][1, :2] = [[-1e4] * 8, [1e4] * 8]
+    low = {name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()}
+    with interpreted():
+        found = values_and_gradients(mlstm_back, low, backend="pallas_triton", **PAPER)
+    held = {name: np.asarray(x, np.float64) for name, x in low.items()}
+    assert_same(found, exact(mlstm_back, held, **PAPER), TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("rows", [(1, 3), (3, 1)])
+def test_what_a_tile_lacks_is_no_token(rows):
+    """Even with no eps, where zeros have no norm: sums hold the tokens that there are."""
+    options = PAPER | {"eps": 0.0}
+    arrays = draw_back(*rows, heads=1, head_dim=8)
+    low = {name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()}
+    with interpreted():
+        found = values_and_gradients(mlstm_back, low, backend="pallas_triton", **options)
+    assert_same(found, exact(mlstm_back, arrays, **options), TOLERANCE["float32"])
+
+
+def test_what_the_kernels_refuse():
+    low = {name: jnp.asarray(x, jnp.float32) for name, x in draw_back(head_dim=17).items()}
+    run = functools.partial(mlstm_back, **PAPER, backend="pallas_triton")
+    with interpreted(), pytest.raises(NotImplementedError, match="16 times .*; it has 17 channels"):
+        run(**low)
+    with interpreted(), pytest.raises(NotImplementedError, match="it is for several tokens"):
+        run(**{name: x[:1, :1] if x.ndim > 1 else x for name, x in low.items()})
+    with interpreted(), jax.enable_x64(True):
+        with pytest.raises(NotImplementedError, match="h must be bfloat16, .*; it is float64"):
+            run(**draw_back())
+    with pytest.raises(NotImplementedError, match="needs a GPU, and .* for a CPU"):
+        run(**low)
+
+
+def test_forward_mode_is_refused_by_name():
+    arrays = {name: jnp.asarray(x, jnp.float32) for name, x in draw_back(head_dim=8).items()}
+
+    def call(arrays):
+        return mlstm_back(**arrays, **PAPER, backend="pallas_triton")
+
+    with interpreted(), pytest.raises(TypeError, match='mlstm_back: .* backend="reference"'):
+        jax.jit(lambda: jax.jvp(call, (arrays,), (arrays,))).lower()
+
+
+@pytest.mark.parametrize("name", ["scale", "gate", "c", "skip"])
+def test_a_wrong_argument_is_named(name):
+    arrays = {key: jnp.asarray(x, jnp.float32) for key, x in draw_back().items()}
+    wider = arrays | {name: jnp.concatenate([arrays[name]] * 2, axis=-1)}
+    with pytest.raises(ValueError, match=f"mlstm_back: {name} has shape"):
+        mlstm_back(**wider, **PAPER)
+    if arrays[name].ndim == 3:
+        other = arrays | {name: arrays[name].astype("float16")}
+        with pytest.raises(ValueError, match=f"{name} is float16 and h float32"):
+            mlstm_back(**other, **PAPER)
+
+
+def test_what_is_missing_or_unknown_is_named():
+    arrays = draw_back()
+    with pytest.raises(ValueError, match="c is given and skip is not; give both or neither"):
+        mlstm_back(**{name: x for name, x in arrays.items() if name != "skip"}, **PAPER)
+    with pytest.raises(ValueError, match="activation is 'tanh'; it must be one of silu, sigmoid"):
+        mlstm_back(**arrays, eps=1e-5, activation="tanh")
