@@ -37,11 +37,8 @@ def mlstm_back_pallas_triton(call: Call, options: Options) -> Inner:
     if h.shape[0] * h.shape[1] == 1:
         raise NotImplementedError("it is for several tokens; of one, XLA makes as few kernels")
     blocks = blocks_of(V)
-    if V > MOST_PIECES * blocks.piece:
-        raise NotImplementedError(
-            f"a head must be at most {MOST_PIECES} times a power of two; it has {V} channels"
-        )
-    return _back((Settings(mode, V, options, blocks), PROGRAMS), call)
+    check_pieces("a head", V, blocks)
+    return _back((Settings("mlstm_back", mode, V, options, blocks), PROGRAMS), call)
 
 
 def blocks_of(head_dim: int) -> Blocks:
@@ -49,6 +46,20 @@ def blocks_of(head_dim: int) -> Blocks:
     piece = min(head_dim & -head_dim, ENTRIES)
     tokens = 1 << (max(1, ENTRIES // head_dim).bit_length() - 1)
     return Blocks(tokens, piece, warps=max(1, min(8, tokens * piece // PER_WARP)))
+
+
+def check_pieces(what: str, channels: int, blocks: Blocks) -> None:
+    """Raises NotImplementedError for channels that are many pieces."""
+    if channels > MOST_PIECES * blocks.piece:
+        raise NotImplementedError(
+            f"{what} must be at most {MOST_PIECES} times a power of two; it has {channels} channels"
+        )
+
+
+def stretches_of(settings: Settings, shape: tuple[int, int], programs: int) -> int:
+    """Into how many stretches of tokens the backward pass of arrays of this shape goes."""
+    heads = shape[1] // settings.head_dim
+    return min(pl.cdiv(shape[0], settings.blocks.tokens), pl.cdiv(programs, heads))
 
 
 def _value(static: tuple[Settings, int], call: Call) -> Inner:
@@ -62,10 +73,9 @@ def _forward(static: tuple[Settings, int], call: Call) -> tuple[Inner, Call]:
 def _backward(static: tuple[Settings, int], call: Call, dy: Inner) -> tuple[Call]:
     settings, programs = static
     rows = _rows(call)
-    (tokens, channels), heads = rows.h.shape, call.h.shape[2]
-    tiles = pl.cdiv(tokens, settings.blocks.tokens)
-    stretches = min(tiles, pl.cdiv(programs, heads))
-    dh, d_gate, *dc, sums = kernels.backward(settings, stretches, dy.reshape(-1, channels), *rows)
+    stretches = stretches_of(settings, rows.h.shape, programs)
+    dy = dy.reshape(rows.h.shape)
+    dh, d_gate, *dc, sums = kernels.backward(settings, stretches, dy, *rows)
     d_scale, *d_skip = jnp.sum(sums, axis=0)
     gradients = Call(dh, d_scale, d_gate, *(dc or [None]), *(d_skip or [None]))
     return (

@@ -1,5 +1,5 @@
-"""The Triton kernels of `mlstm_back`: what each computes and its grid. With n the heads' norm and
-a(z) the gate:
+"""The Triton kernels of `mlstm_back` and, without gate and skip, of `row_norm`, where a row is one
+head: what each computes and its grid. With n the heads' norm and a(z) the gate:
 
   forward     y = (n * scale + skip * c) * a(z)
   backward    g = dy * a(z), the gradient of what is gated
@@ -37,10 +37,11 @@ class Blocks(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What a kernel is specialised on; interpret as `pl.pallas_call` takes it, V channels of a
-    head.
+    """What a kernel is specialised on: its name, interpret as `pl.pallas_call` takes it, V channels
+    of a head.
     """
 
+    name: str
     interpret: bool
     head_dim: int
     options: Options
@@ -57,26 +58,29 @@ def forward(
     settings: Settings,
     h: Rows,
     scale: Float[Array, " I"],
-    gate: Rows,
-    c: Rows | None,
-    skip: Float[Array, " I"] | None,
+    gate: Rows | None = None,
+    c: Rows | None = None,
+    skip: Float[Array, " I"] | None = None,
 ) -> Rows:
     """y."""
-    shape = h.shape
+    arrays, shape = (h, scale, gate, c, skip), h.shape
 
-    def mlstm_back(*refs: Any) -> None:
-        (h, scale, gate, c, skip), (y,) = _with_skip(refs, 1)
+    def kernel(*refs: Any) -> None:
+        (h, scale, gate, c, skip), (y,) = _named(arrays, refs)
         tiles = settings.pieces(shape, pl.program_id(0), pl.program_id(1))
         normed, _ = _normed(settings, tiles, h)
         for tile, n in zip(tiles, normed, strict=True):
             inner = n * tile.read_row(scale)
             if c is not None:
                 inner = inner + tile.read_row(skip) * _read(tile, c)
-            tile.write(y, inner * _gate(settings, _read(tile, gate))[0])
+            if gate is not None:
+                inner = inner * _gate(settings, _read(tile, gate))[0]
+            tile.write(y, inner)
 
-    ins = [(x, _whole(x)) for x in (h, scale, gate, c, skip) if x is not None]
+    kernel.__name__ = settings.name
+    ins = [(x, _whole(x)) for x in arrays if x is not None]
     grid = (pl.cdiv(shape[0], settings.blocks.tokens), shape[1] // settings.head_dim)
-    return call(mlstm_back, settings, grid, ins, [(shape, h.dtype, _whole(h))])[0]
+    return call(kernel, settings, grid, ins, [(shape, h.dtype, _whole(h))])[0]
 
 
 def backward(
@@ -85,20 +89,21 @@ def backward(
     dy: Rows,
     h: Rows,
     scale: Float[Array, " I"],
-    gate: Rows,
-    c: Rows | None,
-    skip: Float[Array, " I"] | None,
+    gate: Rows | None = None,
+    c: Rows | None = None,
+    skip: Float[Array, " I"] | None = None,
 ) -> tuple[Array, ...]:
-    """dh, dgate, dc if there is c, and the sums over the tokens of each of S stretches that are the
-    gradients of scale (and skip): [S 1 I] or [S 2 I]. A program has a head and a stretch of tokens.
+    """dh, dgate and dc where there are gate and c, and the sums over the tokens of each of S
+    stretches that are the gradients of scale (and skip): [S 1 I] or [S 2 I]. A program has a head
+    and a stretch of tokens.
     """
-    shape, (tokens, length, _) = h.shape, settings.blocks
+    arrays, shape, (tokens, length, _) = (h, scale, gate, c, skip), h.shape, settings.blocks
     tiles = pl.cdiv(shape[0], tokens)
     steps = pl.cdiv(tiles, stretches)  # of a program; fewer at the end, where no tile is left
-    rows, number = (2, 1) if c is None else (3, 2)  # results like h, and rows of sums
+    number = 1 if c is None else 2  # rows of sums
 
-    def mlstm_back_back(dy: Any, *refs: Any) -> None:
-        (h, scale, gate, c, skip), (dh, d_gate, *dc, sums) = _with_skip(refs, rows + 1)
+    def kernel(dy: Any, *refs: Any) -> None:
+        (h, scale, gate, c, skip), (dh, *others, sums) = _named(arrays, refs)
         head, stretch = pl.program_id(0), pl.program_id(1)
 
         def step(i: Array, totals: Any) -> Any:
@@ -106,16 +111,17 @@ def backward(
             normed, rate = _normed(settings, pieces, h)
             along, added = [], []
             for tile, n in zip(pieces, normed, strict=True):
-                a, slope = _gate(settings, _read(tile, gate))
                 of_y, of_scale = _read(tile, dy), tile.read_row(scale)
+                a, slope = (1, 0) if gate is None else _gate(settings, _read(tile, gate))
                 inner, g = n * of_scale, of_y * a
                 summands = [g * n]
                 if c is not None:
                     of_c, of_skip = _read(tile, c), tile.read_row(skip)
                     inner = inner + of_skip * of_c
-                    tile.write(dc[0], g * of_skip)
+                    tile.write(others[1], g * of_skip)
                     summands.append(g * of_c)
-                tile.write(d_gate, of_y * inner * slope)
+                if gate is not None:
+                    tile.write(others[0], of_y * inner * slope)
                 along.append(g * of_scale)
                 added.append(summands)
             slope = _mean(settings, [dn * n for dn, n in zip(along, normed, strict=True)])
@@ -131,20 +137,21 @@ def backward(
             for row, total in enumerate(totals):
                 sums[row, pl.ds(i * length, length)] = jnp.sum(total, axis=0)
 
-    ins = [(x, _whole(x)) for x in (dy, h, scale, gate, c, skip) if x is not None]
+    kernel.__name__ = f"{settings.name}_back"
+    ins = [(x, _whole(x)) for x in (dy, *arrays) if x is not None]
     of_sums = pl.BlockSpec((None, number, settings.head_dim), lambda head, s: (s, 0, head))
     outs = [
-        *[(shape, h.dtype, _whole(h))] * rows,
+        *[(shape, h.dtype, _whole(h)) for x in (h, gate, c) if x is not None],
         ((stretches, number, shape[1]), jnp.float32, of_sums),
     ]
     grid = (shape[1] // settings.head_dim, stretches)
-    return call(mlstm_back_back, settings, grid, ins, outs)
+    return call(kernel, settings, grid, ins, outs)
 
 
-def _with_skip(refs: tuple[Any, ...], results: int) -> tuple[Any, Any]:
-    """A kernel's inputs, with None for c and skip where they are not given, and its results."""
-    ins, outs = refs[:-results], refs[-results:]
-    return (*ins, *[None] * (5 - len(ins))), outs
+def _named(arrays: tuple[Array | None, ...], refs: tuple[Any, ...]) -> tuple[Any, Any]:
+    """What a kernel was given in place of the arrays, None for those that are None; its results."""
+    given = iter(refs)
+    return [None if x is None else next(given) for x in arrays], tuple(given)
 
 
 def _normed(settings: Settings, tiles: list[Tile], h: Any) -> tuple[Parts, Float[Array, "t 1"]]:

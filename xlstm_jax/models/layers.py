@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels import row_norm
 from xlstm_jax.models import cpu_forms, gpu_forms
 from xlstm_jax.models.cpu_forms import (
     project,
@@ -22,6 +21,7 @@ from xlstm_jax.models.cpu_forms import (
 )
 from xlstm_jax.models.initializers import Initializer, zeros
 from xlstm_jax.parallel import constrain, gathered, platform
+from xlstm_jax.parallel.kernels import row_norm
 from xlstm_jax.typing import Activations, Array, Float, HeadActivations
 
 
@@ -238,11 +238,9 @@ def _channel_vector(module: nn.Module, name: str, value: float, dim: int, axis: 
 def _scaled_norm(
     x: Activations, scale: Float[Array, " D"], eps: float, *, center: bool
 ) -> Activations:
-    """`normalize` times the scale, in float32 or better; on a GPU that of a single token in the
-    dtype of x.
-    """
-    if platform() == "gpu" and x.size == x.shape[-1]:
-        return row_norm(x.reshape(1, -1), scale, eps, center=center).reshape(x.shape)
+    """`normalize` times the scale, in float32 or better; on a GPU in the dtype of x."""
+    if platform() == "gpu":
+        return row_norm(x, scale, eps, center=center)
     return scale_channels(normalize(x, eps, center=center), scale)
 
 

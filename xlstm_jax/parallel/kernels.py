@@ -17,6 +17,7 @@ from pallas_kernels.linear_attention import linear_attention as linear_attention
 from pallas_kernels.mlstm_back import mlstm_back as mlstm_back_on_one_device
 from pallas_kernels.mlstm_front import Front
 from pallas_kernels.mlstm_front import mlstm_front as mlstm_front_on_one_device
+from pallas_kernels.row_norm import row_norm as row_norm_on_one_device
 from xlstm_jax.parallel.axes import mesh_axes, mesh_in_trace, partition_spec, spread_axes
 
 
@@ -151,6 +152,19 @@ def mlstm_back(
         part, h, scale, gate, c, skip,
         axes=(("batch", "time", "heads", None), row, tokens, tokens, row), out_axes=(tokens,),
     )  # fmt: skip
+    return y
+
+
+def row_norm(x: Any, scale: Any, eps: float, *, center: bool) -> Any:
+    """`pallas_kernels.row_norm` of `[B T D]`, batch and time spread over the mesh in context."""
+
+    def part(x, scale, *, sequence_axis):
+        del sequence_axis
+        rows = x.reshape(-1, x.shape[-1])
+        return (row_norm_on_one_device(rows, scale, eps, center=center).reshape(x.shape),)
+
+    tokens = ("batch", "time", None)
+    (y,) = on_own_part(part, x, scale, axes=(tokens, (None,)), out_axes=(tokens,))
     return y
 
 
