@@ -1,5 +1,6 @@
-"""The mLSTM block with its front as one kernel (interpreted here) is the block of layers: results,
-gradients, states, meshes. Gates see what the memory sees; `model.remat` keeps what it says.
+"""The mLSTM blocks with what stands before and behind the cell as one kernel each (interpreted
+here) are the blocks of layers: results, gradients, states, meshes. Gates see what the memory sees;
+`model.remat` keeps what it says.
 """
 
 import dataclasses
@@ -21,12 +22,14 @@ from xlstm_jax.models.initializers import small_init
 from xlstm_jax.models.layers import BlockDiagonalProjection, Fused, normalize
 from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Segments
 from xlstm_jax.models.mixers.mlstm import MLSTM, MLSTMConfig, empty_state
+from xlstm_jax.models.mixers.mlstm_7b import MLSTM7B, MLSTM7BConfig
 from xlstm_jax.models.mlstm_cell import gate_weights, gates_of, value_of
 from xlstm_jax.models.mlstm_front import fused_front
 from xlstm_jax.parallel import make_mesh
 
 SETTINGS = MLSTMConfig(num_heads=2)
 LAYER = MLSTM(SETTINGS, 32, Depth(0, 1))
+OF_7B = MLSTM7B(MLSTM7BConfig(num_heads=2), 32, Depth(0, 1))
 IDS = np.array([[0, 0, -1, 1, 1, 1, 1], [3, 3, 3, 3, 4, -1, 4]], np.int32)
 
 
@@ -34,22 +37,26 @@ def draw(shape, seed):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-@pytest.fixture(scope="module")
-def params():
-    variables = nn.meta.unbox(jax.eval_shape(LAYER.init, jax.random.key(0), draw((1, 2, 32), 0)))
+def params_of(layer):
+    variables = nn.meta.unbox(jax.eval_shape(layer.init, jax.random.key(0), draw((1, 2, 32), 0)))
     return jax.tree.map(lambda x: 0.4 * draw(x.shape, x.size), variables)
 
 
-def results(params, x, segments=ONE_DOCUMENT, state=None):
+@pytest.fixture(scope="module")
+def params():
+    return params_of(LAYER)
+
+
+def results(params, x, segments=ONE_DOCUMENT, state=None, layer=LAYER):
     """Output, state after the last token, gradients; the kernels in the program."""
 
     def loss(params, x):
-        y, after = LAYER.apply(params, x, state, segments)
+        y, after = layer.apply(params, x, state, segments)
         cell = jax.tree.leaves(after)
         return jnp.sum(jnp.sin(y)) + sum(jnp.sum(jnp.sin(part)) for part in cell[:2]), (y, after)
 
     function = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
-    names = set(re.findall(r"mlstm_front\w*", str(jax.make_jaxpr(function)(params, x))))
+    names = set(re.findall(r"mlstm_(?:front|back)\w*", str(jax.make_jaxpr(function)(params, x))))
     return function(params, x), names
 
 
@@ -60,7 +67,31 @@ def test_results_gradients_and_states(params):
     expected, none = results(params, *given)
     with interpreted():
         found, names = results(params, *given)
-    assert not none and names >= {"mlstm_front", "mlstm_front_back"}
+    assert not none
+    assert names >= {"mlstm_front", "mlstm_front_back", "mlstm_back", "mlstm_back_back"}
+    trees_are_close(found, expected, 2e-5)
+
+
+def test_the_block_of_the_7b_model():
+    """It has no front, and a sigmoid as gate."""
+    params, x = params_of(OF_7B), draw((2, 7, 32), 1)
+    given = x, Segments(IDS, np.array([0, 3], np.int32))
+    expected, none = results(params, *given, layer=OF_7B)
+    with interpreted():
+        found, names = results(params, *given, layer=OF_7B)
+    assert not none and names == {"mlstm_back", "mlstm_back_back"}
+    trees_are_close(found, expected, 2e-5)
+
+
+def test_each_device_has_its_heads(params):
+    """Channels are spread over devices: the front stays layers, what is behind does not."""
+    x = draw((2, 3, 32), 3)
+    expected, _ = results(params, x)
+    mesh = make_mesh(MeshConfig(data=2, tensor=2))
+    with interpreted(), jax.set_mesh(mesh):
+        rows = jax.device_put(x, NamedSharding(mesh, P("data")))
+        found, names = results(params, rows)
+    assert names == {"mlstm_back", "mlstm_back_back"}
     trees_are_close(found, expected, 2e-5)
 
 
@@ -93,6 +124,7 @@ def test_who_gets_the_layers(changes):
     with interpreted():
         program = str(jax.make_jaxpr(layer.apply)(nn.meta.unbox(params), x))
     assert ("mlstm_front" in program) == (len(changes) == 1 and "backend" not in changes)
+    assert ("mlstm_back" in program) == ("backend" not in changes)
 
 
 class Gates(nn.Module):
@@ -140,12 +172,23 @@ def kernels_of(jaxpr):
                 yield from kernels_of(part) if hasattr(part, "eqns") else ()
 
 
-@pytest.mark.parametrize(("remat", "times"), [("conv", 2), ("qkv", 1), ("conv+qkv", 1)])
-def test_what_is_kept_is_not_computed_again(remat, times):
-    """The kernel makes q, k, v and gates: it runs again unless they are kept."""
+@pytest.mark.parametrize(
+    ("remat", "kernel", "times"),
+    [
+        ("conv", "mlstm_front", 2),
+        ("qkv", "mlstm_front", 1),
+        ("conv+qkv", "mlstm_front", 1),
+        ("conv+qkv", "mlstm_back", 2),
+        ("operands", "mlstm_back", 1),
+    ],
+)
+def test_what_is_kept_is_not_computed_again(remat, times, kernel):
+    """The kernels make q, k, v and gates, and what enters the last product: they run again unless
+    these are kept.
+    """
     config = dataclasses.replace(small("mlstm"), remat=remat)
     model, tokens = build_model(config), jnp.zeros((1, 3), jnp.int32)
     params = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens))
     with interpreted():
         program = jax.make_jaxpr(jax.grad(lambda p: jnp.sum(model.apply(p, tokens)[0])))(params)
-    assert list(kernels_of(program.jaxpr)).count("mlstm_front") == times
+    assert list(kernels_of(program.jaxpr)).count(kernel) == times
