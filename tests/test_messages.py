@@ -5,6 +5,7 @@ import importlib.metadata
 import itertools
 import pathlib
 import re
+import shlex
 import sys
 
 from xlstm_jax import installation
@@ -114,6 +115,23 @@ def test_in_a_clone_its_scripts_are_named(monkeypatch, tmp_path):
     assert installation.program("train") == "python train.py"
     monkeypatch.chdir(tmp_path)
     assert installation.program("train") == f"python {ROOT / 'train.py'}"
+
+
+def test_paths_in_commands_are_quoted_as_the_shell_needs(monkeypatch):
+    monkeypatch.setattr(installation, "python", lambda: "python")
+    given = {"workdir": pathlib.Path("a run's"), "config.data.path": "$HOME/*", "step": None}
+    line = installation.shell_line(installation.module("room"), "go on", "-x", **given, depth=3)
+    words = ["python", "-m", "xlstm_jax.room", "go on", "-x", "--workdir=a run's"]
+    assert shlex.split(line) == [*words, "--config.data.path=$HOME/*", "--depth=3"]
+    assert "$HOME" not in re.sub("'[^']*'", "", line)
+    assert installation.next_lines(line) == ["next:", f"  {line}"]
+    assert installation.next_lines() == []
+
+
+def test_what_may_be_typed_next_is_said_by_one_mechanism():
+    for file in FILES:
+        said = [text for text in messages(file) if text.startswith("next:")]
+        assert not said or file.stem == "installation", (file, said)
 
 
 def test_every_extra_that_a_message_names_exists():

@@ -1,5 +1,5 @@
-"""The words for commands that a person can paste: which Python, which program, and how to install
-an extra.
+"""The words for commands that a person can paste: which Python, which program, what may be typed
+next, and how to install an extra.
 """
 
 import importlib.metadata
@@ -36,6 +36,29 @@ def program(name: str) -> str:
     if found is not None and os.path.abspath(found) == os.path.abspath(script):
         return script.name
     return str(_from_here(script))
+
+
+def module(name: str) -> str:
+    """How a shell in the working directory starts xlstm_jax.NAME."""
+    return f"{python()} -m xlstm_jax.{name}"
+
+
+def shell_line(start: str, *words: object, **flags: object) -> str:
+    """A line that a shell takes: words and the values of flags are quoted; a flag of None is left
+    out, and a dot in a flag's name is no matter in `**{"config.data.path": ...}`.
+
+    Args:
+        start: what `program` or `module` says.
+    """
+    given = [
+        f"--{name}={shlex.quote(str(value))}" for name, value in flags.items() if value is not None
+    ]
+    return " ".join([start, *(shlex.quote(str(word)) for word in words), *given])
+
+
+def next_lines(*commands: str) -> list[str]:
+    """The last lines of a command: what may be typed next; none without commands."""
+    return ["next:", *(f"  {line}" for line in commands)] if commands else []
 
 
 def install(extra: str) -> str:

@@ -99,6 +99,11 @@ def test_every_step_is_shown_on_one_line(finished):
     assert shown == list("123456")
 
 
+def test_a_held_out_line_in_the_middle_is_called_one(finished):
+    lines = [line for line in finished[2].splitlines() if line.startswith("step 3/6  ")]
+    assert lines[1:] and all(line.startswith("step 3/6  held-out: loss ") for line in lines[1:])
+
+
 def test_evaluating_the_run_gives_the_loss_that_training_logged(finished, capsys):
     workdir, _, _ = finished
     # Not to the last bit: the evaluation takes all eight devices, the run had one, and float32 sums
@@ -311,10 +316,16 @@ def test_a_run_starts_from_the_parameters_of_another(tiny, finished, tmp_path, c
     jax.tree.map(np.testing.assert_array_equal, kept, given)
 
 
-def test_parameters_that_do_not_fit_leave_no_folder_behind(tiny, finished, tmp_path):
-    config = tiny({"checkpoint.init_from": str(finished[0]), "model.dim": 32})
+@pytest.mark.parametrize(
+    ("key", "value", "leaf"),
+    [("model.dim", 32, "backbone/"), ("model.vocab_size", 384, "embedding")],
+)
+def test_parameters_that_do_not_fit_leave_no_folder_behind(
+    tiny, finished, tmp_path, key, value, leaf
+):
+    config = tiny({"checkpoint.init_from": str(finished[0]), key: value})
     with pytest.raises(
-        UserError, match=r"backbone/\S+ has the shape \[.*\] instead of \[.*configuration equal"
+        UserError, match=rf"{leaf}\S* has the shape \[.*\] instead of \[.*configuration equal"
     ):
         loop.train(config, tmp_path / "new")
     assert not (tmp_path / "new" / "config.json").exists()
