@@ -22,7 +22,7 @@ def python() -> str:
     # not resolved: the interpreters of two environments may be links to one file
     if found is not None and os.path.abspath(found) == os.path.abspath(running):
         return "python"
-    return str(_from_here(running))
+    return shlex.quote(str(_from_here(running)))
 
 
 def program(name: str) -> str:
@@ -30,12 +30,12 @@ def program(name: str) -> str:
     where the package is installed without one, xlstm-train or xlstm-eval.
     """
     if _is_clone():
-        return f"{python()} {_from_here(CLONE / f'{name}.py')}"
+        return f"{python()} {shlex.quote(str(_from_here(CLONE / f'{name}.py')))}"
     script = pathlib.Path(sys.executable).with_name(f"xlstm-{name}")
     found = shutil.which(script.name)
     if found is not None and os.path.abspath(found) == os.path.abspath(script):
         return script.name
-    return str(_from_here(script))
+    return shlex.quote(str(_from_here(script)))
 
 
 def module(name: str) -> str:
@@ -71,7 +71,7 @@ def install(extra: str) -> str:
     wanted = [what.strip() for what, _, when in asked if f'extra == "{extra}"' in when]
     if wanted:
         return f"{command} {shlex.join(wanted)}"
-    return f"{command} -e '{_from_here(CLONE)}[{extra}]'"
+    return f"{command} -e {shlex.quote(f'{_from_here(CLONE)}[{extra}]')}"
 
 
 def _requirements() -> list[tuple[str, str, str]]:

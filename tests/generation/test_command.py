@@ -51,6 +51,7 @@ def test_the_text_goes_to_stdout_and_the_speed_to_stderr(run, capsys):
     assert capsys.readouterr().out == first.out
 
 
+@pytest.mark.slow
 def test_with_64_bit_types_the_text_is_the_same(run, tmp_path, capsys):
     options = ["--prompt=ab", "--temperature=0", "--max-new-tokens=4"]
     assert call(run, *options) == 0

@@ -32,6 +32,7 @@ class Preemption:
         self._may_save = False
         self._newest: int | None = None
         self._before: dict[int, object] = {}
+        self._ends = jax.process_count() > 1  # nobody ends one of several before the others
         self._rule_before = interrupts.rule_of(signal.SIGTERM)
         self._closed = threading.Event()
 
@@ -53,7 +54,8 @@ class Preemption:
             signal.signal(number, before)
         self._may_save = False
         self._set_rules()
-        interrupts.set_rule(signal.SIGTERM, self._rule_before)
+        # a run that was asked to end has saved, and is not to be ended before it says so
+        interrupts.set_rule(signal.SIGTERM, None if self._ends else self._rule_before)
 
     def saved(self, step: int | None) -> None:
         """This is the newest checkpoint: what the messages name."""
@@ -85,6 +87,7 @@ class Preemption:
         return Preempted(f"{NAMES[number]}: {text}", STATUS[number])
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._ends = True
         if not self._may_save or (number == signal.SIGINT and self._asked == signal.SIGINT):
             text = f"{NAMES[number]}; {self._way_on()}"
             if number == signal.SIGINT:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from xlstm_jax import interrupts
 from xlstm_jax.analysis.scaling.plan import PlannedRun, arguments, read_plan, run_folder
 from xlstm_jax.analysis.scaling.reading import final_loss
 from xlstm_jax.interrupts import (
@@ -49,6 +50,7 @@ def train(call: Sequence[str]) -> int:
             process.wait()
             return EXIT_INTERRUPTED
         finally:
+            interrupts.dealt_with()  # what ends now is this run; `Preempted` says so
             signal.signal(signal.SIGTERM, before)
 
 
