@@ -101,7 +101,7 @@ def test_results_lie_in_the_runs_folder_by_step(run_folder, capsys):
     assert path == str(run_folder / "eval" / "0" / "results.md")
     assert [line.partition("python")[2] or line for line in after] == [
         "next:",
-        f" {command.__file__} --workdir={run_folder} --suite=extrapolation",
+        f" eval.py --workdir={run_folder} --suite=extrapolation",
         f" -m xlstm_jax.generation --checkpoint={run_folder} --prompt='def '",
     ]
 

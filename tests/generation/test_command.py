@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.interop.test_interop import shapes_of
+from xlstm_jax.command_line import printable
 from xlstm_jax.config import Config, ModelConfig
 from xlstm_jax.generation import Generator, Sampling
 from xlstm_jax.generation import __main__ as command
-from xlstm_jax.generation.text import printable
 from xlstm_jax.interop.opening import open_checkpoint
 from xlstm_jax.runs.checkpoints import write_params
 

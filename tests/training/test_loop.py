@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from xlstm_jax.command_line import printable
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.run import evaluate_run
 from xlstm_jax.models import build_model
@@ -87,7 +88,16 @@ def test_it_ends_with_the_held_out_line_a_sample_and_the_figure(finished):
         f" -m xlstm_jax.generation --checkpoint={workdir} --prompt='def '",
     ]
     sample = printed.split("sample:\n")[1].rsplit("\n", 6)[0]
-    assert (workdir / "samples.txt").read_text() == f"step 6\n{sample}\n"
+    assert printable((workdir / "samples.txt").read_bytes().decode()) == f"step 6\n{sample}\n"
+
+
+def test_control_characters_of_a_sample_do_not_reach_the_terminal(
+    tiny, tmp_path, capsys, monkeypatch, no_op_step
+):
+    monkeypatch.setattr(loop, "sample_of", lambda *_: "def \x1b[2J")
+    loop.train(tiny({"train.steps": 1, "eval.max_tokens": 50}), tmp_path)
+    assert "sample:\ndef \\x1b[2J\n" in capsys.readouterr().out
+    assert (tmp_path / "samples.txt").read_text() == "step 1\ndef \x1b[2J\n"
 
 
 def test_every_step_is_shown_on_one_line(finished):

@@ -29,12 +29,6 @@ READ = 1 << 22  # tokens that are read at a time
 SHOWN = 400  # characters that are shown of each end of a long document
 BAR = 50  # characters of the histogram's longest bar
 DAMAGED = 1
-# Control characters of a text as escapes: a terminal would obey them. Line feeds and tabs stay.
-CONTROLS = {
-    code: repr(chr(code))[1:-1]
-    for code in (*range(32), *range(127, 160))
-    if chr(code) not in "\n\t"
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -227,7 +221,7 @@ def _shortened(ids: np.ndarray, tokenizer: Tokenizer | None) -> str:
     if len(text) > 2 * SHOWN:
         more = len(text) - 2 * SHOWN
         text = f"{text[:SHOWN]}\n[... {more:,} characters ...]\n{text[-SHOWN:]}"
-    return text.translate(CONTROLS)
+    return command_line.printable(text)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from xlstm_jax.generation import session_files
 from xlstm_jax.generation.generator import CACHE_LENGTH, SEEDS, Generator, Written
 from xlstm_jax.generation.sampling import Sampling
 from xlstm_jax.generation.session import Session
-from xlstm_jax.generation.text import printable
 from xlstm_jax.generation.weights import cast_weights
 from xlstm_jax.installation import module, next_lines, shell_line
 from xlstm_jax.interop.opening import open_checkpoint
@@ -238,7 +237,7 @@ def _held(generator: Generator, session: Session | None) -> str:
 
 
 def _show(text: str) -> None:
-    print(printable(text), end="", flush=True)
+    print(command_line.printable(text), end="", flush=True)
 
 
 def _wish(values: flags.FlagValues) -> Wish:
