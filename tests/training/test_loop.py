@@ -95,7 +95,8 @@ def test_control_characters_of_a_sample_do_not_reach_the_terminal(
     tiny, tmp_path, capsys, monkeypatch, no_op_step
 ):
     monkeypatch.setattr(loop, "sample_of", lambda *_: "def \x1b[2J")
-    loop.train(tiny({"train.steps": 2, "eval.max_tokens": 50}), tmp_path)
+    config = tiny({"train.steps": 2, "eval.max_tokens": 50, "eval.sample_tokens": 1})
+    loop.train(config, tmp_path)
     assert "sample:\ndef \\x1b[2J\n" in capsys.readouterr().out
     assert (tmp_path / "samples.txt").read_text() == "step 2\ndef \x1b[2J\n"
 
