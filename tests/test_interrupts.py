@@ -1,4 +1,6 @@
-"""Ctrl-C ends a command's process with status 130 and one line, whatever it is doing then."""
+"""Ctrl-C ends a command's process with status 130 and one line, SIGTERM with 75, whatever it is
+doing then.
+"""
 
 import importlib.util
 import signal
@@ -48,6 +50,26 @@ class Finalised:
 def command():
     Finalised()
     time.sleep(60)
+"""
+# A library's own handler, as libtpu's for SIGTERM, which prints a stack trace.
+BEHIND_A_LIBRARY = """
+import ctypes, signal, time
+from xlstm_jax import interrupts
+def command():
+    ignore = ctypes.c_void_p(1)
+    ctypes.CDLL(None).signal(signal.SIGTERM, ignore)
+    interrupts.take_back(signal.SIGTERM)
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+WHILE_STDERR_IS_DROPPED = """
+import os, time
+from xlstm_jax import interrupts
+def command():
+    with interrupts.stderr_dropped():
+        os.write(2, b"a stack trace")
+        print("ready", flush=True)
+        time.sleep(60)
 """
 COMPILING = """
 import jax
@@ -100,13 +122,40 @@ def started(program: str, tmp_path) -> subprocess.Popen:
     return process
 
 
+# signal -> the status and the line that it ends with
+ENDS = {
+    signal.SIGINT: (130, "interrupted; the same command goes on\n"),
+    signal.SIGTERM: (75, "SIGTERM; the same command goes on\n"),
+}
+
+
+@pytest.mark.parametrize("number", ENDS, ids=["Ctrl-C", "SIGTERM"])
 @pytest.mark.parametrize("program", [IN_PYTHON, IN_C, IN_A_FINALISER], ids=["py", "c", "del"])
-def test_one_line_and_130_wherever_the_main_thread_is(program, tmp_path):
+def test_one_line_and_its_status_wherever_the_main_thread_is(program, number, tmp_path):
     process = started(program + END, tmp_path)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert (output, errors) == ("", "interrupted; the same command goes on\n")
+    assert (process.returncode, errors) == ENDS[number]
+    assert output == ""
+
+
+@pytest.mark.parametrize(
+    "program", [BEHIND_A_LIBRARY, WHILE_STDERR_IS_DROPPED], ids=["handler", "stderr"]
+)
+def test_a_library_takes_neither_the_signal_nor_the_line(program, tmp_path):
+    process = started(program + END, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=30)[1]
+    assert (process.returncode, errors) == ENDS[signal.SIGTERM]
+
+
+def test_a_sigterm_that_the_process_was_started_to_ignore_stays_ignored(tmp_path):
+    ignoring = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    short = IN_PYTHON.replace("60", "1")
+    process = started(ignoring + short + END, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=30)[1]
+    assert (process.returncode, errors) == (0, "")
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
@@ -145,19 +194,21 @@ def test_a_compiler_is_not_waited_for_and_nothing_crashes_at_the_end(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", ENDS, ids=["Ctrl-C", "SIGTERM"])
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU's compiler, is not here"
 )
-def test_nor_is_the_compiler_of_a_tpu(tmp_path):
+def test_nor_is_the_compiler_of_a_tpu(number, tmp_path):
     """libtpu writes lines of its own to stderr when it is loaded; none of a crash is among them."""
     process = started(COMPILING_FOR_A_TPU + END, tmp_path)
     time.sleep(1)  # into the compiler
     assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, errors
-    assert errors.endswith("interrupted; the same command goes on\n")
-    assert "stack trace" not in errors and "SIG" not in errors
+    status, line = ENDS[number]
+    assert process.returncode == status, errors
+    assert errors.endswith(line)
+    assert "stack trace" not in errors and "SIG" not in errors.removesuffix(line)
 
 
 def test_a_command_may_catch_it_and_go_on(tmp_path):

@@ -1,10 +1,12 @@
 """Commands in messages can be pasted: they start the running Python, and install from the clone."""
 
 import ast
+import functools
 import importlib.metadata
 import itertools
 import pathlib
 import re
+import shlex
 import sys
 
 from xlstm_jax import installation
@@ -15,6 +17,7 @@ PAGES = ROOT / "xlstm_jax/analysis/paper"  # writes docs/paper.md, whose command
 FILES = [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "xlstm_jax").rglob("*.py"))]
 
 
+@functools.cache
 def messages(file: pathlib.Path) -> list[str]:
     """The texts in a file's functions, docstrings left out."""
     found = []
@@ -114,6 +117,37 @@ def test_in_a_clone_its_scripts_are_named(monkeypatch, tmp_path):
     assert installation.program("train") == "python train.py"
     monkeypatch.chdir(tmp_path)
     assert installation.program("train") == f"python {ROOT / 'train.py'}"
+
+
+def test_paths_in_commands_are_quoted_as_the_shell_needs(monkeypatch):
+    monkeypatch.setattr(installation, "python", lambda: "python")
+    given = {"workdir": pathlib.Path("a run's"), "config.data.path": "$HOME/*", "step": None}
+    line = installation.shell_line(installation.module("room"), "go on", "-x", **given, depth=3)
+    words = ["python", "-m", "xlstm_jax.room", "go on", "-x", "--workdir=a run's"]
+    assert shlex.split(line) == [*words, "--config.data.path=$HOME/*", "--depth=3"]
+    assert "--config.data.path='$HOME/*'" in line
+    assert installation.next_lines(line) == ["next:", f"  {line}"]
+    assert installation.next_lines() == []
+
+
+def test_a_clone_and_an_environment_may_lie_in_a_folder_with_a_space(monkeypatch, tmp_path):
+    clone = tmp_path / "my clone's"
+    (clone / ".venv/bin").mkdir(parents=True)
+    (clone / "pyproject.toml").touch()
+    monkeypatch.setattr(installation, "CLONE", clone)
+    monkeypatch.setattr(sys, "executable", str(clone / ".venv/bin/python"))
+    running = str(clone / ".venv/bin/python")
+    assert shlex.split(installation.program("eval")) == [running, str(clone / "eval.py")]
+    assert shlex.split(installation.install("hf"))[-2:] == ["-e", f"{clone}[hf]"]
+    (clone / "pyproject.toml").unlink()  # installed, and no clone
+    script = str(clone / ".venv/bin/xlstm-eval")
+    assert shlex.split(installation.program("eval")) == [script]
+
+
+def test_what_may_be_typed_next_is_said_by_one_mechanism():
+    for file in FILES:
+        said = [text for text in messages(file) if text.startswith("next:")]
+        assert not said or file.stem == "installation", (file, said)
 
 
 def test_every_extra_that_a_message_names_exists():

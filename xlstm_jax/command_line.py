@@ -29,6 +29,10 @@ NOT_POSSIBLE = {
     errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 WIDTH = 100  # columns of the help and of sentences
+# Control characters but for tab and line feed. A terminal obeys them: it clears itself, moves its
+# cursor, changes its title.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_CONTROLS = {code: name for code, name in _CONTROLS.items() if chr(code) not in "\t\n"}
 MOST = 2**53  # as good as no limit, and still exact as a float
 
 
@@ -143,6 +147,11 @@ def wrapped(sentence: str, indent: str = "  ") -> list[str]:
     return textwrap.wrap(
         sentence, WIDTH, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
     )
+
+
+def printable(text: str) -> str:
+    r"""Text of a model or of data for a terminal: control characters as \x1b."""
+    return text.translate(_CONTROLS)
 
 
 def text(values: flags.FlagValues, name: str, example: str) -> str:

@@ -1,5 +1,5 @@
-"""The words for commands that a person can paste: which Python, which program, and how to install
-an extra.
+"""The words for commands that a person can paste: which Python, which program, what may be typed
+next, and how to install an extra.
 """
 
 import importlib.metadata
@@ -22,7 +22,7 @@ def python() -> str:
     # not resolved: the interpreters of two environments may be links to one file
     if found is not None and os.path.abspath(found) == os.path.abspath(running):
         return "python"
-    return str(_from_here(running))
+    return shlex.quote(str(_from_here(running)))
 
 
 def program(name: str) -> str:
@@ -30,12 +30,35 @@ def program(name: str) -> str:
     where the package is installed without one, xlstm-train or xlstm-eval.
     """
     if _is_clone():
-        return f"{python()} {_from_here(CLONE / f'{name}.py')}"
+        return f"{python()} {shlex.quote(str(_from_here(CLONE / f'{name}.py')))}"
     script = pathlib.Path(sys.executable).with_name(f"xlstm-{name}")
     found = shutil.which(script.name)
     if found is not None and os.path.abspath(found) == os.path.abspath(script):
         return script.name
-    return str(_from_here(script))
+    return shlex.quote(str(_from_here(script)))
+
+
+def module(name: str) -> str:
+    """How a shell in the working directory starts xlstm_jax.NAME."""
+    return f"{python()} -m xlstm_jax.{name}"
+
+
+def shell_line(start: str, *words: object, **flags: object) -> str:
+    """A line that a shell takes: words and the values of flags are quoted; a flag of None is left
+    out, and a dot in a flag's name is no matter in `**{"config.data.path": ...}`.
+
+    Args:
+        start: what `program` or `module` says.
+    """
+    given = [
+        f"--{name}={shlex.quote(str(value))}" for name, value in flags.items() if value is not None
+    ]
+    return " ".join([start, *(shlex.quote(str(word)) for word in words), *given])
+
+
+def next_lines(*commands: str) -> list[str]:
+    """The last lines of a command: what may be typed next; none without commands."""
+    return ["next:", *(f"  {line}" for line in commands)] if commands else []
 
 
 def install(extra: str) -> str:
@@ -48,7 +71,7 @@ def install(extra: str) -> str:
     wanted = [what.strip() for what, _, when in asked if f'extra == "{extra}"' in when]
     if wanted:
         return f"{command} {shlex.join(wanted)}"
-    return f"{command} -e '{_from_here(CLONE)}[{extra}]'"
+    return f"{command} -e {shlex.quote(f'{_from_here(CLONE)}[{extra}]')}"
 
 
 def _requirements() -> list[tuple[str, str, str]]:

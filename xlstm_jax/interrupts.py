@@ -13,6 +13,7 @@ written to files is safe: whatever replaces a file is written beside it and rena
 import _thread
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import os
 import pathlib
@@ -22,10 +23,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import NoReturn
 
 EXIT_INTERRUPTED = 130
 EXIT_PREEMPTED = 75  # sysexits.h: EX_TEMPFAIL, try again
+STATUS = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_PREEMPTED}
+NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "SIGTERM"}
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROGRAMS = (ROOT / "train.py", ROOT / "eval.py")
 SCRIPTS = ("xlstm-train", "xlstm-eval", "xlstm-generate", "xlstm-prepare")  # of pyproject.toml
@@ -48,6 +52,10 @@ class Preempted(BaseException):
         self.status = status
 
 
+class Terminated(Preempted):
+    """SIGTERM came while a command ran that saves nothing at it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """How a signal ends a process whose main thread does not end it.
@@ -68,6 +76,7 @@ class Rule:
 _rules: dict[int, Rule] = {}
 _ending = threading.Lock()  # one thread alone ends the process, with one line
 _pipe: tuple[int, int] | None = None  # of the watch, where there is one
+_stderr = 2  # where a last line goes
 _hanging = threading.Event()  # a library's thread or process is not to be waited for
 
 
@@ -75,28 +84,33 @@ def run(command: Callable[[], None], advice: str = "") -> int:
     """Runs a command; returns 0, or 130 after Ctrl-C.
 
     Where the command is the program of this process (it was defined in `__main__`, or a script
-    called it), Ctrl-C doesn't return but ends the process. A `KeyboardInterrupt` with a text says
-    that instead.
+    called it), Ctrl-C doesn't return but ends the process, and so does SIGTERM, with status 75. A
+    `KeyboardInterrupt` with a text says that instead.
 
     Args:
-        advice: what to do after Ctrl-C, for example "the same command goes on".
+        advice: what to do after either, for example "the same command goes on".
     """
-    words = "; ".join(filter(None, ("interrupted", advice)))
     own = getattr(command, "__module__", None) == "__main__" or (is_command() and _pipe is None)
     if own:
         install_hooks()
-    with watch(words) if own else contextlib.nullcontext():
+    with watch(advice) if own else contextlib.nullcontext():
         try:
             command()
-        except KeyboardInterrupt as interrupt:
-            line = str(interrupt) or words
+        except (KeyboardInterrupt, Terminated) as interrupt:
+            number = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
+            line = str(interrupt) or _words(number, advice)
             if own:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                for ignored in STATUS:
+                    signal.signal(ignored, signal.SIG_IGN)
                 flush()
-                end_process(EXIT_INTERRUPTED, line)
+                end_process(STATUS[number], line)
             print(line, file=sys.stderr, flush=True)
-            return EXIT_INTERRUPTED
+            return STATUS[number]
     return 0
+
+
+def _words(number: int, advice: str) -> str:
+    return "; ".join(filter(None, (NAMES[number], advice)))
 
 
 def is_command() -> bool:
@@ -146,9 +160,10 @@ def install_hooks() -> None:
 
 
 @contextlib.contextmanager
-def watch(words: str = "interrupted") -> Iterator[None]:
-    """Inside it, Ctrl-C ends the process within `SECONDS_TO_CLEAN_UP`, with status 130 and one
-    line; `rule` sets other rules.
+def watch(advice: str = "") -> Iterator[None]:
+    """Inside it, Ctrl-C and SIGTERM end the process within `SECONDS_TO_CLEAN_UP`, with status 130
+    and 75 and one line; `rule` sets other rules. A SIGTERM that the process was started to ignore
+    stays ignored.
 
     For a process that belongs to one command, not for a notebook; from the main thread.
     """
@@ -156,28 +171,53 @@ def watch(words: str = "interrupted") -> Iterator[None]:
     _pipe = os.pipe()
     for end in _pipe:
         os.set_blocking(end, False)
-    _rules[signal.SIGINT] = Rule(SECONDS_TO_CLEAN_UP, EXIT_INTERRUPTED, lambda: words, again=True)
+    for number, status in STATUS.items():
+        words = functools.partial(_words, number, advice)
+        _rules[number] = Rule(SECONDS_TO_CLEAN_UP, status, words, again=number == signal.SIGINT)
+    before_sigterm = signal.getsignal(signal.SIGTERM)
+    if before_sigterm is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     before = signal.set_wakeup_fd(_pipe[1], warn_on_full_buffer=False)
     # A daemon: it also watches while the interpreter waits for other threads at its end.
     threading.Thread(target=_listen, args=(_pipe[0],), name="interrupts", daemon=True).start()
     try:
         yield
     finally:
+        if before_sigterm is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, before_sigterm)
         signal.set_wakeup_fd(before)
         _tell(STOP)
         _pipe = None
         _rules.clear()
 
 
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated("")
+
+
+def take_back(number: int) -> None:
+    """Python's handler of a signal again, where a library has put its own in its place; nothing in
+    other threads than the first, which may not.
+    """
+    handler = signal.getsignal(number)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
+
+
 @contextlib.contextmanager
 def rule(number: int, new: Rule) -> Iterator[None]:
     """Inside it, another rule holds for a signal; nothing where there is no `watch`."""
-    before = _rules.get(number)
+    before = rule_of(number)
     set_rule(number, new)
     try:
         yield
     finally:
         set_rule(number, before)
+
+
+def rule_of(number: int) -> Rule | None:
+    """The rule that holds for a signal; None: it ends nothing."""
+    return _rules.get(number)
 
 
 def set_rule(number: int, new: Rule | None) -> None:
@@ -283,4 +323,23 @@ def write_line(line: str) -> None:
     """A line on stderr that waits for no lock; also for a signal's handler."""
     data = (" ".join(line.split()) + "\n").encode(errors="backslashreplace")
     with contextlib.suppress(OSError):
-        os.write(2, data)
+        os.write(_stderr, data)
+
+
+@contextlib.contextmanager
+def stderr_dropped() -> Iterator[None]:
+    """Drops what is written on stderr inside it, by C++ code too, but for `write_line`; exceptions
+    are raised.
+    """
+    global _stderr
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    _stderr = kept
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        _stderr = 2
+        os.close(kept)
+        os.close(nowhere)

@@ -1,5 +1,5 @@
 """Says what a command is doing while it is silent and how far it is, how long things take, and how
-many they are.
+many and how large they are.
 """
 
 import contextlib
@@ -66,6 +66,15 @@ def duration(seconds: float | None) -> str:
 def counted(number: int, noun: str) -> str:
     """1 block, 2 blocks, 1,000 tokens; for nouns whose plural has an s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def sized(num_bytes: float) -> str:
+    """Three digits and a unit that has them: 38 bytes, 1.73 kB, 34.4 GB, 1,210 GB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 999.5 or unit == "GB":
+            break
+        num_bytes /= 1000
+    return f"{num_bytes:,.3g} {unit}" if num_bytes < 999.5 else f"{num_bytes:,.0f} {unit}"
 
 
 def bar(total: int, what: str, unit: str) -> tqdm.tqdm:

@@ -51,6 +51,7 @@ def test_the_perplexity_suite_gives_the_tasks_own_summary(formal_run, tmp_path, 
     assert command.main(["eval.py", f"--workdir={formal_run}", f"--output={tmp_path}"]) == 0
     printed = capsys.readouterr().out
     assert "validation, step 0: " in printed and "scaled accuracy" in printed
+    assert "next:" not in printed  # no other suite and no program of text takes it
     found = json.loads((tmp_path / "results.json").read_text())["suites"]["perplexity"]
     summary = found["held_out"]["validation"]
     # each of the ten answers counts once, though the last batch of eight is filled up

@@ -95,7 +95,15 @@ def test_eight_devices_give_what_one_gives(run_folder, tmp_path):
 def test_results_lie_in_the_runs_folder_by_step(run_folder, capsys):
     assert call(run_folder, "--max_tokens=100") == 0
     assert (run_folder / "eval" / "0" / "results.md").is_file()
-    assert "validation, step 0: loss" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "validation, step 0: loss" in printed
+    path, *after = printed[printed.rindex(str(run_folder / "eval")) :].splitlines()
+    assert path == str(run_folder / "eval" / "0" / "results.md")
+    assert [line.partition("python")[2] or line for line in after] == [
+        "next:",
+        f" eval.py --workdir={run_folder} --suite=extrapolation",
+        f" -m xlstm_jax.generation --checkpoint={run_folder} --prompt='def '",
+    ]
 
 
 def test_a_further_held_out_set_is_scored_by_its_name(run_folder, tmp_path):

@@ -132,7 +132,11 @@ def test_a_run_that_diverges_is_a_result(tmp_path, trained, capsys):
     rows = results.read(tmp_path / "tiny_grid" / "small" / RUN.name)
     assert rows[0]["set"] == "diverged" and math.isnan(rows[0]["value"])
     assert command.main(["experiments", "report", FILE, f"--workdir={tmp_path}"]) == 0
-    assert "| Small | diverged |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| Small | diverged |" in printed
+    *_, folder, named, line = printed.splitlines()  # the grid has more runs
+    assert (folder, named) == (str(tmp_path / "tiny_grid" / "small"), "next:")
+    assert line.endswith(f" -m xlstm_jax.experiments {FILE} --workdir={tmp_path}")
 
 
 def row(run, set_name, metric, value, n=100):

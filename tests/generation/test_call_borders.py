@@ -13,10 +13,11 @@ import pytest
 from tests.generation import small_tokenizers
 from tests.generation.conftest import initial_params
 from tests.generation.test_session import assert_same
+from xlstm_jax.command_line import printable
 from xlstm_jax.data.tokenizer import ByteTokenizer
 from xlstm_jax.generation import Generator, Sampling
 from xlstm_jax.generation.session import TAIL
-from xlstm_jax.generation.text import TextStream, continuing, printable
+from xlstm_jax.generation.text import TextStream, continuing
 from xlstm_jax.models import ModelConfig, build_model
 
 RULES = Sampling(temperature=1.5)

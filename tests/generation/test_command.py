@@ -1,6 +1,7 @@
 """The command: streams text, says how fast, keeps sessions; mistakes are one line."""
 
 import io
+import shlex
 import sys
 
 import jax
@@ -8,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.interop.test_interop import shapes_of
+from xlstm_jax.command_line import printable
 from xlstm_jax.config import Config, ModelConfig
 from xlstm_jax.generation import Generator, Sampling
 from xlstm_jax.generation import __main__ as command
-from xlstm_jax.generation.text import printable
 from xlstm_jax.interop.opening import open_checkpoint
 from xlstm_jax.runs.checkpoints import write_params
 
@@ -50,11 +51,26 @@ def test_the_text_goes_to_stdout_and_the_speed_to_stderr(run, capsys):
     assert capsys.readouterr().out == first.out
 
 
+@pytest.mark.slow
+def test_with_64_bit_types_the_text_is_the_same(run, tmp_path, capsys):
+    options = ["--prompt=ab", "--temperature=0", "--max-new-tokens=4"]
+    assert call(run, *options) == 0
+    expected = capsys.readouterr().out
+    with jax.enable_x64(True):
+        for session in ("new", "gone on from"):
+            assert call(run, *options, f"--session={tmp_path / 'session.npz'}") == 0, session
+            if session == "new":
+                assert expected.startswith(capsys.readouterr().out.removesuffix("\n"))
+
+
 def test_a_session_file_is_gone_on_from(run, tmp_path, capsys):
     """Two calls write what one writes; the text is not read again."""
     options = [f"--session={tmp_path / 'a b é.npz'}", "--temperature=2"]
     assert call(run, "--prompt=ab", *options, "--max-new-tokens=9") == 0
-    first = capsys.readouterr().out.removesuffix("\n")
+    first = capsys.readouterr()
+    *_, named, line = first.err.splitlines()
+    assert (named, shlex.split(line)[-2:]) == ("next:", [f"--checkpoint={run}", options[0]])
+    first = first.out.removesuffix("\n")
     assert call(run, *options, "--max-new-tokens=11") == 0
     second = capsys.readouterr()
     assert "[read 0 tokens" in second.err

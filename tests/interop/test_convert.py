@@ -56,7 +56,7 @@ def write_tiny_tokenizer(path: pathlib.Path) -> None:
     ("name", "weight_mode", "bytes_per_file"),
     [("large", "single", 20_000), ("large", "fused", 10**9), ("paper", "single", 10**9)],
 )
-def test_there_and_back_is_the_same_to_the_bit(tmp_path, name, weight_mode, bytes_per_file):
+def test_there_and_back_is_the_same_to_the_bit(tmp_path, name, weight_mode, bytes_per_file, capsys):
     tensors = original_folder(tmp_path / "theirs", name, weight_mode, bytes_per_file)
     arguments = [f"--source={tmp_path / 'theirs'}", f"--output={tmp_path / 'ours'}"]
     assert command.main(["interop", "import", *arguments]) == 0
@@ -72,6 +72,9 @@ def test_there_and_back_is_the_same_to_the_bit(tmp_path, name, weight_mode, byte
         )
         == 0
     )
+    *_, named, writes, scores = capsys.readouterr().out.splitlines()
+    assert named == "next:" and writes.endswith(f" --checkpoint={tmp_path}/back --prompt='def '")
+    assert scores.endswith(f" --checkpoint={tmp_path}/back --data=FILE")
     back = tensor_files.read_folder(tmp_path / "back")
     assert back.keys() == tensors.keys()
     for key, tensor in tensors.items():

@@ -171,3 +171,24 @@ def test_kernels_that_only_a_gpu_can_make_are_not_vouched_for():
     assert all(len(line) <= 100 for line in printed.splitlines())
     without = dataclasses.replace(report, kernels={"pallas_gpu": 3})
     assert not any("made by the GPU" in line for line in without.lines())
+
+
+def test_a_small_step_has_sizes_and_what_can_not_be_read_has_a_reason():
+    known = {"topology": "v5e:2x2", "devices": 4, "fits": True, "memory": 17.2e9, "flops": 1e9}
+    sizes = {"arguments": 53_100, "temporaries": 1_730_000, "peak": None}
+    report = StepReport(
+        **known,
+        **sizes,
+        seconds=1.0,
+        accumulation_steps=1,
+        collectives={"all-reduce": 404},
+        kernels={},
+    )
+    printed = "\n".join(report.lines())
+    assert "arguments 53.1 kB, temporaries 1.73 MB, peak unknown" in printed
+    assert "collectives per device and step: all-reduce 404 bytes" in printed
+    unread = dataclasses.replace(report, collectives=None, unread="jaxlib 0.10.2 can't read it")
+    assert unread.lines()[2:4] == [
+        "collectives and kernels: unknown",
+        "  jaxlib 0.10.2 can't read it",
+    ]

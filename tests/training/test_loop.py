@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from xlstm_jax.command_line import printable
 from xlstm_jax.errors import UserError
 from xlstm_jax.evaluation.run import evaluate_run
 from xlstm_jax.models import build_model
@@ -87,7 +88,17 @@ def test_it_ends_with_the_held_out_line_a_sample_and_the_figure(finished):
         f" -m xlstm_jax.generation --checkpoint={workdir} --prompt='def '",
     ]
     sample = printed.split("sample:\n")[1].rsplit("\n", 6)[0]
-    assert (workdir / "samples.txt").read_text() == f"step 6\n{sample}\n"
+    assert printable((workdir / "samples.txt").read_bytes().decode()) == f"step 6\n{sample}\n"
+
+
+def test_control_characters_of_a_sample_do_not_reach_the_terminal(
+    tiny, tmp_path, capsys, monkeypatch, no_op_step
+):
+    monkeypatch.setattr(loop, "sample_of", lambda *_: "def \x1b[2J")
+    config = tiny({"train.steps": 2, "eval.max_tokens": 50, "eval.sample_tokens": 1})
+    loop.train(config, tmp_path)
+    assert "sample:\ndef \\x1b[2J\n" in capsys.readouterr().out
+    assert (tmp_path / "samples.txt").read_text() == "step 2\ndef \x1b[2J\n"
 
 
 def test_every_step_is_shown_on_one_line(finished):
@@ -97,6 +108,11 @@ def test_every_step_is_shown_on_one_line(finished):
         re.MULTILINE,
     )
     assert shown == list("123456")
+
+
+def test_a_held_out_line_in_the_middle_is_called_one(finished):
+    lines = [line for line in finished[2].splitlines() if line.startswith("step 3/6  ")]
+    assert lines[1:] and all(line.startswith("step 3/6  held-out: loss ") for line in lines[1:])
 
 
 def test_evaluating_the_run_gives_the_loss_that_training_logged(finished, capsys):
@@ -311,10 +327,16 @@ def test_a_run_starts_from_the_parameters_of_another(tiny, finished, tmp_path, c
     jax.tree.map(np.testing.assert_array_equal, kept, given)
 
 
-def test_parameters_that_do_not_fit_leave_no_folder_behind(tiny, finished, tmp_path):
-    config = tiny({"checkpoint.init_from": str(finished[0]), "model.dim": 32})
+@pytest.mark.parametrize(
+    ("key", "value", "leaf"),
+    [("model.dim", 32, "backbone/"), ("model.vocab_size", 384, "embedding")],
+)
+def test_parameters_that_do_not_fit_leave_no_folder_behind(
+    tiny, finished, tmp_path, key, value, leaf
+):
+    config = tiny({"checkpoint.init_from": str(finished[0]), key: value})
     with pytest.raises(
-        UserError, match=r"backbone/\S+ has the shape \[.*\] instead of \[.*configuration equal"
+        UserError, match=rf"{leaf}\S* has the shape \[.*\] instead of \[.*configuration equal"
     ):
         loop.train(config, tmp_path / "new")
     assert not (tmp_path / "new" / "config.json").exists()

@@ -113,6 +113,46 @@ def test_a_run_that_can_not_save_any_more_ends_all_the_same(number, status, tmp_
     assert errors.endswith("the same command goes on from step 7\n")
 
 
+SLOW_TO_CLOSE = """
+import sys, time
+from xlstm_jax import command_line, interrupts
+from xlstm_jax.training.preemption import Preemption
+interrupts.SECONDS_TO_CLEAN_UP = 0.2
+def command():
+    try:
+        with Preemption(60.0) as preemption:
+            preemption.reached(7)
+            print("ready", flush=True)
+            while not preemption.reached(8):
+                time.sleep(0.01)
+            time.sleep(0.5)  # saves
+            raise preemption.ended_at(8, saved=True)
+    finally:
+        time.sleep(0.5)  # closes what is open
+if __name__ == "__main__":
+    try:
+        sys.exit(command_line.run(command))
+    except interrupts.Preempted as saved:
+        print(saved, file=sys.stderr)
+        sys.exit(saved.status)
+"""
+
+
+def test_what_is_saved_is_said_however_long_the_end_takes():
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_TO_CLOSE],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=60)[1]
+    saved = "SIGTERM: step 8 is saved, the same command goes on from there\n"
+    assert (process.returncode, errors) == (EXIT_PREEMPTED, saved)
+
+
 def test_after_training_sigterm_does_what_it_did_before(tiny, tmp_path, no_op_step):
     before = signal.getsignal(signal.SIGTERM)
     loop.train(tiny(), tmp_path)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from xlstm_jax.data.sources import files_below
 from xlstm_jax.errors import UserError
-from xlstm_jax.installation import python
+from xlstm_jax.installation import module, shell_line
 from xlstm_jax.progress import counted
 
 STDLIB = "stdlib"
@@ -101,11 +101,10 @@ def open_corpus(path: str) -> Corpus:
                 documents.append(document)
     else:
         source, tokenizer = SOURCES.get(root.name, ("SOURCE", "TOKENIZER"))
+        given = {"source": source, "tokenizer": tokenizer, "output": path}
         raise UserError(
             f"data path {path!r} does not exist; prepare token shards there with "
-            f"`{python()} -m xlstm_jax.data.prepare "
-            f"--source={source} --tokenizer={tokenizer} --output={path}`, or point data.path to "
-            f"text"
+            f"`{shell_line(module('data.prepare'), **given)}`, or point data.path to text"
         )
     documents = [document for document in documents if document.text]
     if not documents:

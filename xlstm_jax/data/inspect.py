@@ -5,7 +5,6 @@ they are. The exit status is 1 where something is damaged.
 """
 
 import pathlib
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 
@@ -16,7 +15,7 @@ from xlstm_jax.data import shards
 from xlstm_jax.data.kept_tokenizer import TOKENIZER
 from xlstm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from xlstm_jax.errors import UserError
-from xlstm_jax.installation import program, python
+from xlstm_jax.installation import module, next_lines, program, shell_line
 from xlstm_jax.paths import refuse_address
 
 USAGE = """Shows what a prepared folder holds:
@@ -30,12 +29,6 @@ READ = 1 << 22  # tokens that are read at a time
 SHOWN = 400  # characters that are shown of each end of a long document
 BAR = 50  # characters of the histogram's longest bar
 DAMAGED = 1
-# Control characters of a text as escapes: a terminal would obey them. Line feeds and tabs stay.
-CONTROLS = {
-    code: repr(chr(code))[1:-1]
-    for code in (*range(32), *range(127, 160))
-    if chr(code) not in "\n\t"
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,7 +44,7 @@ def _command(argv: list[str]) -> bool:
     flags = command_line.parse(argv, USAGE, FLAGS)
     if folder is None:
         raise UserError(
-            f"the folder is missing; give it first, e.g. {python()} -m xlstm_jax.data.inspect "
+            f"the folder is missing; give it first, e.g. {module('data.inspect')} "
             f"data/slimpajama-gpt2"
         )
     refuse_address("the folder", folder)
@@ -82,13 +75,14 @@ def _is_there(folder: str, split: str) -> bool:
 
 def _training(folder: str) -> str:
     """The command that trains on a sound folder with both splits."""
-    manifest, path = shards.read_manifest(folder, "train"), shlex.quote(folder)
-    keys = [f"--config.data.path={path}"]
+    manifest = shards.read_manifest(folder, "train")
+    keys: dict[str, object] = {"config.data.path": folder}
     if manifest.tokenizer_hash != "byte":
-        keys.append(f"--config.data.tokenizer={path}/{TOKENIZER}")
-        keys.append(f"--config.model.vocab_size={manifest.vocab_size}")
-    start = f"{program('train')} --config=quickstart --workdir=runs/NAME"
-    return " \\\n      ".join([f"next:\n  {start}", *keys])
+        keys["config.data.tokenizer"] = f"{folder}/{TOKENIZER}"
+        keys["config.model.vocab_size"] = manifest.vocab_size
+    start = shell_line(program("train"), config="quickstart", workdir="runs/NAME")
+    more = [shell_line("", **{name: value}).strip() for name, value in keys.items()]
+    return "\n".join(next_lines(" \\\n      ".join([start, *more])))
 
 
 def inspect(folder: str, split: str, shown: int, verify: bool) -> list[str]:
@@ -138,7 +132,7 @@ def _print(text: str) -> None:
 
 def describe(folder: str, manifest: shards.Manifest) -> str:
     """A manifest in words."""
-    size = _size(manifest.tokens * np.dtype(manifest.dtype).itemsize)
+    size = progress.sized(manifest.tokens * np.dtype(manifest.dtype).itemsize)
     name = manifest.end_of_text_token
     end = f"{manifest.end_of_text} ({name})" if name else manifest.end_of_text
     damaged = ", ".join(f"{count:,} {kind}" for kind, count in manifest.damaged.items())
@@ -159,15 +153,6 @@ def describe(folder: str, manifest: shards.Manifest) -> str:
     if limit := manifest.request.get("max_tokens"):
         lines.append(f"  limit       ended with the document that reached {limit:,} tokens")
     return "\n".join(lines)
-
-
-def _size(num_bytes: int) -> str:
-    """Three digits and a unit that has them: 38 bytes, 1.73 kB, 629 GB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000 or unit == "GB":
-            break
-        num_bytes /= 1000
-    return f"{num_bytes:,.3g} {unit}" if num_bytes < 1000 else f"{num_bytes:,.0f} {unit}"
 
 
 def document_lengths(
@@ -236,7 +221,7 @@ def _shortened(ids: np.ndarray, tokenizer: Tokenizer | None) -> str:
     if len(text) > 2 * SHOWN:
         more = len(text) - 2 * SHOWN
         text = f"{text[:SHOWN]}\n[... {more:,} characters ...]\n{text[-SHOWN:]}"
-    return text.translate(CONTROLS)
+    return command_line.printable(text)
 
 
 if __name__ == "__main__":

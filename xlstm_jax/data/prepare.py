@@ -9,7 +9,6 @@ kept, others begun anew. docs/data.md tells the rest.
 import dataclasses
 import os
 import pathlib
-import shlex
 import shutil
 import sys
 import time
@@ -46,7 +45,7 @@ from xlstm_jax.data.tokenizer import Tokenizer
 from xlstm_jax.data.workers import Workers
 from xlstm_jax.data.writing import PartialFile, explained
 from xlstm_jax.errors import UserError
-from xlstm_jax.installation import python
+from xlstm_jax.installation import module, next_lines, shell_line
 from xlstm_jax.progress import counted
 
 USAGE = """Prepares token shards for training:
@@ -121,7 +120,7 @@ def _command(argv: list[str]) -> None:
             workers=workers,
             keep_downloads=keep_downloads,
         )
-    print(f"next:\n  {python()} -m xlstm_jax.data.inspect {shlex.quote(str(output))}", flush=True)
+    print(*next_lines(shell_line(module("data.inspect"), output)), sep="\n", flush=True)
 
 
 def _splits(given: str | None, source: pathlib.Path) -> list[str]:

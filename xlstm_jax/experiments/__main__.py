@@ -15,16 +15,15 @@ this process does every eighth run or group, for a cluster's array of jobs: all 
 import math
 import pathlib
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 
 from xlstm_jax import command_line, config_files, config_flags, interrupts
 from xlstm_jax.errors import UserError
 from xlstm_jax.experiments.grid import Experiment, groups_of, narrowed, part_of, runs_of
-from xlstm_jax.experiments.report import report
+from xlstm_jax.experiments.report import missing, report
 from xlstm_jax.experiments.running import config_of, run_grid
-from xlstm_jax.installation import python
+from xlstm_jax.installation import module, next_lines, shell_line
 from xlstm_jax.interrupts import Preempted
 from xlstm_jax.parallel.host_memory import keep_freed_memory
 from xlstm_jax.paths import check_can_be_written
@@ -58,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
             pathlib.Path(flags.workdir or "runs/experiments").expanduser() / _stem(file) / preset
         )
         arguments = config_flags.take_apart([argv[0], *rest])
+        given = {key: flags[key].value for key in OF_REPORTS}
         if action == "report":
             unread = [n for n in FLAGS if n not in OF_REPORTS and flags[n].value is not None]
             unread += [f"config.{key}" for key in arguments.overrides]
@@ -66,7 +66,9 @@ def main(argv: Sequence[str]) -> int:
             for line in report(experiment, folder).splitlines():
                 sentence = len(line) > command_line.WIDTH and not line.startswith("|")
                 print(*(command_line.wrapped(line, "") if sentence else [line]), sep="\n")
-            print(f"\n{folder}", flush=True)
+            train = [shell_line(module("experiments"), name, **given)]
+            left = next_lines(*train * bool(missing(experiment, folder)))
+            print(f"\n{folder}", *left, sep="\n", flush=True)
             return
         if arguments.file is not None:
             raise UserError("--config names a file, but the experiment has one; leave it out")
@@ -82,13 +84,8 @@ def main(argv: Sequence[str]) -> int:
         }
         try:
             run_grid(experiment, _stem(file), preset, configs, folder, together)
-            shown = f"{python()} -m xlstm_jax.experiments report {shlex.quote(name)}"
-            given = [
-                f"--{key}={shlex.quote(flags[key].value)}" for key in OF_REPORTS if flags[key].value
-            ]
-            print(
-                "all runs of this call are done; next:", f"  {' '.join([shown, *given])}", sep="\n"
-            )
+            shown = shell_line(module("experiments"), "report", name, **given)
+            print("all runs of this call are done", *next_lines(shown), sep="\n")
         finally:
             end_of_output()
 

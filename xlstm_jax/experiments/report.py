@@ -30,11 +30,14 @@ def report(experiment: Experiment, folder: pathlib.Path) -> str:
             f"no run below {str(folder)!r} is done; give the experiment's command first, with the "
             "same --workdir and --preset"
         )
-    names = {run.name for run in runs_of(experiment)}
-    done = {Run(*(row[field] for field in Run._fields)).name for row in rows}
     found = results_of(experiment, rows)
-    missing = len(names - done)
-    text = markdown(experiment, found, guesses_of(experiment, rows), missing, rows[0]["devices"])
+    text = markdown(
+        experiment,
+        found,
+        guesses_of(experiment, rows),
+        missing(experiment, folder),
+        rows[0]["devices"],
+    )
     drawn = {"results.png": figures.overview(experiment, found)}
     if any(result.curve for result in found.values()):
         drawn["curves.png"] = figures.curves(experiment, found)
@@ -44,6 +47,12 @@ def report(experiment: Experiment, folder: pathlib.Path) -> str:
     _replace(folder / ALL_ROWS, "".join(lines))
     _replace(folder / MARKDOWN, text)
     return text
+
+
+def missing(experiment: Experiment, folder: pathlib.Path) -> int:
+    """How many runs of the whole grid are not done."""
+    done = {Run(*(row[field] for field in Run._fields)).name for row in results.read_all(folder)}
+    return len({run.name for run in runs_of(experiment)} - done)
 
 
 def markdown(

@@ -26,8 +26,8 @@ from xlstm_jax.generation import session_files
 from xlstm_jax.generation.generator import CACHE_LENGTH, SEEDS, Generator, Written
 from xlstm_jax.generation.sampling import Sampling
 from xlstm_jax.generation.session import Session
-from xlstm_jax.generation.text import printable
 from xlstm_jax.generation.weights import cast_weights
+from xlstm_jax.installation import module, next_lines, shell_line
 from xlstm_jax.interop.opening import open_checkpoint
 from xlstm_jax.models import ModelConfig
 from xlstm_jax.models.backbone import growing_mixers
@@ -106,8 +106,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             _converse(generator, session, wish, save)
         else:
             _continue(generator, session, wish, save)
+        if wish.session is not None:
+            print(*next_lines(_again(wish)), sep="\n", file=sys.stderr, flush=True)
 
     return command_line.run(command)
+
+
+def _again(wish: Wish) -> str:
+    """The command that goes on with the text of a session."""
+    where = {"checkpoint": wish.checkpoint, "step": wish.step, "session": wish.session}
+    return shell_line(module("generation"), *["--interactive"] * wish.interactive, **where)
 
 
 def _check_cache_length(wish: Wish, model: ModelConfig, stored: Any) -> None:
@@ -229,7 +237,7 @@ def _held(generator: Generator, session: Session | None) -> str:
 
 
 def _show(text: str) -> None:
-    print(printable(text), end="", flush=True)
+    print(command_line.printable(text), end="", flush=True)
 
 
 def _wish(values: flags.FlagValues) -> Wish:

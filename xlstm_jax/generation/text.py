@@ -176,14 +176,3 @@ def _without_first_space(part: dict[str, Any] | None) -> dict[str, Any] | None:
             kept = [_without_first_space(member) for member in part[name]]
             return {**part, name: [member for member in kept if member is not None]}
     return part
-
-
-# Control characters but for tab and line feed. A terminal obeys them: it clears itself, moves its
-# cursor, changes its title.
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
-_CONTROLS = {code: name for code, name in _CONTROLS.items() if chr(code) not in "\t\n"}
-
-
-def printable(text: str) -> str:
-    r"""The text for a terminal: control characters, which a model may write, as \x1b."""
-    return text.translate(_CONTROLS)

@@ -8,13 +8,12 @@ Sources of an import: a folder of transformers' xLSTMForCausalLM or of PyPI xlst
 Hugging Face hub (NX-AI/xLSTM-7b).
 """
 
-import shlex
 import sys
 from collections.abc import Sequence
 
 from xlstm_jax import command_line
 from xlstm_jax.errors import UserError
-from xlstm_jax.installation import program, python
+from xlstm_jax.installation import module, next_lines, program, shell_line
 from xlstm_jax.interop.convert import DTYPES, export_checkpoint, import_checkpoint
 from xlstm_jax.interop.formats import FORMATS
 from xlstm_jax.progress import counted
@@ -45,8 +44,7 @@ def main(argv: Sequence[str]) -> int:
                 raise SystemExit(0)
             what = f"{action!r} is no action" if action else "no action is given"
             raise UserError(
-                f"{what}; write `{python()} -m xlstm_jax.interop import` or `export` (--help shows "
-                f"examples)"
+                f"{what}; write `{module('interop')} import` or `export` (--help shows examples)"
             )
         flags = command_line.parse(
             [argv[0], *argv[2:]],
@@ -60,16 +58,16 @@ def main(argv: Sequence[str]) -> int:
         if action == "import":
             config = import_checkpoint(source, output, flags["tokenizer"].value)
             model, window = config.model, config.eval.context_length or config.data.context_length
-            place = shlex.quote(output)
             print(
                 *command_line.wrapped(
                     f"{output}: {counted(model.num_blocks, 'block')} ({model.blocks}) of dimension "
                     f"{model.dim}, trained on contexts of "
                     f"{counted(config.data.context_length, 'token')}, evaluated on {window:,}"
                 ),
-                "next:",
-                f"  {python()} -m xlstm_jax.generation --checkpoint={place} --prompt='def '",
-                f"  {program('eval')} --workdir={place} --data=FILE",
+                *next_lines(
+                    shell_line(module("generation"), checkpoint=output, prompt="def "),
+                    shell_line(program("eval"), workdir=output, data="FILE"),
+                ),
                 sep="\n",
             )
             return
@@ -85,7 +83,15 @@ def main(argv: Sequence[str]) -> int:
             step=command_line.number(flags, "step"),
             **chosen,
         )
-        print(f"{output}: {format}")
+        # as others find it: what was written is read again
+        print(
+            f"{output}: {format}",
+            *next_lines(
+                shell_line(module("generation"), checkpoint=output, prompt="def "),
+                shell_line(program("eval"), checkpoint=output, data="FILE"),
+            ),
+            sep="\n",
+        )
 
     return command_line.run(command)
 

@@ -23,7 +23,7 @@ from xlstm_jax.config import Config, check, task_of
 from xlstm_jax.data.config import DataConfig
 from xlstm_jax.data.tokenizer import END_OF_TEXT, ByteTokenizer, load_tokenizer
 from xlstm_jax.errors import UserError, reason
-from xlstm_jax.installation import install, program, python
+from xlstm_jax.installation import install, module, program, shell_line
 from xlstm_jax.interop import tensor_files
 from xlstm_jax.interop.formats import FORMATS
 from xlstm_jax.interop.mapping import Table, settle_tying
@@ -150,11 +150,12 @@ def _own_tokenizer(folder: pathlib.Path) -> str:
         if others
         else ""
     )
+    given = {"source": folder, "output": "DIR", "tokenizer": "FILE"}
     raise UserError(
         f"folder {str(folder)!r} holds no {TOKENIZER}, so it is unknown what the model's ids mean; "
-        f"put the model's {TOKENIZER} there{hint}, or name it to `{python()} -m xlstm_jax.interop "
-        f"import --source={folder} --output=DIR --tokenizer=FILE`; --tokenizer=byte where the "
-        f"ids are bytes"
+        f"put the model's {TOKENIZER} there{hint}, or name it to "
+        f"`{shell_line(module('interop'), 'import', **given)}`; --tokenizer=byte where the ids "
+        f"are bytes"
     )
 
 
@@ -237,8 +238,8 @@ def check_writes_text(config: Config, name: str) -> None:
     if not task_of(config).writes_text:
         raise UserError(
             f"the run {name!r} was trained for the task {config.task.name!r}, whose model has no "
-            f"text and no tokenizer; `{program('eval')} --workdir={name}` evaluates it on the "
-            "task's own data"
+            f"text and no tokenizer; `{shell_line(program('eval'), workdir=name)}` evaluates it on "
+            "the task's own data"
         )
 
 

@@ -5,12 +5,14 @@ them on any machine.
 import importlib.resources
 import os
 import re
+import signal
 from collections.abc import Sequence
 
 import jax
 from jax.experimental import topologies
 
 from pallas_kernels.chips import CHIPS
+from xlstm_jax import interrupts
 from xlstm_jax.errors import UserError
 from xlstm_jax.installation import install
 
@@ -55,6 +57,9 @@ def _tpu(chip: str, shape: str, slices: int) -> topologies.TopologyDescription:
             f"TPU topology {chip}:{shape} can't be described: {error}. If libtpu is missing: "
             f"{install('tpu')}"
         ) from error
+    finally:
+        # libtpu's own handler takes SIGTERM for a crash and prints its stack
+        interrupts.take_back(signal.SIGTERM)
 
 
 def _gpu(chip: str, shape: str, slices: int) -> topologies.TopologyDescription:

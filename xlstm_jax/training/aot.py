@@ -2,7 +2,6 @@
 there, and says whether it fits.
 """
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -10,7 +9,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,11 +20,12 @@ from xlstm_jax.analysis.flops import training_flops_per_token
 from xlstm_jax.analysis.hlo import MADE_WHEN_LOADED, collective_bytes, kernel_calls
 from xlstm_jax.config import Config, task_of
 from xlstm_jax.errors import UserError
+from xlstm_jax.interrupts import stderr_dropped
 from xlstm_jax.models.remat import AUTO
 from xlstm_jax.parallel import make_mesh
 from xlstm_jax.parallel.topology import HBM_BYTES, absent_devices
 from xlstm_jax.paths import check_can_be_written
-from xlstm_jax.progress import counted, doing
+from xlstm_jax.progress import counted, doing, sized
 from xlstm_jax.training.compiling import compiled_for, needed_bytes, used_bytes
 from xlstm_jax.training.memory import choose, with_choice
 
@@ -70,7 +70,7 @@ class StepReport:
         """The report for the terminal."""
         verdict = "fits" if self.fits else "DOES NOT FIT"
         devices = counted(self.devices, "device")
-        head = f"{self.topology}: {devices} of {_gigabytes(self.memory)}, {verdict}"
+        head = f"{self.topology}: {devices} of {_sized(self.memory)}, {verdict}"
         if self.choice is not None:
             head += f"\n{self.choice}"
         work = (
@@ -78,14 +78,14 @@ class StepReport:
             f"compiled in {self.seconds:.0f} s"
         )
         if not self.fits:
-            return [head, f"needed: {_gigabytes(self.needed)} per device", work]
+            return [head, f"needed: {_sized(self.needed)} per device", work]
         memory = (
-            f"memory per device: arguments {_gigabytes(self.arguments)}, temporaries "
-            f"{_gigabytes(self.temporaries)}, peak {_gigabytes(self.peak)}"
+            f"memory per device: arguments {_sized(self.arguments)}, temporaries "
+            f"{_sized(self.temporaries)}, peak {_sized(self.peak)}"
         )
         if self.collectives is None or self.kernels is None:
             return [head, memory, "collectives and kernels: unknown", f"  {self.unread}", work]
-        moved = _listed(self.collectives, lambda kind, size: f"{kind} {_gigabytes(size)}")
+        moved = _listed(self.collectives, lambda kind, size: f"{kind} {_sized(size)}")
         called = _listed(self.kernels, lambda name, number: f"{name} x {number}")
         return [
             head,
@@ -172,7 +172,7 @@ def compiled_step(config: Config, topology: str) -> jax.stages.Compiled:
 
 
 def _devices(topology: str) -> Sequence[jax.Device]:
-    with _stderr_dropped():  # libtpu's complaints that this is no TPU machine, with a C++ trace
+    with stderr_dropped():  # libtpu's complaints that this is no TPU machine, with a C++ trace
         return absent_devices(topology)
 
 
@@ -183,26 +183,12 @@ def _text_of(compiled: jax.stages.Compiled) -> tuple[str | None, str | None]:
     It then prints a C++ stack trace beside the error, which is of no use to anybody.
     """
     try:
-        with _stderr_dropped():
+        with stderr_dropped():
             return compiled.as_text(), None
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).strip().splitlines()[0][:200]
         jaxlib = importlib.metadata.version("jaxlib")
         return None, f"jaxlib {jaxlib} can't read what was compiled, a newer one may: {reason}"
-
-
-@contextlib.contextmanager
-def _stderr_dropped() -> Iterator[None]:
-    """Drops what is written on stderr inside it, by C++ code too; exceptions are raised."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def write_report(report: StepReport, folder: str | pathlib.Path, name: str) -> pathlib.Path:
@@ -221,8 +207,8 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _gigabytes(size: float | None) -> str:
-    return "unknown" if size is None else f"{size / 1e9:.2f} GB"
+def _sized(size: float | None) -> str:
+    return "unknown" if size is None else sized(size)
 
 
 def report_on(

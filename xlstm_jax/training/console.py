@@ -1,13 +1,12 @@
 """The lines that a person sees of a run."""
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from xlstm_jax.config import Config
-from xlstm_jax.installation import program, python
+from xlstm_jax.installation import module, next_lines, program, shell_line
 from xlstm_jax.parallel import is_first_process
 from xlstm_jax.progress import duration
 from xlstm_jax.runs.folder import longer
@@ -110,9 +109,8 @@ def next_commands(workdir: str | os.PathLike, config: Config, writes_text: bool)
     """What a person may type after a run, as lines that a shell takes, with the run's folder as it
     was given.
     """
-    place = shlex.quote(str(workdir))
-    lines = ["next:", f"  {program('eval')} --workdir={place}"]
+    commands = [shell_line(program("eval"), workdir=workdir)]
     if writes_text:
-        lines.append(f"  {python()} -m xlstm_jax.generation --checkpoint={place} --prompt='def '")
+        commands.append(shell_line(module("generation"), checkpoint=workdir, prompt="def "))
     again = "another --workdir and" if config.optimizer.follows_length else "the same --workdir and"
-    return [*lines, f"  # to train longer: {again} {longer(workdir, config)}"]
+    return next_lines(*commands, f"# to train longer: {again} {longer(workdir, config)}")

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from xlstm_jax.analysis.parameters import count_parameters
+from xlstm_jax.command_line import printable
 from xlstm_jax.config import AnyConfig, Config, as_config, flat, task_of
 from xlstm_jax.errors import Diverged, UserError
 from xlstm_jax.generation import generate
@@ -217,7 +218,7 @@ def train(
             if config.eval.sample_tokens and task.tokenizer is not None:
                 text = sample_of(task, state.params, config)
                 told.after_sample(steps, text)
-                say(f"sample:\n{text}")
+                say(f"sample:\n{printable(text)}")
             if checkpoints.latest_step() != steps:
                 raise UserError(not_saved(run, checkpoints))
             told.after_training(summary)

@@ -12,9 +12,8 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from xlstm_jax import interrupts
-from xlstm_jax.interrupts import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted
+from xlstm_jax.interrupts import NAMES, STATUS, Preempted
 
-NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "interrupted"}
 # The key by which jax's preemption service tells all processes that one of them got SIGTERM.
 NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 
@@ -33,6 +32,8 @@ class Preemption:
         self._may_save = False
         self._newest: int | None = None
         self._before: dict[int, object] = {}
+        self._ends = jax.process_count() > 1  # nobody ends one of several before the others
+        self._rule_before = interrupts.rule_of(signal.SIGTERM)
         self._closed = threading.Event()
 
     def __enter__(self) -> "Preemption":
@@ -53,7 +54,8 @@ class Preemption:
             signal.signal(number, before)
         self._may_save = False
         self._set_rules()
-        interrupts.set_rule(signal.SIGTERM, None)
+        # a run that was asked to end has saved, and is not to be ended before it says so
+        interrupts.set_rule(signal.SIGTERM, None if self._ends else self._rule_before)
 
     def saved(self, step: int | None) -> None:
         """This is the newest checkpoint: what the messages name."""
@@ -78,14 +80,14 @@ class Preemption:
     def ended_at(self, step: int, *, saved: bool) -> Preempted:
         """What the loop raises when it ends at a step that `reached` has named."""
         number = signal.SIGINT if self._asked == signal.SIGINT else signal.SIGTERM
-        status = self._status(number)
         if saved:
             text = f"step {step} is saved, the same command goes on from there"
         else:
             text = f"step {step} could NOT be saved; {self._way_on()}"
-        return Preempted(f"{NAMES[number]}: {text}", status)
+        return Preempted(f"{NAMES[number]}: {text}", STATUS[number])
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._ends = True
         if not self._may_save or (number == signal.SIGINT and self._asked == signal.SIGINT):
             text = f"{NAMES[number]}; {self._way_on()}"
             if number == signal.SIGINT:
@@ -112,7 +114,7 @@ class Preemption:
                 number,
                 interrupts.Rule(
                     wait,
-                    self._status(number),
+                    STATUS[number],
                     lambda number=number: f"{NAMES[number]}; {self._way_on()}",
                     again=number == signal.SIGINT,
                 ),
@@ -128,9 +130,6 @@ class Preemption:
                 continue
             interrupts.received(signal.SIGTERM)
             return
-
-    def _status(self, number: int) -> int:
-        return EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
 
     def _way_on(self) -> str:
         if self._newest is None:

@@ -32,6 +32,7 @@ def test_fits_are_printed_and_written(tmp_path, monkeypatch, capsys):
     arguments = [path, "--columns=params=N", "--form=plain,line", f"--output={output}"]
     assert call("fit", *arguments) == 0
     printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == str(output / "fits.json")
     assert "42 runs; fitting plain, line" in printed and "R2 0.99" in printed
     numbers = json.loads((output / "fits.json").read_text())["plain, "]["numbers"]
     assert numbers["alpha"]["value"] == pytest.approx(0.34, rel=0.05)
@@ -41,7 +42,10 @@ def test_fits_are_printed_and_written(tmp_path, monkeypatch, capsys):
     budget, params, loss = isoflop_runs(noise=0.001)
     path = table(tmp_path / "iso.csv", "budget,params,tokens,loss", (budget, params, params, loss))
     assert call("fit", path, "--form=isoflop") == 0
-    assert "best at 6e+18" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "best at 6e+18" in printed
+    *_, named, line = printed.splitlines()
+    assert named == "next:" and line.endswith(f" fit {path} --form=isoflop --output=runs/fits")
 
 
 @pytest.mark.parametrize(

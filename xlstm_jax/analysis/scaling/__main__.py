@@ -18,7 +18,6 @@ benchmarks.inference_times` measured.
 """
 
 import pathlib
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -32,10 +31,11 @@ from xlstm_jax.analysis.scaling.reading import COUNTING, read, unfinished_line
 from xlstm_jax.analysis.scaling.running import run_plan
 from xlstm_jax.analysis.scaling.table import Run, by_model, published_runs
 from xlstm_jax.errors import UserError
-from xlstm_jax.installation import program, python
+from xlstm_jax.installation import module, next_lines, program, shell_line
 from xlstm_jax.interrupts import Preempted
 from xlstm_jax.progress import counted
 
+NAME = "analysis.scaling"
 PUBLISHED = "published"
 SERIES = "configs/scaling.py"
 COUNTING_FLAG = (
@@ -111,10 +111,7 @@ def _plan(words: Sequence[str], argv: Sequence[str]) -> None:
     planned = plan_series(file, families, budgets, counting, grid, overrides)
     write_plan(folder, planned, program("train"))
     print(*plan_lines(planned), folder / COMMANDS, sep="\n")
-    print(
-        f"next:\n  {python()} -m xlstm_jax.analysis.scaling run {shlex.quote(str(folder))}",
-        flush=True,
-    )
+    print(*next_lines(shell_line(module(NAME), "run", folder)), sep="\n", flush=True)
 
 
 def _run(words: Sequence[str], argv: Sequence[str]) -> None:
@@ -124,8 +121,7 @@ def _run(words: Sequence[str], argv: Sequence[str]) -> None:
     most = command_line.number(flags, "runs", 1)
     if failed := run_plan(pathlib.Path(words[0]).expanduser(), most):
         raise UserError(f"{len(failed)} of the runs failed, see above: {', '.join(failed)}")
-    folder = shlex.quote(words[0])
-    print(f"next:\n  {python()} -m xlstm_jax.analysis.scaling fit {folder} --form=isoflop")
+    print(*next_lines(shell_line(module(NAME), "fit", words[0], form="isoflop")), sep="\n")
 
 
 def _fit(words: Sequence[str], argv: Sequence[str]) -> None:
@@ -160,6 +156,8 @@ def _fit(words: Sequence[str], argv: Sequence[str]) -> None:
         folder = pathlib.Path(flags["output"].value).expanduser()
         write(folder, fits, runs)
         print(folder / "fits.json", flush=True)
+    else:
+        _say_how_to_keep("fit", words, argv, "fits")
 
 
 def _inference(words: Sequence[str], argv: Sequence[str]) -> None:
@@ -174,6 +172,14 @@ def _inference(words: Sequence[str], argv: Sequence[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         figure_style.save(figures.inference_figure(results), folder / "inference.png")
         print(folder / "inference.png", flush=True)
+    else:
+        _say_how_to_keep("inference", words, argv, "inference")
+
+
+def _say_how_to_keep(action: str, words: Sequence[str], argv: Sequence[str], name: str) -> None:
+    """The same command with an --output, where what was printed is not written."""
+    again = shell_line(module(NAME), action, *words, *argv[1:], output=f"runs/{name}")
+    print("nothing is written without --output", *next_lines(again), sep="\n", flush=True)
 
 
 ACTIONS: dict[str, Callable[[Sequence[str], Sequence[str]], None]] = {

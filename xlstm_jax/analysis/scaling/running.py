@@ -7,11 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from xlstm_jax import interrupts
 from xlstm_jax.analysis.scaling.plan import PlannedRun, arguments, read_plan, run_folder
 from xlstm_jax.analysis.scaling.reading import final_loss
 from xlstm_jax.interrupts import (
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
+    NAMES,
+    STATUS,
     Preempted,
     Rule,
     rule,
@@ -31,9 +34,13 @@ def train(call: Sequence[str]) -> int:
     Ctrl-C reaches that process too, and SIGTERM is handed on to it. It saves the step that it is
     in, which is waited for.
     """
-    patient = Rule(SECONDS_TO_SAVE, EXIT_INTERRUPTED, lambda: "interrupted; train.py hangs")
+
+    def patient(number: int) -> Rule:
+        return Rule(SECONDS_TO_SAVE, STATUS[number], lambda: f"{NAMES[number]}; train.py hangs")
+
     with (
-        rule(signal.SIGINT, patient),
+        rule(signal.SIGINT, patient(signal.SIGINT)),
+        rule(signal.SIGTERM, patient(signal.SIGTERM)),
         subprocess.Popen([sys.executable, "-m", TRAIN, *call]) as process,
     ):
         before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
@@ -43,6 +50,7 @@ def train(call: Sequence[str]) -> int:
             process.wait()
             return EXIT_INTERRUPTED
         finally:
+            interrupts.dealt_with()  # what ends now is this run; `Preempted` says so
             signal.signal(signal.SIGTERM, before)
 
 
