@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import MLSTMState, SLSTMState, mlstm, slstm
+from pallas_kernels.mlstm_back import mlstm_back
 from pallas_kernels.mlstm_front import mlstm_front
 from pallas_kernels.testing.specs import MODELS
 
@@ -118,6 +119,21 @@ def test_triton_kernels_before_the_mlstm(gpu, dtype):
     program = lowered_for(gpu, jax.value_and_grad(loss, argnums=range(7)), arrays)
     names = ("mlstm_front", "mlstm_front_back")
     assert triton_kernels(program) == dict.fromkeys(names, 1)
+
+
+@pytest.mark.parametrize(("gpu", "V", "skip"), [("A100", 384, True), ("H100", 512, False)])
+def test_triton_kernels_behind_the_mlstm(gpu, V, skip):
+    """Of the 125M and the 7B model: one forward, one backward."""
+    B, T, H = 2, 2048, 4
+    inner, row = ((B, T, H * V), "bfloat16"), ((H * V,), "float32")
+    arrays = [((B, T, H, V), "bfloat16"), row, inner, *([inner, row] if skip else [])]
+    activation = "silu" if skip else "sigmoid"
+
+    def loss(*arrays):
+        return jnp.sum(mlstm_back(*arrays, eps=1e-6, activation=activation).astype(jnp.float32))
+
+    program = lowered_for(gpu, jax.value_and_grad(loss, argnums=range(len(arrays))), arrays)
+    assert triton_kernels(program) == {"mlstm_back": 1, "mlstm_back_back": 1}
 
 
 @needs_mosaic_gpu

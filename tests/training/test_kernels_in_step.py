@@ -77,7 +77,7 @@ def kernels_in(program: str) -> list[str]:
     [
         ("TPU v5 lite", "tpu", MLSTM_ONLY, {"pallas_tpu"}),
         ("TPU v5 lite", "tpu", SLSTM_ONLY, {"pallas_tpu"}),
-        # before the cell stands `mlstm_front`, in Triton
+        # what stands around the cell, and the blocks' norms, are Triton's
         ("NVIDIA H100 80GB HBM3", "gpu", MLSTM_ONLY, {HOPPER, "pallas_triton"}),
         ("NVIDIA A100-SXM4-80GB", "gpu", MLSTM_ONLY, {"pallas_triton"}),
     ],
@@ -96,8 +96,8 @@ def test_the_step_runs_on_the_devices_own_kernels(device_kind, platform, model, 
 )
 def test_the_slstm_of_a_step_for_an_h100_is_a_kernel():
     found = kernels_in(lowered_step("NVIDIA H100 80GB HBM3", "gpu", SLSTM_ONLY))
-    assert len(found) >= 2
-    assert set(found) == {"pallas_gpu"}
+    assert found.count("pallas_gpu") >= 2
+    assert set(found) == {"pallas_gpu", "pallas_triton"}  # the blocks' norms are Triton's
 
 
 @pytest.mark.parametrize("mixer", ["mlstm", "slstm"])
