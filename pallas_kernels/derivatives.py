@@ -29,6 +29,7 @@ def with_backward(
     push: Callable,
     *,
     name: Names | None = None,
+    unused_are_none: bool = False,
 ) -> Any:
     """The function `value(static, *arrays)` with derivatives of its own.
 
@@ -36,6 +37,7 @@ def with_backward(
       forward(static, *arrays) -> (value, residuals): runs instead of `value` where a derivative is
           taken.
       backward(static, residuals, cotangents) -> cotangents of the arrays (None for integers).
+          With unused_are_none the cotangent of a result that nobody uses is None, else zeros.
       push(static, residuals, tangents) -> tangents of the value, linear in tangents; the tangent of
           an integer has the type float0, as in `jax.jvp`.
 
@@ -71,7 +73,7 @@ def with_backward(
         tangents_out = _linear_p.bind(
             *flat_residuals, *(x for x, real in zip(flat, inexact, strict=True) if real),
             push=push_flat, pull=pull_flat, residuals=len(flat_residuals),
-            types=tuple(jax.typeof(x) for x in flat_out),
+            types=tuple(jax.typeof(x) for x in flat_out), unused_are_none=unused_are_none,
         )  # fmt: skip
         return out, out_tree.unflatten(tangents_out)
 
@@ -127,6 +129,7 @@ def with_first_backward_only(
     refusal: str,
     *,
     name: Names | None = None,
+    unused_are_none: bool = False,
 ) -> Any:
     """As `with_backward`, for functions that call Pallas kernels: they have gradients alone,
     forward mode and second derivatives raise TypeError(refusal), and they are traced without 64-bit
@@ -150,7 +153,9 @@ def with_first_backward_only(
         return jax.jit(function, static_argnums=0)
 
     forward = guarded(forward) if name is None else _naming(name, forward, guarded)
-    return with_backward(once(value), forward, guarded(backward), refuse)
+    return with_backward(
+        once(value), forward, guarded(backward), refuse, unused_are_none=unused_are_none
+    )
 
 
 def in_32_bits(function: Callable) -> Callable:
@@ -214,17 +219,32 @@ def _zero_tangent(x: Array) -> Any:
 
 
 def _transpose(
-    cotangents: Any, *operands: Any, pull: Callable, residuals: int, types: Any, **_: Any
+    cotangents: Any,
+    *operands: Any,
+    pull: Callable,
+    residuals: int,
+    types: Any,
+    unused_are_none: bool,
+    **_: Any,
 ) -> list[Any]:
-    cotangents = [
-        jnp.zeros(kind.shape, kind.dtype) if type(x) is ad.Zero else x
-        for x, kind in zip(cotangents, types, strict=True)
-    ]
+    def given(x: Any, kind: Any) -> Array | None:
+        if type(x) is not ad.Zero:
+            return x
+        return None if unused_are_none else jnp.zeros(kind.shape, kind.dtype)
+
+    cotangents = [given(x, kind) for x, kind in zip(cotangents, types, strict=True)]
     return [None] * residuals + pull(list(operands[:residuals]), cotangents)
 
 
 def _batch(
-    operands: Any, axes: Any, *, push: Callable, pull: Callable, residuals: int, types: Any
+    operands: Any,
+    axes: Any,
+    *,
+    push: Callable,
+    pull: Callable,
+    residuals: int,
+    types: Any,
+    unused_are_none: bool,
 ) -> Any:
     """All linear operands are given the new axis, so that each has its own cotangent."""
     size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
@@ -237,6 +257,7 @@ def _batch(
         *operands[:residuals], *given, residuals=residuals,
         push=jax.vmap(push, in_axes), pull=jax.vmap(pull, in_axes),
         types=tuple(kind.update(shape=(size, *kind.shape)) for kind in types),
+        unused_are_none=unused_are_none,
     )  # fmt: skip
     return out, [0] * len(out)
 

@@ -47,14 +47,14 @@ def _from_zeros(backend: Callable) -> Callable:
 
 
 # A backend takes (Call, Options) and returns (h, state). A Pallas backend joins here. Where no
-# state is given, "pallas_tpu" reads none; the others are handed zeros.
+# state is given, "pallas_tpu" and "pallas_gpu" read none; the others are handed zeros.
 BACKENDS = MappingProxyType(
     {
         "recurrent": _from_zeros(mlstm_recurrent),
         "parallel": _from_zeros(mlstm_parallel),
         "chunkwise": _from_zeros(mlstm_chunkwise),
         "pallas_tpu": mlstm_pallas_tpu,
-        "pallas_gpu": _from_zeros(mlstm_pallas_gpu),
+        "pallas_gpu": mlstm_pallas_gpu,
         "pallas_triton": _from_zeros(mlstm_pallas_triton),
     }
 )

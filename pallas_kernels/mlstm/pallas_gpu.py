@@ -68,7 +68,9 @@ def mlstm_pallas_gpu(call: Call, options: Options) -> tuple[Values, MLSTMState]:
     q, k, v = (filled(filled(x, 1, size), -1, 64) for x in (q, k, v))
     log_i, log_f = filled(log_i, 1, size, -jnp.inf), filled(log_f, 1, size)
     starts = None if starts is None else filled(starts, 1, size, False)
-    state = MLSTMState(filled(filled(state.C, -1, 64), -2, 64), filled(state.n, -1, 64), state.m)
+    if state is not None:
+        C, n = filled(filled(state.C, -1, 64), -2, 64), filled(state.n, -1, 64)
+        state = MLSTMState(C, n, state.m)
     settings = (mode, normalise, size, eps, key_dim**-0.5)
     h, state = _mlstm(settings, Call(q, k, v, log_i, log_f, state, starts))
     return h[:, :time, :, :value_dim], MLSTMState(
@@ -98,13 +100,14 @@ def _value(options: tuple[Any, ...], call: Call) -> tuple[Values, MLSTMState]:
 def _forward(options: tuple[Any, ...], call: Call) -> Any:
     q, k, v, log_i, log_f, state, starts = call
     kernels, options = _kernels(options)
-    gates = chunk_gates(log_i, log_f, state.m, starts, options.chunk, normalise=options.normalise)
-    C, last_C = kernels.walk(options, k, v, gates.kept, gates.w_last, state.C)
+    first = _first(q, state)
+    gates = chunk_gates(log_i, log_f, first.m, starts, options.chunk, normalise=options.normalise)
+    C, last_C = kernels.walk(options, k, v, gates.kept, gates.w_last, first.C)
     ones, zeros = jnp.ones_like(gates.row), jnp.zeros_like(gates.row)
     P, qn = kernels.pairs(options, q, k, gates, ones, zeros)
-    of_state, per_d, n, last_n = options.scale * gates.w, None, None, state.n
+    of_state, per_d, n, last_n = options.scale * gates.w, None, None, first.n
     if options.normalise:
-        n, last_n = _walk_vectors(k, gates.kept, gates.w_last, state.n)
+        n, last_n = _walk_vectors(k, gates.kept, gates.w_last, first.n)
         qn = qn + of_state * _dot_vectors(q, n)
         per_d = 1 / (jnp.maximum(jnp.abs(qn), gates.floor) + options.eps)
     h, _ = kernels.combine(options, P, v, q, C, of_state, of_all=per_d)
@@ -128,19 +131,24 @@ def _backward(options: tuple[Any, ...], kept: Any, cotangents: Any) -> Any:
     kernels, options = _kernels(options)
     q, k, v, h, qn, gates, C, last_C, n, last_n, state, starts = kept
     dh, after = cotangents
+    after = _first(q, after)
+    if dh is None:
+        dh = jnp.zeros_like(h)
     per_d, dqn = output_gradients(h, dh, qn, gates.floor, options.eps, normalise=options.normalise)
     of_state = options.scale * gates.w
     dC, first_dC = kernels.walk(
-        options, q, dh, of_state * per_d, gates.w_last, after.C, reverse=True
-    )
+        options, q, dh, of_state * per_d, gates.w_last, after.C,
+        reverse=True, keep_last=state is not None,
+    )  # fmt: skip
     overlap = _overlap_after(C, dC, last_C, after.C)
     of_n = of_dn = None
-    first_dn, dm = jnp.zeros_like(state.n), jnp.zeros_like(state.m)
+    first_dn, dm = jnp.zeros_like(after.n), jnp.zeros_like(after.m)
     if options.normalise:
         dn, first_dn = _walk_vectors(q, of_state * dqn, gates.w_last, after.n, reverse=True)
         of_n, of_dn = (of_state * dqn, n), (gates.kept, dn)
         overlap = overlap + _overlap_after(n, dn, last_n, after.n)
-        dm = jnp.sum(state.C * first_dC, axis=(-2, -1)) + jnp.sum(state.n * first_dn, axis=-1)
+        if state is not None:
+            dm = jnp.sum(state.C * first_dC, axis=(-2, -1)) + jnp.sum(state.n * first_dn, axis=-1)
 
     P, _ = kernels.pairs(options, q, k, gates, per_d, jnp.zeros_like(per_d))
     dv, _ = kernels.combine(options, P, dh, k, dC, gates.kept, pairs_transposed=True)
@@ -162,12 +170,28 @@ def _backward(options: tuple[Any, ...], kept: Any, cotangents: Any) -> Any:
         **to_keys,
     )
     d_log_i, d_log_f = gate_gradients(q_dq, k_dk, overlap, starts, gates.wiped)
-    return (Call(dq, dk, dv, d_log_i, d_log_f, MLSTMState(first_dC, first_dn, dm), None),)
+    d_state = None if state is None else MLSTMState(first_dC, first_dn, dm)
+    return (Call(dq, dk, dv, d_log_i, d_log_f, d_state, None),)
 
 
 _mlstm = with_first_backward_only(
-    _value, _forward, _backward, gradients_alone("mlstm", "pallas_gpu"), name="cell"
+    _value,
+    _forward,
+    _backward,
+    gradients_alone("mlstm", "pallas_gpu"),
+    name="cell",
+    unused_are_none=True,
 )
+
+
+def _first(q: Keys, state: MLSTMState | None) -> MLSTMState:
+    """What a walk begins with, a state or its cotangent: zeros for what is not given, but for C,
+    which the kernel then does not read: it is as large as the values of K tokens, in float32.
+    """
+    batch, _, heads, key_dim = q.shape
+    C, n, m = (None, None, None) if state is None else state
+    n = jnp.zeros((batch, heads, key_dim)) if n is None else n
+    return MLSTMState(C, n, jnp.zeros((batch, heads)) if m is None else m)
 
 
 def _kernels(options: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -226,13 +250,17 @@ def _overlap_after(
     before: Float[Array, "B H N *K"],
     d_after: Float[Array, "B H N *K"],
     last: Float[Array, "B H *K"],
-    d_last: Float[Array, "B H *K"],
+    d_last: Float[Array, "B H *K"] | None,
 ) -> Float[Array, "B H N"]:
-    """<C, dC> after each chunk, from C before and dC after it; the last pair in float32."""
+    """<C, dC> after each chunk, from C before and dC after it; the last pair in float32, 0 where
+    nobody uses it.
+    """
     axes = tuple(range(3, before.ndim))
     inner = jnp.sum(
         before[:, :, 1:].astype(jnp.float32) * d_after[:, :, :-1].astype(jnp.float32), axis=axes
     )
-    return jnp.concatenate(
-        [inner, jnp.sum(last * d_last, axis=tuple(range(2, last.ndim)))[..., None]], axis=2
-    )
+    if d_last is None:
+        at_end = jnp.zeros(last.shape[:2])
+    else:
+        at_end = jnp.sum(last * d_last, axis=tuple(range(2, last.ndim)))
+    return jnp.concatenate([inner, at_end[..., None]], axis=2)

@@ -43,12 +43,13 @@ def walk(
     y: Values,
     a: TokenNumbers,
     w_last: Float[Array, "B H N"],
-    X: Float[Array, "B H K V"],
+    X: Float[Array, "B H K V"] | None,
     *,
     reverse: bool = False,
-) -> tuple[Float[Array, "B H N K V"], Float[Array, "B H K V"]]:
+    keep_last: bool = True,
+) -> tuple[Float[Array, "B H N K V"], Float[Array, "B H K V"] | None]:
     """X <- w_last X + sum of a_t x_t y_t, chunk by chunk: X before each chunk, in the type of y,
-    and after the last in float32.
+    and after the last in float32 (None unless keep_last). It begins with zeros where X is None.
 
     a_t x_t is rounded to the type of x; X itself stays in float32 registers from the first chunk to
     the last.
@@ -61,9 +62,10 @@ def walk(
         tile_of(wide_dim),
         time // DEPTH,
     )
-    blocks = blocks_of(wide_dim // wide)
+    blocks, given = blocks_of(wide_dim // wide), 0 if X is None else 1
 
-    def mlstm_walk(x, y, a, w_last, X, states, last, state, agreed):
+    def mlstm_walk(x, y, a, w_last, *refs):
+        first, (states, *last, state, agreed) = refs[:given], refs[given:]
         b, head = batch_and_head(heads)
         tall_at, wide_at = lax.axis_index("tall"), wide_tile(blocks)
         i, j = pl.ds(tall_at * tall, tall), pl.ds(wide_at * wide, wide)
@@ -97,21 +99,29 @@ def walk(
             Operand(y.at[b, :, head], (DEPTH, wide), lambda at: (place(at), wide_at)),
             Operand(a.at[b, head], (DEPTH,), lambda at: (place(at),)),
         )
-        first = plgpu.load(X.at[b, head, i, j], layout=plgpu.Layout.WGMMA, optimized=False)
-        last[b, head, i, j] = ring(step, steps, operands, agreed, slots=2, carry=first)
+        if first:
+            (X,) = first
+            X = plgpu.load(X.at[b, head, i, j], layout=plgpu.Layout.WGMMA, optimized=False)
+        else:
+            X = plgpu.layout_cast(jnp.zeros((tall, wide), jnp.float32), plgpu.Layout.WGMMA)
+        X = ring(step, steps, operands, agreed, slots=2, carry=X)
+        if last:
+            last[0][b, head, i, j] = X
         plgpu.wait_smem_to_gmem(0)
 
-    return call(
+    of_last = jax.ShapeDtypeStruct((batch, heads, tall_dim, wide_dim), jnp.float32)
+    states, *last = call(
         mlstm_walk,
         options,
         {"bh": batch * heads, "tall": tall_dim // tall, "wide": wide_dim // wide // blocks},
         [
             jax.ShapeDtypeStruct((batch, heads, chunks, tall_dim, wide_dim), y.dtype),
-            jax.ShapeDtypeStruct(X.shape, jnp.float32),
+            *([of_last] if keep_last else []),
         ],
         [smem((tall, wide), y.dtype), plgpu.ClusterBarrier(collective_axes=("block",))],
         blocks,
-    )(x, y, a, w_last, X)
+    )(x, y, a, w_last, *(() if X is None else (X,)))
+    return states, last[0] if keep_last else None
 
 
 def pairs(

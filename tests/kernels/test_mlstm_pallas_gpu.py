@@ -12,6 +12,7 @@ from pallas_kernels.mlstm import mlstm
 from pallas_kernels.mlstm.pallas_gpu import default_chunk_size
 from pallas_kernels.testing import pallas_backend
 from pallas_kernels.testing.specs import Spec
+from pallas_kernels.typing import MLSTMState
 
 needs_simulator = pytest.mark.skipif(
     jax.__version_info__ < (0, 11), reason="the simulator of Mosaic GPU begins with jax 0.11"
@@ -42,6 +43,33 @@ def test_no_memory_is_read_unwritten_and_nothing_races_where_a_chunk_has_several
     """
     spec = Spec("tiles", T=193, K=64, V=64, B=1, H=1, chunk=256, documents="random")
     check(spec, uninitialized_memory="nan", detect_races=True)
+
+
+@needs_simulator
+@pytest.mark.slow
+@pytest.mark.parametrize("used", ["h", "C", "hn"])
+def test_no_state_before_and_results_that_nobody_uses(used):
+    """The kernels read no state then, and no gradient of one: as with zeros in their place."""
+    draw = np.random.default_rng(0).normal
+    arrays = [draw(size=(1, 129, 1, size)) for size in (64, 64, 128)]
+    arrays += [draw(size=(1, 129, 1)) for _ in range(2)]
+    bfloat16 = [jnp.asarray(x, jnp.bfloat16 if x.ndim == 4 else jnp.float32) for x in arrays]
+
+    def gradients(state, weights):
+        def loss(arrays):
+            h, after = mlstm(*arrays, state, backend="pallas_gpu", chunk_size=64)
+            parts = {"h": h.astype(jnp.float32), "C": after.C / 8, "n": after.n}
+            return sum(w * jnp.sum(jnp.sin(parts[name])) for name, w in weights.items())
+
+        with interpreted(simulator(uninitialized_memory="nan")):
+            return jax.jit(jax.grad(loss))(bfloat16)
+
+    given = {name: 1.0 for name in used}
+    zeros = MLSTMState.empty(1, 1, 64, 128)
+    for x, y in zip(
+        gradients(None, given), gradients(zeros, {"h": 0, "C": 0, "n": 0} | given), strict=True
+    ):
+        np.testing.assert_array_equal(x.astype(jnp.float32), y.astype(jnp.float32))
 
 
 @needs_simulator
