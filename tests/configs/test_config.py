@@ -57,7 +57,7 @@ FILES = {
         ":rgb_image-llama",
         ":retrieval-llama",
     ],
-    "rare_tokens.py": ["", ":llama"],
+    "rare_tokens.py": ["", ":llama", ":lstm-small"],
     "scaling.py": ["", ":cpu-llama-64x2", ":dclm-xlstm_7b-1024x24", ":dclm-llama-2560x32"],
     "small_models.py": [],  # of the files for small tasks
     "llama.py": ["", ":2.7b-15b"]

@@ -244,7 +244,7 @@ def test_a_report_has_the_papers_number_and_guesses_beside_ours(tmp_path):
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 12
 
 
-@pytest.mark.parametrize("form", ["heat map", "bars", "dims"])
+@pytest.mark.parametrize("form", ["heat map", "bars", "dims", "groups"])
 def test_every_form_of_figure_shows_every_model(form):
     rows = [
         found
@@ -266,7 +266,7 @@ def test_damaged_rows_are_named(tmp_path):
         results.read(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["formal", "mqar", "nns", "lra"])
+@pytest.mark.parametrize("name", ["formal", "mqar", "nns", "lra", "rare_tokens"])
 @pytest.mark.parametrize("preset", ["small", "paper"])
 def test_the_projects_own_experiments_have_variants_for_all_their_runs(name, preset):
     experiment = config_files.experiment(f"configs/{name}.py", preset)

@@ -20,13 +20,20 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.models.conftest import SETTINGS
 from xlstm_jax import config as whole_config
-from xlstm_jax.config import Config, DataConfig, MeshConfig
+from xlstm_jax.config import Config, DataConfig, MeshConfig, task_of
 from xlstm_jax.errors import UserError
+from xlstm_jax.generation import generate
 from xlstm_jax.models import ModelConfig, build_model, mixers
 from xlstm_jax.models.config import check_model
 from xlstm_jax.models.mixer import Parts
 from xlstm_jax.models.remat import RICHEST_FIRST
 from xlstm_jax.parallel import make_mesh, parameter_shardings
+from xlstm_jax.runs.checkpoints import Checkpoints
+from xlstm_jax.runs.folder import find_run
+from xlstm_jax.tasks import TaskConfig
+from xlstm_jax.training.optimizer import make_optimizer, make_schedule
+from xlstm_jax.training.starting import Keeper
+from xlstm_jax.training.state import abstract_state
 
 VOCABULARY = 23
 LONG, SHORT, ONE = 23, 11, 1  # numbers of tokens
@@ -201,6 +208,19 @@ def test_a_text_without_documents_and_state_is_one_document(name, model_of):
         close(model.goes_on(after), model.goes_on(state))
 
 
+@every
+def test_what_is_written_is_what_the_whole_text_says(name, model_of):
+    """A prompt and the likeliest token again and again, read as one text: none was likelier."""
+    model = model_of(name)
+    prompt = TOKENS[:, :SHORT]
+    written = generate(
+        model.module, model.variables, prompt, LONG - SHORT, jax.random.key(0), temperature=0.0
+    )
+    text = np.concatenate([prompt, written], axis=1)
+    said = np.asarray(model.whole(ONE_DOCUMENT, text)[0])[:, SHORT - 1 : -1]
+    close(np.take_along_axis(said, np.asarray(written)[..., None], 2)[..., 0], said.max(axis=-1))
+
+
 @each_that_resets
 def test_packed_documents_equal_separate_ones(name, model_of):
     model = model_of(name)
@@ -289,6 +309,32 @@ def test_stacked_blocks_can_be_initialised_and_carry_their_states(name):
 
     before, after = jax.eval_shape(step, jax.random.key(0))
     assert before == after
+
+
+@every
+def test_a_stacked_training_goes_on_from_its_checkpoint_to_the_bit(name, tmp_path):
+    """Parameters and moments, what the whole stack shares among them; the file has blocks by
+    number. Nothing is trained.
+    """
+    model = dataclasses.replace(CASES[name], num_blocks=6)
+    config = Config(model=model, task=TaskConfig(name="formal"))
+    task, mesh = task_of(config), make_mesh(MeshConfig(), jax.devices()[:1])
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000))
+    arguments = task, task.model(stacked=True), optimizer
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.integers(0, 9, leaf.shape), leaf.dtype),
+        abstract_state(*arguments, config.train),
+    )
+    with Checkpoints(find_run(tmp_path), config) as checkpoints:
+        keeper = Keeper(*arguments, config, checkpoints, mesh)
+        stored = keeper.by_number(state)
+        assert {f"block_{n}" for n in range(6)} <= stored.params["backbone"].keys()
+        keeper.save(stored, 3, None, force=True)
+        checkpoints.finish()
+        found, step = keeper.start()
+    assert step == 3 and jax.tree.structure(found) == jax.tree.structure(state)
+    jax.tree.map(assert_array_equal, found, state)
 
 
 @every

@@ -16,7 +16,7 @@ Found = Mapping[Key, Result]
 
 def overview(experiment: Experiment, found: Found) -> Figure:
     """The experiment's main figure."""
-    forms = {"heat map": _heat_map, "bars": _bars, "dims": _over_dims}
+    forms = {"heat map": _heat_map, "bars": _bars, "dims": _over_dims, "groups": _groups}
     if experiment.figure == "dims" and len({dim for _, _, dim in found}) == 1:
         return _bars(experiment, found)  # one point is no curve
     return forms[experiment.figure](experiment, found)
@@ -90,6 +90,31 @@ def _bars(experiment: Experiment, found: Found) -> Figure:
             range(len(models)), [experiment.models[m] for m in models], rotation=30, ha="right"
         )
         _dress(panel, cell, "", experiment.metric.replace("_", " "))
+    figure.suptitle(_title(experiment), fontsize=10, wrap=True)
+    return figure
+
+
+def _groups(experiment: Experiment, found: Found) -> Figure:
+    """A panel for each cell, a group of bars for each point of the curve."""
+    cells, models = _axes_of(experiment, found)
+    figure, panels = _panels(len(cells))
+    width = 0.8 / max(1, len(models))
+    for panel, cell in zip(panels, cells, strict=True):
+        own = {m: r.curve for (c, m, _), r in found.items() if c == cell}
+        ticks = max(own.values(), key=len)
+        for number, model in enumerate(models):
+            points = own.get(model, {})
+            panel.bar(
+                [list(ticks).index(name) + (number + 0.5) * width - 0.4 for name in points],
+                list(points.values()),
+                width,
+                color=figure_style.colour(number),
+                label=experiment.models[model],
+            )
+        panel.set_xticks(range(len(ticks)), [tick.replace("_", " ") for tick in ticks])
+        panel.tick_params(axis="x", labelrotation=30)
+        _dress(panel, cell, *experiment.curve[1:])
+    _join_legends(figure, panels)
     figure.suptitle(_title(experiment), fontsize=10, wrap=True)
     return figure
 

@@ -26,12 +26,15 @@ class Experiment(NamedTuple):
         solved: a run ends where the number of the first held-out set reaches it; None: never.
         stages: into how many parts a run is cut, after which that is asked.
         spread: "deviation" (standard deviation over seeds) or "interval" (99 %, of their mean).
-        figure: "heat map" of models and cells, "bars", or "dims" (curves over dims).
+        figure: "heat map" of models and cells, "bars", "dims" (curves over dims), or "groups" (bars
+            for each point of the curve, a colour for each model).
         curve: beginning of the names of test numbers, or of more test sets, that make a curve,
             what it goes over, and what the numbers are.
         paper: by the paper's name of the model and by cell.
         left_out: cells of the paper that can't be, and why.
         absent: models that this version of the code does not have, and why.
+        frequencies: whether perplexity is also told by how often the training text has a token; of
+            experiments whose data are text.
         ranked: whether the report tells the mean rank of each model over the cells.
         reduced: the runs are smaller than the paper's.
         notes: decisions that a reader of the report has to know.
@@ -56,6 +59,7 @@ class Experiment(NamedTuple):
     paper: Mapping[str, Mapping[str, float]] = {}
     left_out: Mapping[str, str] = {}
     absent: Mapping[str, str] = {}
+    frequencies: bool = False
     ranked: bool = False
     reduced: bool = True
     notes: tuple[str, ...] = ()

@@ -39,7 +39,7 @@ def report(experiment: Experiment, folder: pathlib.Path) -> str:
         rows[0]["devices"],
     )
     drawn = {"results.png": figures.overview(experiment, found)}
-    if any(result.curve for result in found.values()):
+    if experiment.figure != "groups" and any(result.curve for result in found.values()):
         drawn["curves.png"] = figures.curves(experiment, found)
     for name, figure in drawn.items():
         figure_style.save(figure, folder / name)

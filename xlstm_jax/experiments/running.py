@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 
-from xlstm_jax.analysis.choosing import DIVERGED, GUESS
+from xlstm_jax.analysis.choosing import DIVERGED, FINAL, GUESS
 from xlstm_jax.analysis.parameters import count_parameters
 from xlstm_jax.command_line import wrapped
 from xlstm_jax.config import Config, load, task_of
+from xlstm_jax.data.splits import validation_sets
 from xlstm_jax.errors import Diverged, UserError
+from xlstm_jax.evaluation.frequencies import by_frequency, occurrences
 from xlstm_jax.experiments import rows as results
 from xlstm_jax.experiments.grid import Experiment, Run, groups_of
 from xlstm_jax.experiments.together import train_together
@@ -23,6 +25,7 @@ from xlstm_jax.parallel import make_mesh, replicated
 from xlstm_jax.progress import counted, doing, duration
 from xlstm_jax.runs.folder import find_run
 from xlstm_jax.tasks.evaluation import evaluate, make_eval_step
+from xlstm_jax.tasks.perplexity import Perplexity
 from xlstm_jax.tasks.task import Task
 from xlstm_jax.training.console import say
 from xlstm_jax.training.loop import train
@@ -126,13 +129,18 @@ def _rows_of(
     diverged = _train(experiment, configs, folder)
     seconds = (time.monotonic() - started) / len(configs)
     return {
-        run: _rows(run, config, folder / run.name, seconds, run in diverged)
+        run: _rows(experiment, run, config, folder / run.name, seconds, run in diverged)
         for run, config in configs.items()
     }
 
 
 def _rows(
-    run: Run, config: Config, folder: pathlib.Path, seconds: float, diverged: bool
+    experiment: Experiment,
+    run: Run,
+    config: Config,
+    folder: pathlib.Path,
+    seconds: float,
+    diverged: bool,
 ) -> list[dict[str, Any]]:
     mesh = make_mesh(config.mesh)
     head = {
@@ -149,7 +157,10 @@ def _rows(
     else:
         opened = open_checkpoint(str(folder), sharding=replicated(mesh))
         head |= {"parameters": count_parameters(opened.params), "steps": opened.step}
-        found = [{**head, **row} for row in _measured(task, opened, config.eval.batch_size, mesh)]
+        measured = [*_measured(task, opened, config.eval.batch_size, mesh)]
+        if experiment.frequencies:
+            measured += _by_frequency(task, opened, config, mesh)
+        found = [{**head, **row} for row in measured]
     for guess, summary in task.guesses().items():
         for metric, value in summary.items():
             row = {"set": f"{GUESS}{guess}", "metric": metric, "value": value, "n": 0}
@@ -169,6 +180,33 @@ def _measured(
         for metric, value in task.summary(totals).items():
             count = totals.get(metric, totals["loss"])[1]
             yield {"set": name, "metric": metric, "value": value, "n": int(count)}
+
+
+def _by_frequency(
+    task: Task, opened: Opened, config: Config, mesh: jax.sharding.Mesh
+) -> Iterator[dict[str, Any]]:
+    """Perplexity of the test text, or without one of the held-out text, and of those of its tokens
+    that the training text has about equally often.
+    """
+    held_out = "test" if "test" in validation_sets(config.data) else "validation"
+    with doing(f"grouping the tokens of {held_out} by their frequency", say), jax.set_mesh(mesh):
+        bins = by_frequency(
+            opened.model,
+            opened.params,
+            task.held_out_of(task.named_source(held_out)),
+            occurrences(task.source, config.model.vocab_size),
+            batch_size=config.eval.batch_size,
+            mesh=mesh,
+            reset_at_document=config.data.reset_at_document,
+        )
+    tokens, nats = sum(found.tokens for found in bins), sum(found.nats for found in bins)
+    whole = Perplexity(nats, tokens).perplexity
+    yield {"set": FINAL, "metric": "perplexity", "value": whole, "n": tokens}
+    for found in bins:
+        if found.tokens:
+            name = found.name.replace(",", "").replace(" ", "_")
+            value = {"metric": f"perplexity_at_{name}", "value": found.perplexity}
+            yield {"set": FINAL, **value, "n": found.tokens}
 
 
 def _train(experiment: Experiment, configs: Mapping[Run, Config], folder: pathlib.Path) -> set[Run]:
