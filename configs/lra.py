@@ -138,5 +138,18 @@ def get_experiment(preset: str) -> Experiment:
         paper=PAPER,
         absent={name: why for name, why in small_models.absent().items() if name in names},
         reduced=small,
-        notes=("The stack is causal, the class is told from the mean of the outputs.",),
+        notes=(
+            "The stack is causal, the class is told from the mean of the outputs.",
+            *(_sizes_of(cell, preset) for cell in cells),
+        ),
+    )
+
+
+def _sizes_of(cell: str, preset: str) -> str:
+    """A row of table 5, as it is run."""
+    config = get_config(f"{cell}-xlstm_1_0-{preset}")
+    return (
+        f"{cell}: {config.model.num_blocks} blocks, dim {config.model.dim}, batches of "
+        f"{config.data.batch_size}, {config.train.steps:,} steps, length "
+        f"{config.data.context_length:,}."
     )

@@ -260,6 +260,34 @@ def test_every_form_of_figure_shows_every_model(form):
     assert {"Small", "Large"} <= set(texts)
 
 
+def test_each_point_of_a_curve_has_its_own_curve_over_dimensions():
+    """The paper's figure 16: longer sequences than those of training."""
+    rows = [
+        found
+        for dim in (8, 16, 128)
+        for found in rows_of(RUN._replace(dim=dim), 1.0, 0.1, dim / 128)
+    ]
+    experiment = EXPERIMENT._replace(figure="dims")
+    figure = figures.curves(experiment, choosing.results_of(experiment, rows))
+    assert [axes.get_title() for axes in figure.axes] == [
+        "parity: 6 to 9 length", "parity: 10 to 12 length",
+    ]  # fmt: skip
+    for axes, values in zip(figure.axes, ([1, 1, 1], [1 / 16, 1 / 8, 1]), strict=True):
+        (line,) = axes.get_lines()
+        assert line.get_xydata().tolist() == [
+            list(p) for p in zip((8, 16, 128), values, strict=True)
+        ]
+    one = choosing.results_of(experiment, rows_of(RUN, 1.0, 0.1, 0.5))
+    assert [axes.get_title() for axes in figures.curves(experiment, one).axes] == ["parity"]
+
+
+def test_a_report_of_the_arena_has_the_sizes_that_were_run():
+    """The paper's table 5."""
+    notes = config_files.experiment("configs/lra.py", "paper").notes
+    assert "listops: 8 blocks, dim 128, batches of 32, 80,000 steps, length 2,048." in notes
+    assert "g_image: 6 blocks, dim 512, batches of 64, 180,000 steps, length 1,024." in notes
+
+
 def test_damaged_rows_are_named(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{")
     with pytest.raises(UserError, match="rows.jsonl' is damaged; move it away"):

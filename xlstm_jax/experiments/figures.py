@@ -24,8 +24,10 @@ def overview(experiment: Experiment, found: Found) -> Figure:
 
 def curves(experiment: Experiment, found: Found) -> Figure:
     """The experiment's curve, as accuracy over length: a panel for each cell, a line for each
-    model.
+    model. Where the results are curves over dimensions, a row of such panels for each point.
     """
+    if experiment.figure == "dims" and len({dim for _, _, dim in found}) > 1:
+        return _points_over_dims(experiment, found)
     cells, models = _axes_of(experiment, found)
     figure, panels = _panels(len(cells))
     for panel, cell in zip(panels, cells, strict=True):
@@ -46,6 +48,29 @@ def curves(experiment: Experiment, found: Found) -> Figure:
         panel.tick_params(axis="x", labelrotation=30)
         _dress(panel, cell, *experiment.curve[1:])
     _join_legends(figure, panels)
+    return figure
+
+
+def _points_over_dims(experiment: Experiment, found: Found) -> Figure:
+    """Rows: the points of the curve; columns: the cells that have one (the paper's figure 16)."""
+    with_curve = {key: result for key, result in found.items() if result.curve}
+    cells, models = _axes_of(experiment, with_curve)
+    points = list(max((result.curve for result in with_curve.values()), key=len))
+    figure = Figure(figsize=(4 * len(cells) + 1, 3.2 * len(points)), layout="constrained")
+    panels = figure.subplots(len(points), len(cells), squeeze=False)
+    _, over, what = experiment.curve
+    for row, point in zip(panels, points, strict=True):
+        for panel, cell in zip(row, cells, strict=True):
+            for number, model in enumerate(models):
+                own = {d: r.curve for (c, m, d), r in with_curve.items() if (c, m) == (cell, model)}
+                values = {dim: own[dim][point] for dim in sorted(own) if point in own[dim]}
+                if values:
+                    label = experiment.models[model]
+                    dims, numbers = list(values), list(values.values())
+                    panel.plot(dims, numbers, **figure_style.style(number), label=label)
+                    panel.set_xscale("log", base=2)
+            _dress(panel, f"{cell}: {point.replace('_', ' ')} {over}", "model.dim", what)
+    _join_legends(figure, list(panels.flatten()))
     return figure
 
 
