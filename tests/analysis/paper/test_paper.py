@@ -109,7 +109,7 @@ def test_every_command_on_the_page_loads():
             assert set(suites.removeprefix("--suite=").split(",")) <= set(SUITES)
         else:
             assert importlib.util.find_spec(words[1]), text
-    assert trained > 60 and grids == 2 + 2 + 11 + 6
+    assert trained > 60 and grids == 2 + 3 + 11 + 6
 
 
 def test_the_runs_are_the_papers(found):

@@ -209,8 +209,8 @@ UNPRINTED = (
     ),
     Unprinted(
         "figure 2, right", "perplexity of rare tokens of WikiText-103",
-        "python train.py --config=configs/rare_tokens.py --workdir=DIR",
-        "`eval.py --suite=frequencies`",
+        "python -m xlstm_jax.experiments rare_tokens --preset=paper",
+        "[experiments](experiments.md)",
     ),
     Unprinted(
         "figures 5, 13 to 16", "multi-query associative recall, accuracy over dimensions",
