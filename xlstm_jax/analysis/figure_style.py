@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^DvP*"
 BLUE, ORANGE = COLOURS[:2]
+AGAIN = (("full", "-"), ("none", "--"), ("bottom", ":"), ("top", "-."))  # marks, lines
 DPI = 150
 
 
@@ -30,13 +31,13 @@ def marker(number: int) -> str:
 
 
 def style(number: int) -> dict[str, Any]:
-    """Of a curve: those whose colours come again are dashed, and their marks are hollow."""
-    again = number >= len(COLOURS)
+    """Of a curve: each time that the colours come again, lines and the filling of marks change."""
+    filling, line = AGAIN[number // len(COLOURS) % len(AGAIN)]
     return {
         "color": colour(number),
         "marker": marker(number),
-        "fillstyle": "none" if again else "full",
-        "linestyle": "--" if again else "-",
+        "fillstyle": filling,
+        "linestyle": line,
         "markersize": 5,
         "linewidth": 1.2,
     }
