@@ -138,6 +138,7 @@ def _groups(experiment: Experiment, found: Found) -> Figure:
             )
         panel.set_xticks(range(len(ticks)), [tick.replace("_", " ") for tick in ticks])
         panel.tick_params(axis="x", labelrotation=30)
+        panel.set_yscale("log")  # from few to as many as the vocabulary has tokens
         _dress(panel, cell, *experiment.curve[1:])
     _join_legends(figure, panels)
     figure.suptitle(_title(experiment), fontsize=10, wrap=True)
