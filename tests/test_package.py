@@ -86,11 +86,14 @@ def installed(wheel, tmp_path_factory) -> pathlib.Path:
     return programs
 
 
+MOST_SECONDS = 900  # of a program, on a machine that is busy
+
+
 def run(installed: pathlib.Path, here: pathlib.Path, program: str, *arguments: str) -> str:
     environment = {name: os.environ[name] for name in os.environ if name != "PYTHONPATH"}
     done = subprocess.run(
         [installed / program, *arguments],
-        cwd=here, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=here, env=environment, capture_output=True, text=True, timeout=MOST_SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
