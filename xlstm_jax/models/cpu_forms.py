@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from xlstm_jax.models import gpu_forms
 from xlstm_jax.parallel import constrain, num_shards, platform
@@ -47,9 +48,10 @@ def project(x: Float[Array, "... D"], kernel: Float[Array, "D F"]) -> Float[Arra
     of 145 ms). Not where the time is spread over devices: rows and time can't be one axis then
     without all tokens on every device.
     """
+    kernel = checkpoint_name(kernel.astype(x.dtype), "operands")
     if num_shards("time") > 1:
-        return x @ kernel.astype(x.dtype)
-    flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+        return x @ kernel
+    flat = x.reshape(-1, x.shape[-1]) @ kernel
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 

@@ -21,7 +21,7 @@ KEPT = {
     "ffn": "what a feed-forward layer multiplies",
     "middle": "the sum behind each branch of a block",
     "dots": "the results of all products with kernels",
-    "operands": "what enters a layer's products: norms, gated outputs",
+    "operands": "what enters a layer's products: norms, gated outputs, kernels in their type",
 }
 # Settings that stand alone: everything is kept, every block's input alone, or what `auto` chooses.
 EVERYTHING, INPUTS, AUTO = "none", "block", "auto"
