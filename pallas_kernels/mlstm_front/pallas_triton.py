@@ -2,9 +2,11 @@
 forward, one backward.
 
 Forward c and u are read once and q, k and v are written once: 5 arrays of u's size. Backward c, u
-and the gradients of q, k and v are read, those of c and u are written: 7. Nothing but what was
-given is kept for the backward pass.
+and the gradients of q, k and v are read, those of c and u are written: 7. Besides what was given
+the backward pass has the maps as the kernels take them.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,32 +48,39 @@ def mlstm_front_pallas_triton(call: Call) -> Front:
     return _front((Settings(mode, size, blocks), PROGRAMS), call)
 
 
+class Maps(NamedTuple):
+    """Of n groups of g channels, in the type of u: to q, k and v; from c and u to P gates."""
+
+    matrices: Float[Array, "3 n g g"]
+    to_gates: Float[Array, "2 n g P"]
+
+
 def _value(static: tuple[Settings, int], call: Call) -> Front:
+    return _forward(static, call)[0]
+
+
+def _forward(static: tuple[Settings, int], call: Call) -> tuple[Front, tuple[Call, Maps]]:
     settings, _ = static
     dtype, gates = call.u.dtype, call.gate_bias.shape[0]
-    maps = [_grouped(settings, _rounded(x, dtype)) for x in (call.query, call.key, call.value)]
+    grouped = [_grouped(settings, _rounded(x, dtype)) for x in (call.query, call.key, call.value)]
+    maps = Maps(
+        *(x.astype(dtype) for x in (jnp.stack(grouped), _to_gates(settings, call, grouped)))
+    )
     *mapped, pre_activations = kernels.forward(
-        settings, _rows(call.c), _rows(call.u), jnp.stack(maps).astype(dtype),
-        _to_gates(settings, call, maps).astype(dtype),
+        settings, _rows(call.c), _rows(call.u), *maps,
         _with_least(call.gate_bias.astype(jnp.float32), 0),
     )  # fmt: skip
     q, k, v = (x.reshape(call.u.shape) for x in mapped)
-    return Front(q, k, v, pre_activations[:, :gates].reshape(*call.u.shape[:2], gates))
+    front = Front(q, k, v, pre_activations[:, :gates].reshape(*call.u.shape[:2], gates))
+    return front, (call, maps)
 
 
-def _forward(static: tuple[Settings, int], call: Call) -> tuple[Front, Call]:
-    return _value(static, call), call
-
-
-def _backward(static: tuple[Settings, int], call: Call, d_front: Front) -> tuple[Call]:
-    (settings, programs), gates = static, call.gate_bias.shape[0]
+def _backward(static: tuple[Settings, int], kept: tuple[Call, Maps], d_front: Front) -> tuple[Call]:
+    (settings, programs), (call, maps) = static, kept
     size, dtype, (*_, channels) = settings.size, call.u.dtype, call.u.shape
+    gates = call.gate_bias.shape[0]
     d_gates = d_front.gates.reshape(-1, gates)
-    maps = [_grouped(settings, _rounded(x, dtype)) for x in (call.query, call.key, call.value)]
-    matrices, to_gates = (
-        jnp.swapaxes(x, -1, -2).astype(dtype)
-        for x in (jnp.stack(maps), _to_gates(settings, call, maps))
-    )
+    matrices, to_gates = (jnp.swapaxes(x, -1, -2) for x in maps)
     c, u, *of_front = (_rows(x) for x in (call.c, call.u, *d_front[:-1]))
     tiles = pl.cdiv(u.shape[0], settings.blocks.tokens)
     dc, du, of_maps, of_gates = kernels.backward(
