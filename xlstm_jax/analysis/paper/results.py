@@ -7,7 +7,8 @@ evaluations             python -m xlstm_jax.analysis.paper
                         --evaluations=MODEL=FOLDER                     suite, model
 scaling laws            python -m xlstm_jax.analysis.scaling fit       params, tokens, loss
 times of inference      python -m benchmarks.inference_times           kind, prefill, seconds
-speeds of training      a person, of `train.py --aot` or a run         config, tokens_per_second
+speeds of training      python -m benchmarks.modelled_speeds; a
+                        person, of a run                               config, tokens_per_second
 """
 
 import math
