@@ -14,17 +14,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels import triton_norm
 from pallas_kernels.derivatives import in_32_bits, with_backward
 from pallas_kernels.interpret import triton_mode
-from pallas_kernels.mlstm_back import pallas_triton_kernels as kernels
-from pallas_kernels.mlstm_back.call import Options as Norm
-from pallas_kernels.mlstm_back.pallas_triton import blocks_of, check_pieces, stretches_of
-from pallas_kernels.mlstm_back.pallas_triton_kernels import Settings
 from pallas_kernels.row_norm.call import Call, Options
 from pallas_kernels.row_norm.plain import row_norm_plain
+from pallas_kernels.triton_norm import Settings
 from pallas_kernels.typing import state_dtype
-
-PROGRAMS = 1056  # about so many in the backward pass, where there are enough rows
 
 
 def row_norm_pallas_triton(call: Call, options: Options) -> Float[Array, "R D"]:
@@ -32,64 +28,55 @@ def row_norm_pallas_triton(call: Call, options: Options) -> Float[Array, "R D"]:
 
     Raises NotImplementedError for float64, and a D that is no sum of few powers of two of one size.
     """
-    mode, dim = triton_mode(), call.x.shape[1]
+    mode, (eps, center) = triton_mode(), options
     if state_dtype(*call) != jnp.float32:
         raise NotImplementedError("it has no float64 numbers")
-    blocks = blocks_of(dim)
-    check_pieces("a row", dim, blocks)
-    norm = Norm(options.eps, options.center, activation="none")
-    return _norm((Settings("row_norm", mode, dim, norm, blocks), PROGRAMS), call)
-
-
-Static = tuple[Settings, int]
+    dim = call.x.shape[1]
+    return _norm(triton_norm.settings_for("row_norm", mode, "a row", dim, eps, center=center), call)
 
 
 @in_32_bits
-def _value(static: Static, call: Call) -> Float[Array, "R D"]:
-    return kernels.forward(static[0], call.x, call.scale.astype(jnp.float32))
+def _value(settings: Settings, call: Call) -> Float[Array, "R D"]:
+    return triton_norm.forward(settings, call.x, call.scale.astype(jnp.float32))
 
 
-def _plain(static: Static, call: Call) -> Float[Array, "R D"]:
-    norm = static[0].options
-    return row_norm_plain(call, Options(norm.eps, norm.center))
+def _plain(settings: Settings, call: Call) -> Float[Array, "R D"]:
+    return row_norm_plain(call, Options(settings.eps, settings.center))
 
 
-def _push(static: Static, call: Call, tangents: Any) -> Any:
-    return jax.jvp(functools.partial(_plain, static), (call,), tangents)[1]
+def _push(settings: Settings, call: Call, tangents: Any) -> Any:
+    return jax.jvp(functools.partial(_plain, settings), (call,), tangents)[1]
 
 
 @in_32_bits
-def _gradients(static: Static, call: Call, dy: Float[Array, "R D"]) -> Call:
-    settings, programs = static
-    stretches = stretches_of(settings, dy.shape, programs)
+def _gradients(settings: Settings, call: Call, dy: Float[Array, "R D"]) -> Call:
     scale = call.scale.astype(jnp.float32)
-    dx, sums = kernels.backward(settings, stretches, dy, call.x, scale)
-    return Call(dx, jnp.sum(sums, axis=(0, 1)).astype(call.scale.dtype))
+    dx, (d_scale,) = triton_norm.backward(settings, dy, call.x, scale)
+    return Call(dx, d_scale.astype(call.scale.dtype))
 
 
-def _plain_gradients(static: Static, call: Call, dy: Float[Array, "R D"]) -> Call:
-    return jax.vjp(functools.partial(_plain, static), call)[1](dy)[0]
+def _plain_gradients(settings: Settings, call: Call, dy: Float[Array, "R D"]) -> Call:
+    return jax.vjp(functools.partial(_plain, settings), call)[1](dy)[0]
 
 
-def _of_gradients(transform: Any) -> Any:
-    """A derivative of the gradients: of the definition's."""
+def _pull_gradients(settings: Settings, arrays: tuple[Call, Array], cotangent: Call) -> Any:
+    return jax.vjp(functools.partial(_plain_gradients, settings), *arrays)[1](cotangent)
 
-    def derivative(static: Static, arrays: tuple[Call, Array], vectors: Any) -> Any:
-        return transform(functools.partial(_plain_gradients, static), arrays, vectors)
 
-    return derivative
+def _push_gradients(settings: Settings, arrays: tuple[Call, Array], tangents: Any) -> Call:
+    return jax.jvp(functools.partial(_plain_gradients, settings), arrays, tuple(tangents))[1]
 
 
 # Where a derivative is taken, each calls itself, as another may be taken of that one.
 _kernel_gradients = with_backward(
     _gradients,
-    lambda static, *arrays: (_kernel_gradients(static, *arrays), arrays),
-    _of_gradients(lambda f, arrays, cotangent: jax.vjp(f, *arrays)[1](cotangent)),
-    _of_gradients(lambda f, arrays, tangents: jax.jvp(f, arrays, tuple(tangents))[1]),
+    lambda settings, *arrays: (_kernel_gradients(settings, *arrays), arrays),
+    _pull_gradients,
+    _push_gradients,
 )
 _norm = with_backward(
     _value,
-    lambda static, call: (_norm(static, call), call),
-    lambda static, call, dy: (_kernel_gradients(static, call, dy),),
+    lambda settings, call: (_norm(settings, call), call),
+    lambda settings, call, dy: (_kernel_gradients(settings, call, dy),),
     _push,
 )

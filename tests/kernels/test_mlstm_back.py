@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import triton_norm
 from pallas_kernels.interpret import interpreted
-from pallas_kernels.mlstm_back import mlstm_back, pallas_triton
+from pallas_kernels.mlstm_back import mlstm_back
 from pallas_kernels.testing.around_cells import (
     TOLERANCE,
     draw_back,
@@ -62,7 +63,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_triton_kernels_are_the_definition(name, monkeypatch):
     if name == "stretches":  # several tiles for a program
-        monkeypatch.setattr(pallas_triton, "PROGRAMS", 2)
+        monkeypatch.setattr(triton_norm, "PROGRAMS", 2)
     shape, options = CASES[name]
     arrays = draw_back(**shape)
     expected = exact(mlstm_back, arrays, **options)

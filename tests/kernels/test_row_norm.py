@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import row_norm
+from pallas_kernels import row_norm, triton_norm
 from pallas_kernels.interpret import interpreted
-from pallas_kernels.row_norm import pallas_triton
 from tests.kernels.test_gpu_lowering import lowered_for, triton_kernels
 
 EPS = 1e-3
@@ -46,7 +45,7 @@ def test_it_is_the_definition(rows, dim, dtype, center):
 @pytest.mark.parametrize(("rows", "programs"), [(1, 1056), (7, 1)])
 def test_every_derivative_is_that_of_the_definition(rows, programs, monkeypatch):
     """Also where a program has several tiles, the last with fewer rows."""
-    monkeypatch.setattr(pallas_triton, "PROGRAMS", programs)
+    monkeypatch.setattr(triton_norm, "PROGRAMS", programs)
     arrays = draw(384, rows)
 
     def derivatives(x, scale, backend):

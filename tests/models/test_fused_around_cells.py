@@ -30,6 +30,7 @@ from xlstm_jax.parallel import make_mesh
 SETTINGS = MLSTMConfig(num_heads=2)
 LAYER = MLSTM(SETTINGS, 32, Depth(0, 1))
 OF_7B = MLSTM7B(MLSTM7BConfig(num_heads=2), 32, Depth(0, 1))
+FRONT, BACK = {"mlstm_front", "mlstm_front_back"}, {"mlstm_back", "mlstm_back_back"}
 IDS = np.array([[0, 0, -1, 1, 1, 1, 1], [3, 3, 3, 3, 4, -1, 4]], np.int32)
 
 
@@ -68,7 +69,7 @@ def test_results_gradients_and_states(params):
     with interpreted():
         found, names = results(params, *given)
     assert not none
-    assert names >= {"mlstm_front", "mlstm_front_back", "mlstm_back", "mlstm_back_back"}
+    assert names == FRONT | BACK
     trees_are_close(found, expected, 2e-5)
 
 
@@ -79,31 +80,28 @@ def test_the_block_of_the_7b_model():
     expected, none = results(params, *given, layer=OF_7B)
     with interpreted():
         found, names = results(params, *given, layer=OF_7B)
-    assert not none and names == {"mlstm_back", "mlstm_back_back"}
+    assert not none and names == BACK
     trees_are_close(found, expected, 2e-5)
 
 
-def test_each_device_has_its_heads(params):
-    """Channels are spread over devices: the front stays layers, what is behind does not."""
-    x = draw((2, 3, 32), 3)
-    expected, _ = results(params, x)
-    mesh = make_mesh(MeshConfig(data=2, tensor=2))
-    with interpreted(), jax.set_mesh(mesh):
-        rows = jax.device_put(x, NamedSharding(mesh, P("data")))
-        found, names = results(params, rows)
-    assert names == {"mlstm_back", "mlstm_back_back"}
-    trees_are_close(found, expected, 2e-5)
-
-
-def test_each_device_has_its_rows(params):
-    """The batch is spread over devices, the weights are not."""
+@pytest.mark.parametrize(
+    ("axes", "rows", "kernels"),
+    [
+        ({"data": 2, "fsdp": 2}, ("data", "fsdp"), FRONT | BACK),
+        ({"data": 2, "tensor": 2}, "data", BACK),
+    ],
+    ids=["rows", "rows and heads"],
+)
+def test_each_device_has_its_part(params, axes, rows, kernels):
+    """The batch is spread over devices and the weights are not; where channels are, the front stays
+    layers, and what is behind the cell does not.
+    """
     x = draw((4, 3, 32), 3)
     expected, _ = results(params, x)
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2))
+    mesh = make_mesh(MeshConfig(**axes))
     with interpreted(), jax.set_mesh(mesh):
-        rows = jax.device_put(x, NamedSharding(mesh, P(("data", "fsdp"))))
-        found, names = results(params, rows)
-    assert names
+        found, names = results(params, jax.device_put(x, NamedSharding(mesh, P(rows))))
+    assert names == kernels
     trees_are_close(found, expected, 2e-5)
 
 

@@ -1,5 +1,5 @@
-"""The Triton kernels of `mlstm_back` and, without gate and skip, of `row_norm`, where a row is one
-head: what each computes and its grid. With n the heads' norm and a(z) the gate:
+"""The norm of heads and what follows it, in Triton: the kernels of `mlstm_back` and, without gate
+and skip, of `row_norm`, where a row is one head. With n the heads' norm and a(z) the gate:
 
   forward     y = (n * scale + skip * c) * a(z)
   backward    g = dy * a(z), the gradient of what is gated
@@ -21,11 +21,16 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from pallas_kernels.mlstm.pallas_triton_tiles import call
-from pallas_kernels.mlstm_back.call import Options
 from pallas_kernels.triton_rows import Tile
 
 Rows = Float[Array, "R I"]  # all tokens of all rows of the batch
 Parts = list[Float[Array, "t p"]]  # the pieces of a tile
+
+
+MOST_PIECES = 16  # of a head
+ENTRIES = 4096  # at most so many of a tile, if it has more than one token
+PER_WARP = 256  # entries of a piece: each thread reads 8 neighbours
+PROGRAMS = 1056  # about so many in the backward pass, where there are enough tokens
 
 
 class Blocks(NamedTuple):
@@ -37,21 +42,54 @@ class Blocks(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What a kernel is specialised on: its name, interpret as `pl.pallas_call` takes it, V channels
-    of a head.
+    """What a kernel is specialised on.
+
+    name: of the forward kernel.
+    interpret: as `pl.pallas_call` takes it.
+    eps, center: as `mlstm_back` takes them.
+    activation: what the gate goes through, None where there is no gate.
+    head_dim: V.
+    programs: of the backward pass, about.
     """
 
     name: str
     interpret: bool
+    eps: float
+    center: bool
+    activation: str | None
     head_dim: int
-    options: Options
     blocks: Blocks
+    programs: int
 
     def pieces(self, shape: tuple[int, int], at: Any, head: Any) -> list[Tile]:
         """Some tokens of a head."""
         tokens, length, _ = self.blocks
         number = self.head_dim // length
         return [Tile(shape, (at, tokens), (head * number + i, length)) for i in range(number)]
+
+
+def settings_for(
+    name: str,
+    interpret: bool,
+    what: str,
+    head_dim: int,
+    eps: float,
+    *,
+    center: bool,
+    activation: str | None = None,
+) -> Settings:
+    """Of heads of V channels; `what` names a head.
+
+    Raises NotImplementedError for channels that are many pieces.
+    """
+    piece = min(head_dim & -head_dim, ENTRIES)
+    if head_dim > MOST_PIECES * piece:
+        raise NotImplementedError(
+            f"{what} must be at most {MOST_PIECES} times a power of two; it has {head_dim} channels"
+        )
+    tokens = 1 << (max(1, ENTRIES // head_dim).bit_length() - 1)
+    blocks = Blocks(tokens, piece, warps=max(1, min(8, tokens * piece // PER_WARP)))
+    return Settings(name, interpret, eps, center, activation, head_dim, blocks, PROGRAMS)
 
 
 def forward(
@@ -85,7 +123,6 @@ def forward(
 
 def backward(
     settings: Settings,
-    stretches: int,
     dy: Rows,
     h: Rows,
     scale: Float[Array, " I"],
@@ -93,12 +130,12 @@ def backward(
     c: Rows | None = None,
     skip: Float[Array, " I"] | None = None,
 ) -> tuple[Array, ...]:
-    """dh, dgate and dc where there are gate and c, and the sums over the tokens of each of S
-    stretches that are the gradients of scale (and skip): [S 1 I] or [S 2 I]. A program has a head
-    and a stretch of tokens.
+    """dh, dgate and dc where there are gate and c, and the float32 gradients of scale (and skip):
+    [1 I] or [2 I]. A program has a head and a stretch of tokens, and gives the sums over these.
     """
     arrays, shape, (tokens, length, _) = (h, scale, gate, c, skip), h.shape, settings.blocks
-    tiles = pl.cdiv(shape[0], tokens)
+    heads, tiles = shape[1] // settings.head_dim, pl.cdiv(shape[0], tokens)
+    stretches = min(tiles, pl.cdiv(settings.programs, heads))
     steps = pl.cdiv(tiles, stretches)  # of a program; fewer at the end, where no tile is left
     number = 1 if c is None else 2  # rows of sums
 
@@ -125,7 +162,7 @@ def backward(
                 along.append(g * of_scale)
                 added.append(summands)
             slope = _mean(settings, [dn * n for dn, n in zip(along, normed, strict=True)])
-            level = _mean(settings, along) if settings.options.center else 0
+            level = _mean(settings, along) if settings.center else 0
             for tile, dn, n in zip(pieces, along, normed, strict=True):
                 tile.write(dh, rate * (dn - level - n * slope))
             return jax.tree.map(jnp.add, totals, added)
@@ -144,8 +181,8 @@ def backward(
         *[(shape, h.dtype, _whole(h)) for x in (h, gate, c) if x is not None],
         ((stretches, number, shape[1]), jnp.float32, of_sums),
     ]
-    grid = (shape[1] // settings.head_dim, stretches)
-    return call(kernel, settings, grid, ins, outs)
+    *gradients, sums = call(kernel, settings, (heads, stretches), ins, outs)
+    return *gradients, jnp.sum(sums, axis=0)
 
 
 def _named(arrays: tuple[Array | None, ...], refs: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -157,10 +194,10 @@ def _named(arrays: tuple[Array | None, ...], refs: tuple[Any, ...]) -> tuple[Any
 def _normed(settings: Settings, tiles: list[Tile], h: Any) -> tuple[Parts, Float[Array, "t 1"]]:
     """n, and what the distances from the mean were multiplied with."""
     parts = [_read(tile, h) for tile in tiles]
-    if settings.options.center:
+    if settings.center:
         mean = _mean(settings, parts)
         parts = [x - mean for x in parts]
-    square = _mean(settings, [x * x for x in parts]) + settings.options.eps
+    square = _mean(settings, [x * x for x in parts]) + settings.eps
     if (some := tiles[0].some_rows) is not None:  # zeros, whose norm is infinite where eps is 0
         square = jnp.where(some[:, None], square, 1)
     rate = lax.rsqrt(square)
@@ -174,7 +211,7 @@ def _mean(settings: Settings, parts: Parts) -> Float[Array, "t 1"]:
 def _gate(settings: Settings, z: Array) -> tuple[Array, Array]:
     """The activation and its derivative."""
     s = 1 / (1 + jnp.exp(-z))
-    if settings.options.activation == "sigmoid":
+    if settings.activation == "sigmoid":
         return s, s * (1 - s)
     return z * s, s * (1 + z * (1 - s))
 
