@@ -36,7 +36,8 @@ COMPARED = (
     *("llama", "gpt3", "mamba", "rwkv4", "rwkv5", "rwkv6", "retnet", "gla", "hgrn", "hgrn2"),
     *("h3", "hyena"),
 )
-MODELS = [*XLSTM, "xlstm_7b.py", *(f"{name}.py:350m-15b" for name in COMPARED)]
+LSTMS = [f"ablations.py:{name}" for name in ("lstm", "lstm_residual", "lstm_block", "xlstm_0_1")]
+MODELS = [*XLSTM, "xlstm_7b.py", *(f"{name}.py:350m-15b" for name in COMPARED), *LSTMS]
 TOPOLOGIES = ("a100:1x1x8", "h100:1x1x8", "v5e:8x8", "v5p:4x4x4", "v6e:8x8")
 COMPILES = 3
 ROOM = 0.95  # share of a device's memory that a program may take: the rest is the runtime's
