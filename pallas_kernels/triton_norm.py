@@ -26,7 +26,6 @@ from pallas_kernels.triton_rows import Tile
 Rows = Float[Array, "R I"]  # all tokens of all rows of the batch
 Parts = list[Float[Array, "t p"]]  # the pieces of a tile
 
-
 MOST_PIECES = 16  # of a head
 ENTRIES = 4096  # at most so many of a tile, if it has more than one token
 PER_WARP = 256  # entries of a piece: each thread reads 8 neighbours
