@@ -7,13 +7,14 @@ from the folder `prepared`.
 import contextlib
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import jax
 
 from benchmarks import device_time, inference_alone, train_step
 from benchmarks import prepared as prepared_programs
+from benchmarks.gpu_stages import slug
 from benchmarks.inference import alternate, seconds
 from xlstm_jax.config import Config, load
 from xlstm_jax.parallel import make_mesh, xla_flags
@@ -26,6 +27,7 @@ TARGETS = {
     "1.3b [1:0]": {"mfu": 0.40},
     "1.42b as 7b": {"tokens_per_second": 55_000},
 }
+TWO_ROWS = {"data.batch_size": 2, "train.accumulation_steps": 1}
 TINY_STEP = ("configs/quickstart.py", {"data.batch_size": 2, "data.context_length": 64})
 
 
@@ -55,7 +57,7 @@ def step(name: str, *, tiny: bool, prepared: Folder = None) -> Rows:
         yield {"case": name, "prepared": prepared is not None, **found, **target}
         if prepared:
             return
-        few = step_config(name, tiny, **{"data.batch_size": 2})
+        few = step_config(name, tiny, **TWO_ROWS)
         row: dict[str, Any] = {"case": f"{name}, against XLA forms, two rows"}
         try:
             yield row | train_step.check(few, mesh)
@@ -65,7 +67,7 @@ def step(name: str, *, tiny: bool, prepared: Folder = None) -> Rows:
 
 def step_ahead(name: str, *, tiny: bool) -> None:
     config = step_config(name, tiny)
-    few = step_config(name, tiny, **{"data.batch_size": 2})
+    few = step_config(name, tiny, **TWO_ROWS)
     with on_mesh(config) as mesh:
         for form in (config, few, train_step.plain(few)):
             train_step.compiled(form, mesh)
@@ -134,15 +136,22 @@ def _of_training(leaf: prepared_programs.Leaf, vocabulary: int) -> str:
     return "ones" if any(name in leaf.path for name in ("scale", "norm", "skip")) else "zeros"
 
 
-def prepare(folder: pathlib.Path, devices: Any, *, tiny: bool) -> Iterator[str]:
-    """Compiles the programs of all stages here for such a device; gives the name of each."""
+def prepare(
+    folder: pathlib.Path, devices: Any, wanted: Container[str], *, tiny: bool
+) -> Iterator[str]:
+    """Compiles the programs of the wanted stages here for such a device; gives the name of each."""
     # what comes out of a compilation cache can't be written out whole (CPUs, jaxlib 0.10)
     jax.config.update("jax_enable_compilation_cache", False)
     devices = devices or jax.devices()[:1]
-    steps = {f"step {name}": step_config(name, tiny) for name in train_step.STEPS}
-    forms = {f"curve {form}": of_form(curve_config(tiny), form) for form in ("kernels", "xla")}
-    if tiny:
-        steps = dict(list(steps.items())[:1])
+    names = list(train_step.STEPS)[: 1 if tiny else None]
+    steps = {
+        f"step {name}": step_config(name, tiny) for name in names if f"step:{slug(name)}" in wanted
+    }
+    forms = {
+        f"curve {form}": of_form(curve_config(tiny), form)
+        for form in ("kernels", "xla")
+        if f"curves:{form}" in wanted
+    }
     for name, config in (steps | forms).items():
         mesh = make_mesh(config.mesh, devices)
         with jax.set_mesh(mesh):
@@ -150,6 +159,8 @@ def prepare(folder: pathlib.Path, devices: Any, *, tiny: bool) -> Iterator[str]:
             shapes = (programs.state, programs.batch_on_devices())
             prepared_programs.prepare(folder / file_of(name), programs.step, shapes, donated=1)
         yield name
+    if "inference" not in wanted:
+        return
     size, lengths, batches = inference_sizes(tiny)
     mesh = make_mesh(step_config("125m [1:0]", tiny).mesh, devices)
     for case, tokens, function, shapes in inference_alone.programs(size, lengths, batches):

@@ -29,7 +29,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.gpu_stages import DEVICE_LINE, ROW_LINE, Stage, chosen, curves, groups, stages
@@ -305,7 +305,8 @@ def main(argv: Sequence[str]) -> int:
         if tiny and flags.tiny != "yes":
             raise UserError(f"--tiny is {flags.tiny!r}; give --tiny alone, or leave it out")
         if flags.prepare:
-            prepare(flags.prepare, flags.output, tiny=tiny)
+            wanted = {stage.name for stage in chosen(stages(tiny), flags.stages)}
+            prepare(flags.prepare, flags.output, wanted, tiny=tiny)
             return
         if not tiny and not DRIVER.exists():
             raise UserError("this machine has no NVIDIA driver; --tiny runs everything on a CPU")
@@ -325,8 +326,10 @@ def main(argv: Sequence[str]) -> int:
     return command_line.run(command) or status
 
 
-def prepare(topology: str, output: str | None, *, tiny: bool) -> None:
-    """Compiles what `--prepared` takes for a GPU that is not here; tiny: for this CPU."""
+def prepare(topology: str, output: str | None, wanted: Container[str], *, tiny: bool) -> None:
+    """Compiles what `--prepared` takes of the wanted stages for a GPU that is not here; tiny: for
+    this CPU.
+    """
     if not output:
         raise UserError("--prepare needs --output, the folder for its programs")
     # imports jax, which the driver itself does without
@@ -341,7 +344,7 @@ def prepare(topology: str, output: str | None, *, tiny: bool) -> None:
     if devices and len(devices) > 1:
         raise UserError(f"--prepare is {topology!r}, {len(devices)} devices; programs are for one")
     started = time.monotonic()
-    for name in programs(folder, devices, tiny=tiny):
+    for name in programs(folder, devices, wanted, tiny=tiny):
         print(f"[{time.monotonic() - started:6.1f} s] prepared {name}", flush=True)
 
 

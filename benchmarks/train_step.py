@@ -69,7 +69,12 @@ STEPS = {
     ),
     "1.3b [1:0]": (
         "configs/xlstm_1.3b.py:1_0-15b",
-        {"data.batch_size": 16, "data.context_length": 2048, "model.remat": "dots"},
+        {
+            "data.batch_size": 16,
+            "data.context_length": 2048,
+            "train.accumulation_steps": 4,
+            "model.remat": "cell+qkv+conv+operands+dots",
+        },
     ),
     "1.42b as 7b": (
         "configs/xlstm_7b.py",
@@ -78,7 +83,8 @@ STEPS = {
             "model.num_blocks": 24,
             "data.batch_size": 8,
             "data.context_length": 8192,
-            "model.remat": "cell+qkv+conv+middle",
+            "train.accumulation_steps": 2,
+            "model.remat": "cell+qkv+conv+dots",
         },
     ),
 }

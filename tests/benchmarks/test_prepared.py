@@ -69,9 +69,9 @@ def test_what_prepare_refuses(tmp_path):
     """Nothing is compiled and nothing is replaced."""
     (tmp_path / "step_125m_1_0.program").touch()
     with pytest.raises(UserError, match="has programs already, such as step_125m_1_0.program"):
-        on_a_gpu.prepare("h100:1x1x1", str(tmp_path), tiny=True)
+        on_a_gpu.prepare("h100:1x1x1", str(tmp_path), ["inference"], tiny=True)
     with pytest.raises(UserError, match="--prepare needs --output"):
-        on_a_gpu.prepare("h100:1x1x1", None, tiny=True)
+        on_a_gpu.prepare("h100:1x1x1", None, ["inference"], tiny=True)
 
 
 @pytest.mark.slow
