@@ -48,6 +48,7 @@ PAPER, OF_7B = {"eps": 1e-5, "activation": "silu"}, {"eps": 1e-6, "activation": 
 AROUND = {
     (mlstm_front, "parts of tiles"): (dict(time=70, channels=72, dtype="float32"), {}),
     (mlstm_back, "parts of tiles"): (dict(time=7, head_dim=384, dtype="float32"), PAPER),
+    (mlstm_front, "as 125m, float32"): (dict(time=256, channels=1536, dtype="float32"), {}),
     (mlstm_front, "as 125m"): (dict(time=2048, channels=1536, gates=8, dtype="bfloat16"), {}),
     (mlstm_back, "as 125m"): (dict(time=2048, heads=4, head_dim=384, dtype="bfloat16"), PAPER),
     (mlstm_front, "as 1.3b"): (dict(time=384, channels=4096, gates=8, dtype="bfloat16"), {}),
@@ -65,12 +66,15 @@ def around_the_cells(*, tiny: bool) -> Rows:
     """What stands before and behind the cell of a block, and the norm of one row, in float64."""
     backend = "reference" if target_device()[0] == "cpu" else "pallas_triton"
     for (op, name), (shape, options) in list(AROUND.items())[: 2 if tiny else None]:
-        arrays = DRAW[op](**shape)
+        case, arrays = f"{op.__name__}, {name}", DRAW[op](**shape)
         low = {key: jnp.asarray(x, shape["dtype"]) for key, x in arrays.items()}
-        found = around_cells.values_and_gradients(op, low, backend=backend, **options)
+        try:
+            found = around_cells.values_and_gradients(op, low, backend=backend, **options)
+        except jax.errors.JaxRuntimeError as error:  # too much of something for this device
+            yield {"case": case, "backend": backend, "failed": str(error)}
+            continue
         errors = around_cells.errors(found, around_cells.exact(op, arrays, **options))
-        tolerance = specs.TOLERANCE[shape["dtype"]]
-        yield judged(f"{op.__name__}, {name}", backend, errors, tolerance)
+        yield judged(case, backend, errors, specs.TOLERANCE[shape["dtype"]])
     backend = "plain" if backend == "reference" else backend
     for dim in NORMS[: 1 if tiny else None]:
         rng = np.random.default_rng(0)

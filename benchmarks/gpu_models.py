@@ -21,7 +21,7 @@ from xlstm_jax.parallel import make_mesh, xla_flags
 
 Rows = Iterator[dict[str, Any]]
 Folder = pathlib.Path | None
-CURVE_STEPS = 200
+CURVE_STEPS, STEPS_TIMED = 200, 10
 TARGETS = {
     "125m [1:0]": {"tokens_per_second": 230_000},
     "1.3b [1:0]": {"mfu": 0.40},
@@ -51,7 +51,7 @@ def step(name: str, *, tiny: bool, prepared: Folder = None) -> Rows:
     config = step_config(name, tiny)
     with on_mesh(config) as mesh:
         found = train_step.step_time(
-            config, mesh, 5 if tiny else 20, _start(prepared, f"step {name}", config)
+            config, mesh, 5 if tiny else STEPS_TIMED, _start(prepared, f"step {name}", config)
         )
         target = {} if tiny or name not in TARGETS else {"target": TARGETS[name]}
         yield {"case": name, "prepared": prepared is not None, **found, **target}

@@ -14,8 +14,8 @@ they come. What does not fit into the budget is left out from the end; --stages 
 
 Compiling the steps takes minutes, even of 16 cores: on a GPU XLA tries the tiles of every product.
 `--prepare` compiles them, the curves and inference elsewhere, for a topology of `train.py --aot`;
-`--prepared` has the stages run these. Their products have the tiles of XLA's rules then, and steps
-are not compared with the XLA forms, which is what the curves do.
+`--prepared` has the stages run these. All their products are cuBLAS's then, and steps are not
+compared with the XLA forms, which is what the curves do.
 """
 
 import concurrent.futures
