@@ -69,6 +69,13 @@ def device_events(file: pathlib.Path) -> Iterable[Event]:
                 yield Event(event.name, event.start_ns / 1e9, event.duration_ns / 1e9)
 
 
+def of(call: Callable[[], Any]) -> list[dict[str, Any]]:
+    """`by_name` of one call that waits for its results; empty where the profiler sees no device."""
+    with profiled() as events:
+        call()
+    return by_name(events, 1)
+
+
 def by_name(events: Iterable[Event], calls: int, most: int = 80) -> list[dict[str, Any]]:
     """The names that took most of the time: milliseconds and number of events of one call."""
     sums = collections.defaultdict(lambda: [0.0, 0])

@@ -159,21 +159,20 @@ def prepare(
             shapes = (programs.state, programs.batch_on_devices())
             prepared_programs.prepare(folder / file_of(name), programs.step, shapes, donated=1)
         yield name
-    if "inference" not in wanted:
+    if "inference:prefill" not in wanted:
         return
-    size, lengths, batches = inference_sizes(tiny)
     mesh = make_mesh(step_config("125m [1:0]", tiny).mesh, devices)
-    for case, tokens, function, shapes in inference_alone.programs(size, lengths, batches):
+    with jax.set_mesh(mesh):  # the types of weights depend on the device
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        shapes = jax.tree.map(
-            lambda x, to=everywhere: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes
-        )
-        with jax.set_mesh(mesh):
+        for case, tokens, function, shapes in inference_alone.reading(*inference_sizes(tiny)[:2]):
+            shapes = jax.tree.map(
+                lambda x, to=everywhere: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes
+            )
             prepared_programs.prepare(
                 folder / file_of(case), function, shapes, facts={"tokens": tokens},
                 options={} if tiny else xla_flags.compiler_options(xla_flags.WRITING),
             )  # fmt: skip
-        yield case
+            yield case
 
 
 def file_of(name: str) -> str:
@@ -181,34 +180,39 @@ def file_of(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_") + prepared_programs.SUFFIX
 
 
-def inference(*, tiny: bool, prepared: Folder = None) -> Rows:
-    """7B: decode, then prefill."""
+def inference(kind: str, *, tiny: bool, prepared: Folder = None) -> Rows:
+    """7B: decode, or prefill."""
     size, lengths, batches = inference_sizes(tiny)
     target = {"7b decode, batch 1": 185, "7b prefill, T 8192": 50_000}
     repetitions = 1 if tiny else 5
-    rows = (
-        inference_alone.alone(size, lengths, batches, repetitions)
-        if prepared is None
-        else _prepared_inference(prepared, size, lengths, batches, repetitions)
-    )
+    if prepared is None:
+        rows = inference_alone.alone(size, *_of_kind(kind, lengths, batches), repetitions)
+    else:
+        rows = _prepared_reading(prepared, size, lengths, repetitions)
     for row in rows:
         wanted = target.get(row["case"])
         yield row | ({"target": {"tokens_per_second": wanted}} if wanted else {})
 
 
-def _prepared_inference(folder: pathlib.Path, *which: Any) -> Rows:
-    """The rows of `inference_alone.alone`, with kernels by name."""
-    *sizes, repetitions = which
-    for case, *_ in inference_alone.programs(*sizes):
+def _of_kind(
+    kind: str, lengths: tuple[int, ...], batches: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return ((), batches) if kind == "decode" else (lengths, ())
+
+
+def _prepared_reading(
+    folder: pathlib.Path, size: str, lengths: tuple[int, ...], repetitions: int
+) -> Rows:
+    """The rows of `inference_alone.alone` without those that decode."""
+    for case, *_ in inference_alone.reading(size, lengths):
         loaded = prepared_programs.load(folder / file_of(case))
         arguments = loaded.drawn(lambda leaf: "normal" if leaf.path.startswith("[0]") else "zeros")
         took = alternate(
             {"ours": lambda run=loaded.run, x=arguments: _seconds(run, x)}, repetitions
         )["ours"]
-        with device_time.profiled() as events:
-            jax.block_until_ready(loaded.run(*arguments))
-        tokens, kernels = loaded.program.facts["tokens"], device_time.by_name(events, 1)
+        tokens = loaded.program.facts["tokens"]
         rates = {"seconds": took, "tokens_per_second": tokens / took}
+        kernels = device_time.of(lambda run=loaded.run, x=arguments: _seconds(run, x))
         yield {"case": case, "prepared": True, **rates, "kernels": kernels}
 
 
@@ -220,5 +224,6 @@ def inference_sizes(tiny: bool) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
     return ("tiny", (32,), (1, 2)) if tiny else ("7b", (2048, 8192), (1, 16))
 
 
-def inference_ahead(*, tiny: bool) -> None:
-    inference_alone.compile_ahead(*inference_sizes(tiny))
+def inference_ahead(kind: str, *, tiny: bool) -> None:
+    size, lengths, batches = inference_sizes(tiny)
+    inference_alone.compile_ahead(size, *_of_kind(kind, lengths, batches))

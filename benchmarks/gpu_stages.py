@@ -65,8 +65,10 @@ class Work(NamedTuple):
 
     @property
     def prepares(self) -> bool:
-        """Whether its programs can be compiled without the device."""
-        return self.module == "gpu_models"
+        """Whether its programs are compiled without the device. Those that decode are not: they are
+        compiled in seconds, and the fastest product of one token is not cuBLAS's.
+        """
+        return self.module == "gpu_models" and self.arguments != ("decode",)
 
     def call(self, suffix: str, **options: Any) -> Any:
         module = importlib.import_module(f"benchmarks.{self.module}")
@@ -97,7 +99,8 @@ def works(tiny: bool) -> dict[str, Work]:
     found["kernels:around"] = Work("gpu_kernels", "around", ahead=False)
     gla = ("simple GLA",), MLSTM[first]
     found["rivals:simple-gla"] = Work("gpu_kernels", "rival", gla, ahead=False, limit=60.0)
-    found["inference"] = Work("gpu_models", "inference", flags="WRITING")
+    for kind in ("decode", "prefill"):
+        found[f"inference:{kind}"] = Work("gpu_models", "inference", (kind,), flags="WRITING")
     for form in ("kernels", "xla"):
         found[f"curves:{form}"] = Work(
             "gpu_models", "curve", (form,), timed=False, flags="TRAINING"
@@ -132,7 +135,7 @@ def stages(tiny: bool, prepared: str | None = None) -> list[Stage]:
 
 
 def chosen(plan: Sequence[Stage], names: str | None) -> list[Stage]:
-    """Those of some groups, or single stages, in the order of the plan.
+    """Those of some groups, or single stages, in the order of the names.
 
     Raises:
         UserError: there is no such group or stage.
@@ -149,7 +152,8 @@ def chosen(plan: Sequence[Stage], names: str | None) -> list[Stage]:
                 f"--stages has {name!r}, which is no stage{hint} There are {', '.join(groups())}, "
                 f"and single ones: {', '.join(stage.name for stage in plan)}"
             )
-    return [x for x in plan if x.name in wanted or x.name.partition(":")[0] in wanted]
+    found = [x for name in wanted for x in plan if name in (x.name, x.name.partition(":")[0])]
+    return list({x.name: x for x in found}.values())
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import device_time
 from benchmarks.inference import DECODED, SIZES, Ours, alternate, initial_params, seconds
 from xlstm_jax.generation import GREEDY, decode, session
 from xlstm_jax.generation.decoding import row_keys
@@ -37,28 +38,20 @@ def drawn_weights(model: LanguageModel) -> Any:
     )
 
 
-def programs(
-    size: str, lengths: Sequence[int], batches: Sequence[int]
+def reading(
+    size: str, lengths: Sequence[int]
 ) -> Iterator[tuple[str, int, Callable, tuple[Any, ...]]]:
-    """What `alone` times: (case, tokens, function, the shapes of its arguments, weights first)."""
+    """What `alone` times of prompts, one piece each: (case, tokens, function, the shapes of its
+    arguments, weights first).
+    """
     model = build_model(SIZES[size])
     params = jax.eval_shape(lambda: cast_weights(initial_params(model), model.config))
-    count = DECODED - 1
-
-    def write(params: Any, start: session.Session, keys: jax.Array, done: jax.Array) -> Any:
-        return decode(model, params, start, keys, done, count, space=DECODED, sampling=GREEDY)
+    start = jax.eval_shape(lambda: session.empty_session(model, 1))
 
     def read(params: Any, start: session.Session, tokens: jax.Array) -> Any:
         return session.read_piece(model, params, start, tokens, None)
 
-    for batch in batches:
-        start, keys = jax.eval_shape(
-            lambda batch=batch: (session.empty_session(model, batch), row_keys(range(batch)))
-        )
-        shapes = (params, start, keys, jax.ShapeDtypeStruct((batch,), bool))
-        yield f"{size} decode, batch {batch}", batch * count, write, shapes
-    start = jax.eval_shape(lambda: session.empty_session(model, 1))
-    for length in lengths:  # one piece
+    for length in lengths:
         tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
         yield f"{size} prefill, T {length}", length, read, (params, start, tokens)
 
@@ -98,7 +91,8 @@ def alone(
 
     def row(what: str, count: int, run: Callable[[], Any]) -> dict[str, Any]:
         took = alternate({"ours": lambda: seconds(run)}, repetitions)["ours"]
-        return {"case": f"{size} {what}", "seconds": took, "tokens_per_second": count / took}
+        rates = {"seconds": took, "tokens_per_second": count / took}
+        return {"case": f"{size} {what}", **rates, "kernels": device_time.of(run)}
 
     count = DECODED - 1
     for batch in batches:

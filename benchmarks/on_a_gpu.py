@@ -40,7 +40,7 @@ from xlstm_jax.parallel.xla_flags import DRIVER
 
 FLAGS = {
     "budget": "seconds in all, by default 540",
-    "stages": f"some of them, commas between: {', '.join(groups())}",
+    "stages": f"some of them, in this order, commas between: {', '.join(groups())}",
     "output": "folder of the results, by default runs/on_a_gpu; nothing in it is overwritten",
     "tiny": "without a value: sizes for a CPU, no numbers to keep",
     "prepare": "a topology such as h100:1x1x1: write its programs to --output and measure nothing",

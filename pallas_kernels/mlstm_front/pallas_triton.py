@@ -22,10 +22,8 @@ from pallas_kernels.mlstm_front.pallas_triton_kernels import Blocks, Settings
 from pallas_kernels.typing import state_dtype
 
 # ms on an H200, 65,536 tokens of 1,536 channels: forward 0.34, backward 0.37. With two stages 0.35
-# and 0.50. The backward pass holds five tiles a stage in shared memory, 40 KiB of bfloat16 and 80
-# of float32, which so has a stage less. A block has 227 KiB on Hopper, elsewhere 99 at least.
+# and 0.50, the most that the shared memory of an A100 holds.
 BLOCKS = {"hopper": Blocks(64, 64, 4, stages=3), "gpu": Blocks(64, 64, 4, stages=2)}
-TILES = 5
 LEAST_GATES = 16  # of a product on tensor cores
 PROGRAMS = 1056  # about so many in the backward pass, where there are enough tokens
 
@@ -51,9 +49,13 @@ def mlstm_front_pallas_triton(call: Call) -> Front:
 
 
 def blocks_for(family: str, dtype: jnp.dtype) -> Blocks:
-    """The sizes for a family of devices (dispatch.py) and the type of u."""
+    """The sizes for a family of devices (dispatch.py) and the type of u.
+
+    Of float32, tensor cores are given two halves of each operand, which lie in shared memory beside
+    it: two stages of the backward pass would take 240 KiB of an H100's 227.
+    """
     blocks = BLOCKS.get(family, BLOCKS["gpu"])
-    return blocks._replace(stages=blocks.stages - (jnp.dtype(dtype).itemsize > 2))
+    return blocks if jnp.dtype(dtype).itemsize == 2 else blocks._replace(stages=1)
 
 
 class Maps(NamedTuple):

@@ -90,9 +90,10 @@ def test_nothing_is_overwritten(tmp_path):
         assert on_a_gpu.Results(tmp_path, {}, []).file.name == expected
 
 
-def test_stages_are_chosen_by_group_and_by_name():
+def test_stages_are_chosen_by_group_and_by_name_in_the_order_given():
     plan = stages(tiny=True)
-    assert [one.name for one in chosen(plan, "inference,step")] == ["step:125m-1_0", "inference"]
+    found = chosen(plan, "inference,step,inference:decode")
+    assert [one.name for one in found] == ["inference:decode", "inference:prefill", "step:125m-1_0"]
     assert [one.name for one in chosen(plan, "curves:xla")] == ["curves:xla"]
     with pytest.raises(UserError, match="'stepp', which is no stage; did you mean step"):
         chosen(plan, "stepp")

@@ -68,15 +68,6 @@ def test_the_triton_kernels_are_the_definition(name, monkeypatch):
     assert_same(found, expected, TOLERANCE[shape["dtype"]])
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("family, shared", [("hopper", 227), ("gpu", 99)])  # KiB, CUDA's guide
-def test_the_tiles_of_the_stages_fit_into_shared_memory(family, shared, dtype):
-    """Three stages of float32 took 240 KiB: an H100 refused to compile the backward pass."""
-    blocks = pallas_triton.blocks_for(family, jnp.dtype(dtype))
-    tile = blocks.tokens * blocks.channels * jnp.dtype(dtype).itemsize
-    assert blocks.stages * pallas_triton.TILES * tile <= shared * 1024
-
-
 def test_what_the_kernels_refuse():
     with interpreted(), jax.enable_x64(True):
         with pytest.raises(NotImplementedError, match="u must be bfloat16, .*; it is float64"):
