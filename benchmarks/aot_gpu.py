@@ -26,6 +26,7 @@ import collections
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import re
@@ -33,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +60,8 @@ MLSTM_SHAPES = (
     (12, 64, 64),
 )
 SLSTM_SHAPES = ((4, 192), (4, 256), (4, 384), (4, 512), (12, 64), (48, 16))  # (heads, V)
+AROUND = ("mlstm_front", "mlstm_back", "row_norm")
+AROUND_SHAPES = ((4, 384), (8, 512), (4, 1024))  # (heads, V), whose product are the channels
 TOKENS, TIME = 65_536, 2048
 SLSTM_BATCH = 16
 # Others: bfloat16. On Hopper pallas_triton serves float32, which pallas_gpu refuses, and refuses
@@ -66,7 +70,7 @@ DTYPES = {
     "mlstm/pallas_triton/a100": ("bfloat16", "float32"),
     "mlstm/pallas_triton/h100": ("float32",),
     "mlstm/pallas_triton/h200": ("float32",),
-}
+} | {f"{op}/pallas_triton/{target}": ("bfloat16", "float32") for op in AROUND for target in TARGETS}
 
 
 class Case(NamedTuple):
@@ -96,9 +100,15 @@ def cases() -> list[Case]:
             for target in TARGETS if backend in backends else ():
                 if backend == "pallas_gpu" and target == "a100":
                     continue
-                for dtype in DTYPES.get(f"{op}/{backend}/{target}", ("bfloat16",)):
-                    found += [Case(op, backend, target, dtype, shape) for shape in shapes]
+                found += _cases(op, backend, target, shapes)
+    for op, target in itertools.product(AROUND, TARGETS):
+        found += _cases(op, "pallas_triton", target, AROUND_SHAPES)
     return found
+
+
+def _cases(op: str, backend: str, target: str, shapes: Iterable[tuple[int, ...]]) -> list[Case]:
+    dtypes = DTYPES.get(f"{op}/{backend}/{target}", ("bfloat16",))
+    return [Case(op, backend, target, dtype, shape) for dtype in dtypes for shape in shapes]
 
 
 def _program(case: Case) -> tuple[Any, tuple[tuple[tuple[int, ...], str], ...]]:
@@ -114,6 +124,8 @@ def _program(case: Case) -> tuple[Any, tuple[tuple[tuple[int, ...], str], ...]]:
         h, state = result
         return sum(jnp.sum(x.astype(jnp.float32)) for x in (h, *state[:2]))
 
+    if case.op in AROUND:
+        return _around(case)
     if case.op == "mlstm":
         heads, K, V = case.shape
         B = TOKENS // TIME
@@ -140,6 +152,41 @@ def _program(case: Case) -> tuple[Any, tuple[tuple[tuple[int, ...], str], ...]]:
             )
 
     return jax.value_and_grad(loss, argnums=range(len(arguments) - 1)), arguments
+
+
+def _around(case: Case) -> tuple[Any, tuple[tuple[tuple[int, ...], str], ...]]:
+    """As `_program`, of what stands around the cell."""
+    import jax
+    import jax.numpy as jnp
+
+    from pallas_kernels.mlstm_back import mlstm_back
+    from pallas_kernels.mlstm_front import mlstm_front
+    from pallas_kernels.row_norm import row_norm
+
+    heads, V = case.shape
+    channels, gates, B, dtype = heads * V, 2 * heads, TOKENS // TIME, case.dtype
+    inner = ((B, TIME, channels), dtype)
+    blocks, of_channels = ((channels // 4, 4, 4), dtype), ((channels,), dtype)
+    function, arguments = {
+        "mlstm_front": (
+            mlstm_front,
+            (inner, inner, *[blocks] * 3, ((3 * channels, gates), dtype), ((gates,), dtype)),
+        ),
+        "mlstm_back": (
+            functools.partial(mlstm_back, eps=1e-5, activation="silu"),
+            (((B, TIME, heads, V), dtype), of_channels, inner, inner, of_channels),
+        ),
+        "row_norm": (
+            functools.partial(row_norm, eps=1e-5, center=True),
+            (((TOKENS, channels), dtype), of_channels),
+        ),
+    }[case.op]
+
+    def loss(*arrays):
+        results = function(*arrays, backend=case.backend)
+        return sum(jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(results))
+
+    return jax.value_and_grad(loss, argnums=range(len(arguments))), arguments
 
 
 def _compile(case: Case) -> None:
@@ -204,6 +251,7 @@ def _sources(case: Case) -> str:
     folder = ROOT / "pallas_kernels" / case.op
     files = [*sorted(folder.glob(f"{case.backend}*.py")), *sorted(folder.glob("gates.py"))]
     files += [*sorted(folder.glob("exponents.py")), ROOT / "pallas_kernels" / "rounding.py"]
+    files += sorted((ROOT / "pallas_kernels").glob("triton_*.py")) if case.op in AROUND else []
     text = importlib.metadata.version("jax") + "".join(_code(path.read_text()) for path in files)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jax.experimental import serialize_executable
 
 from xlstm_jax.errors import UserError
+from xlstm_jax.parallel import xla_flags
 
 SUFFIX = ".program"
-OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+OPTIONS = xla_flags.compiler_options(xla_flags.TRAINING)
 COMPRESSION = 6  # of lzma: 26 MB of a step with 24 blocks become 5
 PRNG = "key"  # in the place of a key's dtype
 

@@ -32,7 +32,9 @@ def test_every_backend_is_compiled_for_every_gpu_it_serves():
         (op, "pallas_gpu", target) for op in ("mlstm", "slstm") for target in ("h100", "h200")
     }
     assert found == hopper | {
-        ("mlstm", "pallas_triton", target) for target in ("a100", "h100", "h200")
+        (op, "pallas_triton", target)
+        for op in ("mlstm", "mlstm_front", "mlstm_back", "row_norm")
+        for target in ("a100", "h100", "h200")
     }
 
 

@@ -7,9 +7,10 @@ import sys
 import pytest
 
 from xlstm_jax.parallel import xla_flags
-from xlstm_jax.parallel.xla_flags import TRAINING, WRITING, Flag, set_for_gpus
+from xlstm_jax.parallel.xla_flags import TRAINING, WRITING, Flag, compiler_options, set_for_gpus
 
 MERGED = "--xla_gpu_dot_merger_threshold_mb=256"
+OF_TRAINING = "--xla_gpu_enable_triton_gemm=false"
 OURS = f"--xla_disable_hlo_passes=dot-strength-reduction {MERGED}"
 
 
@@ -45,7 +46,12 @@ def test_what_the_user_has_set_stays(driver, given, expected):
 def test_variables_under_both_names(driver, given, expected):
     environment = dict(given)
     set_for_gpus(TRAINING, environment)
-    assert environment == expected
+    assert environment == expected | {"XLA_FLAGS": OF_TRAINING}
+
+
+def test_what_compiles_without_the_device_is_given_the_same():
+    assert compiler_options(TRAINING, {}) == {"xla_gpu_enable_triton_gemm": False}
+    assert compiler_options(TRAINING, {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=true"}) == {}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from xlstm_jax.config import Config, task_of
 from xlstm_jax.parallel import batch_sharding, of_rank
+from xlstm_jax.parallel.xla_flags import TRAINING, compiler_options
 from xlstm_jax.progress import doing
 from xlstm_jax.runs.params import with_sharding
 from xlstm_jax.training.optimizer import make_optimizer, make_schedule
@@ -43,7 +44,9 @@ def compiled_for(
             step = make_train_step(task, model, optimizer, schedule, config.train)
             lowered = step.lower(state, batch)
         with doing(f"compiling it for {where}, which may take many minutes", say):
-            return lowered.compile()
+            on_gpus = mesh.devices.flat[0].platform in ("gpu", "cuda")
+            # as the flags of a process that trains there
+            return lowered.compile(compiler_options(TRAINING) if on_gpus else None)
 
 
 def used_bytes(compiled: jax.stages.Compiled) -> int:
