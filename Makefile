@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 DEV ?= .venv-dev
 WORKDIR ?= runs/quickstart
+# Processes of the tests: one for each core, of which each takes up to 3 GB; 2 to 4.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; [ $$n -lt 2 ] && n=2; echo $$n)
 PYTEST := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-$(notdir $(DEV)) $(DEV)/bin/python -m pytest -q -p no:cacheprovider
 
 .PHONY: train test slow scaling-check paper kernels slow-kernels faults parity benchmark-cpu benchmark-inference benchmark-baselines compare aot-gpu on-a-gpu modelled-steps scaling-table notebooks lint docs release-check clean
@@ -14,19 +16,19 @@ train: $(VENV)/installed
 
 # All but the tests marked slow, of which each takes more than about five seconds.
 test: $(DEV)/installed
-	$(PYTEST) -n 2 -m "not slow"
+	$(PYTEST) -n $(WORKERS) -m "not slow"
 
 # Those, but for the kernels'.
 slow: $(DEV)/installed
-	$(PYTEST) -n 2 -m slow --ignore=tests/kernels
+	$(PYTEST) -n $(WORKERS) -m slow --ignore=tests/kernels
 
 # Optimised as users compile them, unlike the suite (tests/conftest.py).
 kernels: $(DEV)/installed
-	XLA_FLAGS= $(PYTEST) -n 2 tests/kernels
+	XLA_FLAGS= $(PYTEST) -n $(WORKERS) tests/kernels
 
 # Theirs, optimised.
 slow-kernels: $(DEV)/installed
-	XLA_FLAGS= $(PYTEST) -n 2 -m slow tests/kernels
+	XLA_FLAGS= $(PYTEST) -n $(WORKERS) -m slow tests/kernels
 
 # Minutes: runs that are killed 20 times.
 faults: $(DEV)/installed

@@ -229,10 +229,39 @@ def command():
     assert (process.returncode, errors) == (0, "")
 
 
-def test_it_holds_from_the_imports_on():
-    program = "import sys; sys.argv = ['-m']; import xlstm_jax; raise KeyboardInterrupt"
+@pytest.mark.parametrize(
+    "signalled, status, line",
+    [
+        ("raise KeyboardInterrupt", 130, "interrupted\n"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 75, "SIGTERM\n"),
+    ],
+)
+def test_it_holds_from_the_imports_on(signalled, status, line):
+    program = f"import sys; sys.argv = ['-m']; import xlstm_jax; {signalled}"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", line)
+
+
+def test_a_worker_that_is_ended_says_nothing(tmp_path):
+    """Of a process pool, or of grain's."""
+    program = """
+import multiprocessing, sys, time
+sys.argv = ["-m"]
+import xlstm_jax
+if __name__ == "__main__":
+    for way in ("fork", "spawn"):
+        worker = multiprocessing.get_context(way).Process(target=time.sleep, args=(60,))
+        worker.start()
+        time.sleep(2)
+        worker.terminate()
+        worker.join()
+"""
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_where_the_process_is_not_the_commands_own_it_goes_on(capsys):

@@ -128,7 +128,8 @@ def is_command() -> bool:
 
 
 def install_hooks() -> None:
-    """Ctrl-C that nobody catches is one line and status 130 too, also where Python would drop it.
+    """Ctrl-C that nobody catches is one line and status 130 too, also where Python would drop it;
+    SIGTERM is one line and status 75 before there is a `watch`.
 
     For a process that belongs to one command. Imports take seconds and come before `run`. Some of
     jax's callbacks can't raise: Python prints what they raise, here what a signal's handler raised,
@@ -157,6 +158,14 @@ def install_hooks() -> None:
         again.start()
 
     sys.excepthook, sys.unraisablehook = uncaught, dropped
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end_early)
+
+
+def _end_early(number: int, frame: FrameType | None) -> None:
+    """SIGTERM while nothing runs that has to be saved. A worker process ends without a word."""
+    is_worker = multiprocessing.parent_process() is not None
+    end_process(STATUS[number], None if is_worker else NAMES[number])
 
 
 @contextlib.contextmanager
@@ -175,7 +184,8 @@ def watch(advice: str = "") -> Iterator[None]:
         words = functools.partial(_words, number, advice)
         _rules[number] = Rule(SECONDS_TO_CLEAN_UP, status, words, again=number == signal.SIGINT)
     before_sigterm = signal.getsignal(signal.SIGTERM)
-    if before_sigterm is signal.SIG_DFL:
+    ours = before_sigterm in (signal.SIG_DFL, _end_early)
+    if ours:
         signal.signal(signal.SIGTERM, _terminate)
     before = signal.set_wakeup_fd(_pipe[1], warn_on_full_buffer=False)
     # A daemon: it also watches while the interpreter waits for other threads at its end.
@@ -183,7 +193,7 @@ def watch(advice: str = "") -> Iterator[None]:
     try:
         yield
     finally:
-        if before_sigterm is signal.SIG_DFL:
+        if ours:
             signal.signal(signal.SIGTERM, before_sigterm)
         signal.set_wakeup_fd(before)
         _tell(STOP)
