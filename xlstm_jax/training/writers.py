@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from xlstm_jax.parallel import is_first_process
 from xlstm_jax.training.callbacks import Callback, Run
-from xlstm_jax.training.figure import draw_loss
 from xlstm_jax.training.metrics import MetricsWriter
 from xlstm_jax.training.outlets import Trouble, replace_file
 
@@ -27,6 +26,9 @@ class LossFigure(Callback):
     def _draw(self) -> None:
         if is_first_process():
             with self._trouble.caught():
+                # here, because matplotlib takes half a second of a command's start
+                from xlstm_jax.training.figure import draw_loss
+
                 draw_loss(self._run.folder, self._run.task.loss_unit)
 
 
