@@ -8,6 +8,7 @@ import pytest
 from tests.analysis.scaling.synthetic import (
     CHINCHILLA,
     OPTIMUM,
+    WITH_GAMMA,
     isoflop_runs,
     power_law_runs,
     runs,
@@ -22,12 +23,13 @@ from xlstm_jax.analysis.scaling.parametric import NAMES, fit_from
 TABLES, LEAST = 100, 88
 
 
-def test_power_laws():
+@pytest.mark.parametrize("runs", [3, 6, 12])  # over-training lines have few
+def test_power_laws(runs):
     held = np.zeros(2, int)
     for seed in range(TABLES):
-        found = power_law_intervals(*power_law_runs(seed), seed=seed)
+        found = power_law_intervals(*power_law_runs(seed, count=runs), seed=seed)
         held += [50 in found.coefficient, -0.23 in found.exponent]
-    print("power law: coefficient, exponent held", held)
+    print(f"power law of {runs} runs: coefficient, exponent held", held)
     assert held.min() >= LEAST
 
 
@@ -41,13 +43,17 @@ def test_isoflop_optima(noise):
     assert held.min() >= LEAST
 
 
-def test_parametric_coefficients():
-    truth = dict(zip(NAMES, CHINCHILLA[:5], strict=False)) | {"E": CHINCHILLA.irreducible}
+@pytest.mark.parametrize("law", [CHINCHILLA, WITH_GAMMA], ids=["plain", "gamma"])
+def test_parametric_coefficients(law):
+    outer = law is WITH_GAMMA
+    truth = dict(zip(NAMES, law[:6], strict=True)) | {"E": law.irreducible}
+    if not outer:
+        del truth["gamma"]
     held = dict.fromkeys(truth, 0)
     for seed in range(TABLES):
-        data = runs(CHINCHILLA, noise=0.003, seed=seed)
-        fit = fit_from(CHINCHILLA, *data, outer_exponent=False)
-        found = parametric_intervals(fit, *data, outer_exponent=False, seed=seed)
+        data = runs(law, noise=0.003, seed=seed)
+        fit = fit_from(law, *data, outer_exponent=outer)
+        found = parametric_intervals(fit, *data, outer_exponent=outer, seed=seed)
         for name, value in truth.items():
             held[name] += value in found[name]
     print("parametric form: held", held)

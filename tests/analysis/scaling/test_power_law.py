@@ -30,6 +30,13 @@ def test_its_intervals_hold_it():
     assert found != power_law_intervals(x, y, draws=100, seed=1)
 
 
+def test_intervals_of_three_runs_are_wide_and_of_two_there_are_none():
+    few = power_law_intervals(*power_law_runs(count=3)).exponent
+    many = power_law_intervals(*power_law_runs(count=12)).exponent
+    assert few.high - few.low > 3 * (many.high - many.low)
+    assert power_law_intervals(*power_law_runs(count=2)) is None
+
+
 def test_quality_is_in_logarithms():
     x, y = power_law_runs(noise=0.01, count=400)
     found = quality(fit_power_law(x, y), x, y)

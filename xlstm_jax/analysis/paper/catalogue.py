@@ -186,6 +186,7 @@ ARENA = Small(
 )
 SEARCH = Small("nns.py", "figure 2, left", "Nearest neighbour search, mean squared error")
 RECALL = Small("mqar.py", "figures 5, 13 to 16", "Multi-query associative recall, accuracy")
+GRIDS = (*(small.file for small in (FORMAL, ARENA, SEARCH, RECALL)), "rare_tokens.py")
 
 
 class Unprinted(NamedTuple):

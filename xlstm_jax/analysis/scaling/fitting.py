@@ -118,13 +118,8 @@ def fit_over_training(family: str, runs: Sequence[Run], settings: Settings) -> l
     for ratio, law in laws.items():
         chosen = power_law.at_ratio(params, tokens, ratio)
         x, y = flops[chosen], loss[chosen]
-        # through two runs there is one line, whichever are drawn
-        interval = (
-            power_law.power_law_intervals(x, y, draws=settings.draws).exponent
-            if len(x) > 2
-            else None
-        )
-        numbers[f"at {ratio:g}"] = (law.exponent, interval)
+        found = power_law.power_law_intervals(x, y, draws=settings.draws)
+        numbers[f"at {ratio:g}"] = (law.exponent, found and found.exponent)
         lines[f"{ratio:g} tokens per parameter"] = (x, y, law)
     drawn = figures.power_law_figure(
         lines, "FLOPs of the whole training", "held-out loss (nats per token)"
@@ -188,9 +183,9 @@ def write(folder: pathlib.Path, fits: Sequence[Fit], runs: Sequence[Run]) -> Non
 
 
 def _of_law(
-    law: power_law.PowerLaw, found: power_law.PowerLawIntervals
+    law: power_law.PowerLaw, found: power_law.PowerLawIntervals | None
 ) -> dict[str, tuple[float, Interval | None]]:
     return {
-        "coefficient": (law.coefficient, found.coefficient),
-        "exponent": (law.exponent, found.exponent),
+        "coefficient": (law.coefficient, found and found.coefficient),
+        "exponent": (law.exponent, found and found.exponent),
     }

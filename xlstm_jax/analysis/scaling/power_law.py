@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy import special
 
 from xlstm_jax.analysis.scaling.bootstrap import Interval, intervals
 from xlstm_jax.analysis.scaling.quality import Quality, quality_of
@@ -53,20 +54,34 @@ def fit_power_law(x: Float[np.ndarray, " R"], y: Float[np.ndarray, " R"]) -> Pow
 
 def power_law_intervals(
     x: Float[np.ndarray, " R"], y: Float[np.ndarray, " R"], **options
-) -> PowerLawIntervals:
-    """Bootstrap intervals; `options` are those of `bootstrap.intervals`.
+) -> PowerLawIntervals | None:
+    """Bootstrap intervals, None for two runs, whose line leaves nothing over; `options` are those
+    of `bootstrap.intervals`.
 
-    Draws whose runs all lie in one place have no line and are left out.
+    What the line leaves over is drawn, not runs: of few runs many draws would have hardly a line.
+    It is too small by the two degrees of freedom that the line takes, and its size is itself known
+    from R - 2 of them only; without both, intervals of six runs hold the truth 86 times of 100.
     """
-    x, y = np.asarray(x, float), np.asarray(y, float)
     fit_power_law(x, y)  # refuses what can't be fitted
+    log_x, log_y = _logarithms(x, y)
+    if (free := len(log_x) - 2) == 0:
+        return None
+    line = np.polyfit(log_x, log_y, 1)
+    fitted = np.polyval(line, log_x)
+    residuals = (log_y - fitted) * (len(log_x) / free) ** 0.5
 
     def refit(drawn: np.ndarray) -> np.ndarray:
-        if np.ptp(x[drawn]) == 0:
-            return np.array([np.nan, np.nan])
-        return np.array(fit_power_law(x[drawn], y[drawn]))
+        return np.polyfit(log_x, fitted + residuals[drawn], 1)
 
-    return PowerLawIntervals(*intervals(refit, [np.arange(len(x))], **options))
+    found = intervals(refit, [np.arange(len(log_x))], **options)
+    wider = special.stdtrit(free, 0.975) / special.ndtri(0.975)
+    exponent, logarithm = (
+        Interval(*(value + wider * (end - value) for end in interval))
+        for value, interval in zip(line, found, strict=True)
+    )
+    with np.errstate(over="ignore"):  # a line that is hardly known may mean any coefficient
+        coefficient = Interval(*(float(np.exp(end)) for end in logarithm))
+    return PowerLawIntervals(coefficient, Interval(*map(float, exponent)))
 
 
 def quality(law: PowerLaw, x, y) -> Quality:
