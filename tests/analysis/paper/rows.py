@@ -81,6 +81,11 @@ def write(root: pathlib.Path) -> pathlib.Path:
         results / "runs.jsonl": series(),
         results / "inference.jsonl": inference(),
         results / "speeds.jsonl": [SPEED],
+        results / "grids.jsonl": [
+            {"grid": "formal.py", "model": "llama", "step_ms": 0.6, "hours": 1.25},
+            *({"grid": "nns.py", "model": model, "step_ms": 1, "hours": 4}
+              for model in ("llama", "lstm", "xlstm_0_1")),
+        ],
     }.items():  # fmt: skip
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root

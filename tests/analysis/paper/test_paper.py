@@ -166,13 +166,20 @@ def test_experiments_are_chosen_by_held_out_data(found, text):
 def test_a_row_of_an_experiment_has_its_state_and_its_own_command(text):
     formal = section(text, "Figures 4")
     run = "`python -m xlstm_jax.experiments formal --preset=paper --models="
-    assert lines(formal, "Llama")[0][-2:] == ["here, reduced scale; ready", f"{run}llama`"]
-    assert lines(formal, "Hyena")[0][-2:] == ["ready", f"{run}hyena`"]
+    assert lines(formal, "Llama")[0][-3:] == ["here, reduced scale; ready", f"{run}llama`", "1.2"]
+    assert lines(formal, "Hyena")[0][-3:] == ["ready", f"{run}hyena`", ""]
     runs = len(runs_of(config_files.experiment("configs/formal.py", "paper")))
     assert f"is {runs:,} runs of small models" in formal.replace("\n", " ")
     arena = section(text, "Table 6")
-    assert lines(arena, "random")[0][-2:] == ["chance", ""]
-    assert lines(arena, "xLSTM")[0][-1].endswith("--models=xlstm_1_0,xlstm_0_1`")
+    assert lines(arena, "random")[0][-3:] == ["chance", "", ""]
+    assert lines(arena, "xLSTM")[0][-2].endswith("--models=xlstm_1_0,xlstm_0_1`")
+
+
+def test_the_hours_of_a_grid_are_told_where_those_of_every_model_are_known(text):
+    assert "Device hours: not known" in section(text, "Figures 4").replace("\n", " ")
+    unprinted = section(text, "Figures and tables whose")
+    assert lines(unprinted, "figure 2, left")[0][-2] == "12"  # three models of 4 hours
+    assert lines(unprinted, "figures 5, 13 to 16")[0][-2] == ""
 
 
 def test_device_hours_say_where_they_come_from(found, text):

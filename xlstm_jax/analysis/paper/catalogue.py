@@ -195,27 +195,31 @@ class Unprinted(NamedTuple):
     Attributes:
         command: what makes ours; "" where it is open.
         ours: where it is, or what is missing.
+        grid: file below configs/ of an experiment; "" where it is none.
     """
 
     figure: str
     what: str
     command: str
     ours: str
+    grid: str = ""
 
 
 UNPRINTED = (
     Unprinted(
         "figure 2, left", "nearest neighbour search, mean squared error",
         "python -m xlstm_jax.experiments nns --preset=paper", "[experiments](experiments.md)",
+        "nns.py",
     ),
     Unprinted(
         "figure 2, right", "perplexity of rare tokens of WikiText-103",
         "python -m xlstm_jax.experiments rare_tokens --preset=paper",
-        "[experiments](experiments.md)",
+        "[experiments](experiments.md)", "rare_tokens.py",
     ),
     Unprinted(
         "figures 5, 13 to 16", "multi-query associative recall, accuracy over dimensions",
         "python -m xlstm_jax.experiments mqar --preset=paper", "[experiments](experiments.md)",
+        "mqar.py",
     ),
     Unprinted(
         "figure 6", "perplexity against parameters, 15B tokens, five sizes",

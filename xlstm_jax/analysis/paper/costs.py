@@ -54,13 +54,14 @@ def flops_per_token(name: str) -> float:
 def cost_of(entry: Entry, speeds: Sequence[Mapping[str, Any]]) -> Cost:
     """The cost of an entry's run.
 
-    The speed is that of the same model where there is one; else that of another size of its family,
-    if both reach the same share of the device's peak.
+    The speed is that of the same model where there is one, measured before modelled; else that of
+    another size of its family, if both reach the same share of the device's peak.
     """
     config = loaded(entry.config, entry.flags)
     tokens = config.train.steps * config.data.batch_size * config.data.context_length
     per_token = flops_per_token(entry.config)
-    known = {_model(row["config"]): row for row in speeds}
+    ordered = sorted(speeds, key=lambda row: row["how"] == "measured")  # the last one counts
+    known = {_model(row["config"]): row for row in ordered}
     here = _model(entry.like or entry.config)
     if row := known.get(here):
         hours = tokens / row["tokens_per_second"] / 3600

@@ -47,3 +47,10 @@ def words_of(column: str) -> str:
         task = TASK_COLUMNS[column].replace("_", " ")
         return task if column.endswith("ppl") else f"{task} (%)"
     return column.replace("_", " ")
+
+
+def hours_text(hours: float | None) -> str:
+    """Device hours in a table; empty where they are not known."""
+    if hours is None:
+        return ""
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}"

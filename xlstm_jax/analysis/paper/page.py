@@ -26,12 +26,13 @@ from xlstm_jax.analysis.paper.markdown import (
     OPEN,
     READY,
     REDUCED,
+    hours_text,
     paragraphs,
     table_of,
     words_of,
 )
 from xlstm_jax.analysis.paper.results import PLACES, Results
-from xlstm_jax.analysis.paper.small import accuracies
+from xlstm_jax.analysis.paper.small import accuracies, hours_of_all
 from xlstm_jax.analysis.paper.small_section import own_table, small_section
 
 TITLE = "# The paper, table by table"
@@ -179,13 +180,7 @@ def _scale(row: Mapping[str, Any]) -> str:
 def _ready(entry: Entry, cost: Cost) -> list[str]:
     """The cells of a run: command, hours, how they are known."""
     how = cost.how if cost.hours is None else f"{cost.how}, {cost.device}"
-    return [f"`{entry.command}`", _hours(cost.hours), how]
-
-
-def _hours(hours: float | None) -> str:
-    if hours is None:
-        return ""
-    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}"
+    return [f"`{entry.command}`", hours_text(cost.hours), how]
 
 
 def _long_runs(results: Results) -> list[str]:
@@ -305,13 +300,14 @@ def _unprinted(results: Results) -> list[str]:
             one.what,
             READY if one.command else OPEN,
             f"`{one.command}`" if one.command else "",
+            hours_text(hours_of_all(results, one.grid) if one.grid else None),
             one.ours,
         ]
         for one in UNPRINTED
     ]
     return [
         "## Figures and tables whose numbers the paper does not print, or we do not have",
-        table_of(("paper", "what", "state", "full run", "ours"), lines),
+        table_of(("paper", "what", "state", "full run", "device hours:", "ours"), lines),
         *filter(None, (own_table(results, small) for small in (SEARCH, RECALL))),
     ]
 

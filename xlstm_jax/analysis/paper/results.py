@@ -9,6 +9,7 @@ scaling laws            python -m xlstm_jax.analysis.scaling fit       params, t
 times of inference      python -m benchmarks.inference_times           kind, prefill, seconds
 speeds of training      python -m benchmarks.modelled_speeds; a
                         person, of a run                               config, tokens_per_second
+steps of small models   python -m benchmarks.modelled_grids            grid, model, hours
 """
 
 import math
@@ -28,6 +29,7 @@ KINDS = {
     "trained": ("row", "perplexity", "tokens"),
     "evaluations": ("suite", "model", "values"),
     "speeds": ("config", "tokens_per_second", "how"),
+    "grids": ("grid", "model", "step_ms", "hours"),
     "inference": ("kind", "params", "prefill", "batch", "seconds"),
     "runs": ("params", "tokens", "loss"),
 }
@@ -42,6 +44,7 @@ class Results(NamedTuple):
         evaluations: one for each model, size and suite.
         speeds: tokens/s of training steps, and how they are known; of a configuration the last
             one counts.
+        grids: device hours of each model of an experiment.
         inference: times of prompts read and tokens written.
         runs: of series for scaling laws.
     """
@@ -50,6 +53,7 @@ class Results(NamedTuple):
     experiments: Mapping[tuple[str, str], Sequence[Row]]
     evaluations: Sequence[Row]
     speeds: Sequence[Row]
+    grids: Sequence[Row]
     inference: Sequence[Row]
     runs: Sequence[Run]
 
@@ -80,6 +84,7 @@ def read(root: pathlib.Path, places: Iterable[str] = PLACES) -> Results:
         experiments=experiments,
         evaluations=found["evaluations"],
         speeds=found["speeds"],
+        grids=found["grids"],
         inference=found["inference"],
         runs=runs,
     )

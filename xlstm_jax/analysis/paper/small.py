@@ -125,3 +125,17 @@ def grid_of(file: str) -> Grid:
         {experiment.models[name]: why for name, why in experiment.absent.items()},
         runs * experiment.seeds,
     )
+
+
+def hours_of(results: Results, file: str) -> dict[str, float]:
+    """Device hours of all runs of each model of a grid at the paper's sizes, by the model's name on
+    the command line; of models whose step was modelled.
+    """
+    return {row["model"]: row["hours"] for row in results.grids if row["grid"] == file}
+
+
+def hours_of_all(results: Results, file: str) -> float | None:
+    """Of a whole grid; None where a model's are not known."""
+    hours = hours_of(results, file)
+    names = grid_of(file).names.values()
+    return sum(hours[name] for name in names) if set(names) <= hours.keys() else None

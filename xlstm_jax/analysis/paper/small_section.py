@@ -1,10 +1,20 @@
 """The experiments with small models on the page."""
 
+from collections.abc import Mapping
+
 from xlstm_jax.analysis.paper import values
 from xlstm_jax.analysis.paper.catalogue import Small
-from xlstm_jax.analysis.paper.markdown import HERE, OPEN, READY, REDUCED, table_of, words_of
+from xlstm_jax.analysis.paper.markdown import (
+    HERE,
+    OPEN,
+    READY,
+    REDUCED,
+    hours_text,
+    table_of,
+    words_of,
+)
 from xlstm_jax.analysis.paper.results import Results
-from xlstm_jax.analysis.paper.small import Found, Grid, accuracies, grid_of
+from xlstm_jax.analysis.paper.small import Found, Grid, accuracies, grid_of, hours_of, hours_of_all
 
 
 def small_section(results: Results, small: Small, image: str) -> list[str]:
@@ -15,20 +25,27 @@ def small_section(results: Results, small: Small, image: str) -> list[str]:
         for model, row in values.rows_of(table).items():
             printed.setdefault(model, {}).update(row)
     grid, ours = grid_of(small.file), accuracies(results, small.file)
+    hours = hours_of(results, small.file)
     by_column = [values.as_printed(row.get(c) for row in printed.values()) for c in columns]
     lines = [
         [
             model,
             *(shown and f"*{shown}*" for shown in row),
-            *_state(small, grid, ours, model),
+            *_state(small, grid, ours, model, hours),
         ]
         for model, row in zip(printed, zip(*by_column, strict=True), strict=True)
     ]
-    header = ("the paper", *(f"{words_of(column)}:" for column in columns), "state", "full run")
+    header = (
+        "the paper",
+        *(f"{words_of(column)}:" for column in columns),
+        "state",
+        "full run",
+        "device hours:",
+    )
     note = (
         f"The whole grid at the paper's sizes is {grid.runs:,} runs of small models "
         f"([experiments](experiments.md)): `{small.command} --part=1/8` is the first of eight jobs "
-        "that share them. Device hours: not known, no such run was timed on a GPU."
+        f"that share them. {whole_grid(hours_of_all(results, small.file))}"
     )
     own = own_table(results, small)
     return [f"## {small.title}", image, table_of(header, lines), *([own] if own else []), note]
@@ -48,15 +65,30 @@ def own_table(results: Results, small: Small) -> str:
     )
 
 
-def _state(small: Small, grid: Grid, ours: Found, row: str) -> tuple[str, str]:
-    """The state of a row of the paper, and the command of its full run."""
+def whole_grid(hours: float | None) -> str:
+    """A sentence on what all runs of a grid take."""
+    if hours is None:
+        return "Device hours: not known, no such run was timed or modelled on a GPU."
+    return (
+        f"Device hours: {hours_text(hours)} of an H100 in all, modelled (`python -m "
+        "benchmarks.modelled_grids`): the step of one run of each model, the other runs by their "
+        "tokens; a run alone on its device."
+    )
+
+
+def _state(
+    small: Small, grid: Grid, ours: Found, row: str, hours: Mapping[str, float]
+) -> tuple[str, str, str]:
+    """The state of a row of the paper, the command of its full run and its device hours."""
     models = small.of.get(row, (row,))
     if not models:
-        return "chance", ""
+        return "chance", "", ""
     if missing := [grid.absent.get(model, "not in the file") for model in models
                    if model not in grid.names]:  # fmt: skip
-        return f"{OPEN}: {missing[0]}", ""
+        return f"{OPEN}: {missing[0]}", "", ""
     scale = REDUCED if "reduced" in ours.title else HERE
     done = any(model in ours.values for model in models)
-    names = ",".join(grid.names[model] for model in models)
-    return f"{scale}; {READY}" if done else READY, f"`{small.command} --models={names}`"
+    names = [grid.names[model] for model in models]
+    total = sum(hours[name] for name in names) if set(names) <= hours.keys() else None
+    state = f"{scale}; {READY}" if done else READY
+    return state, f"`{small.command} --models={','.join(names)}`", hours_text(total)
