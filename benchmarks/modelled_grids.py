@@ -6,8 +6,8 @@ docs/results/grids.jsonl, which docs/paper.md takes its device hours from.
 
 Of each model of a grid the step of one run, its first cell at the largest dimension, is compiled
 for one H100 that is not there, as in benchmarks.modelled_speeds: modelled, not measured. The others
-are taken to need the same time for each token. Rows that are there are kept, so that it can be
-stopped.
+are taken to need the same time for each token. A step that one device has no memory for, as Llama's
+of rare_tokens, counts as if it had. Rows that are there are kept, so that it can be stopped.
 """
 
 import argparse
