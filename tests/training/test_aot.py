@@ -5,6 +5,7 @@ doesn't fit is a row and not a crash.
 import dataclasses
 import json
 import pathlib
+import types
 
 import jax
 import pytest
@@ -16,6 +17,7 @@ from xlstm_jax.config import MeshConfig, load
 from xlstm_jax.errors import UserError
 from xlstm_jax.parallel import make_mesh
 from xlstm_jax.parallel.topology import absent_devices
+from xlstm_jax.training import compiling
 from xlstm_jax.training.aot import (
     StepReport,
     check_new_file,
@@ -137,6 +139,18 @@ def test_a_topology_that_does_not_exist_is_named(name):
         match=r"topology .*(is not known; write for example|must be slices x hosts x GPUs)",
     ):
         absent_devices(name)
+
+
+def test_an_absent_gpu_has_the_flags_of_training_and_a_present_device_those_of_its_process(
+    monkeypatch,
+):
+    """Else the step that "auto" compiled would not be found in the cache when it is called."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    gpu = types.SimpleNamespace(platform="cuda")
+    assert compiling._options(gpu) == {"xla_gpu_enable_triton_gemm": False}
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    assert compiling._options(gpu) is None
+    assert compiling._options(types.SimpleNamespace(platform="tpu")) is None
 
 
 def test_the_compilers_numbers_are_read():

@@ -44,9 +44,15 @@ def compiled_for(
             step = make_train_step(task, model, optimizer, schedule, config.train)
             lowered = step.lower(state, batch)
         with doing(f"compiling it for {where}, which may take many minutes", say):
-            on_gpus = mesh.devices.flat[0].platform in ("gpu", "cuda")
-            # as the flags of a process that trains there
-            return lowered.compile(compiler_options(TRAINING) if on_gpus else None)
+            return lowered.compile(_options(mesh.devices.flat[0]))
+
+
+def _options(device: jax.Device) -> dict[str, str | bool] | None:
+    """For an absent GPU the flags of a process that trains there. One that is here has them, or its
+    user does not want them; the step that is called is to be found in the compilation cache.
+    """
+    is_absent_gpu = device.platform in ("gpu", "cuda") and device not in jax.devices()
+    return compiler_options(TRAINING) if is_absent_gpu else None
 
 
 def used_bytes(compiled: jax.stages.Compiled) -> int:
