@@ -22,7 +22,7 @@ import train as train_command
 from tests.training.board import board_events
 from tests.training.conftest import ROOT
 from xlstm_jax.runs.folder import find_run
-from xlstm_jax.training import loop, metrics, outlets, writers
+from xlstm_jax.training import figure, loop, metrics, outlets, writers
 from xlstm_jax.training.metrics import MetricsWriter, read_records
 from xlstm_jax.training.outlets import AppendedFile, Outlet, replace_file
 
@@ -131,7 +131,7 @@ WRITERS = {
     "metrics.jsonl": (metrics._MetricsFile, "deliver"),
     "TensorBoard's file": (outlets.TensorBoard, "deliver"),
     "the run at Weights & Biases": (outlets.WandB, "deliver"),
-    "loss.png": (writers, "draw_loss"),
+    "loss.png": (figure, "draw_loss"),
     "samples.txt": (writers, "replace_file"),
     "data.json": (loop, "write_data_record"),
 }
