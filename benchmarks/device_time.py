@@ -69,7 +69,7 @@ def device_events(file: pathlib.Path) -> Iterable[Event]:
                 yield Event(event.name, event.start_ns / 1e9, event.duration_ns / 1e9)
 
 
-def of(call: Callable[[], Any]) -> list[dict[str, Any]]:
+def kernels_of(call: Callable[[], Any]) -> list[dict[str, Any]]:
     """`by_name` of one call that waits for its results; empty where the profiler sees no device."""
     with profiled() as events:
         call()

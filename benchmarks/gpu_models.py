@@ -212,7 +212,7 @@ def _prepared_reading(
         )["ours"]
         tokens = loaded.program.facts["tokens"]
         rates = {"seconds": took, "tokens_per_second": tokens / took}
-        kernels = device_time.of(lambda run=loaded.run, x=arguments: _seconds(run, x))
+        kernels = device_time.kernels_of(lambda run=loaded.run, x=arguments: _seconds(run, x))
         yield {"case": case, "prepared": True, **rates, "kernels": kernels}
 
 

@@ -92,7 +92,7 @@ def alone(
     def row(what: str, count: int, run: Callable[[], Any]) -> dict[str, Any]:
         took = alternate({"ours": lambda: seconds(run)}, repetitions)["ours"]
         rates = {"seconds": took, "tokens_per_second": count / took}
-        return {"case": f"{size} {what}", **rates, "kernels": device_time.of(run)}
+        return {"case": f"{size} {what}", **rates, "kernels": device_time.kernels_of(run)}
 
     count = DECODED - 1
     for batch in batches:

@@ -10,16 +10,10 @@ are taken to need the same time for each token. A step that one device has no me
 of rare_tokens, counts as if it had. Rows that are there are kept, so that it can be stopped.
 """
 
-import argparse
-import datetime
 import itertools
-import json
-import re
 
-import jax
-
-from benchmarks.modelled_speeds import DEVICE, HOW, ROOT, TOPOLOGY
-from benchmarks.provenance import commit
+from benchmarks import modelled_rows
+from benchmarks.modelled_rows import DEVICE, HOW, ROOT, TOPOLOGY, Row
 from xlstm_jax import config_files
 from xlstm_jax.analysis.paper.catalogue import GRIDS
 from xlstm_jax.config import Config
@@ -27,21 +21,32 @@ from xlstm_jax.experiments.grid import Experiment, Run, runs_of
 from xlstm_jax.experiments.running import config_of
 from xlstm_jax.training.aot import compile_step
 
-FILE = ROOT / "docs/results/grids.jsonl"
-FIELDS = ("grid", "model")  # that tell a row
+FILE = modelled_rows.RESULTS / "grids.jsonl"
 
 
-def row_of(grid: str, model: str) -> dict:
+def grid_of(file: str) -> Experiment:
+    """The experiment of a file below configs/, at the paper's sizes."""
+    return config_files.experiment(str(ROOT / "configs" / file), "paper")
+
+
+def names() -> list[str]:
+    """FILE:MODEL of every model of every grid."""
+    grids = {file: grid_of(file) for file in GRIDS}
+    return [f"{file}:{model}" for file, grid in grids.items() for model in grid.models
+            if model not in grid.absent]  # fmt: skip
+
+
+def row_of(name: str) -> Row:
     """The modelled step of a model of a grid, and the hours of all its runs, as a row."""
-    file = str(ROOT / "configs" / grid)
-    experiment = config_files.experiment(file, "paper")
-    cell = experiment.cells[0]
-    rate, dim = experiment.learning_rates[cell][0], max(experiment.dims[cell])
-    config = config_of(experiment, file, Run(cell, model, dim, rate, 0))
+    file, _, model = name.partition(":")
+    grid, path = grid_of(file), str(ROOT / "configs" / file)
+    cell = grid.cells[0]
+    rate, dim = grid.learning_rates[cell][0], max(grid.dims[cell])
+    config = config_of(grid, path, Run(cell, model, dim, rate, 0))
     milliseconds = compile_step(config, TOPOLOGY).model.milliseconds
-    hours = milliseconds / 3.6e6 / tokens_of(config) * tokens_in_all(experiment, file, model)
+    hours = milliseconds / 3.6e6 / tokens_of(config) * tokens_in_all(grid, path, model)
     return {
-        "grid": grid,
+        "grid": file,
         "model": model,
         "cell": cell,
         "dim": dim,
@@ -49,9 +54,6 @@ def row_of(grid: str, model: str) -> dict:
         "hours": round(hours, 2),
         "device": DEVICE,
         "how": HOW,
-        "commit": commit(),
-        "jax": jax.__version__,
-        "date": datetime.date.today().isoformat(),
     }
 
 
@@ -72,26 +74,9 @@ def tokens_in_all(experiment: Experiment, file: str, model: str) -> int:
 
 def main() -> None:
     """Makes the rows that are missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    modelled_rows.make(
+        __doc__, FILE, names(), lambda row, name: f"{row['grid']}:{row['model']}" == name, row_of
     )
-    parser.add_argument("--only", default="", help="regular expression on FILE:MODEL")
-    parser.add_argument("--again", action="store_true", help="rows that are there too")
-    given = parser.parse_args()
-    for grid in GRIDS:
-        experiment = config_files.experiment(str(ROOT / "configs" / grid), "paper")
-        for model in experiment.models:
-            rows = [json.loads(x) for x in FILE.read_text().splitlines()] if FILE.exists() else []
-            others = [row for row in rows if [row[name] for name in FIELDS] != [grid, model]]
-            there = len(others) < len(rows)
-            name = f"{grid}:{model}"
-            if model in experiment.absent or not re.search(given.only, name):
-                continue
-            if there and not given.again:
-                continue
-            row = row_of(grid, model)
-            FILE.write_text("".join(json.dumps(one) + "\n" for one in [*others, row]))
-            print(f"{name}: {row['step_ms']} ms a step, {row['hours']} hours", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,23 +11,17 @@ modelled, not measured (docs/performance.md). The batch is what one device of a 
 A minute or two a model, 4 GB; rows that are there are kept, so that it can be stopped.
 """
 
-import argparse
-import datetime
-import json
-import pathlib
 import re
 
-import jax
-
-from benchmarks.provenance import commit
+from benchmarks import modelled_rows
+from benchmarks.modelled_rows import DEVICE, HOW, ROOT, TOPOLOGY, Row
 from xlstm_jax.analysis.hlo import MADE_WHEN_LOADED
 from xlstm_jax.analysis.paper.catalogue import LONG_RUNS, TRAINED
 from xlstm_jax.config import load
 from xlstm_jax.training.aot import StepReport, compile_step
 
-ROOT = pathlib.Path(__file__).parents[1]
-FILE = ROOT / "docs/results/speeds.jsonl"
-TOPOLOGY, DEVICE, HOW, REMAT = "h100:1x1x1", "H100", "modelled", "block"
+FILE = modelled_rows.RESULTS / "speeds.jsonl"
+REMAT = "block"
 # sequences of a device, by size; models of another name are of 350M
 SEQUENCES = {"125m": 32, "350m": 16, "760m": 8, "1.3b": 8}
 
@@ -53,58 +47,40 @@ def sequences(config: str) -> int:
     return next((number for size, number in SEQUENCES.items() if size in config), 16)
 
 
-def row_of(config: str, report: StepReport, batch: int, context: int) -> dict:
-    """The speed that the step's model gives, as a row."""
-    absent = "cuDNN's attention" if MADE_WHEN_LOADED & report.kernels.keys() else ""
+def row_of(config: str) -> Row | None:
+    """The speed that the step's model gives, as a row; without one a line and None."""
+    batch = sequences(config)
+    keys = {"data.batch_size": batch, "model.remat": REMAT}
+    loaded = load(str(ROOT / "configs" / config), keys)
+    report = compile_step(loaded, TOPOLOGY)
+    if not report.fits or report.model is None:
+        print(f"{config}: {'; '.join(report.lines())}")
+        return None
+    context = loaded.data.context_length
     return {
         "config": config,
         "device": DEVICE,
         "tokens_per_second": round(batch * context / report.model.milliseconds * 1e3),
-        "how": f"{HOW}, {absent} left out" if absent else HOW,
+        "how": _how(report),
         "batch": batch,
         "context": context,
         "remat": REMAT,
-        "commit": commit(),
-        "jax": jax.__version__,
-        "date": datetime.date.today().isoformat(),
     }
 
 
-def write(row: dict) -> None:
-    """Adds it, instead of what was modelled of the same model before."""
-    rows = [json.loads(line) for line in FILE.read_text().splitlines()]
-    kept = [one for one in rows if not _modelled(one, row["config"])]
-    FILE.write_text("".join(json.dumps(one) + "\n" for one in [*kept, row]))
+def _how(report: StepReport) -> str:
+    absent = "cuDNN's attention" if MADE_WHEN_LOADED & report.kernels.keys() else ""
+    return f"{HOW}, {absent} left out" if absent else HOW
 
 
-def _modelled(row: dict, config: str) -> bool:
+def is_of(row: Row, config: str) -> bool:
     """Whether a row is of this configuration's model, and modelled."""
     return row["how"].startswith(HOW) and model_of(row["config"]) == model_of(config)
 
 
 def main() -> None:
     """Makes the rows that are missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", default="", help="regular expression on FILE:VARIANT")
-    parser.add_argument("--again", action="store_true", help="rows that are there too")
-    given = parser.parse_args()
-    for config in configurations():
-        rows = [json.loads(line) for line in FILE.read_text().splitlines()]
-        there = any(_modelled(row, config) for row in rows)
-        if not re.search(given.only, config) or (there and not given.again):
-            continue
-        batch = sequences(config)
-        keys = {"data.batch_size": batch, "model.remat": REMAT}
-        loaded = load(str(ROOT / "configs" / config), keys)
-        report = compile_step(loaded, TOPOLOGY)
-        if not report.fits or report.model is None:
-            print(f"{config}: {'; '.join(report.lines())}", flush=True)
-            continue
-        row = row_of(config, report, batch, loaded.data.context_length)
-        write(row)
-        print(f"{config}: {row['tokens_per_second']:,} tokens/s, {row['how']}", flush=True)
+    modelled_rows.make(__doc__, FILE, configurations(), is_of, row_of)
 
 
 if __name__ == "__main__":

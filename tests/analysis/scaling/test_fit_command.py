@@ -48,6 +48,17 @@ def test_fits_are_printed_and_written(tmp_path, monkeypatch, capsys):
     assert named == "next:" and line.endswith(f" fit {path} --form=isoflop --output=runs/fits")
 
 
+def test_parabolas_and_over_training_say_how_well_they_describe_the_runs(tmp_path):
+    budget, params, loss = isoflop_runs(noise=0.001)
+    path = table(tmp_path / "iso.csv", "budget,params,tokens,loss", (budget, params, params, loss))
+    assert call("fit", path, "--form=isoflop", f"--output={tmp_path / 'isoflop'}") == 0
+    lines = ("--form=overtraining", "--ratios=44,110", f"--output={tmp_path / 'lines'}")
+    assert call("fit", "published", *lines) == 0
+    for folder in ("isoflop", "lines"):
+        fits = json.loads((tmp_path / folder / "fits.json").read_text())
+        assert fits and all(0.9 < fit["quality"]["r2"] < 1 for fit in fits.values()), fits
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

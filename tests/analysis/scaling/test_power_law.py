@@ -39,7 +39,7 @@ def test_intervals_of_three_runs_are_wide_and_of_two_there_are_none():
 
 def test_quality_is_in_logarithms():
     x, y = power_law_runs(noise=0.01, count=400)
-    found = quality(fit_power_law(x, y), x, y)
+    found = quality([(x, y, fit_power_law(x, y))])
     assert found.rmse == pytest.approx(0.01, rel=0.1) and 0.99 < found.r2 < 1
     assert found.mae < found.rmse < abs(found.largest) and found.runs == 400
     assert str(found).startswith("R2 0.99")

@@ -84,10 +84,10 @@ def fit_line(family: str, runs: Sequence[Run], settings: Settings) -> list[Fit]:
         power_law.fit_power_law(x, y),
         power_law.power_law_intervals(x, y, draws=settings.draws),
     )
-    drawn = figures.power_law_figure(
-        {family or "all runs": (x, y, law)}, "parameters", "perplexity"
-    )
-    return [Fit(f"line, {family}", _of_law(law, found), power_law.quality(law, x, y), drawn)]
+    lines = {family or "all runs": (x, y, law)}
+    drawn = figures.power_law_figure(lines, "parameters", "perplexity")
+    quality = power_law.quality(lines.values())
+    return [Fit(f"line, {family}", _of_law(law, found), quality, drawn)]
 
 
 def fit_isoflop(family: str, runs: Sequence[Run], settings: Settings) -> Iterator[Fit]:
@@ -104,7 +104,8 @@ def fit_isoflop(family: str, runs: Sequence[Run], settings: Settings) -> Iterato
         drawn = figures.isoflop_figure(
             fit, budget, x, loss, {"params": "parameters", "tokens": "tokens"}[what]
         )
-        yield Fit(f"isoflop {what}, {family}", numbers, None, drawn)
+        quality = isoflop.quality(fit, budget, x, loss)
+        yield Fit(f"isoflop {what}, {family}", numbers, quality, drawn)
 
 
 def fit_over_training(family: str, runs: Sequence[Run], settings: Settings) -> list[Fit]:
@@ -124,7 +125,8 @@ def fit_over_training(family: str, runs: Sequence[Run], settings: Settings) -> l
     drawn = figures.power_law_figure(
         lines, "FLOPs of the whole training", "held-out loss (nats per token)"
     )
-    return [Fit(f"overtraining exponents, {family}", numbers, None, drawn)]
+    quality = power_law.quality(lines.values())
+    return [Fit(f"overtraining exponents, {family}", numbers, quality, drawn)]
 
 
 FORMS: dict[str, Callable[[str, Sequence[Run], Settings], Iterable[Fit]]] = {

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from xlstm_jax.analysis.scaling.bootstrap import intervals
 from xlstm_jax.analysis.scaling.power_law import PowerLaw, PowerLawIntervals, fit_power_law
+from xlstm_jax.analysis.scaling.quality import Quality, quality_of
 from xlstm_jax.errors import UserError
 
 
@@ -71,6 +72,14 @@ def fit_isoflop(
         _parabola(flops, x[budget == flops], loss[budget == flops]) for flops in budgets
     )
     return IsoFlopFit(parabolas, fit_power_law(budgets, [p.optimum for p in parabolas]))
+
+
+def quality(fit: IsoFlopFit, budget, x, loss) -> Quality:
+    """How well the parabolas describe the losses, in nats."""
+    of_budget = {parabola.budget: parabola for parabola in fit.parabolas}
+    pairs = zip(np.asarray(budget, float), np.asarray(x, float), strict=True)
+    predicted = np.array([of_budget[flops](place) for flops, place in pairs])
+    return quality_of(predicted, np.asarray(loss, float))
 
 
 def isoflop_intervals(

@@ -2,7 +2,7 @@
 falls when models are trained on ever more tokens per parameter than is optimal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -84,9 +84,12 @@ def power_law_intervals(
     return PowerLawIntervals(coefficient, Interval(*map(float, exponent)))
 
 
-def quality(law: PowerLaw, x, y) -> Quality:
-    """How well a law describes measurements, in logarithms: RMSE 0.01 is one percent of y."""
-    return quality_of(np.log(law(x)), np.log(np.asarray(y, float)))
+def quality(lines: Iterable[tuple[np.ndarray, np.ndarray, PowerLaw]]) -> Quality:
+    """How well laws describe measurements, each (x, y) its own, in logarithms: RMSE 0.01 is one
+    percent of y.
+    """
+    predicted, measured = zip(*((law(x), np.asarray(y, float)) for x, y, law in lines), strict=True)
+    return quality_of(np.log(np.concatenate(predicted)), np.log(np.concatenate(measured)))
 
 
 def at_ratio(params, tokens, ratio: float, tolerance: float = TOLERANCE) -> np.ndarray:
