@@ -65,8 +65,8 @@ class Work(NamedTuple):
 
     @property
     def prepares(self) -> bool:
-        """Whether its programs are compiled without the device. Those that decode are not: they are
-        compiled in seconds, and the fastest product of one token is not cuBLAS's.
+        """Whether its programs are compiled without the device. Those that decode are not: XLA
+        compiles them in seconds, and chooses the products of one token by timing them.
         """
         return self.module == "gpu_models" and self.arguments != ("decode",)
 
