@@ -111,82 +111,95 @@ def _cases(op: str, backend: str, target: str, shapes: Iterable[tuple[int, ...]]
     return [Case(op, backend, target, dtype, shape) for dtype in dtypes for shape in shapes]
 
 
-def _program(case: Case) -> tuple[Any, tuple[tuple[tuple[int, ...], str], ...]]:
-    """A function and the (shape, dtype) of its arguments: all gradients of one call, through the
-    outputs and the last state.
+Arguments = tuple[tuple[tuple[int, ...], str], ...]  # (shape, dtype) of each
+
+
+def _program(case: Case) -> tuple[Any, Arguments]:
+    """A function and its arguments: all gradients of one call, through the outputs and the last
+    state; integers have none.
     """
     import jax
     import jax.numpy as jnp
 
-    from pallas_kernels import MLSTMState, SLSTMState, mlstm, slstm
+    call, arguments = _CALLS[case.op](case)
 
-    def total(result: Any) -> jax.Array:
-        h, state = result
-        return sum(jnp.sum(x.astype(jnp.float32)) for x in (h, *state[:2]))
+    def loss(*arrays: Any) -> jax.Array:
+        results = jax.tree.leaves(call(*arrays, backend=case.backend))
+        return sum(jnp.sum(x.astype(jnp.float32)) for x in results)
 
-    if case.op in AROUND:
-        return _around(case)
-    if case.op == "mlstm":
-        heads, K, V = case.shape
-        B = TOKENS // TIME
-        tokens = (((B, TIME, heads, K), case.dtype),) * 2 + (((B, TIME, heads, V), case.dtype),)
-        gates = (((B, TIME, heads), "float32"),) * 2
-        state = (((B, heads, K, V), "float32"), ((B, heads, K), "float32"), ((B, heads), "float32"))
-        arguments = (*tokens, *gates, *state, ((B, TIME), "int32"))
-
-        def loss(q, k, v, i, f, C, n, m, ids):
-            return total(
-                mlstm(q, k, v, i, f, MLSTMState(C, n, m), segment_ids=ids, backend=case.backend)
-            )
-
-    else:
-        heads, V = case.shape
-        B = SLSTM_BATCH
-        weights = (((4, heads, V, V), case.dtype), ((4, heads, V), "float32"))
-        state = (((B, heads, V), "float32"),) * 4
-        arguments = (((B, TIME, 4, heads, V), case.dtype), *weights, *state, ((B, TIME), "int32"))
-
-        def loss(x, R, bias, c, n, h, m, ids):
-            return total(
-                slstm(x, R, bias, SLSTMState(c, n, h, m), segment_ids=ids, backend=case.backend)
-            )
-
-    return jax.value_and_grad(loss, argnums=range(len(arguments) - 1)), arguments
+    floats = [i for i, (_, dtype) in enumerate(arguments) if dtype != "int32"]
+    return jax.value_and_grad(loss, argnums=floats), arguments
 
 
-def _around(case: Case) -> tuple[Any, tuple[tuple[tuple[int, ...], str], ...]]:
-    """As `_program`, of what stands around the cell."""
-    import jax
-    import jax.numpy as jnp
+def _mlstm(case: Case) -> tuple[Any, Arguments]:
+    from pallas_kernels import MLSTMState, mlstm
 
-    from pallas_kernels.mlstm_back import mlstm_back
-    from pallas_kernels.mlstm_front import mlstm_front
-    from pallas_kernels.row_norm import row_norm
+    heads, K, V = case.shape
+    B = TOKENS // TIME
+    tokens = (((B, TIME, heads, K), case.dtype),) * 2 + (((B, TIME, heads, V), case.dtype),)
+    gates = (((B, TIME, heads), "float32"),) * 2
+    state = (((B, heads, K, V), "float32"), ((B, heads, K), "float32"), ((B, heads), "float32"))
+
+    def call(q, k, v, i, f, C, n, m, ids, backend):
+        state = MLSTMState(C, n, m)
+        h, (C, n, _) = mlstm(q, k, v, i, f, state, segment_ids=ids, backend=backend)
+        return h, C, n
+
+    return call, (*tokens, *gates, *state, ((B, TIME), "int32"))
+
+
+def _slstm(case: Case) -> tuple[Any, Arguments]:
+    from pallas_kernels import SLSTMState, slstm
 
     heads, V = case.shape
-    channels, gates, B, dtype = heads * V, 2 * heads, TOKENS // TIME, case.dtype
-    inner = ((B, TIME, channels), dtype)
-    blocks, of_channels = ((channels // 4, 4, 4), dtype), ((channels,), dtype)
-    function, arguments = {
-        "mlstm_front": (
-            mlstm_front,
-            (inner, inner, *[blocks] * 3, ((3 * channels, gates), dtype), ((gates,), dtype)),
-        ),
-        "mlstm_back": (
-            functools.partial(mlstm_back, eps=1e-5, activation="silu"),
-            (((B, TIME, heads, V), dtype), of_channels, inner, inner, of_channels),
-        ),
-        "row_norm": (
-            functools.partial(row_norm, eps=1e-5, center=True),
-            (((TOKENS, channels), dtype), of_channels),
-        ),
-    }[case.op]
+    B = SLSTM_BATCH
+    weights = (((4, heads, V, V), case.dtype), ((4, heads, V), "float32"))
+    state = (((B, heads, V), "float32"),) * 4
 
-    def loss(*arrays):
-        results = function(*arrays, backend=case.backend)
-        return sum(jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(results))
+    def call(x, R, bias, c, n, h, m, ids, backend):
+        state = SLSTMState(c, n, h, m)
+        h, (c, n, *_) = slstm(x, R, bias, state, segment_ids=ids, backend=backend)
+        return h, c, n
 
-    return jax.value_and_grad(loss, argnums=range(len(arguments))), arguments
+    return call, (((B, TIME, 4, heads, V), case.dtype), *weights, *state, ((B, TIME), "int32"))
+
+
+def _front(case: Case) -> tuple[Any, Arguments]:
+    from pallas_kernels.mlstm_front import mlstm_front
+
+    (heads, V), dtype = case.shape, case.dtype
+    channels, gates = heads * V, 2 * heads
+    inner = ((TOKENS // TIME, TIME, channels), dtype)
+    blocks = ((channels // 4, 4, 4), dtype)
+    weights = (*[blocks] * 3, ((3 * channels, gates), dtype), ((gates,), dtype))
+    return mlstm_front, (inner, inner, *weights)
+
+
+def _back(case: Case) -> tuple[Any, Arguments]:
+    from pallas_kernels.mlstm_back import mlstm_back
+
+    (heads, V), dtype, B = case.shape, case.dtype, TOKENS // TIME
+    inner, of_channels = ((B, TIME, heads * V), dtype), ((heads * V,), dtype)
+    arguments = (((B, TIME, heads, V), dtype), of_channels, inner, inner, of_channels)
+    return functools.partial(mlstm_back, eps=1e-5, activation="silu"), arguments
+
+
+def _norm(case: Case) -> tuple[Any, Arguments]:
+    from pallas_kernels.row_norm import row_norm
+
+    (heads, V), dtype = case.shape, case.dtype
+    arguments = (((TOKENS, heads * V), dtype), ((heads * V,), dtype))
+    return functools.partial(row_norm, eps=1e-5, center=True), arguments
+
+
+# op -> what is called with the case's backend, and the arguments
+_CALLS = {
+    "mlstm": _mlstm,
+    "slstm": _slstm,
+    "mlstm_front": _front,
+    "mlstm_back": _back,
+    "row_norm": _norm,
+}
 
 
 def _compile(case: Case) -> None:
