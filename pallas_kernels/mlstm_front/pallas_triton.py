@@ -21,9 +21,12 @@ from pallas_kernels.mlstm_front.call import Call, Front
 from pallas_kernels.mlstm_front.pallas_triton_kernels import Blocks, Settings
 from pallas_kernels.typing import state_dtype
 
-# ms on an H200, 65,536 tokens of 1,536 channels: forward 0.34, backward 0.37. With two stages 0.35
-# and 0.50, the most that the shared memory of an A100 holds.
-BLOCKS = {"hopper": Blocks(64, 64, 4, stages=3), "gpu": Blocks(64, 64, 4, stages=2)}
+# On Hopper, ms on an H200, 65,536 tokens of 1,536 channels: forward 0.34, backward 0.37; with two
+# stages 0.35 and 0.50. The others are the largest that spill at most 24 bytes a thread
+# (docs/aot_gpu.md); they have not been timed. Tiles of 64 x 64 spilled 2 KB a thread in bfloat16 on an A100, and 4 to 80 KB
+# in float32, whose operands are two TF32 halves each.
+BLOCKS = {"hopper": Blocks(64, 64, 4, stages=3), "gpu": Blocks(32, 32, 4, stages=2)}
+FLOAT32 = Blocks(32, 16, 4, stages=2)
 LEAST_GATES = 16  # of a product on tensor cores
 PROGRAMS = 1056  # about so many in the backward pass, where there are enough tokens
 
@@ -31,8 +34,8 @@ PROGRAMS = 1056  # about so many in the backward pass, where there are enough to
 def mlstm_front_pallas_triton(call: Call) -> Front:
     """The backend "pallas_triton": bfloat16, float16 and float32 (three TF32 products for each).
 
-    Raises NotImplementedError for other types, blocks whose size does not divide a group of 64
-    channels, and devices before sm_80.
+    Raises NotImplementedError for other types, blocks whose size does not divide a group of
+    channels (64 on Hopper, 32 elsewhere, 16 of float32), and devices before sm_80.
     """
     mode = triton_mode()
     if call.u.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
@@ -49,13 +52,8 @@ def mlstm_front_pallas_triton(call: Call) -> Front:
 
 
 def blocks_for(family: str, dtype: jnp.dtype) -> Blocks:
-    """The sizes for a family of devices (dispatch.py) and the type of u.
-
-    Of float32, tensor cores are given two halves of each operand, which lie in shared memory beside
-    it: two stages of the backward pass would take 240 KiB of an H100's 227.
-    """
-    blocks = BLOCKS.get(family, BLOCKS["gpu"])
-    return blocks if jnp.dtype(dtype).itemsize == 2 else blocks._replace(stages=1)
+    """The sizes for a family of devices (dispatch.py) and the type of u."""
+    return FLOAT32 if dtype == jnp.float32 else BLOCKS.get(family, BLOCKS["gpu"])
 
 
 class Maps(NamedTuple):

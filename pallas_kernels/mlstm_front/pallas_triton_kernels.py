@@ -8,7 +8,7 @@ as Q':
   backward    dc = Q' dq + K' dk + A dgates, du = V' dv + B dgates; sums over tokens of c dq, c dk,
               u dv, c dgates, u dgates
 
-Channels go through in groups of 64, whose blocks of i x i channels are one matrix of 64 x 64 that
+Channels go through in groups, of 64 on Hopper, whose blocks of i x i channels are one matrix that
 is zero off its diagonal blocks: tensor cores multiply it in less time than the group's bytes take.
 Operands of products are tiles as they were read, in shared memory. What a kernel computes first
 and multiplies then is computed anew for each product, in its own layout: with the convolution in

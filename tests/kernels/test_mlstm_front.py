@@ -43,11 +43,11 @@ def test_it_is_the_layers_of_the_block():
 
 
 CASES = {
-    # two tiles of tokens, channels that fill one group and a part of the next
+    # tokens and channels that fill tiles and groups, and a part of the next
     "parts of tiles": dict(time=70, channels=72, dtype="float32"),
     "whole tiles": dict(time=128, channels=128, dtype="bfloat16"),
     # five tiles, in stretches of three: the second has two
-    "stretches": dict(batch=1, time=320, channels=64, dtype="float32"),
+    "stretches": dict(batch=1, time=160, channels=16, dtype="float32"),
     "large blocks": dict(batch=1, time=2, channels=16, size=8, gates=1, dtype="float32"),
     "small blocks": dict(time=5, channels=8, size=2, dtype="float32"),
 }
@@ -73,7 +73,7 @@ def test_what_the_kernels_refuse():
         with pytest.raises(NotImplementedError, match="u must be bfloat16, .*; it is float64"):
             mlstm_front(**draw_front(), backend="pallas_triton")
     low = {name: jnp.asarray(x, jnp.float32) for name, x in draw_front(size=3).items()}
-    with interpreted(), pytest.raises(NotImplementedError, match="must divide 64; they have 3"):
+    with interpreted(), pytest.raises(NotImplementedError, match="must divide 16; they have 3"):
         mlstm_front(**low, backend="pallas_triton")
     with pytest.raises(NotImplementedError, match="needs a GPU, and .* for a CPU"):
         mlstm_front(**low, backend="pallas_triton")
