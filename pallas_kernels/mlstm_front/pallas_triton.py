@@ -23,8 +23,8 @@ from pallas_kernels.typing import state_dtype
 
 # On Hopper, ms on an H200, 65,536 tokens of 1,536 channels: forward 0.34, backward 0.37; with two
 # stages 0.35 and 0.50. The others are the largest that spill at most 24 bytes a thread
-# (docs/aot_gpu.md); they have not been timed. Tiles of 64 x 64 spilled 2 KB a thread in bfloat16 on an A100, and 4 to 80 KB
-# in float32, whose operands are two TF32 halves each.
+# (docs/aot_gpu.md); they have not been timed. Tiles of 64 x 64 spilled 2 KB in bfloat16 on an A100,
+# and 4 to 80 KB in float32, whose operands are two TF32 halves each.
 BLOCKS = {"hopper": Blocks(64, 64, 4, stages=3), "gpu": Blocks(32, 32, 4, stages=2)}
 FLOAT32 = Blocks(32, 16, 4, stages=2)
 LEAST_GATES = 16  # of a product on tensor cores
