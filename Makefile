@@ -6,6 +6,8 @@ DEV ?= .venv-dev
 WORKDIR ?= runs/quickstart
 # Processes of the tests: one for each core, of which each takes up to 3 GB; 2 to 4.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; [ $$n -lt 2 ] && n=2; echo $$n)
+# Neighbours in one process, because they share fixtures and what was traced; the quicker one takes over the rest of the other's.
+SIDE_BY_SIDE := -n $(WORKERS) --dist worksteal
 PYTEST := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-$(notdir $(DEV)) $(DEV)/bin/python -m pytest -q -p no:cacheprovider
 
 .PHONY: train test slow scaling-check paper kernels slow-kernels faults parity benchmark-cpu benchmark-inference benchmark-baselines compare aot-gpu on-a-gpu modelled-steps scaling-table notebooks lint docs release-check clean
@@ -16,26 +18,26 @@ train: $(VENV)/installed
 
 # All but the tests marked slow, of which each takes more than about five seconds.
 test: $(DEV)/installed
-	$(PYTEST) -n $(WORKERS) -m "not slow"
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow"
 
 # Those, but for the kernels'.
 slow: $(DEV)/installed
-	$(PYTEST) -n $(WORKERS) -m slow --ignore=tests/kernels
+	$(PYTEST) $(SIDE_BY_SIDE) -m slow --ignore=tests/kernels
 
 # Optimised as users compile them, unlike the suite (tests/conftest.py).
 kernels: $(DEV)/installed
-	XLA_FLAGS= $(PYTEST) -n $(WORKERS) tests/kernels
+	XLA_FLAGS= $(PYTEST) $(SIDE_BY_SIDE) tests/kernels
 
 # Theirs, optimised.
 slow-kernels: $(DEV)/installed
-	XLA_FLAGS= $(PYTEST) -n $(WORKERS) -m slow tests/kernels
+	XLA_FLAGS= $(PYTEST) $(SIDE_BY_SIDE) -m slow tests/kernels
 
 # Minutes: runs that are killed 20 times.
 faults: $(DEV)/installed
 	$(PYTEST) -o addopts="--import-mode=importlib" tests/faults
 
 parity: .venv-parity/installed
-	JAX_PLATFORMS=cpu .venv-parity/bin/python -m pytest -q -p no:cacheprovider -o addopts="--import-mode=importlib" tests/parity
+	JAX_PLATFORMS=cpu .venv-parity/bin/python -m pytest -q -p no:cacheprovider $(SIDE_BY_SIDE) -o addopts="--import-mode=importlib" tests/parity
 
 benchmark-cpu: .venv-parity/installed
 	.venv-parity/bin/python -m benchmarks.cpu_vs_pytorch
@@ -132,7 +134,7 @@ $(DEV)/installed: pyproject.toml
 
 .venv-parity/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-parity
-	.venv-parity/bin/python -m pip install --quiet --editable ".[parity]" pytest
+	.venv-parity/bin/python -m pip install --quiet --editable ".[parity]" pytest pytest-xdist
 	touch $@
 
 clean:
