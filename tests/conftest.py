@@ -32,13 +32,9 @@ get_topology_desc = topologies.get_topology_desc
 
 
 def without_simpler_loops(*arguments, **named):
-    """`get_topology_desc`, which loads libtpu, which reads the flags."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = flags.replace(SIMPLER_LOOPS, "")
-    try:
-        return get_topology_desc(*arguments, **named)
-    finally:
-        os.environ["XLA_FLAGS"] = flags
+    """`get_topology_desc`, which loads libtpu; from then on that reads the flags at any time."""
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "").replace(SIMPLER_LOOPS, "")
+    return get_topology_desc(*arguments, **named)
 
 
 topologies.get_topology_desc = without_simpler_loops
