@@ -10,7 +10,7 @@ from tests.training.jobs import finish, start, train_losses
 
 @pytest.mark.slow
 def test_after_sigkill_the_losses_are_the_same_to_the_last_bit(arguments, tmp_path):
-    more = ["--config.train.steps=400", "--config.checkpoint.every=20", "--config.eval.every=1000"]
+    more = ["--config.train.steps=200", "--config.checkpoint.every=20", "--config.eval.every=1000"]
     [(status, output)] = finish(start(arguments(tmp_path / "undisturbed", *more)))
     assert status == 0, output
 
@@ -25,10 +25,10 @@ def test_after_sigkill_the_losses_are_the_same_to_the_last_bit(arguments, tmp_pa
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     seen = train_losses(killed)
-    assert 50 <= len(seen) < 400
+    assert 50 <= len(seen) < 200
 
     [(status, output)] = finish(start(arguments(killed, *more)))
     assert status == 0 and "resumed from step " in output, output
     expected = train_losses(tmp_path / "undisturbed")
-    assert len(expected) == 400 and train_losses(killed) == expected
+    assert len(expected) == 200 and train_losses(killed) == expected
     assert all(expected[step] == loss for step, loss in seen.items())

@@ -74,7 +74,7 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(arguments, tmp_path):
 def test_when_one_process_dies_the_other_ends_within_the_heartbeat_and_one_goes_on(
     arguments, tmp_path
 ):
-    heartbeat = 20
+    heartbeat = 10
     more = [
         *MESH,
         "--config.train.steps=40000",
