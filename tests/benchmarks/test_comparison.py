@@ -32,6 +32,7 @@ def row(name, perplexity, papers, **more):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_row_of_table_1_is_there_and_of_about_one_size():
     assert len(comparison.ROWS) == 14
     for name in comparison.ROWS:

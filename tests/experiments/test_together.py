@@ -51,7 +51,11 @@ XLSTM |= {"model.mlstm.num_heads": 1, "model.slstm.num_heads": 1}
 
 @pytest.mark.parametrize(
     ("side_by_side", "blocks"),
-    [(True, {}), (False, {}), pytest.param(True, XLSTM, marks=pytest.mark.slow)],
+    [
+        (True, {}),
+        pytest.param(False, {}, marks=pytest.mark.slow),
+        pytest.param(True, XLSTM, marks=pytest.mark.slow),
+    ],
 )
 def test_the_joint_step_is_the_single_ones(side_by_side, blocks):
     """Losses and parameters of 2 rates x 2 seeds over three steps, with dropout's own keys."""

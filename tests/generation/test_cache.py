@@ -90,6 +90,7 @@ def test_a_row_gets_what_it_gets_alone(writer):
     assert_same(writer.read([" and more", " goes on"], together), longer)
 
 
+@pytest.mark.slow
 def test_a_cache_is_of_the_type_that_the_model_computes_in_and_loses_nothing(tmp_path):
     """Half the memory in bfloat16: the same tokens as with a cache of float32, also from a file."""
     model, params = build(dataclasses.replace(ROTARY, dtype="bfloat16"))

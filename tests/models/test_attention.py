@@ -104,6 +104,7 @@ def test_a_state_without_a_cache_is_refused(name, stacked):
         model.init_state(2)
 
 
+@pytest.mark.slow
 @both
 def test_a_token_beyond_the_cache_is_not_a_number(name, random_variables, jitted):
     """The ninth and later ones of a text with room for eight, however they come; padding takes no

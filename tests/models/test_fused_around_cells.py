@@ -84,6 +84,7 @@ def test_the_block_of_the_7b_model():
     trees_are_close(found, expected, 2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("axes", "rows", "kernels"),
     [

@@ -75,6 +75,7 @@ def kept(config) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 
+@pytest.mark.slow
 def test_each_name_keeps_something_and_the_richest_setting_the_most():
     sizes = {name: kept(dataclasses.replace(ALL, remat=name)) for name in ("block", *KEPT)}
     assert all(size > sizes["block"] for name, size in sizes.items() if name != "block")

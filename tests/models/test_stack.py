@@ -32,6 +32,7 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_blocks_are_named_by_number_where_nothing_is_stacked(random_variables):
     names = random_variables(CONFIG)["params"]["backbone"].keys()
     assert names == {"final_norm", *(f"block_{number}" for number in range(9))}

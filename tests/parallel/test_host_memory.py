@@ -26,6 +26,7 @@ print(min(faults))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
 def test_a_step_finds_the_memory_of_the_last_one():
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}

@@ -59,6 +59,7 @@ def recorder():
     return Recorder()
 
 
+@pytest.mark.slow
 def test_hooks_are_called_in_order_after_the_runs_own_writers(tiny, tmp_path, recorder):
     config = tiny({**STEPS, "log.every": 3, "eval.sample_tokens": 3})
     summary = train(config, tmp_path, callbacks=[recorder])

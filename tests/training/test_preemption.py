@@ -93,6 +93,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"),
     [(signal.SIGTERM, EXIT_PREEMPTED), (signal.SIGINT, EXIT_INTERRUPTED)],
@@ -138,6 +139,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_said_however_long_the_end_takes():
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_TO_CLOSE],
@@ -159,6 +161,7 @@ def test_after_training_sigterm_does_what_it_did_before(tiny, tmp_path, no_op_st
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ends", "status"), [(False, 0), (True, 1)])
 def test_a_step_that_hangs_shows_where_and_ends_the_process_if_asked(ends, status):
     program = f"""
@@ -177,6 +180,7 @@ with Watchdog(1, ends={ends}) as watchdog:
     assert "Timeout (0:00:01)" in done.stderr and "in hanging_collective" in done.stderr
 
 
+@pytest.mark.slow
 def test_no_step_is_no_hang():
     program = """
 import time
