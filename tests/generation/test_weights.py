@@ -17,6 +17,8 @@ from xlstm_jax.generation.decoding import row_keys
 from xlstm_jax.generation.weights import cast_weights, is_cast
 from xlstm_jax.models import ModelConfig, build_model, mixers
 
+QUICK = ("mlstm", "slstm", "mlp+mlp")
+
 
 def assert_a_cast_changes_no_bit(config: ModelConfig, params) -> None:
     """Neither in logits nor in states; and it saves something, but not of every array."""
@@ -34,7 +36,13 @@ def test_cast_weights_change_no_bit(model_and_params):
     assert_a_cast_changes_no_bit(dataclasses.replace(model.config, dtype="bfloat16"), params)
 
 
-@pytest.mark.parametrize("block", (*mixers.names(), "mlp+mlp"))
+@pytest.mark.parametrize(
+    "block",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in (*mixers.names(), "mlp+mlp")
+    ],
+)
 def test_what_a_mixer_names_may_be_cast(block):
     """Of every mixer in the table, also where a block has one twice."""
     mixer, *_ = block.split("+")

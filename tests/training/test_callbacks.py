@@ -87,6 +87,7 @@ def test_hooks_are_called_in_order_after_the_runs_own_writers(tiny, tmp_path, re
     assert recorder.summary == summary == recorder.summaries[4]["validation"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_has_the_parameters_that_were_shown(tiny, tmp_path, recorder):
     train(tiny(STEPS), tmp_path, callbacks=[recorder])
     for step in (2, 4):
@@ -103,6 +104,7 @@ def test_a_skipped_step_is_told_with_its_samples(tiny, tmp_path, recorder, no_op
     assert (told["skipped_in_a_row"], told["first_sample"], told["last_sample"]) == (1, 8, 11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", ["after_step", "after_evaluation", "after_training"])
 def test_what_a_callback_raises_reaches_the_caller_and_the_run_can_go_on(
     hook, tiny, tmp_path, no_op_step
