@@ -62,6 +62,10 @@ def slstm_pallas_gpu(call: Call, options: Options) -> tuple[Values, SLSTMState]:
     return h.astype(x.dtype), state
 
 
+# What is kept of padding: c 0, n 1, f 1, the rest 0, so that the gradient passes as it is.
+NEUTRAL = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+
+
 def _run(settings: cluster.Settings, call: Call) -> tuple[Values, SLSTMState]:
     """As slstm_pallas_gpu, with its choices made: into the kernel's layout and back."""
     x, R, bias, state, starts, padding = call
@@ -69,7 +73,7 @@ def _run(settings: cluster.Settings, call: Call) -> tuple[Values, SLSTMState]:
     flags = None
     if starts is not None:
         flags = filled(token_flags(starts, padding).T, 1, settings.rows)
-    x = filled(filled(x, 4, UNITS), 0, settings.rows)
+    x = jnp.transpose(filled(filled(x, 4, UNITS), 0, settings.rows), (1, 2, 3, 4, 0))
     R = filled(filled(R, 2, UNITS), 3, UNITS)
     bias = filled(bias.astype(jnp.float32), 2, UNITS)
     states = jnp.transpose(jnp.stack(state), (0, 2, 3, 1))
@@ -89,7 +93,8 @@ def _value(
 
 def _forward(settings: cluster.Settings, inputs: cluster.Inputs) -> Any:
     h, after, kept = _call_forward(settings, inputs, keep=True)
-    return (h, after), (inputs, h, kept)
+    # of x the backward pass needs the type alone
+    return (h, after), (inputs._replace(x=inputs.x[:0]), h, kept)
 
 
 def _backward(settings: cluster.Settings, residuals: Any, cotangents: Any) -> Any:
@@ -104,11 +109,11 @@ _slstm = with_first_backward_only(
 def _call_forward(
     settings: cluster.Settings, inputs: cluster.Inputs, *, keep: bool
 ) -> tuple[cluster.Tokens, cluster.States, cluster.Kept | None]:
-    """(h after each token, state after the last, c, n and m after each token if they are to be
+    """(h after each token, state after the last, what the backward pass needs if it is to be
     kept).
     """
     x, R, bias, state, flags = inputs
-    batch, time, _, heads, width = x.shape
+    time, _, heads, width, batch = x.shape
     h0 = jnp.transpose(state[2], (2, 0, 1)).astype(R.dtype)
     kernel = cluster.kernel(
         functools.partial(_forward_kernel, keep=keep, flagged=flags is not None),
@@ -118,7 +123,7 @@ def _call_forward(
         out_type=[
             jax.ShapeDtypeStruct((batch, time, heads, width), R.dtype),
             jax.ShapeDtypeStruct(state.shape, jnp.float32),
-            jax.ShapeDtypeStruct((time, 3, heads, width, batch) if keep else (1,), jnp.float32),
+            jax.ShapeDtypeStruct((time, 7, heads, width, batch) if keep else (1,), jnp.float32),
         ],
         exchanged=1,
         approximate=True,
@@ -126,9 +131,7 @@ def _call_forward(
     )
     if flags is None:
         flags = jnp.zeros((1, 1), jnp.int32)
-    h, after, kept = kernel(
-        jnp.transpose(x, (1, 2, 3, 4, 0)), jnp.swapaxes(R, 2, 3), bias, state, h0, flags
-    )
+    h, after, kept = kernel(x, jnp.swapaxes(R, 2, 3), bias, state, h0, flags)
     return h, after, kept if keep else None
 
 
@@ -176,19 +179,26 @@ def _forward_kernel(
             sums + x.astype(jnp.float32) + block.for_each_row(b)
             for sums, x, b in zip(mixed, gates, biases, strict=True)
         ]
-        c, n, h, m = after = _cell(raw, c, n, m)
+        after, gates = _cell(raw, c, n, m)
+        kept = (c, n, *gates)
         if flagged:
-            c, n, h, m = after = tuple(
+            after = tuple(
                 jnp.where(flag == PADDING, old, new) for old, new in zip(before, after, strict=True)
+            )
+            # nothing flows back over a start, and past padding it does unchanged
+            kept = (c, n, gates[0], jnp.where(flag == START, 0.0, gates[1]), *gates[2:])
+            kept = tuple(
+                jnp.where(flag == PADDING, neutral, value)
+                for neutral, value in zip(NEUTRAL, kept, strict=True)
             )
 
         def meanwhile() -> tuple:
             if keep:
-                for part, value in enumerate((c, n, m)):
+                for part, value in enumerate(kept):
                     store(kept_ref.at[t, part, head, units, batch], value)
             return next_token() if block.shared else following
 
-        following = block.publish([h], h_ref.at[batch, t, head], meanwhile)
+        following = block.publish([after[2]], h_ref.at[batch, t, head], meanwhile)
         return after, following
 
     first = tuple(load(state_ref.at[part, head, units, batch]) for part in range(4))
@@ -198,9 +208,9 @@ def _forward_kernel(
     block.wait_for_stores()
 
 
-def _cell(raw: list[Array], c: Array, n: Array, m: Array) -> tuple[Array, Array, Array, Array]:
-    """(c, n, h, m) after one token; from an empty state (n = 0) m is the input gate's
-    pre-activation.
+def _cell(raw: list[Array], c: Array, n: Array, m: Array) -> tuple[tuple, tuple]:
+    """(c, n, h, m) after one token, and its i, f, z, o and df/f, as they are kept; from an empty
+    state (n = 0) m is the input gate's pre-activation.
 
     tanh and the sigmoid are made of exponentials, whose approximation is good to 2^-22; the
     hardware's own tanh is good to 2^-11 only.
@@ -208,11 +218,14 @@ def _cell(raw: list[Array], c: Array, n: Array, m: Array) -> tuple[Array, Array,
     i, f, z, o = raw
     least, largest = GATE_BOUNDS
     i = jnp.minimum(jnp.maximum(i, least), largest)
-    log_f = jnp.maximum(jnp.minimum(f, 0) - jnp.log(1 + jnp.exp(-jnp.abs(f))), least)
+    small = jnp.exp(-jnp.abs(f))
+    closing = jnp.where(f > 0, small, 1.0) / (1 + small)  # sigmoid(-f)
+    log_f = jnp.maximum(jnp.minimum(f, 0) - jnp.log(1 + small), least)
     forgotten, missing = added(m, log_f)
     m = jnp.where(n == 0, i, jnp.maximum(forgotten, i))
     i = jnp.exp(i - m)
     f = jnp.exp(jnp.minimum((forgotten - m) + missing, 60))
-    c = f * c + i * (1 - 2 / (1 + jnp.exp(2 * z)))
+    z, o = 1 - 2 / (1 + jnp.exp(2 * z)), 1 + jnp.exp(-o)
+    c = f * c + i * z
     n = f * n + i
-    return c, n, c / (n * (1 + jnp.exp(-o))), m
+    return (c, n, c / (n * o), m), (i, f, z, 1 / o, closing)

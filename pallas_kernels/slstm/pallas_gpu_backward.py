@@ -1,11 +1,9 @@
-"""The gradient of pallas_gpu.py: one product over the whole sequence before the kernel, one after
-it, and a linear recurrence inside.
+"""The gradient of pallas_gpu.py: a linear recurrence in the kernel, one product after it.
 
-Given h, c, n and m of every token, the gates and all local derivatives are known for all tokens at
-once (XLA), so the kernel's step is eight multiply-adds per cell and the product dh `[64, B]` = sum
-over gates of R `[64, V]` @ d_raw `[V, B]`; no exponential is in it. Blocks, clusters and what they
-exchange (d_raw, that is dx) are as in the forward pass. dR, the bias' gradient and what leads to
-the gates' pre-activations are XLA's.
+The forward pass keeps what a token's derivatives are made of, so the kernel's step is some
+multiply-adds and a division per cell and the product dh `[64, B]` = sum over gates of R `[64, V]` @
+d_raw `[V, B]`; no exponential is in it. Blocks, clusters and what they exchange (d_raw, that is dx)
+are as in the forward pass. dR and the bias' gradient are XLA's.
 """
 
 import functools
@@ -16,14 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pallas_kernels.rounding import added
 from pallas_kernels.segments import PADDING, START
 from pallas_kernels.slstm import pallas_gpu_cluster as cluster
 from pallas_kernels.slstm.pallas_gpu_cluster import load, store
-from pallas_kernels.slstm.recurrent import GATE_BOUNDS
-
-# Factors of a step, per token: see `_factors`.
-Factors = Float[Array, "T 8 H W B"]
 
 
 def backward(
@@ -34,24 +27,21 @@ def backward(
     d_h: cluster.Tokens,
     d_after: cluster.States,
 ) -> cluster.Inputs:
-    """Cotangents of the forward pass's inputs, from these, its outputs and what it kept.
+    """Cotangents of the forward pass's inputs, from these (of x the type alone), its outputs and
+    what it kept.
 
     The true state is c·exp(m), so dm is c·dc + n·dn; the returned m has no gradient (d_after's is
     not read).
     """
-    x, R, bias, state, flags = inputs
+    x, R, _, state, flags = inputs
     h_before = jnp.concatenate(
         [jnp.transpose(state[2], (2, 0, 1))[:, None].astype(h.dtype), h[:, :-1]], axis=1
     )
     if flags is not None:
         h_before = jnp.where((flags == START).T[..., None, None], 0, h_before)
-    raw = jnp.einsum("bthv,ghvw->tghwb", h_before, R, preferred_element_type=jnp.float32)
-    raw = raw + jnp.transpose(x, (1, 2, 3, 4, 0)) + bias[..., None]
-    before = jnp.concatenate([state[jnp.array((0, 1, 3))][None], kept[:-1]])
-    factors = _factors(raw, before, flags)
-    dx, d_first = _call(settings, R, factors, jnp.transpose(d_h, (1, 2, 3, 0)), d_after, flags)
-    dR = jnp.einsum("bthv,btghw->ghvw", h_before, dx, preferred_element_type=jnp.float32)
-    d_bias = jnp.sum(dx, axis=(0, 1), dtype=jnp.float32)
+    dx, d_first = _call(settings, R, kept, jnp.transpose(d_h, (1, 2, 3, 0)), d_after, flags)
+    dR = jnp.einsum("bthv,tghwb->ghvw", h_before, dx, preferred_element_type=jnp.float32)
+    d_bias = jnp.sum(dx, axis=(0, 4), dtype=jnp.float32)
     dc, dn, dh = d_first
     return cluster.Inputs(
         dx.astype(x.dtype),
@@ -62,47 +52,16 @@ def backward(
     )
 
 
-def _factors(
-    raw: Float[Array, "T 4 H W B"], before: cluster.Kept, flags: cluster.Flags | None
-) -> Factors:
-    """Eight numbers per cell and token, which are all that the kernel's step multiplies with.
-
-    o/n and c/n after the token; the derivative of h by the pre-activation of o; i, z and f; the
-    derivatives of c and of n by the pre-activation of f. Padding has neutral ones: f = 1, the rest
-    0.
-    """
-    i, f, z, o = (raw[:, gate] for gate in range(4))
-    c, n, m = (before[:, part] for part in range(3))
-    if flags is not None:
-        starts = (flags == START)[:, None, None]
-        c, n, m = (jnp.where(starts, 0, part) for part in (c, n, m))
-    i, kept = jnp.clip(i, *GATE_BOUNDS), jax.nn.sigmoid(-f)
-    forgotten, missing = added(m, jax.nn.log_sigmoid(jnp.maximum(f, GATE_BOUNDS[0])))
-    m = jnp.where(n == 0, i, jnp.maximum(forgotten, i))
-    f = jnp.exp(jnp.minimum((forgotten - m) + missing, 60))
-    i, z, o = jnp.exp(i - m), jnp.tanh(z), jax.nn.sigmoid(o)
-    n_after = f * n + i
-    ratio = (f * c + i * z) / n_after
-    factors = [o / n_after, ratio, ratio * o * (1 - o), i, z, f, c * f * kept, n * f * kept]
-    if flags is not None:
-        factors[5] = jnp.where(starts, 0, f)
-        padding = (flags == PADDING)[:, None, None]
-        factors = [
-            jnp.where(padding, 1 if part == 5 else 0, factor) for part, factor in enumerate(factors)
-        ]
-    return jnp.stack(factors, axis=1)
-
-
 def _call(
     settings: cluster.Settings,
     R: Array,
-    factors: Factors,
+    kept: cluster.Kept,
     d_h: Float[Array, "T H W B"],
     d_after: cluster.States,
     flags: cluster.Flags | None,
-) -> tuple[Float[Array, "B T 4 H W"], Float[Array, "3 H W B"]]:
+) -> tuple[Float[Array, "T 4 H W B"], Float[Array, "3 H W B"]]:
     """(gradients of the gates' pre-activations in R's type, gradients of the first c, n, h)."""
-    time, _, heads, width, batch = factors.shape
+    time, heads, width, batch = d_h.shape
     rows = settings.rows
     tiles = batch // rows
     kernel = cluster.kernel(
@@ -120,15 +79,15 @@ def _call(
     )
     if flags is None:
         flags = jnp.zeros((1, 1), jnp.int32)
-    dx, d_first = kernel(R, factors, d_h, d_after, flags)
-    dx = jnp.transpose(dx.reshape(time, tiles, 4, rows, heads, width), (1, 3, 0, 2, 4, 5))
-    return dx.reshape(batch, time, 4, heads, width), d_first
+    dx, d_first = kernel(R, kept, d_h, d_after, flags)
+    dx = jnp.transpose(dx.reshape(time, tiles, 4, rows, heads, width), (0, 2, 4, 5, 1, 3))
+    return dx.reshape(time, 4, heads, width, batch), d_first
 
 
 def _kernel(
     block: cluster.Block,
     R_ref: Any,
-    factors_ref: Any,
+    kept_ref: Any,
     d_h_ref: Any,
     d_after_ref: Any,
     flags_ref: Any,
@@ -141,23 +100,30 @@ def _kernel(
     """From the last token to the first. The carry is the gradient of (c, n, h) after a token and
     what that token needs from memory.
     """
-    time, (head, batch, units) = factors_ref.shape[0], block.place
+    time, (head, batch, units) = d_h_ref.shape[0], block.place
     block.load_R(R_ref)
 
     def token(t: Array) -> tuple:
-        factors = tuple(load(factors_ref.at[t, factor, head, units, batch]) for factor in range(8))
+        kept = tuple(load(kept_ref.at[t, part, head, units, batch]) for part in range(7))
         flag = load(flags_ref.at[t, batch], reduced=0) if flagged else None
-        return factors, load(d_h_ref.at[t, head, units, batch]), flag
+        return kept, load(d_h_ref.at[t, head, units, batch]), flag
 
     def step(index: Array, carry: Any) -> Any:
         t = time - 1 - index
-        (dc, dn, dh), ((per_n, ratio, to_o, i, z, f, c_to_f, n_to_f), d_h, flag) = carry
+        (dc, dn, dh), ((c, n, i, f, z, o, closing), d_h, flag) = carry
         next_token = functools.partial(token, jnp.maximum(t - 1, 0))
         following = None if block.shared else next_token()
         dh = dh + d_h.astype(jnp.float32)
-        dc = dc + dh * per_n
-        dn = dn - dh * per_n * ratio
-        d_raw = [i * (dc * z + dn), dc * c_to_f + dn * n_to_f, dc * i * (1 - z * z), dh * to_o]
+        per_n = 1 / (f * n + i)
+        ratio = (f * c + i * z) * per_n  # c/n after the token
+        dc = dc + dh * o * per_n
+        dn = dn - dh * o * per_n * ratio
+        d_raw = [
+            i * (dc * z + dn),
+            (dc * c + dn * n) * f * closing,
+            dc * i * (1 - z * z),
+            dh * ratio * o * (1 - o),
+        ]
         # The barrier makes the compiler do this now. After `multiply` the factors would have to be
         # kept through it, in registers that it needs.
         dc, dn = lax.optimization_barrier((f * dc, f * dn))

@@ -29,14 +29,16 @@ RESIDENT = 6
 # to a multiple of a block's rows. A block computes with the batch as the last axis, `[64, B]`.
 Tokens = Float[Array, "B T H W"]
 States = Float[Array, "S H W B"]  # S = 4: c, n, h, m
-Kept = Float[Array, "T 3 H W B"]  # c, n, m after each token
+# Of each token, for the backward pass: c and n before it; i, f, z and o as they act; the derivative
+# of f by its pre-activation, over f.
+Kept = Float[Array, "T 7 H W B"]
 Flags = Int[Array, "T B"]
 
 
 class Inputs(NamedTuple):
     """A call's arrays in this layout. flags is None where no segments are given."""
 
-    x: Float[Array, "B T 4 H W"]
+    x: Float[Array, "T 4 H W B"]
     R: Float[Array, "4 H W W"]
     bias: Float[Array, "4 H W"]
     state: States
