@@ -62,10 +62,6 @@ def slstm_pallas_gpu(call: Call, options: Options) -> tuple[Values, SLSTMState]:
     return h.astype(x.dtype), state
 
 
-# What is kept of padding: c 0, n 1, f 1, the rest 0, so that the gradient passes as it is.
-NEUTRAL = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
-
-
 def _run(settings: cluster.Settings, call: Call) -> tuple[Values, SLSTMState]:
     """As slstm_pallas_gpu, with its choices made: into the kernel's layout and back."""
     x, R, bias, state, starts, padding = call
@@ -185,12 +181,7 @@ def _forward_kernel(
             after = tuple(
                 jnp.where(flag == PADDING, old, new) for old, new in zip(before, after, strict=True)
             )
-            # nothing flows back over a start, and past padding it does unchanged
-            kept = (c, n, gates[0], jnp.where(flag == START, 0.0, gates[1]), *gates[2:])
-            kept = tuple(
-                jnp.where(flag == PADDING, neutral, value)
-                for neutral, value in zip(NEUTRAL, kept, strict=True)
-            )
+            kept = _kept_beside(flag, kept)
 
         def meanwhile() -> tuple:
             if keep:
@@ -206,6 +197,22 @@ def _forward_kernel(
     for part in range(4):
         store(after_ref.at[part, head, units, batch], after[part])
     block.wait_for_stores()
+
+
+# What is kept of padding: c 0, n 1, f 1, the rest 0, so that the gradient passes as it is.
+NEUTRAL = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+
+
+def _kept_beside(flag: Array, kept: tuple[Array, ...]) -> tuple[Array, ...]:
+    """What is kept of a token where it may begin a text or be padding: no gradient flows over a
+    start (f is 0), and over padding it flows unchanged.
+    """
+    c, n, i, f, *rest = kept
+    kept = (c, n, i, jnp.where(flag == START, 0.0, f), *rest)
+    return tuple(
+        jnp.where(flag == PADDING, neutral, value)
+        for neutral, value in zip(NEUTRAL, kept, strict=True)
+    )
 
 
 def _cell(raw: list[Array], c: Array, n: Array, m: Array) -> tuple[tuple, tuple]:
