@@ -1,11 +1,5 @@
-"""The norm of heads and what follows it, in Triton: the kernels of `mlstm_back` and, without gate
-and skip, of `row_norm`, where a row is one head. With n the heads' norm and a(z) the gate:
-
-  forward     y = (n * scale + skip * c) * a(z)
-  backward    g = dy * a(z), the gradient of what is gated
-              dz = dy * (n * scale + skip * c) * a'(z), dc = g * skip
-              dh = rate * (dn - mean(dn) - n * mean(dn * n)) with dn = g * scale
-              sums over tokens of g * n and g * c
+"""The norm of heads and what follows it (norm_of_heads.py) in Triton: the kernels of `mlstm_back`
+and `row_norm`.
 
 A program has a head and some tokens, all in registers from the first sum to the result. The
 channels of a head are pieces whose lengths are powers of two, as Triton wants them: 384 are three
@@ -18,13 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from pallas_kernels.mlstm.pallas_triton_tiles import call
+from pallas_kernels.norm_of_heads import Given, Norm, Rows, write_backward, write_forward
 from pallas_kernels.triton_rows import Tile
-
-Rows = Float[Array, "R I"]  # all tokens of all rows of the batch
-Parts = list[Float[Array, "t p"]]  # the pieces of a tile
 
 MOST_PIECES = 16  # of a head
 ENTRIES = 4096  # at most so many of a tile, if it has more than one token
@@ -45,42 +37,28 @@ class Settings(NamedTuple):
 
     name: of the forward kernel.
     interpret: as `pl.pallas_call` takes it.
-    eps, center: as `mlstm_back` takes them.
-    activation: what the gate goes through, None where there is no gate.
-    head_dim: V.
     programs: of the backward pass, about.
     """
 
     name: str
     interpret: bool
-    eps: float
-    center: bool
-    activation: str | None
-    head_dim: int
+    norm: Norm
     blocks: Blocks
     programs: int
 
     def pieces(self, shape: tuple[int, int], at: Any, head: Any) -> list[Tile]:
         """Some tokens of a head."""
         tokens, length, _ = self.blocks
-        number = self.head_dim // length
+        number = self.norm.head_dim // length
         return [Tile(shape, (at, tokens), (head * number + i, length)) for i in range(number)]
 
 
-def settings_for(
-    name: str,
-    interpret: bool,
-    what: str,
-    head_dim: int,
-    eps: float,
-    *,
-    center: bool,
-    activation: str | None = None,
-) -> Settings:
+def settings_for(name: str, interpret: bool, what: str, norm: Norm) -> Settings:
     """Of heads of V channels; `what` names a head.
 
     Raises NotImplementedError for channels that are many pieces.
     """
+    head_dim = norm.head_dim
     piece = min(head_dim & -head_dim, ENTRIES)
     if head_dim > MOST_PIECES * piece:
         raise NotImplementedError(
@@ -88,85 +66,46 @@ def settings_for(
         )
     tokens = 1 << (max(1, ENTRIES // head_dim).bit_length() - 1)
     blocks = Blocks(tokens, piece, warps=max(1, min(8, tokens * piece // PER_WARP)))
-    return Settings(name, interpret, eps, center, activation, head_dim, blocks, PROGRAMS)
+    return Settings(name, interpret, norm, blocks, PROGRAMS)
 
 
-def forward(
-    settings: Settings,
-    h: Rows,
-    scale: Float[Array, " I"],
-    gate: Rows | None = None,
-    c: Rows | None = None,
-    skip: Float[Array, " I"] | None = None,
-) -> Rows:
+def forward(settings: Settings, given: Given) -> Rows:
     """y."""
-    arrays, shape = (h, scale, gate, c, skip), h.shape
+    shape, norm = given.h.shape, settings.norm
 
     def kernel(*refs: Any) -> None:
-        (h, scale, gate, c, skip), (y,) = _named(arrays, refs)
-        tiles = settings.pieces(shape, pl.program_id(0), pl.program_id(1))
-        normed, _ = _normed(settings, tiles, h)
-        for tile, n in zip(tiles, normed, strict=True):
-            inner = n * tile.read_row(scale)
-            if c is not None:
-                inner = inner + tile.read_row(skip) * _read(tile, c)
-            if gate is not None:
-                inner = inner * _gate(settings, _read(tile, gate))[0]
-            tile.write(y, inner)
+        *ins, y = refs
+        pieces = settings.pieces(shape, pl.program_id(0), pl.program_id(1))
+        write_forward(norm, pieces, given.replaced(ins), y)
 
     kernel.__name__ = settings.name
-    ins = [(x, _whole(x)) for x in arrays if x is not None]
-    grid = (pl.cdiv(shape[0], settings.blocks.tokens), shape[1] // settings.head_dim)
-    return call(kernel, settings, grid, ins, [(shape, h.dtype, _whole(h))])[0]
+    ins = [(x, _whole(x)) for x in given if x is not None]
+    grid = (pl.cdiv(shape[0], settings.blocks.tokens), shape[1] // norm.head_dim)
+    return call(kernel, settings, grid, ins, [(shape, given.h.dtype, _whole(given.h))])[0]
 
 
-def backward(
-    settings: Settings,
-    dy: Rows,
-    h: Rows,
-    scale: Float[Array, " I"],
-    gate: Rows | None = None,
-    c: Rows | None = None,
-    skip: Float[Array, " I"] | None = None,
-) -> tuple[Array, ...]:
+def backward(settings: Settings, dy: Rows, given: Given) -> tuple[Array, ...]:
     """dh, dgate and dc where there are gate and c, and the float32 gradients of scale (and skip):
     [1 I] or [2 I]. A program has a head and a stretch of tokens, and gives the sums over these.
     """
-    arrays, shape, (tokens, length, _) = (h, scale, gate, c, skip), h.shape, settings.blocks
-    heads, tiles = shape[1] // settings.head_dim, pl.cdiv(shape[0], tokens)
+    (tokens, length, _), head_dim = settings.blocks, settings.norm.head_dim
+    h, shape = given.h, given.h.shape
+    heads, tiles = shape[1] // head_dim, pl.cdiv(shape[0], tokens)
     stretches = min(tiles, pl.cdiv(settings.programs, heads))
     steps = pl.cdiv(tiles, stretches)  # of a program; fewer at the end, where no tile is left
-    number = 1 if c is None else 2  # rows of sums
+    number = 1 if given.c is None else 2  # rows of sums
+    arrays = [x for x in given if x is not None]
 
     def kernel(dy: Any, *refs: Any) -> None:
-        (h, scale, gate, c, skip), (dh, *others, sums) = _named(arrays, refs)
+        ins, (*gradients, sums) = refs[: len(arrays)], refs[len(arrays) :]
         head, stretch = pl.program_id(0), pl.program_id(1)
 
         def step(i: Array, totals: Any) -> Any:
             pieces = settings.pieces(shape, stretch * steps + i, head)
-            normed, rate = _normed(settings, pieces, h)
-            along, added = [], []
-            for tile, n in zip(pieces, normed, strict=True):
-                of_y, of_scale = _read(tile, dy), tile.read_row(scale)
-                a, slope = (1, 0) if gate is None else _gate(settings, _read(tile, gate))
-                inner, g = n * of_scale, of_y * a
-                summands = [g * n]
-                if c is not None:
-                    of_c, of_skip = _read(tile, c), tile.read_row(skip)
-                    inner = inner + of_skip * of_c
-                    tile.write(others[1], g * of_skip)
-                    summands.append(g * of_c)
-                if gate is not None:
-                    tile.write(others[0], of_y * inner * slope)
-                along.append(g * of_scale)
-                added.append(summands)
-            slope = _mean(settings, [dn * n for dn, n in zip(along, normed, strict=True)])
-            level = _mean(settings, along) if settings.center else 0
-            for tile, dn, n in zip(pieces, along, normed, strict=True):
-                tile.write(dh, rate * (dn - level - n * slope))
+            added = write_backward(settings.norm, pieces, dy, given.replaced(ins), gradients)
             return jax.tree.map(jnp.add, totals, added)
 
-        pieces = settings.head_dim // length
+        pieces = head_dim // length
         empty = [[jnp.zeros((tokens, length), jnp.float32)] * number for _ in range(pieces)]
         count = jnp.clip(tiles - stretch * steps, 0, steps)
         for i, totals in enumerate(lax.fori_loop(0, count, step, empty)):
@@ -174,49 +113,14 @@ def backward(
                 sums[row, pl.ds(i * length, length)] = jnp.sum(total, axis=0)
 
     kernel.__name__ = f"{settings.name}_back"
-    ins = [(x, _whole(x)) for x in (dy, *arrays) if x is not None]
-    of_sums = pl.BlockSpec((None, number, settings.head_dim), lambda head, s: (s, 0, head))
+    ins = [(x, _whole(x)) for x in (dy, *arrays)]
+    of_sums = pl.BlockSpec((None, number, head_dim), lambda head, s: (s, 0, head))
     outs = [
-        *[(shape, h.dtype, _whole(h)) for x in (h, gate, c) if x is not None],
+        *[(shape, h.dtype, _whole(h)) for x in (h, given.gate, given.c) if x is not None],
         ((stretches, number, shape[1]), jnp.float32, of_sums),
     ]
     *gradients, sums = call(kernel, settings, (heads, stretches), ins, outs)
     return *gradients, jnp.sum(sums, axis=0)
-
-
-def _named(arrays: tuple[Array | None, ...], refs: tuple[Any, ...]) -> tuple[Any, Any]:
-    """What a kernel was given in place of the arrays, None for those that are None; its results."""
-    given = iter(refs)
-    return [None if x is None else next(given) for x in arrays], tuple(given)
-
-
-def _normed(settings: Settings, tiles: list[Tile], h: Any) -> tuple[Parts, Float[Array, "t 1"]]:
-    """n, and what the distances from the mean were multiplied with."""
-    parts = [_read(tile, h) for tile in tiles]
-    if settings.center:
-        mean = _mean(settings, parts)
-        parts = [x - mean for x in parts]
-    square = _mean(settings, [x * x for x in parts]) + settings.eps
-    if (some := tiles[0].some_rows) is not None:  # zeros, whose norm is infinite where eps is 0
-        square = jnp.where(some[:, None], square, 1)
-    rate = lax.rsqrt(square)
-    return [x * rate for x in parts], rate
-
-
-def _mean(settings: Settings, parts: Parts) -> Float[Array, "t 1"]:
-    return sum(jnp.sum(x, axis=1) for x in parts)[:, None] / settings.head_dim
-
-
-def _gate(settings: Settings, z: Array) -> tuple[Array, Array]:
-    """The activation and its derivative."""
-    s = 1 / (1 + jnp.exp(-z))
-    if settings.activation == "sigmoid":
-        return s, s * (1 - s)
-    return z * s, s * (1 + z * (1 - s))
-
-
-def _read(tile: Tile, ref: Any) -> Float[Array, "t p"]:
-    return tile.read(ref).astype(jnp.float32)
 
 
 def _whole(x: Any) -> pl.BlockSpec:

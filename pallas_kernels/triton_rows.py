@@ -18,7 +18,7 @@ class Tile:
     ) -> None:
         """Of arrays of this shape; tokens and channels are (number of the tile, its length)."""
         self.rows, self.columns = (at * size + jnp.arange(size) for at, size in (tokens, channels))
-        self.some_rows = None if shape[0] % tokens[1] == 0 else self.rows < shape[0]
+        self.some_rows = None if shape[0] % tokens[1] == 0 else self.rows[:, None] < shape[0]
         self.some_columns = None if shape[1] % channels[1] == 0 else self.columns < shape[1]
 
     def read(self, ref: Any) -> Float[Array, "t g"]:
@@ -46,7 +46,7 @@ class Tile:
     def _whole(self, ref: Any) -> tuple[Any, Array | None]:
         every = jnp.arange(ref.shape[-1])
         shape = (self.rows.shape[0], ref.shape[-1])
-        mask = None if self.some_rows is None else jnp.broadcast_to(self.some_rows[:, None], shape)
+        mask = None if self.some_rows is None else jnp.broadcast_to(self.some_rows, shape)
         return ref.at[self.rows[:, None], every[None, :]], mask
 
     def _mask(self) -> Array | None:
@@ -54,7 +54,7 @@ class Tile:
         masks = [
             jnp.broadcast_to(mask, shape)
             for mask in (
-                None if self.some_rows is None else self.some_rows[:, None],
+                self.some_rows,
                 None if self.some_columns is None else self.some_columns[None, :],
             )
             if mask is not None

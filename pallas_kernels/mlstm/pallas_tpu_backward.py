@@ -27,7 +27,6 @@ from pallas_kernels.mlstm.pallas_tpu_forward import (
     clear,
     denominator,
     given_state,
-    products,
     tile_of,
 )
 from pallas_kernels.mlstm.pallas_tpu_gates import (
@@ -40,6 +39,7 @@ from pallas_kernels.mlstm.pallas_tpu_gates import (
     weights_of_chunk,
 )
 from pallas_kernels.tpu_sizes import LANES, VMEM_LIMIT
+from pallas_kernels.tpu_tiles import products
 from pallas_kernels.typing import Gates, Keys, MLSTMState, Values
 
 

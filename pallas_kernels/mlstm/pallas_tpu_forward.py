@@ -19,6 +19,7 @@ from pallas_kernels.mlstm.pallas_tpu_gates import (
     weights_of_chunk,
 )
 from pallas_kernels.tpu_sizes import LANES, VMEM_LIMIT
+from pallas_kernels.tpu_tiles import products
 from pallas_kernels.typing import Keys, MLSTMState, Values
 
 
@@ -264,22 +265,3 @@ def denominator(
     return jnp.sum(S, axis=1, keepdims=True) + w * jnp.sum(
         q.astype(jnp.float32) * n, axis=1, keepdims=True
     )
-
-
-def products(interpret: Any) -> Any:
-    """dot(x, y, contract) of two matrices with float32 sums; contract names the axis of each that
-    is summed over.
-
-    The matrix unit multiplies bfloat16; six passes of it make a float32 product. XLA on a CPU has
-    no product of bfloat16 with sums in float32 for every layout: interpreted, the same numbers are
-    multiplied as float32, in which their products are exact.
-    """
-
-    def dot(x: Array, y: Array, contract: tuple[int, int] = (1, 0)) -> Array:
-        if interpret:
-            x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-        dims = (((contract[0],), (contract[1],)), ((), ()))
-        precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-        return lax.dot_general(x, y, dims, precision=precision, preferred_element_type=jnp.float32)
-
-    return dot

@@ -6,19 +6,24 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.dispatch import Backend, dispatch
 from pallas_kernels.mlstm_back.call import Call, Inner, Options
+from pallas_kernels.mlstm_back.pallas_tpu import mlstm_back_pallas_tpu
 from pallas_kernels.mlstm_back.pallas_triton import mlstm_back_pallas_triton
 from pallas_kernels.mlstm_back.reference import ACTIVATIONS, mlstm_back_reference
 from pallas_kernels.typing import Values
 
 # A backend takes a Call and Options and returns y. A Pallas backend joins here.
 BACKENDS = MappingProxyType(
-    {"reference": mlstm_back_reference, "pallas_triton": mlstm_back_pallas_triton}
+    {
+        "reference": mlstm_back_reference,
+        "pallas_triton": mlstm_back_pallas_triton,
+        "pallas_tpu": mlstm_back_pallas_tpu,
+    }
 )
 
 # What backend=None tries, by device family (dispatch.py).
 ORDER = MappingProxyType(
     {
-        "tpu": ("reference",),
+        "tpu": ("pallas_tpu", "reference"),
         "hopper": ("pallas_triton", "reference"),
         "gpu": ("pallas_triton", "reference"),
         "cpu": ("reference",),

@@ -6,18 +6,23 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.dispatch import Backend, dispatch
 from pallas_kernels.mlstm_front.call import Call, Front, Inner
+from pallas_kernels.mlstm_front.pallas_tpu import mlstm_front_pallas_tpu
 from pallas_kernels.mlstm_front.pallas_triton import mlstm_front_pallas_triton
 from pallas_kernels.mlstm_front.reference import mlstm_front_reference
 
 # A backend takes a Call and returns a Front. A Pallas backend joins here.
 BACKENDS = MappingProxyType(
-    {"reference": mlstm_front_reference, "pallas_triton": mlstm_front_pallas_triton}
+    {
+        "reference": mlstm_front_reference,
+        "pallas_triton": mlstm_front_pallas_triton,
+        "pallas_tpu": mlstm_front_pallas_tpu,
+    }
 )
 
 # What backend=None tries, by device family (dispatch.py).
 ORDER = MappingProxyType(
     {
-        "tpu": ("reference",),
+        "tpu": ("pallas_tpu", "reference"),
         "hopper": ("pallas_triton", "reference"),
         "gpu": ("pallas_triton", "reference"),
         "cpu": ("reference",),

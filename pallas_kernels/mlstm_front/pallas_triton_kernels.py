@@ -1,19 +1,9 @@
-"""The Triton kernels of `mlstm_front`: what each computes and its grid.
+"""The Triton kernels of `mlstm_front` (rows.py): their grids.
 
-The gates are linear in q, k and v, which are linear in c and u. So they are maps of c and u as
-well, A = Q G_q + K G_k and B = V G_v, with G the parts of the gates' kernel and transposes written
-as Q':
-
-  forward     q = Q c, k = K c, v = V u, gates = bias + A' c + B' u
-  backward    dc = Q' dq + K' dk + A dgates, du = V' dv + B dgates; sums over tokens of c dq, c dk,
-              u dv, c dgates, u dgates
-
-Channels go through in groups, of 64 on Hopper, whose blocks of i x i channels are one matrix that
-is zero off its diagonal blocks: tensor cores multiply it in less time than the group's bytes take.
-Operands of products are tiles as they were read, in shared memory. What a kernel computes first
-and multiplies then is computed anew for each product, in its own layout: with the convolution in
-here, three times, the forward pass took 1.56 ms of 65,536 tokens and 1,536 channels on an H200, of
-which the bytes are 0.2.
+Channels go through in groups, of 64 on Hopper. Operands of products are tiles as they were read, in
+shared memory. What a kernel computes first and multiplies then is computed anew for each product,
+in its own layout: with the convolution in here, three times, the forward pass took 1.56 ms of
+65,536 tokens and 1,536 channels on an H200, of which the bytes are 0.2.
 """
 
 from typing import Any, NamedTuple
@@ -25,6 +15,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from pallas_kernels.mlstm.pallas_triton_tiles import call, dot
+from pallas_kernels.mlstm_front.rows import Rows
 from pallas_kernels.triton_rows import Tile
 
 
@@ -44,11 +35,13 @@ class Settings(NamedTuple):
 
     interpret: as `pl.pallas_call` takes it.
     size: i, channels of a block.
+    programs: of the backward pass, about.
     """
 
     interpret: bool
     size: int
     blocks: Blocks
+    programs: int
 
     def groups(self, channels: int) -> int:
         """How many groups the channels make."""
@@ -57,9 +50,6 @@ class Settings(NamedTuple):
     def tile(self, shape: tuple[int, int], at: Any, group: Any) -> Tile:
         """Some tokens of a group."""
         return Tile(shape, (at, self.blocks.tokens), (group, self.blocks.channels))
-
-
-Rows = Float[Array, "R I"]  # all tokens of all rows of the batch
 
 
 def forward(
@@ -98,7 +88,6 @@ def forward(
 
 def backward(
     settings: Settings,
-    stretches: int,
     c: Rows,
     u: Rows,
     matrices: Float[Array, "3 n g g"],
@@ -107,14 +96,15 @@ def backward(
     dk: Rows,
     dv: Rows,
     d_gates: Float[Array, "R P"],
-) -> tuple[Rows, Rows, Float[Array, "S 3 n*g i"], Float[Array, "S 2 n*g P"]]:
-    """dc, du, and the sums over the tokens of each of S stretches: diagonal blocks of c dq, c dk
-    and u dv; c dgates and u dgates. The matrices are those of the maps transposed. A program has a
-    group of channels and a stretch of tokens.
+) -> tuple[Rows, Rows, Float[Array, "3 n*g i"], Float[Array, "2 n*g P"]]:
+    """dc, du and the sums over the tokens: diagonal blocks of c dq, c dk and u dv; c dgates and u
+    dgates. The matrices are those of the maps transposed. A program has a group of channels and a
+    stretch of tokens.
     """
     rows, channels = u.shape
     size, gates = settings.blocks.channels, d_gates.shape[-1]
     tiles = pl.cdiv(rows, settings.blocks.tokens)
+    stretches = min(tiles, pl.cdiv(settings.programs, settings.groups(channels)))
     steps = pl.cdiv(tiles, stretches)  # of a program; fewer at the end, where no tile is left
 
     def mlstm_front_back(c, u, matrices, gate_maps, dq, dk, dv, d_gates, dc, du, maps, to_gates):
@@ -161,7 +151,8 @@ def backward(
         of_sums(2, gates),
     ]
     grid = (settings.groups(channels), stretches)
-    return call(mlstm_front_back, settings, grid, ins, outs, stages=settings.blocks.stages)
+    dc, du, *sums = call(mlstm_front_back, settings, grid, ins, outs, stages=settings.blocks.stages)
+    return dc, du, *(jnp.sum(x, axis=0) for x in sums)
 
 
 def _product(settings: Settings, x: Array, y: Array, contract: tuple[int, int] = (1, 0)) -> Array:

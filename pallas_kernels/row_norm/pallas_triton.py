@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from pallas_kernels import triton_norm
 from pallas_kernels.derivatives import in_32_bits, with_backward
 from pallas_kernels.interpret import triton_mode
+from pallas_kernels.norm_of_heads import Given, Norm
 from pallas_kernels.row_norm.call import Call, Options
 from pallas_kernels.row_norm.plain import row_norm_plain
 from pallas_kernels.triton_norm import Settings
@@ -32,16 +33,17 @@ def row_norm_pallas_triton(call: Call, options: Options) -> Float[Array, "R D"]:
     if state_dtype(*call) != jnp.float32:
         raise NotImplementedError("it has no float64 numbers")
     dim = call.x.shape[1]
-    return _norm(triton_norm.settings_for("row_norm", mode, "a row", dim, eps, center=center), call)
+    norm = Norm(dim, eps, center, activation=None)
+    return _norm(triton_norm.settings_for("row_norm", mode, "a row", norm), call)
 
 
 @in_32_bits
 def _value(settings: Settings, call: Call) -> Float[Array, "R D"]:
-    return triton_norm.forward(settings, call.x, call.scale.astype(jnp.float32))
+    return triton_norm.forward(settings, Given(call.x, call.scale.astype(jnp.float32)))
 
 
 def _plain(settings: Settings, call: Call) -> Float[Array, "R D"]:
-    return row_norm_plain(call, Options(settings.eps, settings.center))
+    return row_norm_plain(call, Options(settings.norm.eps, settings.norm.center))
 
 
 def _push(settings: Settings, call: Call, tangents: Any) -> Any:
@@ -50,8 +52,8 @@ def _push(settings: Settings, call: Call, tangents: Any) -> Any:
 
 @in_32_bits
 def _gradients(settings: Settings, call: Call, dy: Float[Array, "R D"]) -> Call:
-    scale = call.scale.astype(jnp.float32)
-    dx, (d_scale,) = triton_norm.backward(settings, dy, call.x, scale)
+    given = Given(call.x, call.scale.astype(jnp.float32))
+    dx, (d_scale,) = triton_norm.backward(settings, dy, given)
     return Call(dx, d_scale.astype(call.scale.dtype))
 
 

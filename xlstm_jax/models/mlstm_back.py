@@ -9,7 +9,7 @@ from xlstm_jax.models.mlstm_cell import MLSTMCellConfig
 from xlstm_jax.parallel.kernels import mlstm_back
 from xlstm_jax.typing import Array, Float, HeadActivations
 
-KERNEL = "pallas_triton"
+KERNELS = ("pallas_triton", "pallas_tpu")
 
 
 def fused_back(
@@ -31,7 +31,7 @@ def fused_back(
     try:
         return mlstm_back(
             h, norm.scale(h), gate, c, skip,
-            eps=norm.eps, activation=activation, center=norm.center, backend=KERNEL,
+            eps=norm.eps, activation=activation, center=norm.center, backend=KERNELS,
         )  # fmt: skip
     except NotImplementedError:
         return None

@@ -14,7 +14,7 @@ from xlstm_jax.parallel import num_shards
 from xlstm_jax.parallel.kernels import mlstm_front
 from xlstm_jax.typing import Array, Float
 
-KERNEL = "pallas_triton"
+KERNELS = ("pallas_triton", "pallas_tpu")
 
 
 def fused_front(
@@ -39,7 +39,7 @@ def fused_front(
     )
     weights = *(layer.kernel for layer in maps), gate_kernel, gate_bias
     try:
-        front = mlstm_front(c, u, weights, backend=KERNEL)
+        front = mlstm_front(c, u, weights, backend=KERNELS)
     except NotImplementedError:
         return None
     q, k, v = (Fused(x, n, front.gates) for n, x in enumerate(front[:-1]))

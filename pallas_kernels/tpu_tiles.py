@@ -1,0 +1,80 @@
+"""Tiles of tokens with all their channels, in the TPU's kernels whose arrays are [R I]: all tokens
+of all rows of the batch, and channels.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Bool
+
+from pallas_kernels.tpu_sizes import LANES
+
+MOST_TOKENS = 512
+ROOM = 48 * 2**20  # bytes of the VMEM limit that blocks may take; the compiler needs some, too
+
+
+def tokens_of(arrays: int, channels: int, dtype: jnp.dtype, beside: int = 0) -> int:
+    """Tokens of a tile: so many that VMEM holds two tiles of each of the arrays, one of which is
+    copied while the other is computed, and `beside` bytes.
+
+    Raises NotImplementedError where these are less than 128.
+    """
+    per_token = 2 * arrays * channels * jnp.dtype(dtype).itemsize
+    tokens = MOST_TOKENS
+    while tokens * per_token + beside > ROOM:
+        tokens //= 2
+    if tokens < LANES:
+        raise NotImplementedError(
+            f"VMEM must hold {LANES} tokens of all channels; {channels} channels are too many"
+        )
+    return tokens
+
+
+def split_tiles(tiles: int) -> tuple[int, int]:
+    """The grid of a kernel that sums over tokens, one tile after the other: (parts, tiles of a
+    part). A chip of two cores takes two parts at once.
+    """
+    parts = 2 if tiles % 2 == 0 else 1
+    return parts, tiles // parts
+
+
+def which_exist(rows: int, tokens: int, start: Any, count: int) -> Bool[Array, " t"] | None:
+    """Which of `count` rows from `start` on exist; None, all, where the rows are whole tiles of so
+    many tokens.
+    """
+    if rows % tokens == 0:
+        return None
+    return start + lax.broadcasted_iota(jnp.int32, (count, 1), 0) < rows
+
+
+def existing(x: Array, some: Bool[Array, "t 1"] | None) -> Array:
+    """x with zeros for the tokens that do not exist, whose memory holds anything."""
+    return x if some is None else jnp.where(some, x, jnp.zeros_like(x))
+
+
+def tile_block(tokens: int, channels: int, steps: int | None = None) -> pl.BlockSpec:
+    """The tile of a program; of the grid (parts, steps) where steps are given."""
+    if steps is None:
+        return pl.BlockSpec((tokens, channels), lambda i: (i, 0))
+    return pl.BlockSpec((tokens, channels), lambda part, step: (part * steps + step, 0))
+
+
+def products(interpret: Any) -> Any:
+    """dot(x, y, contract) of two matrices with float32 sums; contract names the axis of each that
+    is summed over.
+
+    The matrix unit multiplies bfloat16; six passes of it make a float32 product. XLA on a CPU has
+    no product of bfloat16 with sums in float32 for every layout: interpreted, the same numbers are
+    multiplied as float32, in which their products are exact.
+    """
+
+    def dot(x: Array, y: Array, contract: tuple[int, int] = (1, 0)) -> Array:
+        if interpret:
+            x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+        dims = (((contract[0],), (contract[1],)), ((), ()))
+        precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+        return lax.dot_general(x, y, dims, precision=precision, preferred_element_type=jnp.float32)
+
+    return dot
