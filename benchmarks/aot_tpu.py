@@ -38,6 +38,8 @@ from jax.experimental import topologies
 from jax.extend.core import jaxpr_as_fun
 
 from pallas_kernels import MLSTMState, SLSTMState, mlstm, slstm
+from pallas_kernels.mlstm_back import mlstm_back
+from pallas_kernels.mlstm_front import mlstm_front
 
 CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # Heads, K, V of the paper's models and of xLSTM 7B; heads and V of their sLSTM blocks, and heads
@@ -113,8 +115,41 @@ def slstm_case(model: str, time: int, dtype: str = "bfloat16") -> tuple[Callable
     return loss, [Struct((SLSTM_BATCH, time), jnp.int32), x, *weights, *given]
 
 
+def front_case(model: str, time: int, dtype: str = "bfloat16") -> tuple[Callable, list[Struct]]:
+    """`mlstm_front` of one sequence, with blocks of 4 channels, as `mlstm_case`."""
+    heads, _, V = MLSTM_HEADS[model]
+    channels, gates = heads * V, 2 * heads
+    inner, matrix = (1, time, channels), (channels // 4, 4, 4)
+    arguments = [Struct(inner, dtype)] * 2 + [Struct(matrix, jnp.float32)] * 3
+    arguments += [Struct((3 * channels, gates), jnp.float32), Struct((gates,), jnp.float32)]
+
+    def loss(*x: Any) -> Any:
+        front = mlstm_front(*x, backend="pallas_tpu")
+        return sum(jnp.sum(jnp.sin(array.astype(jnp.float32))) for array in front)
+
+    return loss, arguments
+
+
+def back_case(model: str, time: int, dtype: str = "bfloat16") -> tuple[Callable, list[Struct]]:
+    """`mlstm_back` of one sequence, as `mlstm_case`: the 7B block's or the paper's."""
+    heads, _, V = MLSTM_HEADS[model]
+    row, inner = Struct((heads * V,), jnp.float32), Struct((1, time, heads * V), dtype)
+    arguments = [Struct((1, time, heads, V), dtype), row, inner]
+    if model != "7b":
+        arguments += [inner, row]
+    activation = "sigmoid" if model == "7b" else "silu"
+
+    def loss(*x: Any) -> Any:
+        y = mlstm_back(*x, eps=1e-6, activation=activation, backend="pallas_tpu")
+        return jnp.sum(jnp.sin(y.astype(jnp.float32)))
+
+    return loss, arguments
+
+
 def gradient(loss: Callable, arguments: list[Struct]) -> Callable:
-    return jax.grad(loss, argnums=range(1, len(arguments)))
+    """By all that are no segment ids."""
+    numbers = [n for n, x in enumerate(arguments) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jax.grad(loss, argnums=numbers)
 
 
 @functools.cache
@@ -227,8 +262,10 @@ def cases() -> Iterator[tuple[str, Callable, list[Struct]]]:
     for op, models, case in (
         ("mlstm", MLSTM_HEADS, mlstm_case),
         ("slstm", SLSTM_HEADS, slstm_case),
+        ("mlstm_front", MLSTM_HEADS.keys() - {"7b"}, front_case),
+        ("mlstm_back", MLSTM_HEADS, back_case),
     ):
-        for model in models:
+        for model in sorted(models, key=list(MLSTM_HEADS | SLSTM_HEADS).index):
             for length in TIMES:
                 yield f"{op}/{model}/T{length}", *case(model, length)
 
@@ -279,8 +316,8 @@ def report(results: dict[str, dict[str, Any]]) -> str:
             f"{importlib.metadata.version('libtpu')}: the kernels at"
         ),
         (
-            "the paper's shapes in bfloat16 (mLSTM: 1 sequence; sLSTM: 16), with an initial state, "
-            "documents and all gradients. VMEM is what"
+            "the paper's shapes in bfloat16 (sLSTM: 16 sequences; others: 1), the cells with an "
+            "initial state and documents, and all gradients. VMEM is what"
         ),
         (
             "the compiler needs, in MiB, found by taking the limit down to it; the kernels set "

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.norm_of_heads import Given, Norm, Rows, write_backward, write_forward
 from pallas_kernels.tpu_sizes import LANES, SUBLANES, VMEM_LIMIT
-from pallas_kernels.tpu_tiles import existing, split_tiles, tile_block, tokens_of, which_exist
+from pallas_kernels.tpu_tiles import cost, existing, split_tiles, tile_block, tokens_of, which_exist
 
 STRIP = 16 * 1024  # entries of a strip, at most, if it has more than 16 tokens: 16 registers
 ARRAYS = 7  # of a backward pass
@@ -81,19 +81,20 @@ def forward(settings: Settings, given: Given) -> Rows:
         _each_piece(settings, given.h.shape, pl.program_id(0), step)
 
     tile = tile_block(settings.tokens, channels)
-    ins = _ins(given, tile)
+    arrays, blocks = _ins(given, tile)
     return pl.pallas_call(
         mlstm_back,
         grid=(pl.cdiv(rows, settings.tokens),),
-        in_specs=[block for _, block in ins],
+        in_specs=blocks,
         out_specs=tile,
         out_shape=jax.ShapeDtypeStruct(given.h.shape, given.h.dtype),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",), vmem_limit_bytes=VMEM_LIMIT
         ),
+        cost_estimate=cost(0, arrays, [given.h]),
         interpret=settings.interpret,
-        name="mlstm_back_forward",
-    )(*(x for x, _ in ins))
+        name="mlstm_back",
+    )(*arrays)
 
 
 def backward(settings: Settings, dy: Rows, given: Given) -> tuple[Array, ...]:
@@ -104,8 +105,8 @@ def backward(settings: Settings, dy: Rows, given: Given) -> tuple[Array, ...]:
     parts, steps = split_tiles(pl.cdiv(rows, settings.tokens))
     number = 1 if given.c is None else 2  # rows of sums
 
-    def mlstm_back(dy: Any, *refs: Any) -> None:
-        ins, (*gradients, sums) = refs[: len(given_ins)], refs[len(given_ins) :]
+    def mlstm_back_back(dy: Any, *refs: Any) -> None:
+        ins, (*gradients, sums) = refs[: len(arrays)], refs[len(arrays) :]
         part, at = pl.program_id(0), pl.program_id(1)
 
         @pl.when(at == 0)
@@ -121,35 +122,37 @@ def backward(settings: Settings, dy: Rows, given: Given) -> tuple[Array, ...]:
         _each_piece(settings, given.h.shape, part * steps + at, step)
 
     tile = tile_block(settings.tokens, channels, steps)
-    given_ins = _ins(given, tile)
+    arrays, blocks = _ins(given, tile)
     like_h = jax.ShapeDtypeStruct(given.h.shape, given.h.dtype)
     gradients = [like_h for x in (given.h, given.gate, given.c) if x is not None]
+    outs = [*gradients, jax.ShapeDtypeStruct((parts, number, SUBLANES, channels), jnp.float32)]
     *gradients, sums = pl.pallas_call(
-        mlstm_back,
+        mlstm_back_back,
         grid=(parts, steps),
-        in_specs=[tile, *(block for _, block in given_ins)],
+        in_specs=[tile, *blocks],
         out_specs=[
             *[tile] * len(gradients),
             pl.BlockSpec((None, number, SUBLANES, channels), lambda part, step: (part, 0, 0, 0)),
         ],
-        out_shape=[
-            *gradients,
-            jax.ShapeDtypeStruct((parts, number, SUBLANES, channels), jnp.float32),
-        ],
+        out_shape=outs,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
         ),
+        cost_estimate=cost(0, [dy, *arrays], outs),
         interpret=settings.interpret,
-        name="mlstm_back_backward",
-    )(dy, *(x for x, _ in given_ins))
+        name="mlstm_back_back",
+    )(dy, *arrays)
     return *gradients, jnp.sum(sums, axis=(0, 2))
 
 
-def _ins(given: Given, tile: pl.BlockSpec) -> list[tuple[Array, pl.BlockSpec]]:
-    """The arrays with their blocks; rows of weights as [1 I]."""
-    channels = given.scale.shape[0]
-    whole = pl.BlockSpec((1, channels), lambda *at: (0, 0))
-    return [(x[None, :], whole) if x.ndim == 1 else (x, tile) for x in given if x is not None]
+def _ins(given: Given, tile: pl.BlockSpec) -> tuple[list[Array], list[pl.BlockSpec]]:
+    """The arrays, rows of weights as [1 I], and their blocks."""
+    whole = pl.BlockSpec((1, given.scale.shape[0]), lambda *at: (0, 0))
+    arrays = [x for x in given if x is not None]
+    return (
+        [x[None, :] if x.ndim == 1 else x for x in arrays],
+        [whole if x.ndim == 1 else tile for x in arrays],
+    )
 
 
 def _each_piece(

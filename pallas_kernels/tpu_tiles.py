@@ -2,6 +2,7 @@
 of all rows of the batch, and channels.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,15 +22,12 @@ def tokens_of(arrays: int, channels: int, dtype: jnp.dtype, beside: int = 0) -> 
 
     Raises NotImplementedError where these are less than 128.
     """
-    per_token = 2 * arrays * channels * jnp.dtype(dtype).itemsize
-    tokens = MOST_TOKENS
-    while tokens * per_token + beside > ROOM:
-        tokens //= 2
-    if tokens < LANES:
+    most = (ROOM - beside) // (2 * arrays * channels * jnp.dtype(dtype).itemsize)
+    if most < LANES:
         raise NotImplementedError(
             f"VMEM must hold {LANES} tokens of all channels; {channels} channels are too many"
         )
-    return tokens
+    return min(MOST_TOKENS, 1 << (most.bit_length() - 1))
 
 
 def split_tiles(tiles: int) -> tuple[int, int]:
@@ -59,6 +57,12 @@ def tile_block(tokens: int, channels: int, steps: int | None = None) -> pl.Block
     if steps is None:
         return pl.BlockSpec((tokens, channels), lambda i: (i, 0))
     return pl.BlockSpec((tokens, channels), lambda part, step: (part * steps + step, 0))
+
+
+def cost(flops: int, ins: Sequence[Any], outs: Sequence[Any]) -> pl.CostEstimate:
+    """What the compiler is told of a kernel that reads and writes each array once."""
+    moved = sum(x.size * jnp.dtype(x.dtype).itemsize for x in (*ins, *outs))
+    return pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=moved)
 
 
 def products(interpret: Any) -> Any:

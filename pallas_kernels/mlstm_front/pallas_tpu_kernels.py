@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.mlstm_front.rows import Rows
 from pallas_kernels.tpu_sizes import LANES, VMEM_LIMIT
-from pallas_kernels.tpu_tiles import existing, products, split_tiles, tile_block, which_exist
+from pallas_kernels.tpu_tiles import cost, existing, products, split_tiles, tile_block, which_exist
 
 
 class Settings(NamedTuple):
@@ -53,21 +53,24 @@ def forward(
 
     tile = tile_block(tokens, channels)
     of_gates = pl.BlockSpec((gate_bias.shape[0], tokens), lambda i: (0, i))
+    ins = (c, u, matrices, to_gates, gate_bias[:, None])
+    outs = [
+        *[jax.ShapeDtypeStruct(u.shape, u.dtype)] * 3,
+        jax.ShapeDtypeStruct((gate_bias.shape[0], rows), jnp.float32),
+    ]
     *mapped, gates = pl.pallas_call(
         mlstm_front,
         grid=(pl.cdiv(rows, tokens),),
-        in_specs=[tile, tile, *(_whole(x) for x in (matrices, to_gates, gate_bias[:, None]))],
+        in_specs=[tile, tile, *(_whole(x) for x in ins[2:])],
         out_specs=[tile, tile, tile, of_gates],
-        out_shape=[
-            *[jax.ShapeDtypeStruct(u.shape, u.dtype)] * 3,
-            jax.ShapeDtypeStruct((gate_bias.shape[0], rows), jnp.float32),
-        ],
+        out_shape=outs,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",), vmem_limit_bytes=VMEM_LIMIT
         ),
+        cost_estimate=cost(2 * _multiplications(c, to_gates), ins, outs),
         interpret=settings.interpret,
-        name="mlstm_front_forward",
-    )(c, u, matrices, to_gates, gate_bias[:, None])
+        name="mlstm_front",
+    )(*ins)
     return *mapped, gates.T
 
 
@@ -90,7 +93,7 @@ def backward(
     gates, groups = d_gates.shape[1], channels // LANES
     dot = products(settings.interpret)
 
-    def mlstm_front(c, u, matrices, to_gates, dq, dk, dv, d_gates, dc, du, of_maps, of_gates):
+    def mlstm_front_back(c, u, matrices, to_gates, dq, dk, dv, d_gates, dc, du, of_maps, of_gates):
         part, at_tile = pl.program_id(0), pl.program_id(1)
         some = which_exist(rows, tokens, (part * steps + at_tile) * tokens, tokens)
 
@@ -124,26 +127,34 @@ def backward(
 
     tile = tile_block(tokens, channels, steps)
     sums = [(3, groups, LANES, LANES), (2, gates, channels)]
+    ins = (c, u, matrices, to_gates, dq, dk, dv, d_gates.T)
+    outs = [
+        *[jax.ShapeDtypeStruct(u.shape, u.dtype)] * 2,
+        *(jax.ShapeDtypeStruct((parts, *shape), jnp.float32) for shape in sums),
+    ]
     dc, du, of_maps, of_gates = pl.pallas_call(
-        mlstm_front,
+        mlstm_front_back,
         grid=(parts, steps),
         in_specs=[
             *(tile, tile, _whole(matrices), _whole(to_gates), tile, tile, tile),
             pl.BlockSpec((gates, tokens), lambda part, step: (0, part * steps + step)),
         ],
         out_specs=[tile, tile, *(_of_part(shape) for shape in sums)],
-        out_shape=[
-            *[jax.ShapeDtypeStruct(u.shape, u.dtype)] * 2,
-            *(jax.ShapeDtypeStruct((parts, *shape), jnp.float32) for shape in sums),
-        ],
+        out_shape=outs,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
         ),
+        cost_estimate=cost(4 * _multiplications(c, to_gates), ins, outs),
         interpret=settings.interpret,
-        name="mlstm_front_backward",
-    )(c, u, matrices, to_gates, dq, dk, dv, d_gates.T)
+        name="mlstm_front_back",
+    )(*ins)
     of_maps, of_gates = jnp.sum(of_maps, axis=0), jnp.sum(of_gates, axis=0)
     return dc, du, _diagonal_blocks(of_maps, size), jnp.swapaxes(of_gates, 1, 2)
+
+
+def _multiplications(c: Rows, to_gates: Float[Array, "2 n P g"]) -> int:
+    """Of the forward pass: each channel times three matrices and its part of a map to the gates."""
+    return c.size * (3 * LANES + to_gates.shape[2])
 
 
 def _group(n: Array) -> Any:

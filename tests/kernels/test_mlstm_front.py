@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from pallas_kernels import tpu_tiles
 from pallas_kernels.interpret import interpreted
 from pallas_kernels.mlstm_front import mlstm_front, pallas_triton
 from pallas_kernels.testing.around_cells import (
@@ -42,7 +43,7 @@ def test_it_is_the_layers_of_the_block():
         assert_same(mlstm_front(**arrays)._asdict(), expected, 1e-12)
 
 
-CASES = {
+TRITON_CASES = {
     # tokens and channels that fill tiles and groups, and a part of the next
     "parts of tiles": dict(time=70, channels=72, dtype="float32"),
     "whole tiles": dict(time=128, channels=128, dtype="bfloat16"),
@@ -53,36 +54,71 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+TPU_CASES = {
+    # the last tile has fewer tokens
+    "parts of tiles": dict(time=70, channels=256, dtype="float32"),
+    # four tiles in two parts
+    "whole tiles": dict(time=256, channels=128, dtype="bfloat16"),
+    "large blocks": dict(batch=1, time=2, channels=128, size=8, gates=1, dtype="float32"),
+    "a channel each": dict(time=3, channels=128, size=1, gates=17, dtype="float32"),
+}
+
+
+@pytest.mark.parametrize("name", TRITON_CASES)
 def test_the_triton_kernels_are_the_definition(name, monkeypatch):
     if programs := {"whole tiles": 1, "stretches": 2}.get(name):  # several tiles for a program
         monkeypatch.setattr(pallas_triton, "PROGRAMS", programs)
-    shape = CASES[name]
+    assert_is_the_definition("pallas_triton", TRITON_CASES[name])
+
+
+@pytest.mark.parametrize("name", TPU_CASES)
+def test_the_tpu_kernels_are_the_definition(name, monkeypatch):
+    monkeypatch.setattr(tpu_tiles, "MOST_TOKENS", 128)
+    assert_is_the_definition("pallas_tpu", TPU_CASES[name])
+
+
+def assert_is_the_definition(backend, shape):
     arrays = draw_front(**shape)
     expected = exact(mlstm_front, arrays)
     low = {name: jnp.asarray(x, shape["dtype"]) for name, x in arrays.items()}
     with interpreted():
-        found = values_and_gradients(mlstm_front, low, backend="pallas_triton")
+        found = values_and_gradients(mlstm_front, low, backend=backend)
     assert found["gates"].dtype == jnp.float32 and found["q"].dtype == low["u"].dtype
     assert all(found[f"d {name}"].dtype == x.dtype for name, x in low.items())
     assert_same(found, expected, TOLERANCE[shape["dtype"]])
 
 
-def test_what_the_kernels_refuse():
+def in_float32(**shape):
+    return {name: jnp.asarray(x, jnp.float32) for name, x in draw_front(**shape).items()}
+
+
+@pytest.mark.parametrize(
+    ("backend", "shape", "reason"),
+    [
+        ("pallas_triton", dict(size=3), "must divide 16; they have 3"),
+        ("pallas_tpu", dict(channels=384, size=3), "must divide 128; they have 3"),
+        ("pallas_tpu", dict(channels=192), "a multiple of 128; they are 192"),
+        ("pallas_tpu", dict(time=1, channels=65536, gates=1), "65536 channels are too many"),
+    ],
+)
+def test_what_the_kernels_refuse(backend, shape, reason):
+    with interpreted(), pytest.raises(NotImplementedError, match=reason):
+        jax.eval_shape(functools.partial(mlstm_front, backend=backend), **in_float32(**shape))
+
+
+@pytest.mark.parametrize(("backend", "device"), [("pallas_triton", "GPU"), ("pallas_tpu", "TPU")])
+def test_float64_and_other_devices_are_refused(backend, device):
     with interpreted(), jax.enable_x64(True):
-        with pytest.raises(NotImplementedError, match="u must be bfloat16, .*; it is float64"):
-            mlstm_front(**draw_front(), backend="pallas_triton")
-    low = {name: jnp.asarray(x, jnp.float32) for name, x in draw_front(size=3).items()}
-    with interpreted(), pytest.raises(NotImplementedError, match="must divide 16; they have 3"):
-        mlstm_front(**low, backend="pallas_triton")
-    with pytest.raises(NotImplementedError, match="needs a GPU, and .* for a CPU"):
-        mlstm_front(**low, backend="pallas_triton")
+        with pytest.raises(NotImplementedError, match="u must be bfloat16.*; it is float64"):
+            mlstm_front(**draw_front(), backend=backend)
+    with pytest.raises(NotImplementedError, match=f"needs a {device}, and .* for a CPU"):
+        mlstm_front(**in_float32(), backend=backend)
 
 
-def test_forward_mode_is_refused_by_name():
-    drawn = draw_front(time=2, channels=8)
-    arrays = {name: jnp.asarray(x, jnp.float32) for name, x in drawn.items()}
-    run = functools.partial(mlstm_front, backend="pallas_triton")
+@pytest.mark.parametrize("backend", ["pallas_triton", "pallas_tpu"])
+def test_forward_mode_is_refused_by_name(backend):
+    arrays = in_float32(time=2, channels=128)
+    run = functools.partial(mlstm_front, backend=backend)
 
     def call(arrays):
         return run(**arrays)

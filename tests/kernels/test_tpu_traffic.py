@@ -86,3 +86,24 @@ def test_traffic_counts_blocks_that_change():
     state = heads * (K * V + K) * 4
     assert aot_tpu.traffic(call) == tokens + 2 * state + heads * 4 * 128
     assert jnp.dtype(arguments[1].dtype).itemsize == 2
+
+
+@pytest.mark.parametrize("model", ("125m", "1.3b", "2.7b"))
+def test_what_stands_around_the_cell_moves_each_array_once(model):
+    """The front: c and u, q, k and v; back these and all gradients. Behind the cell: h, gate, c and
+    y; back dy instead of y, and three gradients. Weights and gates are little.
+    """
+    heads, _, V = MLSTM_HEADS[model]
+    array = 4096 * heads * V * 2
+    for op, case, forward, backward in (
+        ("mlstm_front", aot_tpu.front_case, 5, 7),
+        ("mlstm_back", aot_tpu.back_case, 4, 7),
+    ):
+        loss, arguments = case(model, 4096)
+        calls = aot_tpu.pallas_calls(aot_tpu.gradient(loss, arguments), arguments)
+        assert len(calls) == 2
+        for name, call in calls.items():
+            arrays = backward if name == f"{op}_back" else forward
+            assert arrays * array <= aot_tpu.traffic(call) <= 1.1 * arrays * array
+            said = call.params["cost_estimate"].bytes_accessed
+            assert said == pytest.approx(aot_tpu.traffic(call), rel=0.05)
