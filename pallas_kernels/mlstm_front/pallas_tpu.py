@@ -8,7 +8,7 @@ from pallas_kernels.mlstm_front.call import Call, Front
 from pallas_kernels.mlstm_front.pallas_tpu_kernels import Settings
 from pallas_kernels.mlstm_front.rows import Kernels, check, with_kernels
 from pallas_kernels.tpu_sizes import LANES
-from pallas_kernels.tpu_tiles import tokens_of
+from pallas_kernels.tpu_tiles import tokens_of, with_first_axis_last
 
 ARRAYS = 7  # of a backward pass
 
@@ -26,7 +26,8 @@ def mlstm_front_pallas_tpu(call: Call) -> Front:
     # twice, as whatever a program has is: three maps, and their gradients' float32 sums
     beside = 2 * 3 * channels * LANES * (jnp.dtype(dtype).itemsize + 4)
     settings = Settings(size, tokens_of(ARRAYS, channels, dtype, beside), mode)
-    return _front(Kernels(pallas_tpu_kernels, settings, size, LANES), call)
+    kernels = Kernels(pallas_tpu_kernels, settings, size, LANES, with_first_axis_last)
+    return _front(kernels, call)
 
 
 _front = with_kernels("pallas_tpu")

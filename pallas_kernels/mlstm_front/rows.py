@@ -15,6 +15,7 @@ and the gradients of q, k and v are read, those of c and u are written: 7. Besid
 the backward pass has the maps as the kernels take them.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -42,12 +43,15 @@ class Kernels(NamedTuple):
     settings: what they are specialised on.
     size: i, channels of a block.
     group: g, channels of a group.
+    place: what the gradients of the maps [N i i] and of the gates' kernel go through, to lie in
+        memory as the device wants them.
     """
 
     module: ModuleType
     settings: Any
     size: int
     group: int
+    place: Callable[[Array], Array] = lambda x: x
 
     def groups(self, channels: int) -> int:
         """n, how many groups the channels make."""
@@ -121,8 +125,9 @@ def _backward(kernels: Kernels, kept: tuple[Call, Maps], d_front: Front) -> tupl
     of_maps = of_maps.reshape(3, *call.query.shape) + _product("pnig,pnog->pnio", of_x, of_kernel)
     matrices = jnp.stack([_rounded(x, dtype) for x in (call.query, call.key, call.value)])
     d_kernel = _product("pnio,pnig->pnog", matrices, of_x).reshape(call.gate_kernel.shape)
+    of_weights = (kernels.place(x) for x in (*of_maps, d_kernel))
     gradients = (
-        dc.reshape(call.c.shape), du.reshape(call.u.shape), *of_maps, d_kernel,
+        dc.reshape(call.c.shape), du.reshape(call.u.shape), *of_weights,
         jnp.sum(d_gates, axis=0),
     )  # fmt: skip
     return (Call(*(dx.astype(x.dtype) for x, dx in zip(call, gradients, strict=True))),)

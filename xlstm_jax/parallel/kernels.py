@@ -9,6 +9,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from pallas_kernels import sharded
 from pallas_kernels.attention import AttentionState
 from pallas_kernels.attention import attention as attention_on_one_device
@@ -111,13 +113,18 @@ def linear_attention(
 def mlstm_front(c: Any, u: Any, weights: Sequence[Any], *, backend: str | None = None) -> Front:
     """`pallas_kernels.mlstm_front` with its weights in that order, batch and time spread over the
     mesh in context; channels are not.
+
+    The weights go to the devices, and their gradients come back, with blocks or channels as their
+    last axis: TPUs fill up an array's last axis to 128, and [3*I G] has 8 gates there.
     """
 
     def part(c, u, *weights, sequence_axis):
         del sequence_axis
+        weights = (jnp.moveaxis(x, -1, 0) for x in weights)
         return tuple(mlstm_front_on_one_device(c, u, *weights, backend=backend))
 
     tokens = ("batch", "time", None)
+    weights = [jnp.moveaxis(x, 0, -1) for x in weights]
     front = on_own_part(
         part, c, u, *weights,
         axes=(tokens, tokens, *((None,) * x.ndim for x in weights)), out_axes=(tokens,) * 4,
