@@ -18,6 +18,8 @@ MESH = [
     "--config.mesh.data=-1",
     "--config.mesh.fsdp=2",
 ]
+# where the model does not matter: one that compiles fast
+SMALL = [*MESH, "--config.model.blocks=mlp", "--config.model.num_blocks=1"]
 
 
 def wait_for_steps(workdir, processes, steps):
@@ -57,7 +59,7 @@ def test_two_processes_of_four_devices_are_one_of_eight(arguments, tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_ends_all_at_the_same_step(arguments, tmp_path):
-    more = [*MESH, "--config.train.steps=100000"]
+    more = [*SMALL, "--config.train.steps=100000"]
     processes = start(arguments(tmp_path, *more), processes=2, devices=2)
     try:
         wait_for_steps(tmp_path, processes, 5)
@@ -76,7 +78,7 @@ def test_when_one_process_dies_the_other_ends_within_the_heartbeat_and_one_goes_
 ):
     heartbeat = 10
     more = [
-        *MESH,
+        *SMALL,
         "--config.train.steps=40000",
         "--config.checkpoint.every=3",
         f"--config.train.heartbeat_seconds={heartbeat}",
