@@ -28,7 +28,15 @@ TARGETS = {
     "1.42b as 7b": {"tokens_per_second": 55_000},
 }
 TWO_ROWS = {"data.batch_size": 2, "train.accumulation_steps": 1}
-TINY_STEP = ("configs/quickstart.py", {"data.batch_size": 2, "data.context_length": 64})
+TINY_STEP = (
+    "configs/quickstart.py",
+    {
+        "model.num_blocks": 1,
+        "model.blocks": "mlstm",
+        "data.batch_size": 2,
+        "data.context_length": 64,
+    },
+)
 
 
 def step_config(name: str, tiny: bool, **overrides: Any) -> Config:

@@ -10,6 +10,9 @@ from importlib.metadata import version
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The tests' runs and programs compile the same small steps over and over: those of a tenth of a
+# second are kept in the compilation cache, too, and not only those of a second.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 from jax.experimental import topologies

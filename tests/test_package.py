@@ -112,6 +112,7 @@ def test_the_quickstart_trains_without_the_clone(installed, tmp_path):
     assert other == "None"  # no top-level package `configs`
     printed = run(
         installed, tmp_path, "xlstm-train", "--config=quickstart", "--workdir=run",
+        "--config.model.blocks=mlstm", "--config.model.num_blocks=1",
         "--config.train.steps=10", "--config.optimizer.warmup_steps=2",
         "--config.eval.max_tokens=5000", "--config.eval.sample_tokens=10",
     )  # fmt: skip

@@ -36,6 +36,7 @@ def seen_by(time, segment_ids=None, previous_segment=None, batch=B):
     return seen
 
 
+@jax.jit
 def judge(x, seen):
     """y of float64 arrays q, k, v; a token that sees nobody gets 0."""
     q, k, v = x["q"], x["k"], x["v"]

@@ -28,14 +28,20 @@ def weights_of(time, seed=3):
     return np.random.default_rng(seed).normal(size=(B, time, 4, 6))
 
 
-def evaluate(function, x, weights):
-    """y and the gradients of the weighted sum of y."""
+@functools.cache
+def gradients_of(function, options=()):
+    """Compiled once for all data of the same shapes."""
 
-    def loss(x):
-        y = function(x)
+    def loss(x, weights, rest):
+        y = function(x, **rest, **dict(options))
         return jnp.sum(y.astype(weights.dtype) * weights), y
 
-    gradients, y = jax.jit(jax.grad(loss, has_aux=True))(x)
+    return jax.jit(jax.grad(loss, has_aux=True))
+
+
+def evaluate(compiled, x, weights, rest):
+    """y and the gradients of the weighted sum of y."""
+    gradients, y = compiled(x, weights, rest)
     return {"y": np.asarray(y, np.float64)} | {
         name: np.asarray(g, np.float64) for name, g in gradients.items()
     }
@@ -43,18 +49,18 @@ def evaluate(function, x, weights):
 
 def expected_of(x, seen, weights):
     with jax.enable_x64(True):
-        return evaluate(lambda x: judge(x, seen), cast(x, "float64"), weights)
+        return evaluate(gradients_of(judge), cast(x, "float64"), weights, {"seen": seen})
+
+
+def attend(x, **options):
+    return attention(x["q"], x["k"], x["v"], **options)[0]
 
 
 def got_of(x, weights, dtype, documents=None, **options):
     with jax.enable_x64(dtype == "float64"):
-        ids = {} if documents is None else {n: jnp.asarray(i) for n, i in documents.items()}
         wide = "float64" if dtype == "float64" else "float32"
-        return evaluate(
-            lambda x: attention(x["q"], x["k"], x["v"], **ids, **options)[0],
-            cast(x, dtype),
-            jnp.asarray(weights, wide),
-        )
+        compiled = gradients_of(attend, tuple(options.items()))
+        return evaluate(compiled, cast(x, dtype), jnp.asarray(weights, wide), documents or {})
 
 
 @every_form

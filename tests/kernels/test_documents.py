@@ -51,8 +51,8 @@ def test_a_sequence_may_be_cut_anywhere(cell, options):
     if options.get("input_gate") == "sigmoid":
         inputs["m0"], inputs["n0"] = np.zeros_like(inputs["m0"]), np.zeros_like(inputs["n0"])
     inputs["segment_ids"][:, 14:18] = -1
-    inputs["segment_ids"][:, 30:32] = [3, 1]
-    cuts = (0, 1, 16, 31, 48)
+    inputs["segment_ids"][:, :2] = [3, 1]
+    cuts = (0, 1, 16, 48)
 
     def whole(inputs):
         return cases.true_values(cell, run(cell, inputs, **options))
@@ -153,7 +153,8 @@ def test_what_a_document_holds_does_not_move_the_last_bit_of_the_next(cell, opti
     for size in (3.0, 1e4):
         other = dict(inputs)
         for name in set(PER_TOKEN) & set(inputs) - {"segment_ids"}:
-            other[name] = inputs[name].at[:, :length].multiply(-size)
+            other[name] = np.array(inputs[name])
+            other[name][:, :length] *= -size
         h, state_after = evaluate(other)
         assert np.abs(h - expected)[:, :length].max() > 0.01
         np.testing.assert_array_equal(h[:, length:], expected[:, length:])
@@ -184,7 +185,8 @@ def test_padding_may_hold_anything(cell, options):
         }
         for name, x in tokens.items():
             where = padding.reshape(*padding.shape, *[1] * (x.ndim - 2))
-            tokens[name] = jnp.where(where, garbage * r.choice([-1, 1], size=x.shape), x)
+            noise = np.float32(garbage) * r.choice([-1, 1], size=x.shape)
+            tokens[name] = np.where(where, noise, x).astype(np.float32)
         return value_and_gradients(tokens)
 
     expected = evaluate(0.0)
@@ -200,7 +202,7 @@ def test_padding_may_hold_anything(cell, options):
 def test_a_sequence_of_padding_returns_its_state(cell, options):
     inputs = cases.in_dtype(inputs_of(cell, 5), "float32")
     inputs["segment_ids"] = jnp.full_like(inputs["segment_ids"], -1)
-    h, state = run(cell, inputs, **options)
+    h, state = jax.jit(lambda inputs: run(cell, inputs, **options))(inputs)
     np.testing.assert_array_equal(h, 0)
     kept = (0,) if options.get("input_gate") == "sigmoid" else range(len(state))
     for index in kept:

@@ -122,22 +122,34 @@ def judge(op, x, segment_ids, previous_segment):
     return jnp.moveaxis(y, 0, 1), *states
 
 
-def evaluate(function, x, dtype):
-    """Values, and gradients of a weighted sum of them, as a flat list."""
+def compiled(function):
+    """(x, dtype) -> values, and gradients of a weighted sum of them, as a flat list."""
 
-    def loss(x):
+    @functools.partial(jax.jit, compiler_options=cases.QUICK_COMPILE)
+    @functools.partial(jax.grad, has_aux=True)
+    def differentiated(x):
         values = function(x)
         r = np.random.default_rng(7)
         return sum(
             jnp.sum(a * jnp.asarray(r.normal(size=a.shape), a.dtype)) for a in values
         ), values
 
-    with jax.enable_x64(dtype == "float64"):
-        x = {name: jnp.asarray(a, dtype) for name, a in x.items()}
-        gradients, values = jax.jit(
-            jax.grad(loss, has_aux=True), compiler_options=cases.QUICK_COMPILE
-        )(x)
-        return [np.asarray(a, np.float64) for a in jax.tree.leaves((values, gradients))]
+    def evaluate(x, dtype):
+        with jax.enable_x64(dtype == "float64"):
+            gradients, values = differentiated({n: np.asarray(a, dtype) for n, a in x.items()})
+            return [np.asarray(a, np.float64) for a in jax.tree.leaves((values, gradients))]
+
+    return evaluate
+
+
+def evaluate(function, x, dtype):
+    return compiled(function)(x, dtype)
+
+
+@functools.cache
+def judge_of(op, documents, time):
+    """Compiled once for all forms; `documents` makes them for a time."""
+    return compiled(lambda x: judge(op, x, *documents(time)))
 
 
 def assert_close(got, expected, tolerance):
@@ -150,7 +162,8 @@ def documents_of(time, seed=0):
     return tuple(cases.random_documents(time, seed).values())
 
 
-NO_DOCUMENTS = np.full(B, -1, np.int32)
+def no_documents(time):
+    return np.zeros((B, time), np.int32), np.full(B, -1, np.int32)
 
 
 @every_op
@@ -160,7 +173,7 @@ def test_values_and_gradients(op, options, time):
     """Packed documents, an initial state, the last state in the loss."""
     x, documents = inputs(op, time), documents_of(time)
     got = evaluate(lambda x: true_values(op, call(op, x, *documents, **options)), x, "float64")
-    assert_close(got, evaluate(lambda x: judge(op, x, *documents), x, "float64"), 1e-11)
+    assert_close(got, judge_of(op, documents_of, time)(x, "float64"), 1e-11)
 
 
 @every_op
@@ -168,19 +181,19 @@ def test_values_and_gradients(op, options, time):
 def test_float32_without_documents(op, options):
     """Also without an initial state, which is the one of zeros."""
     x = {name: np.asarray(a, np.float32) for name, a in inputs(op, 50).items()}
-    ids = np.zeros((B, 50), np.int32)
+    expected = judge_of(op, no_documents, 50)
     got = evaluate(lambda x: true_values(op, call(op, x, **options)), x, "float32")
-    assert_close(got, evaluate(lambda x: judge(op, x, ids, NO_DOCUMENTS), x, "float64"), 2e-5)
-    new = {n: jnp.asarray(a) for n, a in x.items() if n not in STATES[op]}
-    zeros = new | {n: jnp.zeros_like(x[n]) for n in STATES[op]}
+    assert_close(got, expected(x, "float64"), 2e-5)
+    new = {n: a for n, a in x.items() if n not in STATES[op]}
+    zeros = new | {n: np.zeros_like(x[n]) for n in STATES[op]}
     got = jax.jit(lambda x: call(op, x, **options)[0])(new)
-    assert_close([got], [judge(op, zeros, ids, NO_DOCUMENTS)[0]], 2e-5)
+    assert_close([got], expected(zeros, "float64")[:1], 2e-5)
 
 
 @every_form
 def test_weights_beyond_the_largest_float(options):
     """k of hundreds, up and down: an average stays between its values, gradients stay finite."""
-    x = {n: jnp.asarray(a, "float32") for n, a in inputs("average", 40, size=300.0).items()}
+    x = {n: np.asarray(a, "float32") for n, a in inputs("average", 40, size=300.0).items()}
 
     def loss(x):
         y, _ = call("average", x, **options)
@@ -189,44 +202,55 @@ def test_weights_beyond_the_largest_float(options):
     gradients, y = jax.jit(jax.grad(loss, has_aux=True))(x)
     assert np.abs(y[:, 5:]).max() <= np.abs(x["v"]).max() + 1e-5
     assert all(np.isfinite(g).all() for g in gradients.values())
-    low = jnp.full((B, 4, D), -500.0)
-    y, _ = decayed_average(low, x["v"][:, :4], x["log_decay"], x["bonus"], **options)
-    shifted, _ = decayed_average(low + 500, x["v"][:, :4], x["log_decay"], x["bonus"], **options)
+    low = np.full((B, 4, D), -500.0, np.float32)
+    average = jax.jit(
+        lambda k: decayed_average(k, x["v"][:, :4], x["log_decay"], x["bonus"], **options)[0]
+    )
+    y, shifted = average(low), average(low + 500)
     np.testing.assert_allclose(y, shifted, rtol=0, atol=1e-4)
+
+
+def derivatives(op, function):
+    """The slope along a direction and the gradient's, of a function of inputs and documents."""
+    time = 11
+    documents = documents_of(time, seed=3)
+
+    @functools.partial(jax.jit, compiler_options=cases.QUICK_COMPILE)
+    def slopes(x, direction):
+        def loss(x):
+            return sum(jnp.sum(jnp.sin(a)) for a in function(op, x, *documents))
+
+        along = ((x,), (direction,))
+        return jax.jvp(loss, *along)[1], jax.jvp(jax.grad(loss), *along)[1]
+
+    with jax.enable_x64(True):
+        found = slopes(inputs(op, time), inputs(op, time, seed=5))
+        return [np.asarray(a) for a in jax.tree.leaves(found)]
+
+
+@functools.cache
+def derivatives_of_the_judge(op):
+    return derivatives(op, judge)
 
 
 @every_op
 @every_form
 def test_forward_and_second_derivatives(op, options):
-    time = 11
-    x, direction = inputs(op, time), inputs(op, time, seed=5)
-    documents = documents_of(time, seed=3)
+    got = derivatives(op, lambda *x: true_values(op, call(*x, **options)))
+    assert_close(got, derivatives_of_the_judge(op), 1e-10)
 
-    def derivatives(function):
-        def loss(x):
-            return sum(jnp.sum(jnp.sin(a)) for a in function(x))
 
-        with jax.enable_x64(True):
-            point, tangent = jax.tree.map(jnp.asarray, (x, direction))
-            slopes = jax.jit(
-                lambda x: (
-                    jax.jvp(loss, (x,), (tangent,))[1],
-                    jax.jvp(jax.grad(loss), (x,), (tangent,))[1],
-                ),
-                compiler_options=cases.QUICK_COMPILE,
-            )(point)
-            return [np.asarray(a) for a in jax.tree.leaves(slopes)]
-
-    got = derivatives(lambda x: true_values(op, call(op, x, *documents, **options)))
-    assert_close(got, derivatives(lambda x: judge(op, x, *documents)), 1e-10)
+def documents_and_padding(time):
+    ids, previous = documents_of(time, seed=5)
+    ids[:, 10:14] = -1
+    return ids, previous
 
 
 @every_op
 @every_form
 def test_a_sequence_may_be_cut_anywhere(op, options):
     time, cuts = 26, (0, 1, 12, 26)
-    x, (ids, previous) = inputs(op, time), documents_of(time, seed=5)
-    ids[:, 10:14] = -1
+    x, (ids, previous) = inputs(op, time), documents_and_padding(time)
 
     def in_pieces(x):
         last, outputs = jnp.asarray(previous), []
@@ -239,7 +263,7 @@ def test_a_sequence_may_be_cut_anywhere(op, options):
         return true_values(op, (jnp.concatenate(outputs, axis=1), state))
 
     got = evaluate(in_pieces, x, "float64")
-    assert_close(got, evaluate(lambda x: judge(op, x, ids, previous), x, "float64"), 1e-11)
+    assert_close(got, judge_of(op, documents_and_padding, time)(x, "float64"), 1e-11)
 
 
 @every_op

@@ -103,6 +103,13 @@ def mlstm_inputs(gates, state=True):
     return {name: x.astype(np.float32) for name, x in inputs.items()}
 
 
+def weights_of(cell):
+    """Of h and the states in the loss."""
+    states = {"mlstm": [(B, H, K, V), (B, H, K)], "slstm": [(B, H, V)] * 3}[cell]
+    r = np.random.default_rng(1)
+    return [r.normal(size=shape).astype(np.float32) for shape in ((B, TIME, H, V), *states)]
+
+
 def loss_of(values, weights, m_judge):
     """Weighted outputs and last states; the memory and the normaliser relative to the judge's m."""
     h, *states, m = values
@@ -180,9 +187,7 @@ def check_mlstm(gates, form, input_gate="exponential", tolerance=TOLERANCE, m0=N
         inputs["m0"] = np.full_like(inputs["m0"], m0)
     if input_gate == "sigmoid":
         inputs["n0"], inputs["m0"] = 0 * inputs["n0"], 0 * inputs["m0"]
-    r = np.random.default_rng(1)
-    shapes = [(B, TIME, H, V), (B, H, K, V), (B, H, K)]
-    weights = [r.normal(size=shape).astype(np.float32) for shape in shapes]
+    weights = weights_of("mlstm")
     if input_gate == "sigmoid":
         weights[2] *= 0
     values, gradients, m = expected("mlstm", inputs, weights, input_gate)
@@ -239,9 +244,7 @@ def test_one_token_at_a_time(cell, backend):
 def check_steps(cell, step):
     for gates in ("f of -1e4", "all gates -100", "all i -inf", "f of -inf", "any"):
         inputs = mlstm_inputs(gates) if cell == "mlstm" else slstm_inputs(gates)
-        with jax.enable_x64(True):
-            wide = {name: np.asarray(x, np.float64) for name, x in inputs.items()}
-            wanted = direct.to_numpy(getattr(direct, cell)(**wide)[0])
+        (wanted, *_), _, _ = expected(cell, inputs, weights_of(cell))
         if cell == "mlstm":
             state = MLSTMState(inputs["C0"], inputs["n0"], inputs["m0"])
         else:
@@ -280,9 +283,7 @@ def check_slstm(gates, backend, tolerance=TOLERANCE, m0=None):
     inputs = slstm_inputs(gates)
     if m0 is not None:
         inputs["m0"] = np.full_like(inputs["m0"], m0)
-    r = np.random.default_rng(1)
-    shapes = [(B, TIME, H, V), *[(B, H, V)] * 3]
-    weights = [r.normal(size=shape).astype(np.float32) for shape in shapes]
+    weights = weights_of("slstm")
     values, gradients, m = expected("slstm", inputs, weights)
     call = differentiated(run_slstm, backend, "exponential")
     got, got_gradients = call(inputs, weights, m.astype(np.float32))

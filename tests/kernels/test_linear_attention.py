@@ -70,20 +70,32 @@ def weights(time, seed=7):
     return r.normal(size=(B, time, H, V)), r.normal(size=(B, H, K, V))
 
 
-def evaluate(function, x, dtype):
-    """[o, S, gradients of a weighted sum of their sines by name]."""
+def compiled(function):
+    """(x, dtype) -> [o, S, gradients of a weighted sum of their sines by name]."""
 
-    def loss(x):
+    @functools.partial(jax.jit, compiler_options=cases.QUICK_COMPILE)
+    @functools.partial(jax.grad, has_aux=True)
+    def differentiated(x):
         values = function(x)
         pairs = zip(values, weights(x["q"].shape[1]), strict=True)
         return sum(jnp.sum(jnp.sin(a) * jnp.asarray(w, a.dtype)) for a, w in pairs), values
 
-    with jax.enable_x64(dtype == "float64"):
-        x = {name: jnp.asarray(a, dtype) for name, a in x.items()}
-        gradients, values = jax.jit(
-            jax.grad(loss, has_aux=True), compiler_options=cases.QUICK_COMPILE
-        )(x)
-        return [np.asarray(a, np.float64) for a in jax.tree.leaves((values, gradients))]
+    def evaluate(x, dtype):
+        with jax.enable_x64(dtype == "float64"):
+            gradients, values = differentiated({n: np.asarray(a, dtype) for n, a in x.items()})
+            return [np.asarray(a, np.float64) for a in jax.tree.leaves((values, gradients))]
+
+    return evaluate
+
+
+def evaluate(function, x, dtype):
+    return compiled(function)(x, dtype)
+
+
+@functools.cache
+def judge_of(time, packed):
+    """Compiled once for all forms and decays."""
+    return compiled(lambda x: judge(x, *documents_of(time, packed)))
 
 
 def assert_close(got, expected, tolerance):
@@ -105,7 +117,12 @@ def test_values_and_gradients(per_channel, bonus, options, time):
     """Packed documents, an initial state, the last state in the loss; in float64."""
     x, documents = inputs(time, per_channel, bonus), documents_of(time, True)
     got = evaluate(lambda x: call(x, *documents, **options), x, "float64")
-    assert_close(got, evaluate(lambda x: judge(x, *documents), x, "float64"), 1e-12)
+    assert_close(got, judge_of(time, True)(x, "float64"), 1e-12)
+
+
+@functools.cache
+def in_long_chunks():
+    return compiled(lambda x: call(x, chunk_size=64))
 
 
 @every_kind
@@ -113,14 +130,12 @@ def test_values_and_gradients(per_channel, bonus, options, time):
 def test_float32_with_any_decay(per_channel, bonus, strength):
     """Decays of almost 1 and of exactly 0, and both in one chunk: as exact as without."""
     time = 70
-    x, documents = inputs(time, per_channel, bonus, strength=strength), documents_of(time, False)
+    x = inputs(time, per_channel, bonus, strength=strength)
     if strength == 1e4:
         x["log_decay"][:, ::3] = -1e-3
         x["log_decay"][:, 5] = -np.inf
     x = {name: np.asarray(a, np.float32) for name, a in x.items()}
-    expected = evaluate(lambda x: judge(x, *documents), x, "float64")
-    got = evaluate(lambda x: call(x, chunk_size=64), x, "float32")
-    assert_close(got, expected, 2e-5)
+    assert_close(in_long_chunks()(x, "float32"), judge_of(time, False)(x, "float64"), 2e-5)
 
 
 def test_bfloat16():
@@ -129,7 +144,7 @@ def test_bfloat16():
         name: np.asarray(jnp.asarray(a, "bfloat16"), np.float64) if name in "qkv" else a
         for name, a in x.items()
     }
-    expected, _ = judge(jax.tree.map(jnp.asarray, x), *documents_of(40, False))
+    expected, _ = jax.jit(judge)(x, *documents_of(40, False))
     low = {
         name: jnp.asarray(a, "bfloat16" if name in "qkv" else "float32") for name, a in x.items()
     }
@@ -239,7 +254,7 @@ def test_vmap_equals_one_by_one():
         return o[0], S[0]
 
     got = jax.jit(jax.vmap(one))(x, ids)
-    assert_close(got, judge(x, ids, np.full(B, -1, np.int32)), 1e-5)
+    assert_close(got, jax.jit(judge)(x, ids, np.full(B, -1, np.int32)), 1e-5)
 
 
 @pytest.mark.parametrize(

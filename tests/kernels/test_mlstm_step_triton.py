@@ -4,6 +4,8 @@ float64 reference, padding and borders of documents are exact, and GPUs get it.
 Steps with gates from -1e4 to 1e4 and at infinity are in test_extreme_gates.py.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,9 +28,9 @@ def one_token(dtype="float32", seed=0):
     return (q, k, v, i, f), MLSTMState(*(r.normal(size=x).astype("float32") for x in shapes))
 
 
-def step(*arrays, **options):
+def step(*arrays, **ids):
     with interpreted(True):
-        return mlstm(*arrays, backend="pallas_triton", **options)
+        return jax.jit(functools.partial(mlstm, backend="pallas_triton"))(*arrays, **ids)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,8 @@ def test_256_steps_are_a_sequence(input_gate):
     """Token by token as all at once; roundings of m do not add up."""
     inputs = cases.in_dtype(cases.mlstm_inputs(256, key_dim=K, value_dim=V), "float32")
     tokens = [jnp.asarray(inputs[name]) for name in ("q", "k", "v", "i", "f")]
-    expected, last = mlstm(*tokens, input_gate=input_gate, backend="recurrent")
+    whole = functools.partial(mlstm, input_gate=input_gate, backend="recurrent")
+    expected, last = jax.jit(whole)(*tokens)
 
     def one(state, token):
         h, state = mlstm(
@@ -90,16 +93,17 @@ def test_every_derivative_is_that_of_the_definition():
     """Also forward mode, and with 64-bit types enabled."""
     token, state = one_token()
 
-    def loss(backend, *token):
-        with interpreted(True):
+    @functools.partial(jax.jit, static_argnums=0)
+    def slope(backend, *token):
+        def loss(*token):
             return jnp.sum(jnp.sin(mlstm(*token, state, backend=backend)[0]))
+
+        with interpreted(True):
+            return jax.jvp(loss, token, token)
 
     for wide in (False, True):
         with jax.enable_x64(wide):
-            found, expected = (
-                jax.jvp(lambda *x, name=name: loss(name, *x), token, token)
-                for name in ("pallas_triton", "recurrent")
-            )
+            found, expected = (slope(name, *token) for name in ("pallas_triton", "recurrent"))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 

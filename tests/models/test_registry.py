@@ -136,15 +136,6 @@ def gradients(module):
     return jax.value_and_grad(loss, has_aux=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def keep_small_programs():
-    """In the cache of compiled programs, from a tenth of a second instead of a whole one."""
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    yield
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
-
-
 @pytest.fixture(scope="module")
 def model_of(random_variables):
     return functools.cache(lambda name: Small(CASES[name], random_variables(CASES[name], 0.1)))

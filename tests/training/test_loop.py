@@ -199,48 +199,41 @@ def test_a_stopped_run_goes_on_with_the_same_losses_to_the_last_bit(
 
 
 MESHES = [
-    ({"mesh.data": 8}, {"mesh.fsdp": 4, "mesh.tensor": 2}),
-    ({"mesh.fsdp": 8}, {}),
-    (
-        {},
-        {
-            "mesh.data": 2,
-            "mesh.fsdp": 2,
-            "mesh.tensor": 2,
-            "train.accumulation_steps": 2,
-            "model.remat": "block",
-        },
-    ),
+    {"mesh.data": 8},
+    {"mesh.fsdp": 4, "mesh.tensor": 2},
+    {},
+    {
+        "mesh.data": 2,
+        "mesh.fsdp": 2,
+        "mesh.tensor": 2,
+        "train.accumulation_steps": 2,
+        "model.remat": "block",
+    },
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("before", "after"),
-    MESHES,
-    ids=["data to fsdp and tensor", "fsdp to one device", "one device to all axes"],
-)
-def test_a_run_goes_on_on_another_mesh_with_the_same_samples(
-    tiny, module_tmp, tmp_path, monkeypatch, capsys, before, after
+def test_a_run_goes_on_on_one_mesh_after_another_with_the_same_samples(
+    tiny, tmp_path, monkeypatch, capsys
 ):
-    keys = {"data.batch_size": 8, "checkpoint.every": 2}
-    if not (module_tmp / "one device").exists():
-        loop.train(tiny(keys), module_tmp / "one device")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 4)
-        with pytest.raises(Stop):
-            loop.train(tiny(keys | before), tmp_path)
-    loop.train(tiny(keys | after), tmp_path)
-    assert "resumed from step 2" in capsys.readouterr().out
-    expected = losses(module_tmp / "one device")
-    np.testing.assert_allclose(
-        [losses(tmp_path)[step] for step in expected], list(expected.values()), rtol=1e-5
-    )
+    """Two steps on all devices as data, on fsdp and tensor, on one device and on all axes."""
+    keys = {"data.batch_size": 8, "checkpoint.every": 2, "train.steps": 8}
+    loop.train(tiny(keys), tmp_path / "one device")
+    for mesh in MESHES[:-1]:
+        with monkeypatch.context() as patch:
+            stop_at(patch, 4)
+            with pytest.raises(Stop):
+                loop.train(tiny(keys | mesh), tmp_path / "run")
+    loop.train(tiny(keys | MESHES[-1]), tmp_path / "run")
+    assert re.findall(r"resumed from step (\d)", capsys.readouterr().out) == list("246")
+    run, expected = (losses(tmp_path / name) for name in ("run", "one device"))
+    assert list(expected) == list(range(1, 9))
+    np.testing.assert_allclose([run[step] for step in expected], list(expected.values()), rtol=1e-5)
     # with eval.batch_size 4 on 8 devices
-    held_out = [losses(run, "validation")[6] for run in (tmp_path, module_tmp / "one device")]
+    held_out = [losses(tmp_path / name, "validation")[8] for name in ("run", "one device")]
     np.testing.assert_allclose(*held_out, rtol=1e-5)
-    run = json.loads((tmp_path / "checkpoints" / "6" / "run" / "metadata").read_text())
-    assert run["config"] == json.loads(tiny(keys | after).to_json())
+    kept = json.loads((tmp_path / "run/checkpoints/8/run/metadata").read_text())
+    assert kept["config"] == json.loads(tiny(keys | MESHES[-1]).to_json())
 
 
 def test_a_steps_metrics_are_read_after_the_next_step_was_dispatched(tiny, tmp_path, monkeypatch):
