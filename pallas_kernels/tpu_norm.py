@@ -160,17 +160,15 @@ def _each_piece(
 ) -> None:
     """step for every strip of every head of a tile."""
     (rows, channels), (norm, tokens, strip, _) = shape, settings
-    heads = channels // norm.head_dim
 
-    def of(i: Array, _: None) -> None:
-        n, head = i // heads, i % heads
-        start, column = n * strip, head * norm.head_dim
-        step(
-            Piece(
-                pl.ds(pl.multiple_of(start, strip), strip),
-                pl.ds(pl.multiple_of(column, LANES), norm.head_dim),
-                which_exist(rows, tokens, tile * tokens + start, strip),
-            )
-        )
+    def of_strip(n: Array, _: None) -> None:
+        start = pl.multiple_of(n * strip, strip)
+        some = which_exist(rows, tokens, tile * tokens + start, strip)
 
-    lax.fori_loop(0, tokens // strip * heads, of, None)
+        def of_head(head: Array, _: None) -> None:
+            column = pl.multiple_of(head * norm.head_dim, LANES)
+            step(Piece(pl.ds(start, strip), pl.ds(column, norm.head_dim), some))
+
+        lax.fori_loop(0, channels // norm.head_dim, of_head, None)
+
+    lax.fori_loop(0, tokens // strip, of_strip, None)

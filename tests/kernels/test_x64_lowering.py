@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import mlstm, slstm
+from pallas_kernels.mlstm_back import mlstm_back
+from pallas_kernels.mlstm_front import mlstm_front
 from tests.kernels.test_attention_lowering import lowered as attention_lowered
 from tests.kernels.test_attention_lowering import splash_kernels
 from tests.kernels.test_gpu_lowering import needs_mosaic_gpu
@@ -47,17 +49,34 @@ def slstm_gradients(backend) -> str:
     return lowered(backend, jax.grad(loss, argnums=range(3)), arguments)
 
 
+def gradients_around_cells(backend) -> str:
+    """Of `mlstm_front`, the cell's values in place of the cell, and `mlstm_back`."""
+
+    def loss(u, query, key, value, kernel, bias, scale):
+        q, k, v, gates = mlstm_front(u, u, query, key, value, kernel, bias, backend=backend)
+        h = (q + k + v).reshape(2, 256, 2, 128)
+        y = mlstm_back(h, scale, u, eps=1e-6, activation="sigmoid", backend=backend)
+        return y.astype(jnp.float32).sum() + gates.sum()
+
+    u, matrix = ((2, 256, 256), "bfloat16"), ((64, 4, 4), "float32")
+    weights = (matrix, matrix, matrix, ((768, 4), "float32"), ((4,), "float32"))
+    arguments = (u, *weights, ((256,), "float32"))
+    return lowered(backend, jax.grad(loss, argnums=range(7)), arguments)
+
+
 @pytest.mark.parametrize(
     ("gradients", "backend"),
     [
         (mlstm_gradients, "pallas_tpu"),
         (mlstm_gradients, "pallas_triton"),
         pytest.param(mlstm_gradients, "pallas_gpu", marks=needs_mosaic_gpu),
+        (gradients_around_cells, "pallas_tpu"),
+        (gradients_around_cells, "pallas_triton"),
         (slstm_gradients, "pallas_tpu"),
         pytest.param(slstm_gradients, "pallas_gpu", marks=needs_mosaic_gpu),
     ],
 )
-def test_a_cell_has_the_kernels_that_it_has_without(gradients, backend):
+def test_an_op_has_the_kernels_that_it_has_without(gradients, backend):
     with jax.enable_x64(True):
         program = gradients(backend)
     assert any(name in program for name in CALLS)

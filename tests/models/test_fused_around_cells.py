@@ -126,6 +126,27 @@ def test_who_gets_the_layers(changes):
     assert ("mlstm_back" in program) == ("backend" not in changes)
 
 
+@pytest.mark.parametrize(
+    ("platform", "kind"), [("tpu", "TPU v5p"), ("gpu", "NVIDIA H100"), ("cpu", "cpu")]
+)
+@pytest.mark.parametrize("seven", [False, True], ids=["paper", "7b"])
+def test_what_a_device_gets(platform, kind, seven):
+    """The kernels of the device that a program is lowered for; on a CPU none."""
+    layer = (
+        MLSTM7B(MLSTM7BConfig(num_heads=2), 256, Depth(0, 1))
+        if seven
+        else MLSTM(SETTINGS, 128, Depth(0, 1))
+    )
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=platform)
+    x = jax.ShapeDtypeStruct((1, 16, layer.dim), jnp.bfloat16)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        params = nn.meta.unbox(jax.eval_shape(layer.init, jax.random.key(0), x))
+        program = jax.make_jaxpr(layer.apply)(params, x)
+    names = [name for name in kernels_of(program.jaxpr) if not name.startswith("mlstm_forward")]
+    expected = ["mlstm_back"] if seven else ["mlstm_front", "mlstm_back"]
+    assert [name for name in names if name in expected] == ([] if platform == "cpu" else expected)
+
+
 class Gates(nn.Module):
     """The front, perhaps with a norm on q and k behind it, and the gates."""
 
