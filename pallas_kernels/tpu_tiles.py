@@ -39,7 +39,7 @@ def split_tiles(tiles: int) -> tuple[int, int]:
     return parts, tiles // parts
 
 
-def which_exist(rows: int, tokens: int, start: Any, count: int) -> Bool[Array, " t"] | None:
+def which_exist(rows: int, tokens: int, start: Any, count: int) -> Bool[Array, "t 1"] | None:
     """Which of `count` rows from `start` on exist; None, all, where the rows are whole tiles of so
     many tokens.
     """
