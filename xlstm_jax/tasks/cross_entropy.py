@@ -121,6 +121,11 @@ def _forward(plan: _Plan, y, kernel, targets, mask):
     zeros = jnp.zeros(shards, dtype), jnp.zeros((shards, *filled.shape), dtype)
     (losses, dkernel), dy = lax.scan(add_part, zeros, parts)
     dkernel = constrain(jnp.sum(dkernel, axis=0)[:, :vocabulary], "embed", "vocab")
+    if shards > 1:
+        # The devices' gradients are added before anything goes on from dy. Otherwise XLA puts it
+        # off to the optimizer, and each device holds its own, of the whole kernel, throughout the
+        # backward pass.
+        dkernel, dy = lax.optimization_barrier((dkernel, dy))
     return jnp.sum(losses), (_joined(dy, y.shape), dkernel)
 
 
