@@ -17,6 +17,7 @@ from pallas_kernels.elementwise_scan import (
 )
 from pallas_kernels.segments import last_segment
 from pallas_kernels.testing import cases
+from tests.kernels.differentiated import assert_close, compiled
 
 B, D, N = 2, 5, 3
 FORMS = {
@@ -122,40 +123,10 @@ def judge(op, x, segment_ids, previous_segment):
     return jnp.moveaxis(y, 0, 1), *states
 
 
-def compiled(function):
-    """(x, dtype) -> values, and gradients of a weighted sum of them, as a flat list."""
-
-    @functools.partial(jax.jit, compiler_options=cases.QUICK_COMPILE)
-    @functools.partial(jax.grad, has_aux=True)
-    def differentiated(x):
-        values = function(x)
-        r = np.random.default_rng(7)
-        return sum(
-            jnp.sum(a * jnp.asarray(r.normal(size=a.shape), a.dtype)) for a in values
-        ), values
-
-    def evaluate(x, dtype):
-        with jax.enable_x64(dtype == "float64"):
-            gradients, values = differentiated({n: np.asarray(a, dtype) for n, a in x.items()})
-            return [np.asarray(a, np.float64) for a in jax.tree.leaves((values, gradients))]
-
-    return evaluate
-
-
-def evaluate(function, x, dtype):
-    return compiled(function)(x, dtype)
-
-
 @functools.cache
 def judge_of(op, documents, time):
     """Compiled once for all forms; `documents` makes them for a time."""
     return compiled(lambda x: judge(op, x, *documents(time)))
-
-
-def assert_close(got, expected, tolerance):
-    for index, (a, b) in enumerate(zip(got, expected, strict=True)):
-        size = max(np.abs(b).max(), 1e-3)
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * size, err_msg=str(index))
 
 
 def documents_of(time, seed=0):
@@ -172,7 +143,7 @@ def no_documents(time):
 def test_values_and_gradients(op, options, time):
     """Packed documents, an initial state, the last state in the loss."""
     x, documents = inputs(op, time), documents_of(time)
-    got = evaluate(lambda x: true_values(op, call(op, x, *documents, **options)), x, "float64")
+    got = compiled(lambda x: true_values(op, call(op, x, *documents, **options)))(x, "float64")
     assert_close(got, judge_of(op, documents_of, time)(x, "float64"), 1e-11)
 
 
@@ -182,7 +153,7 @@ def test_float32_without_documents(op, options):
     """Also without an initial state, which is the one of zeros."""
     x = {name: np.asarray(a, np.float32) for name, a in inputs(op, 50).items()}
     expected = judge_of(op, no_documents, 50)
-    got = evaluate(lambda x: true_values(op, call(op, x, **options)), x, "float32")
+    got = compiled(lambda x: true_values(op, call(op, x, **options)))(x, "float32")
     assert_close(got, expected(x, "float64"), 2e-5)
     new = {n: a for n, a in x.items() if n not in STATES[op]}
     zeros = new | {n: np.zeros_like(x[n]) for n in STATES[op]}
@@ -262,7 +233,7 @@ def test_a_sequence_may_be_cut_anywhere(op, options):
             outputs.append(y)
         return true_values(op, (jnp.concatenate(outputs, axis=1), state))
 
-    got = evaluate(in_pieces, x, "float64")
+    got = compiled(in_pieces)(x, "float64")
     assert_close(got, judge_of(op, documents_and_padding, time)(x, "float64"), 1e-11)
 
 

@@ -12,6 +12,8 @@ import pytest
 from pallas_kernels.linear_attention import LinearAttentionState, linear_attention
 from pallas_kernels.segments import last_segment
 from pallas_kernels.testing import cases
+from tests.kernels import differentiated
+from tests.kernels.differentiated import assert_close
 
 B, H, K, V = 2, 2, 8, 6
 KINDS = {"per-head": (False, False), "per-channel": (True, False), "bonus": (True, True)}
@@ -65,43 +67,13 @@ def call(x, segment_ids=None, previous_segment=None, **options):
     return o, state.S
 
 
-def weights(time, seed=7):
-    r = np.random.default_rng(seed)
-    return r.normal(size=(B, time, H, V)), r.normal(size=(B, H, K, V))
-
-
-def compiled(function):
-    """(x, dtype) -> [o, S, gradients of a weighted sum of their sines by name]."""
-
-    @functools.partial(jax.jit, compiler_options=cases.QUICK_COMPILE)
-    @functools.partial(jax.grad, has_aux=True)
-    def differentiated(x):
-        values = function(x)
-        pairs = zip(values, weights(x["q"].shape[1]), strict=True)
-        return sum(jnp.sum(jnp.sin(a) * jnp.asarray(w, a.dtype)) for a, w in pairs), values
-
-    def evaluate(x, dtype):
-        with jax.enable_x64(dtype == "float64"):
-            gradients, values = differentiated({n: np.asarray(a, dtype) for n, a in x.items()})
-            return [np.asarray(a, np.float64) for a in jax.tree.leaves((values, gradients))]
-
-    return evaluate
-
-
-def evaluate(function, x, dtype):
-    return compiled(function)(x, dtype)
+compiled = functools.partial(differentiated.compiled, of=jnp.sin)
 
 
 @functools.cache
 def judge_of(time, packed):
     """Compiled once for all forms and decays."""
     return compiled(lambda x: judge(x, *documents_of(time, packed)))
-
-
-def assert_close(got, expected, tolerance):
-    for index, (a, b) in enumerate(zip(got, expected, strict=True)):
-        size = max(np.abs(b).max(), 1e-3)
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * size, err_msg=str(index))
 
 
 def documents_of(time, packed, seed=0):
@@ -116,7 +88,7 @@ def documents_of(time, packed, seed=0):
 def test_values_and_gradients(per_channel, bonus, options, time):
     """Packed documents, an initial state, the last state in the loss; in float64."""
     x, documents = inputs(time, per_channel, bonus), documents_of(time, True)
-    got = evaluate(lambda x: call(x, *documents, **options), x, "float64")
+    got = compiled(lambda x: call(x, *documents, **options))(x, "float64")
     assert_close(got, judge_of(time, True)(x, "float64"), 1e-12)
 
 
@@ -197,8 +169,8 @@ def test_a_sequence_may_be_cut_anywhere(per_channel, bonus):
             outputs.append(o)
         return jnp.concatenate(outputs, axis=1), S
 
-    got = evaluate(in_pieces, x, "float64")
-    assert_close(got, evaluate(lambda x: judge(x, ids, previous), x, "float64"), 1e-12)
+    got = compiled(in_pieces)(x, "float64")
+    assert_close(got, compiled(lambda x: judge(x, ids, previous))(x, "float64"), 1e-12)
 
 
 @every_kind

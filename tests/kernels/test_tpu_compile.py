@@ -6,15 +6,23 @@ docs/aot_tpu.md.
 """
 
 import importlib.util
+import math
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import aot_tpu
 from benchmarks.aot_tpu import CHIPS, MLSTM_HEADS, SLSTM_HEADS
 from pallas_kernels import MLSTMState, mlstm
 from pallas_kernels.mlstm.pallas_tpu_forward import VMEM_LIMIT
 from pallas_kernels.testing import specs
+from xlstm_jax.config import MeshConfig
+from xlstm_jax.parallel import make_mesh
+from xlstm_jax.parallel.kernels import mlstm_front
 
 pytestmark = [
     pytest.mark.skipif(
@@ -82,6 +90,37 @@ def test_slstm_with_all_gradients(chip, model):
 def test_what_stands_around_the_cell_with_all_gradients(op, chip, model):
     case = {"mlstm_front": aot_tpu.front_case, "mlstm_back": aot_tpu.back_case}[op]
     assert kernels_compiled(*case(model, 2000), chip) == [op, f"{op}_back"]
+
+
+@slow
+def test_devices_add_up_the_gradients_of_small_blocks_without_filling():
+    """4 x 4 blocks and 8 gates: with these last in memory TPUs add up 16 to 32 times as many
+    numbers, and keep them for every block of a model.
+    """
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices
+    mesh = make_mesh(MeshConfig(data=4), devices)
+    _, (inner, _, *weights) = aot_tpu.front_case("125m", 512)
+    rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
+    inner = jax.ShapeDtypeStruct((4, *inner.shape[1:]), inner.dtype, sharding=rows)
+    placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for x in weights]
+
+    def loss(c, u, *weights):
+        front = mlstm_front(c, u, weights, backend="pallas_tpu")
+        return sum(jnp.sum(jnp.sin(x.astype(jnp.float32))) for x in front)
+
+    with jax.set_mesh(mesh):
+        text = (
+            jax.jit(jax.grad(loss, argnums=range(2, 7)))
+            .lower(inner, inner, *placed)
+            .compile()
+            .as_text()
+        )
+    sums = re.findall(r"= (.*) all-reduce(?:-start)?\(", text)
+    arrays = re.findall(r"f32\[([\d,]+)\]\{(\d+)", " ".join(sums))
+    shapes = [[int(size) for size in dims.split(",")] for dims, _ in arrays]
+    assert sum(map(math.prod, shapes)) == sum(x.size for x in weights)
+    last = [shape[int(axis)] for shape, (_, axis) in zip(shapes, arrays, strict=True)]
+    assert sorted(last) == [8, 384, 384, 384, 4608]
 
 
 @pytest.mark.parametrize(("documents", "most"), ((False, 6), (True, 24)))

@@ -18,6 +18,8 @@ from pallas_kernels.interpret import interpreted
 from tests.models.test_registry import small, trees_are_close
 from xlstm_jax.config import MeshConfig
 from xlstm_jax.models import build_model
+from xlstm_jax.models import mlstm_back as back_of_model
+from xlstm_jax.models import mlstm_front as front_of_model
 from xlstm_jax.models.initializers import small_init
 from xlstm_jax.models.layers import BlockDiagonalProjection, Fused, normalize
 from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Segments
@@ -39,7 +41,8 @@ def draw(shape, seed):
 
 
 def params_of(layer):
-    variables = nn.meta.unbox(jax.eval_shape(layer.init, jax.random.key(0), draw((1, 2, 32), 0)))
+    x = draw((1, 2, layer.dim), 0)
+    variables = nn.meta.unbox(jax.eval_shape(layer.init, jax.random.key(0), x))
     return jax.tree.map(lambda x: 0.4 * draw(x.shape, x.size), variables)
 
 
@@ -70,6 +73,24 @@ def test_results_gradients_and_states(params):
         found, names = results(params, *given)
     assert not none
     assert names == FRONT | BACK
+    trees_are_close(found, expected, 2e-5)
+
+
+@pytest.mark.parametrize("seven", [False, True], ids=["paper", "7b"])
+def test_the_tpus_kernels_in_a_block(seven, monkeypatch):
+    """Interpreted, a block takes Triton's kernels first; these are the others."""
+    for module in (front_of_model, back_of_model):
+        monkeypatch.setattr(module, "KERNELS", ("pallas_tpu",))
+    layer = (
+        MLSTM7B(OF_7B.settings, 256, Depth(0, 1)) if seven else MLSTM(SETTINGS, 128, Depth(0, 1))
+    )
+    x = draw((2, 7, layer.dim), 1)
+    params = jax.tree.map(lambda w: w / 4, params_of(layer))
+    given = x, Segments(IDS, np.array([0, 3], np.int32))
+    expected, none = results(params, *given, layer=layer)
+    with interpreted():
+        found, names = results(params, *given, layer=layer)
+    assert not none and names == (BACK if seven else FRONT | BACK)
     trees_are_close(found, expected, 2e-5)
 
 
