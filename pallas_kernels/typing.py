@@ -67,3 +67,10 @@ class SLSTMState(NamedTuple):
 def state_dtype(*arrays: Array) -> jnp.dtype:
     """The type that states and sums are kept in: float64 if any input is, otherwise float32."""
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def require_type(name: str, x: Array, types: tuple[DTypeLike, ...]) -> None:
+    """Raises NotImplementedError where an argument has none of the types that a backend serves."""
+    if x.dtype not in types:
+        *others, last = (jnp.dtype(served).name for served in types)
+        raise NotImplementedError(f"{name} must be {', '.join(others)} or {last}; it is {x.dtype}")

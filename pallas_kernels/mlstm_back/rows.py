@@ -13,7 +13,7 @@ from jaxtyping import Array
 from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.mlstm_back.call import Call, Inner, Options
 from pallas_kernels.norm_of_heads import Given, Norm
-from pallas_kernels.typing import state_dtype
+from pallas_kernels.typing import require_type, state_dtype
 
 # Of a backend: the module that has the kernels, `forward(settings, given)` and `backward(settings,
 # dy, given)`, and what these are specialised on.
@@ -22,9 +22,7 @@ Kernels = tuple[ModuleType, Any]
 
 def check(call: Call, *types: jnp.dtype) -> None:
     """Raises NotImplementedError for h of other types, and where sums in float64 are asked for."""
-    if call.h.dtype not in types:
-        *others, last = (jnp.dtype(x).name for x in types)
-        raise NotImplementedError(f"h must be {', '.join(others)} or {last}; it is {call.h.dtype}")
+    require_type("h", call.h, types)
     if (high := state_dtype(*(x for x in call if x is not None))) != jnp.float32:
         raise NotImplementedError(f"it computes in float32; one of the inputs asks for {high}")
 
@@ -46,18 +44,14 @@ def with_kernels(op: str, backend: str) -> Any:
 
     def backward(kernels: Kernels, call: Call, dy: Inner) -> tuple[Call]:
         (module, settings), rows = kernels, _rows(call)
-        dh, d_gate, *dc, (d_scale, *d_skip) = module.backward(
-            settings, dy.reshape(rows.h.shape), rows
-        )
-        gradients = (dh, d_scale, d_gate, *(dc or [None]), *(d_skip or [None]))
-        return (
-            Call(
-                *(
-                    None if x is None else dx.reshape(x.shape).astype(x.dtype)
-                    for x, dx in zip(call, gradients, strict=True)
-                )
-            ),
-        )
+        dy = dy.reshape(rows.h.shape)
+        dh, d_gate, *dc, (d_scale, *d_skip) = module.backward(settings, dy, rows)
+        gradients = iter((dh, d_scale, d_gate, *dc, *d_skip))
+
+        def of(x: Array | None) -> Array | None:
+            return None if x is None else next(gradients).reshape(x.shape).astype(x.dtype)
+
+        return (Call(*map(of, call)),)
 
     refusal = gradients_alone(op, backend)
     return with_first_backward_only(value, forward, backward, refusal, name="operands")

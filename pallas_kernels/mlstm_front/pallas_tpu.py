@@ -26,7 +26,7 @@ def mlstm_front_pallas_tpu(call: Call) -> Front:
     # twice, as whatever a program has is: three maps, and their gradients' float32 sums
     beside = 2 * 3 * channels * LANES * (jnp.dtype(dtype).itemsize + 4)
     settings = Settings(size, tokens_of(ARRAYS, channels, dtype, beside), mode)
-    kernels = Kernels(pallas_tpu_kernels, settings, size, LANES, with_first_axis_last)
+    kernels = Kernels(pallas_tpu_kernels, settings, LANES, with_first_axis_last)
     return _front(kernels, call)
 
 

@@ -30,7 +30,7 @@ def mlstm_front_pallas_triton(call: Call) -> Front:
     blocks = blocks_for(device_family(*target_device()), call.u.dtype)
     size = check(call, blocks.channels, jnp.bfloat16, jnp.float16, jnp.float32)
     settings = Settings(mode, size, blocks, PROGRAMS)
-    return _front(Kernels(pallas_triton_kernels, settings, size, blocks.channels), call)
+    return _front(Kernels(pallas_triton_kernels, settings, blocks.channels), call)
 
 
 def blocks_for(family: str, dtype: jnp.dtype) -> Blocks:

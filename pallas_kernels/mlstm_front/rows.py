@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.mlstm_front.call import Call, Front, Inner
-from pallas_kernels.typing import state_dtype
+from pallas_kernels.typing import require_type, state_dtype
 
 LEAST_GATES = 16  # of a product on tensor cores, and rows of a register of bfloat16
 
@@ -40,8 +40,7 @@ class Kernels(NamedTuple):
         gives q, k, v and the gates [R P], and `backward(settings, c, u, matrices [3 n g g],
         to_gates [2 n P g], dq, dk, dv, dgates)`, with the maps transposed, which gives dc, du, the
         diagonal blocks of c dq, c dk and u dv as [3 n*g i], c dgates and u dgates as [2 n*g P].
-    settings: what they are specialised on.
-    size: i, channels of a block.
+    settings: what they are specialised on; has `size`, i, the channels of a block.
     group: g, channels of a group.
     place: what the gradients of the maps [N i i] and of the gates' kernel go through, to lie in
         memory as the device wants them.
@@ -49,9 +48,13 @@ class Kernels(NamedTuple):
 
     module: ModuleType
     settings: Any
-    size: int
     group: int
     place: Callable[[Array], Array] = lambda x: x
+
+    @property
+    def size(self) -> int:
+        """i, channels of a block."""
+        return self.settings.size
 
     def groups(self, channels: int) -> int:
         """n, how many groups the channels make."""
@@ -71,9 +74,7 @@ def check(call: Call, group: int, *types: jnp.dtype) -> int:
     Raises NotImplementedError for u of other types, where sums in float64 are asked for, and for
     blocks that do not divide a group.
     """
-    if call.u.dtype not in types:
-        *others, last = (jnp.dtype(x).name for x in types)
-        raise NotImplementedError(f"u must be {', '.join(others)} or {last}; it is {call.u.dtype}")
+    require_type("u", call.u, types)
     if (high := state_dtype(*call)) != jnp.float32:
         raise NotImplementedError(f"its sums are float32; one of the inputs asks for {high}")
     size = call.query.shape[-1]

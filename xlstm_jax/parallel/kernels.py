@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from pallas_kernels import sharded
 from pallas_kernels.attention import AttentionState
 from pallas_kernels.attention import attention as attention_on_one_device
+from pallas_kernels.dispatch import Backend
 from pallas_kernels.linear_attention import LinearAttentionState
 from pallas_kernels.linear_attention import linear_attention as linear_attention_on_one_device
 from pallas_kernels.mlstm_back import mlstm_back as mlstm_back_on_one_device
@@ -110,7 +111,7 @@ def linear_attention(
     return o, LinearAttentionState(S)
 
 
-def mlstm_front(c: Any, u: Any, weights: Sequence[Any], *, backend: str | None = None) -> Front:
+def mlstm_front(c: Any, u: Any, weights: Sequence[Any], *, backend: Backend = None) -> Front:
     """`pallas_kernels.mlstm_front` with its weights in that order, batch and time spread over the
     mesh in context; channels are not.
 
@@ -142,7 +143,7 @@ def mlstm_back(
     eps: float,
     activation: str,
     center: bool,
-    backend: str | None = None,
+    backend: Backend = None,
 ) -> Any:
     """`pallas_kernels.mlstm_back`, its batch, time and heads spread over the mesh in context."""
 
