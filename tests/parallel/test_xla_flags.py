@@ -10,7 +10,7 @@ from xlstm_jax.parallel import xla_flags
 from xlstm_jax.parallel.xla_flags import TRAINING, WRITING, Flag, compiler_options, set_for_gpus
 
 MERGED = "--xla_gpu_dot_merger_threshold_mb=256"
-OF_TRAINING = "--xla_gpu_enable_triton_gemm=false"
+OF_TRAINING = "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0"
 OURS = f"--xla_disable_hlo_passes=dot-strength-reduction {MERGED}"
 
 
@@ -50,8 +50,9 @@ def test_variables_under_both_names(driver, given, expected):
 
 
 def test_what_compiles_without_the_device_is_given_the_same():
-    assert compiler_options(TRAINING, {}) == {"xla_gpu_enable_triton_gemm": False}
-    assert compiler_options(TRAINING, {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=true"}) == {}
+    level = {"xla_gpu_autotune_level": "0"}
+    assert compiler_options(TRAINING, {}) == {"xla_gpu_enable_triton_gemm": False} | level
+    assert compiler_options(TRAINING, {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=true"}) == level
 
 
 @pytest.mark.parametrize(
