@@ -83,6 +83,31 @@ def test_block_diagonal_maps_and_all_their_derivatives(num_blocks, size):
         assert_same(found, expected, 1e-11)
 
 
+def test_products_of_one_input_and_all_their_derivatives():
+    def side_by_side(form):
+        return lambda x, *kernels: jnp.concatenate(form(x, kernels), axis=-1)
+
+    def plain(x, kernels):
+        return [x @ kernel for kernel in kernels]
+
+    rng = np.random.default_rng(0)
+    shapes = ((2, 5, 8), (8, 4), (8, 4), (8, 6), (8, 1))
+    with jax.enable_x64(True):
+        inputs, moves = (tuple(rng.normal(size=shape) for shape in shapes) for _ in range(2))
+        found, expected = (
+            derivatives(side_by_side(form), inputs, moves)
+            for form in (gpu_forms.products_of_one_input, plain)
+        )
+        assert_same(found, expected, 1e-11)
+
+    def loss(*inputs):
+        outputs = gpu_forms.products_of_one_input(inputs[0], inputs[1:])
+        return sum(jnp.sum(jnp.sin(y)) for y in outputs)
+
+    program = str(jax.make_jaxpr(jax.grad(loss, argnums=range(5)))(*inputs))
+    assert program.count("dot_general[") == 4 + 2  # the outputs; of x, of all kernels
+
+
 @pytest.mark.parametrize(("time", "width"), [(9, 4), (64, 4), (3, 1)])
 def test_a_convolution_and_all_its_derivatives(time, width):
     def plain(inputs, kernel, bias):
@@ -231,9 +256,12 @@ def test_gpus_have_no_products_of_tiny_matrices(platform, batched):
     assert ("dot_general" in str(program)) == batched
 
 
-def test_a_block_computes_the_same_with_the_forms_of_a_gpu(monkeypatch):
-    """The paper's mLSTM block in float32, its gradients by all parameters."""
-    config = ModelConfig(dim=16, num_blocks=1, vocab_size=8, mixers={"mlstm": {"num_heads": 2}})
+@pytest.mark.parametrize("mixer", ["mlstm", "mlstm_7b"])
+def test_a_block_computes_the_same_with_the_forms_of_a_gpu(mixer, monkeypatch):
+    """In float32, its gradients by all parameters."""
+    config = ModelConfig(
+        dim=16, num_blocks=1, vocab_size=8, blocks=mixer, mixers={mixer: {"num_heads": 2}}
+    )
     backbone, x = Backbone(config), jnp.sin(jnp.arange(2 * 5 * 16.0)).reshape(2, 5, 16)
     params = backbone.init(jax.random.key(0), x)
 

@@ -20,7 +20,7 @@ from xlstm_jax.models.cpu_forms import (
     scale_channels,
 )
 from xlstm_jax.models.initializers import Initializer, zeros
-from xlstm_jax.parallel import constrain, gathered, platform
+from xlstm_jax.parallel import constrain, gathered, num_shards, platform
 from xlstm_jax.parallel.kernels import row_norm
 from xlstm_jax.typing import Activations, Array, Float, HeadActivations
 
@@ -136,6 +136,21 @@ class Kernel(nn.Module):
     @nn.compact
     def __call__(self, dim: int) -> Float[Array, "D F"]:
         return _kernel(self, dim)
+
+
+def project_together(
+    x: Float[Array, "B T D"], kernels: Sequence[Kernel]
+) -> list[Float[Array, "B T _"]]:
+    """x through several projections without biases. On a GPU their gradients are one product each,
+    unless kernels are spread over devices: joined, outputs would move and kernels be gathered once
+    more.
+    """
+    x, axes = checkpoint_name(x, "operands"), kernels[0].axes
+    weights = [kernel(x.shape[-1]) for kernel in kernels]
+    if platform() != "gpu" or num_shards(*axes) > 1:
+        return [project(x, kernel) for kernel in weights]
+    weights = [checkpoint_name(kernel.astype(x.dtype), "operands") for kernel in weights]
+    return gpu_forms.products_of_one_input(x, weights)
 
 
 def _kernel(module: Any, dim: int) -> Float[Array, "D F"]:

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from pallas_kernels import MLSTMState
 from xlstm_jax.errors import UserError
 from xlstm_jax.models.initializers import small_init, wang_init, zeros
-from xlstm_jax.models.layers import HeadNorm, Projection
+from xlstm_jax.models.layers import HeadNorm, Kernel, Projection, project_together
 from xlstm_jax.models.mixer import ONE_DOCUMENT, Depth, Mixer, Parts, Segments, check_heads
 from xlstm_jax.models.mlstm_back import fused_back
 from xlstm_jax.models.mlstm_cell import (
@@ -65,10 +65,16 @@ class MLSTM7B(nn.Module):
     ) -> tuple[Activations, MLSTMState]:
         settings, dim, segments = self.settings, self.dim, segments or ONE_DOCUMENT
         init, axes = small_init(dim), ("embed", "heads")
-        q = Projection(settings.qk_dim(dim), axes, init, name="query")(x)
-        k = Projection(settings.qk_dim(dim), axes, init, name="key")(x)
-        v = Projection(dim, axes, init, name="value")(x)
-        o = checkpoint_name(Projection(dim, axes, zeros, name="output_gate")(x), "qkv")
+        keys = settings.qk_dim(dim)
+        maps = (("query", keys, init), ("key", keys, init), ("value", dim, init))
+        q, k, v, o = project_together(
+            x,
+            [
+                Kernel(features, axes, start, name=name)
+                for name, features, start in (*maps, ("output_gate", dim, zeros))
+            ],
+        )
+        o = checkpoint_name(o, "qkv")
         gates = gates_of(self, gate_weights(self, settings, dim), x)
         h, state = matrix_memory(settings, q, k, v, gates, state, segments, NAME)
         norm = HeadNorm(settings.norm_eps, name="head_norm")
