@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 from pallas_kernels.chips import chip_of
+from pallas_kernels.mlstm.pallas_gpu import has_narrow_heads
 from pallas_kernels.testing.specs import Spec
 
 CHUNK = 64
@@ -73,27 +74,38 @@ def hopper_kernels(spec: Spec, chunk: int, backward: bool) -> dict[str, Kernel]:
     """The kernels of mlstm/pallas_gpu.py, bf16; tiles of one chunk that read the same data find it
     in the L2 cache.
 
-    A chunk's state is 2·K·V bytes, its pairs L·L bytes (the causal half), each written and read
-    again.
+    A chunk's state is 2·K·V bytes, written and read again, and so are the pairs of wide heads, L·L
+    bytes (the causal half).
     """
 
     def tiled(width: int) -> float:
         return PRODUCTS if width % 256 else CLUSTERED
 
     K, V, tokens = spec.K, spec.V, spec.B * spec.T * spec.H
-    state, pairs, q, v = 2 * K * V / chunk, chunk, 2 * K, 2 * V
+    state, q, v = 2 * K * V / chunk, 2 * K, 2 * V
     walk = Kernel(Work(2 * K * V, q + v + state), tiled(V))
-    by_values = Kernel(Work(chunk * V + 2 * K * V, pairs + state + q + 2 * v), tiled(V))
-    by_keys = Kernel(Work(chunk * K + 2 * K * V, pairs + state + 3 * q + v), tiled(K))
-    kernels = {
-        "walk": walk,
-        "pairs": Kernel(Work(chunk * K, 2 * q + pairs)),
-        "combine h": by_values,
-        "normaliser (XLA)": Kernel(Work(0, 2 * q + 40)),
-    }
-    if backward:
+    kernels = {"walk": walk}
+    if has_narrow_heads(K, V):
+        # a block takes every tile of 64 tokens that its neighbour in the cluster needs
+        flops = (chunk + min(chunk, 128)) * (K + V) + 2 * K * V
+        by_values = Kernel(Work(flops, 2 * q + 2 * v + state))
+        kernels |= {"attend h": by_values, "normaliser (XLA)": Kernel(Work(0, q + 20))}
+        back = {
+            "attend dq": Kernel(Work(flops, 3 * q + 3 * v + state)),
+            "attend dv": by_values,
+            "attend dk": Kernel(Work(flops, 3 * q + 2 * v + state)),
+            "overlaps, normaliser (XLA)": Kernel(Work(0, 2 * state + q + 80)),
+        }
+    else:
+        pairs = chunk
+        by_values = Kernel(Work(chunk * V + 2 * K * V, pairs + state + q + 2 * v), tiled(V))
+        by_keys = Kernel(Work(chunk * K + 2 * K * V, pairs + state + 3 * q + v), tiled(K))
         kernels |= {
-            "walk back": walk,
+            "pairs": Kernel(Work(chunk * K, 2 * q + pairs)),
+            "combine h": by_values,
+            "normaliser (XLA)": Kernel(Work(0, 2 * q + 40)),
+        }
+        back = {
             "pairs again": Kernel(Work(chunk * K, 2 * q + pairs)),
             "pairs dS": Kernel(Work(chunk * V, 2 * v + pairs)),
             "combine dv": by_values,
@@ -101,6 +113,7 @@ def hopper_kernels(spec: Spec, chunk: int, backward: bool) -> dict[str, Kernel]:
             "combine dk": by_keys,
             "overlaps, dh·h, normaliser (XLA)": Kernel(Work(0, 2 * state + 2 * v + q + 80)),
         }
+    kernels |= ({"walk back": walk} | back) if backward else {}
     return {name: kernel._replace(work=tokens * kernel.work) for name, kernel in kernels.items()}
 
 

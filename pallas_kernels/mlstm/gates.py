@@ -155,15 +155,31 @@ def output_gradients(
     *,
     normalise: bool,
 ) -> tuple[TokenNumbers, TokenNumbers]:
-    """(1/d, cotangent of qn): the cotangent of the numerator is dh/d, d = max(|qn|, floor) + eps.
-
-    At a tie of |qn| and floor the floor counts: no gradient for qn.
-    """
+    """(1/d, cotangent of qn), d = max(|qn|, floor) + eps: that of the numerator is dh/d."""
     if not normalise:
         return jnp.ones_like(qn), jnp.zeros_like(qn)
-    per_d = 1 / (jnp.maximum(jnp.abs(qn), floor) + eps)
-    overlap = jnp.moveaxis(jnp.sum(h.astype(qn.dtype) * dh.astype(qn.dtype), axis=-1), 1, 2)
-    return per_d, jnp.where(jnp.abs(qn) > floor, -jnp.sign(qn) * per_d * overlap, 0)
+    per_d = per_denominator(qn, floor, eps)
+    return per_d, per_d * normaliser_slope(output_overlap(h, dh), qn, floor)
+
+
+def output_overlap(h: Float[Array, "B T H V"], dh: Float[Array, "B T H V"]) -> TokenNumbers:
+    """h_t·dh_t, in float32."""
+    products = h.astype(jnp.float32) * dh.astype(jnp.float32)
+    return jnp.moveaxis(jnp.sum(products, axis=-1), 1, 2)
+
+
+def per_denominator(
+    qn: Float[Array, "*B"], floor: Float[Array, "*B"], eps: float
+) -> Float[Array, "*B"]:
+    """1/d, d = max(|qn|, floor) + eps."""
+    return 1 / (jnp.maximum(jnp.abs(qn), floor) + eps)
+
+
+def normaliser_slope(
+    overlap: Float[Array, "*B"], qn: Float[Array, "*B"], floor: Float[Array, "*B"]
+) -> Float[Array, "*B"]:
+    """d times the cotangent of qn, from h·dh. At a tie of |qn| and floor the floor counts: 0."""
+    return jnp.where(jnp.abs(qn) > floor, -jnp.sign(qn) * overlap, 0.0)
 
 
 def gate_gradients(

@@ -1,8 +1,8 @@
 """The mLSTM on NVIDIA Hopper GPUs (sm_90a), through Pallas' Mosaic GPU lowering: TMA, WGMMA,
 forward and backward.
 
-Three kernels (pallas_gpu_kernels.py) do all products of the size of the state or of the chunk;
-docs/kernels.md has the arithmetic that chose them. With the numbers of gates.py, y = numerator, d =
+Three kernels (pallas_gpu_kernels.py) do all products of the size of the state or of the chunk, put
+together in pallas_gpu_chunks.py; docs/kernels.md has the arithmetic that chose them. With the numbers of gates.py, y = numerator, d =
 max(|qn|, floor) + eps, s = 1/sqrt(K), per chunk:
 
   walk      C'   = w_last C + sum_t kept_t k_t v_t
@@ -14,6 +14,9 @@ max(|qn|, floor) + eps, s = 1/sqrt(K), per chunk:
             dq_t = sum_s dS_ts k_s + s w_t (C dh_t / d_t + dqn_t n)
             dk_s = sum_t dS_ts q_t + kept_s (dC' v_s + dn')
 
+With narrow heads one kernel, `attend` (pallas_gpu_attend.py), makes pairs and combines them, so that
+P and dS are never in memory.
+
 C and dC stay in float32 registers along the whole sequence. They, P and dS enter products rounded
 to the type of the inputs, as do kept_t k_t and (s w_t / d_t) q_t. The normaliser n, K numbers per
 chunk, is XLA's, in float32.
@@ -22,15 +25,19 @@ chunk, is XLA's, in float32.
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.filling import filled
 from pallas_kernels.interpret import hopper_mode
 from pallas_kernels.mlstm.call import Call, Options
-from pallas_kernels.mlstm.gates import TokenNumbers, chunk_gates, gate_gradients, output_gradients
+from pallas_kernels.mlstm.gates import (
+    chunk_gates,
+    gate_gradients,
+    normaliser_slope,
+    per_denominator,
+)
+from pallas_kernels.mlstm.pallas_gpu_normaliser import walk_vectors
 from pallas_kernels.tuning import tuned
 from pallas_kernels.typing import Keys, MLSTMState, Values
 
@@ -71,7 +78,8 @@ def mlstm_pallas_gpu(call: Call, options: Options) -> tuple[Values, MLSTMState]:
     if state is not None:
         C, n = filled(filled(state.C, -1, 64), -2, 64), filled(state.n, -1, 64)
         state = MLSTMState(C, n, state.m)
-    settings = (mode, normalise, size, eps, key_dim**-0.5)
+    narrow = has_narrow_heads(key_dim, value_dim)
+    settings = (mode, narrow, normalise, size, eps, key_dim**-0.5)
     h, state = _mlstm(settings, Call(q, k, v, log_i, log_f, state, starts))
     return h[:, :time, :, :value_dim], MLSTMState(
         state.C[:, :, :key_dim, :value_dim], state.n[:, :, :key_dim], state.m
@@ -83,13 +91,22 @@ def default_chunk_size(time: int, key_dim: int, value_dim: int, measured: int | 
     chunk that holds them.
 
     Per token and head a chunk of L costs 4·K·V/L bytes for its state, written and read in bf16, and
-    about 2·L for its pairs, likewise (half of L·L of them): least at L = sqrt(2·K·V), rounded down
-    to a power of two (64/64: 64, 128/256: 256, 512/512: 512). The pairs also cost L·(K+V) FLOPs, so
-    that benchmarks/roofline.py finds 512 the fastest for wider heads too, forward and back.
+    with wide heads about 2·L for its pairs, likewise (half of L·L of them): least at L =
+    sqrt(2·K·V), rounded down to a power of two (256/512: 512). The pairs also cost L·(K+V) FLOPs,
+    so that benchmarks/roofline.py finds 512 the fastest for wider heads too, forward and back, and
+    256 for all narrow ones.
     """
     best = 1 << ((2 * key_dim * value_dim).bit_length() - 1) // 2
-    longest = measured or max(64, min(best, 512))
-    return min(longest, max(64, 1 << (time - 1).bit_length()))
+    best = 256 if has_narrow_heads(key_dim, value_dim) else min(best, 512)
+    return min(measured or best, max(64, 1 << (time - 1).bit_length()))
+
+
+def has_narrow_heads(key_dim: int, value_dim: int) -> bool:
+    """Whether a block of threads has room for all columns of a head, each width filled up to a
+    multiple of 64, so that a chunk's pairs are made where they are used (pallas_gpu_attend.py).
+    """
+    widths = [-(-size // 64) * 64 for size in (key_dim, value_dim)]
+    return max(widths) <= 256 and sum(widths) <= 384
 
 
 def _value(options: tuple[Any, ...], call: Call) -> tuple[Values, MLSTMState]:
@@ -103,14 +120,10 @@ def _forward(options: tuple[Any, ...], call: Call) -> Any:
     first = _first(q, state)
     gates = chunk_gates(log_i, log_f, first.m, starts, options.chunk, normalise=options.normalise)
     C, last_C = kernels.walk(options, k, v, gates.kept, gates.w_last, first.C)
-    ones, zeros = jnp.ones_like(gates.row), jnp.zeros_like(gates.row)
-    P, qn = kernels.pairs(options, q, k, gates, ones, zeros)
-    of_state, per_d, n, last_n = options.scale * gates.w, None, None, first.n
+    n, last_n = None, first.n
     if options.normalise:
-        n, last_n = _walk_vectors(k, gates.kept, gates.w_last, first.n)
-        qn = qn + of_state * _dot_vectors(q, n)
-        per_d = 1 / (jnp.maximum(jnp.abs(qn), gates.floor) + options.eps)
-    h, _ = kernels.combine(options, P, v, q, C, of_state, of_all=per_d)
+        n, last_n = walk_vectors(k, gates.kept, gates.w_last, first.n)
+    h, qn = kernels.outputs(options, q, k, v, C, n, gates)
     return (h, MLSTMState(last_C, last_n, gates.m[..., -1])), (
         q,
         k,
@@ -134,42 +147,25 @@ def _backward(options: tuple[Any, ...], kept: Any, cotangents: Any) -> Any:
     after = _first(q, after)
     if dh is None:
         dh = jnp.zeros_like(h)
-    per_d, dqn = output_gradients(h, dh, qn, gates.floor, options.eps, normalise=options.normalise)
-    of_state = options.scale * gates.w
+    normalise, of_state = options.normalise, options.scale * gates.w
+    per_d = per_denominator(qn, gates.floor, options.eps) if normalise else jnp.ones_like(gates.row)
     dC, first_dC = kernels.walk(
         options, q, dh, of_state * per_d, gates.w_last, after.C,
         reverse=True, keep_last=state is not None,
     )  # fmt: skip
-    overlap = _overlap_after(C, dC, last_C, after.C)
-    of_n = of_dn = None
+    dq, q_dq, overlap, dS = kernels.query_gradients(options, q, k, v, h, dh, C, n, gates, qn, per_d)
+    overlap_after = _overlap_after(C, dC, last_C, after.C)
+    slope = dn = None
     first_dn, dm = jnp.zeros_like(after.n), jnp.zeros_like(after.m)
-    if options.normalise:
-        dn, first_dn = _walk_vectors(q, of_state * dqn, gates.w_last, after.n, reverse=True)
-        of_n, of_dn = (of_state * dqn, n), (gates.kept, dn)
-        overlap = overlap + _overlap_after(n, dn, last_n, after.n)
+    if normalise:
+        slope = normaliser_slope(overlap, qn, gates.floor)
+        of_q = of_state * per_d * slope
+        dn, first_dn = walk_vectors(q, of_q, gates.w_last, after.n, reverse=True)
+        overlap_after = overlap_after + _overlap_after(n, dn, last_n, after.n)
         if state is not None:
             dm = jnp.sum(state.C * first_dC, axis=(-2, -1)) + jnp.sum(state.n * first_dn, axis=-1)
-
-    P, _ = kernels.pairs(options, q, k, gates, per_d, jnp.zeros_like(per_d))
-    dv, _ = kernels.combine(options, P, dh, k, dC, gates.kept, pairs_transposed=True)
-    dS, _ = kernels.pairs(options, dh, v, gates, per_d, dqn)
-    to_keys = {"state_transposed": True}
-    dq, q_dq = kernels.combine(
-        options, dS, k, dh, C, of_state * per_d, column=of_n, dot_with=q, **to_keys
-    )
-    dk, k_dk = kernels.combine(
-        options,
-        dS,
-        q,
-        v,
-        dC,
-        gates.kept,
-        column=of_dn,
-        dot_with=k,
-        pairs_transposed=True,
-        **to_keys,
-    )
-    d_log_i, d_log_f = gate_gradients(q_dq, k_dk, overlap, starts, gates.wiped)
+    dk, k_dk, dv = kernels.key_gradients(options, q, k, v, dh, dC, dn, gates, per_d, slope, dS)
+    d_log_i, d_log_f = gate_gradients(q_dq, k_dk, overlap_after, starts, gates.wiped)
     d_state = None if state is None else MLSTMState(first_dC, first_dn, dm)
     return (Call(dq, dk, dv, d_log_i, d_log_f, d_state, None),)
 
@@ -200,50 +196,10 @@ def _kernels(options: tuple[Any, ...]) -> tuple[Any, Any]:
     Imported when it is needed, because jax before 0.11 can't import it, and because its import
     takes time that the callers of other backends need not spend.
     """
-    from pallas_kernels.mlstm import pallas_gpu_kernels
+    from pallas_kernels.mlstm import pallas_gpu_chunks
     from pallas_kernels.mlstm.pallas_gpu_tiles import Options
 
-    return pallas_gpu_kernels, Options(*options)
-
-
-def _walk_vectors(
-    x: Keys,
-    b: TokenNumbers,
-    w_last: Float[Array, "B H N"],
-    z: Float[Array, "B H K"],
-    *,
-    reverse: bool = False,
-) -> tuple[Float[Array, "B H N K"], Float[Array, "B H K"]]:
-    """z <- w_last z + sum of b_t x_t, chunk by chunk: z before each chunk, and after the last."""
-    chunks = w_last.shape[-1]
-    b = jnp.moveaxis(b.reshape(*b.shape[:2], chunks, -1), 1, 3)
-    sums = jnp.moveaxis(jnp.sum(_products(x, b[..., None]), axis=2), 1, 2)
-    first = -1 if reverse else 0
-    sums = sums.at[:, :, first].add(w_last[:, :, first, None] * z)
-
-    def compose(earlier: tuple[Array, Array], later: tuple[Array, Array]) -> tuple[Array, Array]:
-        return earlier[0] * later[0], later[0] * earlier[1] + later[1]
-
-    _, after = lax.associative_scan(compose, (w_last[..., None], sums), axis=2, reverse=reverse)
-    if reverse:
-        return jnp.concatenate([after[:, :, 1:], z[:, :, None]], axis=2), after[:, :, 0]
-    return jnp.concatenate([z[:, :, None], after[:, :, :-1]], axis=2), after[:, :, -1]
-
-
-def _dot_vectors(q: Keys, n: Float[Array, "B H N K"]) -> TokenNumbers:
-    """q_t·n of each token with its chunk's n."""
-    dots = jnp.sum(_products(q, jnp.moveaxis(n, 2, 1)[:, :, None]), axis=-1)
-    return jnp.moveaxis(dots, 3, 1).reshape(*n.shape[:2], -1)
-
-
-def _products(x: Keys, y: Float[Array, "B N ..."]) -> Float[Array, "B N L H K"]:
-    """x * y, to be summed, in the layout of x, so that XLA reads x once and writes no product.
-
-    Without the layout, or as a dot_general, XLA turns x round first: it writes and reads a float32
-    copy, five times the bytes of x.
-    """
-    product = x.reshape(x.shape[0], y.shape[1], -1, *x.shape[2:]).astype(jnp.float32) * y
-    return with_layout_constraint(product, Layout(tuple(range(product.ndim))))
+    return pallas_gpu_chunks, Options(*options)
 
 
 def _overlap_after(

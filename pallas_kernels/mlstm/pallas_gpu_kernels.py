@@ -32,6 +32,7 @@ from pallas_kernels.mlstm.pallas_gpu_tiles import (
     for_each_row,
     smem,
     tile_of,
+    weighted,
     wide_tile,
 )
 from pallas_kernels.typing import Keys, Values
@@ -187,10 +188,8 @@ def pairs(
             plgpu.broadcasted_iota(jnp.int32, S.shape, axis, layout=plgpu.Layout.WGMMA)
             for axis in (0, 1)
         )
-        D = jnp.exp((row + col) + low)
-        P = jnp.where(
-            same & (of_s + s * rows <= of_t + t * rows), options.scale * D * (S * times + plus), 0.0
-        )
+        causal = of_s + s * rows <= of_t + t * rows
+        P = weighted(options, S * times + plus, row + col, low, same & causal)
         t = pl.ds(chunk * options.chunk + t * rows, rows)
 
         def write(tile):

@@ -13,15 +13,16 @@ from jaxtyping import Array, Float
 from pallas_kernels.mlstm.pallas_gpu_ring import SWIZZLE
 
 # one number per row or column of a tile
-_ROWS, _COLUMNS = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
+ROWS, COLUMNS = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
 
 
 class Options(NamedTuple):
-    """What all kernels of a call share: the simulator's parameters or False, whether h is
-    normalised, L, eps, 1/sqrt(K).
+    """What all kernels of a call share: the simulator's parameters or False, whether heads are
+    narrow (pallas_gpu.py) and whether h is normalised, L, eps, 1/sqrt(K).
     """
 
     interpret: Any
+    narrow: bool
     normalise: bool
     chunk: int
     eps: float
@@ -50,14 +51,41 @@ def accumulate(options: Options, products: Any, start: Float[Array, "R C"]) -> F
     return start + pl.run_scoped(from_zero, plgpu.ACC(start.shape, jnp.float32))
 
 
+def add_product(options: Options, acc: Any, x: Array, y: Any) -> None:
+    """acc += x @ y: x in registers, y in shared memory.
+
+    The simulator's WGMMA takes x from shared memory alone.
+    """
+
+    def by_way_of(tile: Any) -> None:
+        tile[...] = x
+        plgpu.commit_smem()
+        plgpu.wgmma(acc, tile, y)
+
+    if options.interpret is False:
+        plgpu.wgmma(acc, x, y)
+    else:
+        pl.run_scoped(by_way_of, smem(x.shape, x.dtype))
+
+
+def weighted(options: Options, pairs: Array, high: Array, low: Array, allowed: Array) -> Array:
+    """pairs · exp(high + low) / sqrt(K) where allowed, else 0; all matrices."""
+    return jnp.where(allowed, options.scale * jnp.exp(high + low) * pairs, 0.0)
+
+
 def for_each_row(numbers: Any, shape: tuple[int, int]) -> Array:
     """A vector in shared memory as a matrix whose row n is full of its number n."""
-    return lax.broadcast_in_dim(plgpu.load(numbers, layout=_ROWS), shape, [0])
+    return along_rows(plgpu.load(numbers, layout=ROWS), shape)
+
+
+def along_rows(numbers: Float[Array, " R"], shape: tuple[int, int]) -> Array:
+    """The same of a vector in registers, of the layout ROWS."""
+    return lax.broadcast_in_dim(numbers, shape, [0])
 
 
 def for_each_column(numbers: Any, shape: tuple[int, int]) -> Array:
     """The same for columns."""
-    return lax.broadcast_in_dim(plgpu.load(numbers, layout=_COLUMNS), shape, [1])
+    return lax.broadcast_in_dim(plgpu.load(numbers, layout=COLUMNS), shape, [1])
 
 
 def tile_of(size: int) -> int:

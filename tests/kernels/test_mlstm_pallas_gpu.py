@@ -9,7 +9,7 @@ import pytest
 
 from pallas_kernels.interpret import interpreted
 from pallas_kernels.mlstm import mlstm
-from pallas_kernels.mlstm.pallas_gpu import default_chunk_size
+from pallas_kernels.mlstm.pallas_gpu import default_chunk_size, has_narrow_heads
 from pallas_kernels.testing import pallas_backend
 from pallas_kernels.testing.specs import Spec
 from pallas_kernels.typing import MLSTMState
@@ -29,29 +29,42 @@ def check(spec: Spec, **parameters) -> None:
     pallas_backend.check("pallas_gpu", spec, mode=simulator(**parameters), chunk_size=spec.chunk)
 
 
-@needs_simulator
-@pytest.mark.slow
-def test_documents_and_padding_at_the_borders_of_chunks():
-    check(Spec("borders", T=129, K=64, V=64, B=2, H=1, documents="borders"))
+# Narrow heads make their pairs where they are used, wide ones write them to memory; 64 columns are
+# one tile, and no cluster.
+HEADS = pytest.mark.parametrize(("K", "V"), [(64, 64), (320, 64)], ids=["narrow", "wide"])
+
+
+def test_which_heads_are_narrow():
+    narrow = [(16, 16), (64, 64), (128, 256), (256, 128), (190, 192)]
+    wide = [(256, 192), (130, 256), (64, 320), (384, 384), (256, 512)]
+    assert [has_narrow_heads(*widths) for widths in narrow + wide] == [True] * 5 + [False] * 5
 
 
 @needs_simulator
 @pytest.mark.slow
-def test_no_memory_is_read_unwritten_and_nothing_races_where_a_chunk_has_several_tiles():
-    """193 tokens in a chunk of 256, documents in both: two tiles of rows, of which the upper right
-    pair is never written.
+@HEADS
+def test_documents_and_padding_at_the_borders_of_chunks(K, V):
+    check(Spec("borders", T=129, K=K, V=V, B=2, H=1, documents="borders"))
+
+
+@needs_simulator
+@pytest.mark.slow
+@HEADS
+def test_no_memory_is_read_unwritten_and_nothing_races_where_a_chunk_has_several_tiles(K, V):
+    """193 tokens in a chunk of 256, documents in both: with wide heads two tiles of rows, of which
+    the upper right pair is never written; with narrow ones four, in two clusters.
     """
-    spec = Spec("tiles", T=193, K=64, V=64, B=1, H=1, chunk=256, documents="random")
+    spec = Spec("tiles", T=193, K=K, V=V, B=1, H=1, chunk=256, documents="random")
     check(spec, uninitialized_memory="nan", detect_races=True)
 
 
 @needs_simulator
 @pytest.mark.slow
-@pytest.mark.parametrize("used", ["h", "C", "hn"])
-def test_no_state_before_and_results_that_nobody_uses(used):
+@pytest.mark.parametrize(("used", "V"), [("h", 128), ("C", 128), ("hn", 128), ("h", 512)])
+def test_no_state_before_and_results_that_nobody_uses(used, V):
     """The kernels read no state then, and no gradient of one: as with zeros in their place."""
     draw = np.random.default_rng(0).normal
-    arrays = [draw(size=(1, 129, 1, size)) for size in (64, 64, 128)]
+    arrays = [draw(size=(1, 129, 1, size)) for size in (64, 64, V)]
     arrays += [draw(size=(1, 129, 1)) for _ in range(2)]
     bfloat16 = [jnp.asarray(x, jnp.bfloat16 if x.ndim == 4 else jnp.float32) for x in arrays]
 
@@ -65,7 +78,7 @@ def test_no_state_before_and_results_that_nobody_uses(used):
             return jax.jit(jax.grad(loss))(bfloat16)
 
     given = {name: 1.0 for name in used}
-    zeros = MLSTMState.empty(1, 1, 64, 128)
+    zeros = MLSTMState.empty(1, 1, 64, V)
     for x, y in zip(
         gradients(None, given), gradients(zeros, {"h": 0, "C": 0, "n": 0} | given), strict=True
     ):
@@ -78,48 +91,47 @@ def test_no_state_before_and_results_that_nobody_uses(used):
     "spec",
     [
         Spec("one tile of rows", T=65, K=256, V=256, B=1, H=1, documents="borders"),
-        Spec("two tiles of rows", T=193, K=128, V=256, B=1, H=1, chunk=256, documents="random"),
+        Spec("two tiles of rows", T=193, K=64, V=512, B=1, H=1, chunk=256, documents="random"),
+        Spec("narrow heads", T=193, K=128, V=256, B=1, H=1, chunk=256, documents="random"),
         Spec("two clusters", T=129, K=64, V=512, B=1, H=2, chunk=128, input_gate="sigmoid"),
     ],
     ids=lambda spec: spec.name,
 )
 def test_blocks_that_share_an_operand_as_a_cluster(spec):
-    """256 columns are two tiles of 128. The simulator runs the cluster's barrier, but copies a
-    shared block for each of its blocks.
+    """256 columns of wide heads are two tiles of 128. The simulator runs the cluster's barrier, but
+    copies a shared block for each of its blocks.
     """
     check(spec, uninitialized_memory="nan", detect_races=True)
 
 
 @needs_simulator
 @pytest.mark.slow
-def test_sigmoid_gate_with_two_heads():
-    check(
-        Spec(
-            "sigmoid",
-            T=65,
-            K=64,
-            V=64,
-            B=1,
-            H=2,
-            input_gate="sigmoid",
-            documents="random",
-        )
-    )
+@HEADS
+def test_sigmoid_gate_with_two_heads(K, V):
+    spec = Spec("sigmoid", T=65, K=K, V=V, B=1, H=2, input_gate="sigmoid", documents="random")
+    check(spec)
 
 
 @needs_simulator
 @pytest.mark.slow
 def test_tiles_of_128_and_64_columns_and_widths_that_are_filled_up():
-    """K 80 becomes one tile of 128, V 192 is three of 64; 30 tokens fill up one chunk of 128; the
+    """K 80 becomes one tile of 128, V 300 five of 64; 30 tokens fill up one chunk of 128; the
     input gate as in 7B's beginning.
     """
-    check(Spec("widths", T=30, K=80, V=192, B=1, H=1, gates=-10.0, chunk=128))
+    check(Spec("widths", T=30, K=80, V=300, B=1, H=1, gates=-10.0, chunk=128))
 
 
 @needs_simulator
 @pytest.mark.slow
-def test_gates_that_jump_between_nothing_and_everything():
-    check(Spec("extreme", T=65, K=64, V=64, B=1, H=1, gates="extreme", documents="random"))
+def test_narrow_heads_that_are_filled_up():
+    check(Spec("widths", T=30, K=200, V=100, B=1, H=1, gates=-10.0, chunk=128))
+
+
+@needs_simulator
+@pytest.mark.slow
+@HEADS
+def test_gates_that_jump_between_nothing_and_everything(K, V):
+    check(Spec("extreme", T=65, K=K, V=V, B=1, H=1, gates="extreme", documents="random"))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +184,7 @@ def test_refuses_a_gpu_that_is_not_hopper():
 @pytest.mark.parametrize(
     ("time", "key_dim", "value_dim", "size"),
     [
-        (8192, 64, 64, 64),
+        (8192, 64, 64, 256),
         (8192, 128, 256, 256),
         (8192, 512, 512, 512),
         (2048, 1024, 1024, 512),
@@ -180,6 +192,6 @@ def test_refuses_a_gpu_that_is_not_hopper():
         (2, 64, 64, 64),
     ],
 )
-def test_wide_heads_take_long_chunks(time, key_dim, value_dim, size):
+def test_wide_heads_take_longer_chunks(time, key_dim, value_dim, size):
     assert default_chunk_size(time, key_dim, value_dim) == size
     assert np.log2(size) % 1 == 0
