@@ -1,9 +1,9 @@
 """The mLSTM on NVIDIA Hopper GPUs (sm_90a), through Pallas' Mosaic GPU lowering: TMA, WGMMA,
 forward and backward.
 
-Three kernels (pallas_gpu_kernels.py) do all products of the size of the state or of the chunk, put
-together in pallas_gpu_chunks.py; docs/kernels.md has the arithmetic that chose them. With the numbers of gates.py, y = numerator, d =
-max(|qn|, floor) + eps, s = 1/sqrt(K), per chunk:
+Three kernels (pallas_gpu_kernels.py) do all products of the size of the state or of the chunk;
+pallas_gpu_chunks.py puts them together, and docs/kernels.md has the arithmetic that chose them.
+With the numbers of gates.py, y = numerator, d = max(|qn|, floor) + eps, s = 1/sqrt(K), per chunk:
 
   walk      C'   = w_last C + sum_t kept_t k_t v_t
             dC   = w_last dC' + sum_t (s w_t / d_t) q_t dh_t
@@ -14,7 +14,7 @@ max(|qn|, floor) + eps, s = 1/sqrt(K), per chunk:
             dq_t = sum_s dS_ts k_s + s w_t (C dh_t / d_t + dqn_t n)
             dk_s = sum_t dS_ts q_t + kept_s (dC' v_s + dn')
 
-With narrow heads one kernel, `attend` (pallas_gpu_attend.py), makes pairs and combines them, so that
+With narrow heads one kernel, `attend` (pallas_gpu_attend.py), makes the pairs and combines them:
 P and dS are never in memory.
 
 C and dC stay in float32 registers along the whole sequence. They, P and dS enter products rounded
