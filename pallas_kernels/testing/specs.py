@@ -159,6 +159,9 @@ MLSTM_ON_DEVICE = (
     _mlstm(1, K=1024, V=1024, H=4),
     _mlstm(100, gates="extreme", documents="random"),
     _mlstm(129, documents="borders", dtype="float16"),
+    _mlstm(129, documents="borders", K=320),
+    _mlstm(129, documents="borders", input_gate="sigmoid", K=320),
+    _mlstm(100, gates="extreme", documents="random", K=320),
     _mlstm(600, K=256, V=512, B=1, H=1),
     _mlstm(257, K=512, V=512, B=1, H=1),
 )
