@@ -76,6 +76,13 @@ def test_results_gradients_and_states(params):
     trees_are_close(found, expected, 2e-5)
 
 
+@pytest.mark.parametrize("layer", [LAYER, OF_7B], ids=["paper", "7b"])
+def test_one_token_of_each_row_is_left_to_xla(layer):
+    with interpreted():
+        _, names = results(params_of(layer), draw((16, 1, 32), 1), layer=layer)
+    assert not names
+
+
 @pytest.mark.parametrize("seven", [False, True], ids=["paper", "7b"])
 def test_the_tpus_kernels_in_a_block(seven, monkeypatch):
     """Interpreted, a block takes Triton's kernels first; these are the others."""

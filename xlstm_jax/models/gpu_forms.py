@@ -89,8 +89,8 @@ STRETCH = 32  # tokens whose summands a thread adds up
 
 
 def products_of_one_input(
-    x: Float[Array, "B T D"], kernels: Sequence[Float[Array, "D _"]]
-) -> list[Float[Array, "B T _"]]:
+    x: Float[Array, "N D"], kernels: Sequence[Float[Array, "D _"]]
+) -> list[Float[Array, "N _"]]:
     """x @ kernel for each kernel, in the dtype of x.
 
     Their gradients are two products, of the outputs' gradients side by side: x's sum over the

@@ -147,10 +147,11 @@ def project_together(
     """
     x, axes = checkpoint_name(x, "operands"), kernels[0].axes
     weights = [kernel(x.shape[-1]) for kernel in kernels]
-    if platform() != "gpu" or num_shards(*axes) > 1:
+    if platform() != "gpu" or num_shards(*axes, "time") > 1:
         return [project(x, kernel) for kernel in weights]
     weights = [checkpoint_name(kernel.astype(x.dtype), "operands") for kernel in weights]
-    return gpu_forms.products_of_one_input(x, weights)
+    rows = gpu_forms.products_of_one_input(x.reshape(-1, x.shape[-1]), weights)
+    return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in rows]
 
 
 def _kernel(module: Any, dim: int) -> Float[Array, "D F"]:

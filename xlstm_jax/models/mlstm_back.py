@@ -23,10 +23,11 @@ def fused_back(
 ) -> Inner | None:
     """(norm(h) + skip * c) * activation(gate); None where no kernel serves the call.
 
-    None too where the settings name the cell's backend: an XLA form for derivatives that kernels
-    don't have, or one to compare with.
+    None too for one token, of which XLA joins norm and gate with the cell's quotient, and where the
+    settings name the cell's backend: an XLA form for derivatives that kernels don't have, or one to
+    compare with.
     """
-    if settings.backend is not None or norm.use_bias:
+    if settings.backend is not None or norm.use_bias or h.shape[1] == 1:
         return None
     try:
         return mlstm_back(
