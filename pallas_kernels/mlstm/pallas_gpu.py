@@ -1,9 +1,10 @@
 """The mLSTM on NVIDIA Hopper GPUs (sm_90a), through Pallas' Mosaic GPU lowering: TMA, WGMMA,
 forward and backward.
 
-Three kernels (pallas_gpu_kernels.py) do all products of the size of the state or of the chunk;
-pallas_gpu_chunks.py puts them together, and docs/kernels.md has the arithmetic that chose them.
-With the numbers of gates.py, y = numerator, d = max(|qn|, floor) + eps, s = 1/sqrt(K), per chunk:
+Three kernels (pallas_gpu_kernels.py) do all products of the size of the state or of the chunk, and
+of narrow heads two (below). pallas_gpu_chunks.py puts them together; docs/kernels.md has the
+arithmetic that chose them. With the numbers of gates.py, y = numerator, d = max(|qn|, floor) + eps,
+s = 1/sqrt(K), per chunk:
 
   walk      C'   = w_last C + sum_t kept_t k_t v_t
             dC   = w_last dC' + sum_t (s w_t / d_t) q_t dh_t
@@ -42,6 +43,9 @@ from pallas_kernels.tuning import tuned
 from pallas_kernels.typing import Keys, MLSTMState, Values
 
 CHUNKS = (64, 128, 256, 512, 1024)
+# Of which narrow heads have a kernel of their own: two tiles of 64 tokens are a cluster, and a copy
+# takes at most 256 numbers.
+NARROW_CHUNKS = (128, 256)
 MAX_HEADS = 65535  # of all rows of the batch: what the slowest axis of a CUDA grid takes
 
 
@@ -78,7 +82,7 @@ def mlstm_pallas_gpu(call: Call, options: Options) -> tuple[Values, MLSTMState]:
     if state is not None:
         C, n = filled(filled(state.C, -1, 64), -2, 64), filled(state.n, -1, 64)
         state = MLSTMState(C, n, state.m)
-    narrow = has_narrow_heads(key_dim, value_dim)
+    narrow = size in NARROW_CHUNKS and has_narrow_heads(key_dim, value_dim)
     settings = (mode, narrow, normalise, size, eps, key_dim**-0.5)
     h, state = _mlstm(settings, Call(q, k, v, log_i, log_f, state, starts))
     return h[:, :time, :, :value_dim], MLSTMState(
@@ -97,13 +101,16 @@ def default_chunk_size(time: int, key_dim: int, value_dim: int, measured: int | 
     256 for all narrow ones.
     """
     best = 1 << ((2 * key_dim * value_dim).bit_length() - 1) // 2
-    best = 256 if has_narrow_heads(key_dim, value_dim) else min(best, 512)
+    best = 256 if has_narrow_heads(key_dim, value_dim) else max(64, min(best, 512))
     return min(measured or best, max(64, 1 << (time - 1).bit_length()))
 
 
 def has_narrow_heads(key_dim: int, value_dim: int) -> bool:
     """Whether a block of threads has room for all columns of a head, each width filled up to a
     multiple of 64, so that a chunk's pairs are made where they are used (pallas_gpu_attend.py).
+
+    WGMMA writes 256 columns at most. K + V of 384 fill the 96 KB of shared memory that a block may
+    take for keys and values: two steps of 64 tokens, two bytes each.
     """
     widths = [-(-size // 64) * 64 for size in (key_dim, value_dim)]
     return max(widths) <= 256 and sum(widths) <= 384
@@ -153,18 +160,19 @@ def _backward(options: tuple[Any, ...], kept: Any, cotangents: Any) -> Any:
         options, q, dh, of_state * per_d, gates.w_last, after.C,
         reverse=True, keep_last=state is not None,
     )  # fmt: skip
-    dq, q_dq, overlap, dS = kernels.query_gradients(options, q, k, v, h, dh, C, n, gates, qn, per_d)
     overlap_after = _overlap_after(C, dC, last_C, after.C)
+    dv = kernels.value_gradients(options, q, k, dh, dC, gates, per_d)
+    dq, q_dq, overlap, dS = kernels.query_gradients(options, q, k, v, h, dh, C, n, gates, qn, per_d)
     slope = dn = None
     first_dn, dm = jnp.zeros_like(after.n), jnp.zeros_like(after.m)
     if normalise:
         slope = normaliser_slope(overlap, qn, gates.floor)
-        of_q = of_state * per_d * slope
+        of_q = of_state * (per_d * slope)
         dn, first_dn = walk_vectors(q, of_q, gates.w_last, after.n, reverse=True)
         overlap_after = overlap_after + _overlap_after(n, dn, last_n, after.n)
         if state is not None:
             dm = jnp.sum(state.C * first_dC, axis=(-2, -1)) + jnp.sum(state.n * first_dn, axis=-1)
-    dk, k_dk, dv = kernels.key_gradients(options, q, k, v, dh, dC, dn, gates, per_d, slope, dS)
+    dk, k_dk = kernels.key_gradients(options, q, k, v, dh, dC, dn, gates, per_d, slope, dS)
     d_log_i, d_log_f = gate_gradients(q_dq, k_dk, overlap_after, starts, gates.wiped)
     d_state = None if state is None else MLSTMState(first_dC, first_dn, dm)
     return (Call(dq, dk, dv, d_log_i, d_log_f, d_state, None),)

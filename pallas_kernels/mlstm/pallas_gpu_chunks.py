@@ -3,7 +3,8 @@ see pallas_gpu.py.
 
 Narrow heads make the pairs of a chunk where they are used (pallas_gpu_attend.py). Of wide heads a
 block of threads has room for a part of the columns alone, and each part would make the pairs anew:
-there `pairs` writes them and `combine` reads them (pallas_gpu_kernels.py).
+there `pairs` writes them and `combine` reads them (pallas_gpu_kernels.py). `walk`, which makes the
+states, is the same for both.
 """
 
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from pallas_kernels.mlstm.pallas_gpu_normaliser import dot_vectors
 from pallas_kernels.mlstm.pallas_gpu_tiles import Options
 from pallas_kernels.typing import Keys, Values
 
-__all__ = ["key_gradients", "outputs", "query_gradients", "walk"]
+__all__ = ["key_gradients", "outputs", "query_gradients", "value_gradients", "walk"]
 
 
 def outputs(
@@ -46,6 +47,23 @@ def outputs(
     return combine(options, P, v, q, C, of_state, of_all=per_d)[0], qn
 
 
+def value_gradients(
+    options: Options,
+    q: Keys,
+    k: Keys,
+    dh: Values,
+    dC: Float[Array, "B H N K V"],
+    gates: ChunkGates,
+    per_d: TokenNumbers,
+) -> Values:
+    """dv."""
+    if options.narrow:
+        given = {"per_d": per_d, "pairs_transposed": True}
+        return attend(options, k, q, dh, dC, gates, gates.kept, **given)[0]
+    P, _ = pairs(options, q, k, gates, per_d, jnp.zeros_like(per_d))
+    return combine(options, P, dh, k, dC, gates.kept, pairs_transposed=True)[0]
+
+
 def query_gradients(
     options: Options,
     q: Keys,
@@ -58,33 +76,24 @@ def query_gradients(
     gates: ChunkGates,
     qn: TokenNumbers | None,
     per_d: TokenNumbers,
-) -> tuple[Keys, TokenNumbers, TokenNumbers, Float[Array, "B H T L"] | None]:
-    """(dq, q·dq, h·dh, and dS where `key_gradients` takes it from memory)."""
+) -> tuple[Keys, TokenNumbers, TokenNumbers | None, Float[Array, "B H T L"] | None]:
+    """(dq, q·dq, h·dh where there is a normaliser, and dS where `key_gradients` takes it from
+    memory).
+    """
     of_state = options.scale * gates.w
     if options.narrow:
-        of_C = of_state * per_d
-        given = {"per_d": per_d, "vector": n, "outputs": (h, qn), "dot_with": q}
-        dq, overlap, q_dq = attend(
-            options, dh, v, k, C, gates, of_C, state_transposed=True, **given
-        )
+        given = {"per_d": per_d, "vector": n, "dot_with": q, "state_transposed": True}
+        given |= {} if n is None else {"gradient_of": (h, qn)}
+        dq, overlap, q_dq = attend(options, dh, v, k, C, gates, of_state * per_d, **given)
         return dq, q_dq, overlap, None
-    overlap = output_overlap(h, dh)
-    dqn, column = jnp.zeros_like(per_d), None
+    overlap, dqn, column = None, jnp.zeros_like(per_d), None
     if n is not None:
+        overlap = output_overlap(h, dh)
         dqn = per_d * normaliser_slope(overlap, qn, gates.floor)
         column = (of_state * dqn, n)
     dS, _ = pairs(options, dh, v, gates, per_d, dqn)
-    dq, q_dq = combine(
-        options,
-        dS,
-        k,
-        dh,
-        C,
-        of_state * per_d,
-        column=column,
-        dot_with=q,
-        state_transposed=True,
-    )
+    given = {"column": column, "dot_with": q, "state_transposed": True}
+    dq, q_dq = combine(options, dS, k, dh, C, of_state * per_d, **given)
     return dq, q_dq, overlap, dS
 
 
@@ -98,21 +107,14 @@ def key_gradients(
     dn: Float[Array, "B H N K"] | None,
     gates: ChunkGates,
     per_d: TokenNumbers,
-    slope: TokenNumbers,
+    slope: TokenNumbers | None,
     dS: Float[Array, "B H T L"] | None,
-) -> tuple[Keys, TokenNumbers, Values]:
-    """(dk, k·dk, dv)."""
-    transposed = {"pairs_transposed": True}
+) -> tuple[Keys, TokenNumbers]:
+    """(dk, k·dk)."""
+    given = {"dot_with": k, "state_transposed": True, "pairs_transposed": True}
     if options.narrow:
-        transposed["per_d"] = per_d
-        dv, _, _ = attend(options, k, q, dh, dC, gates, gates.kept, **transposed)
-        transposed |= {"state_transposed": True, "slope": None if dn is None else slope}
-        dk, _, k_dk = attend(
-            options, v, dh, q, dC, gates, gates.kept, vector=dn, dot_with=k, **transposed
-        )
-        return dk, k_dk, dv
-    P, _ = pairs(options, q, k, gates, per_d, jnp.zeros_like(per_d))
-    dv, _ = combine(options, P, dh, k, dC, gates.kept, **transposed)
-    transposed |= {"state_transposed": True, "column": None if dn is None else (gates.kept, dn)}
-    dk, k_dk = combine(options, dS, q, v, dC, gates.kept, dot_with=k, **transposed)
-    return dk, k_dk, dv
+        given |= {"per_d": per_d, "slope": slope, "vector": dn}
+        dk, _, k_dk = attend(options, v, dh, q, dC, gates, gates.kept, **given)
+        return dk, k_dk
+    given |= {"column": None if dn is None else (gates.kept, dn)}
+    return combine(options, dS, q, v, dC, gates.kept, **given)

@@ -79,12 +79,12 @@ def for_each_row(numbers: Any, shape: tuple[int, int]) -> Array:
 
 
 def along_rows(numbers: Float[Array, " R"], shape: tuple[int, int]) -> Array:
-    """The same of a vector in registers, of the layout ROWS."""
+    """A vector in registers (layout ROWS) as a matrix whose row n is full of its number n."""
     return lax.broadcast_in_dim(numbers, shape, [0])
 
 
 def for_each_column(numbers: Any, shape: tuple[int, int]) -> Array:
-    """The same for columns."""
+    """A vector in shared memory as a matrix whose column n is full of its number n."""
     return lax.broadcast_in_dim(plgpu.load(numbers, layout=COLUMNS), shape, [1])
 
 
@@ -130,6 +130,6 @@ def call(
         cluster_names=("block",),
         interpret=options.interpret,
         kernel_name=kernel.__name__,
-        # concerns exp alone, with which `pairs` has a quarter fewer instructions
+        # concerns exp alone: `pairs` has a quarter fewer instructions with it
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )

@@ -58,12 +58,12 @@ def total(result):
     return sum(jnp.sum(x.astype(jnp.float32)) for x in (h, *state[:2]))
 
 
-def mlstm_step(gpu, model, backend, dtype="bfloat16"):
-    """A paper's model's head dims, documents, an initial state: h and the last state, and the
-    gradients of all inputs.
+def mlstm_step(gpu, model, backend, dtype="bfloat16", T=2048, **options):
+    """A paper's model's head dims (or other ones), documents, an initial state: h and the last
+    state, and the gradients of all inputs.
     """
-    heads, K, V = MLSTM_HEADS[model]
-    B, T = 2, 2048
+    heads, K, V = MLSTM_HEADS.get(model, model)
+    B = 2
     tokens = (
         [((B, T, heads, K), dtype)] * 2
         + [((B, T, heads, V), dtype)]
@@ -72,7 +72,8 @@ def mlstm_step(gpu, model, backend, dtype="bfloat16"):
     state = [((B, heads, K, V), "float32"), ((B, heads, K), "float32"), ((B, heads), "float32")]
 
     def loss(q, k, v, i, f, C, n, m, ids):
-        return total(mlstm(q, k, v, i, f, MLSTMState(C, n, m), segment_ids=ids, backend=backend))
+        state = MLSTMState(C, n, m)
+        return total(mlstm(q, k, v, i, f, state, segment_ids=ids, backend=backend, **options))
 
     return lowered_for(
         gpu, jax.value_and_grad(loss, argnums=range(8)), (*tokens, *state, ((B, T), "int32"))
@@ -148,6 +149,26 @@ def test_mosaic_gpu_kernels_of_the_mlstm(gpu, model):
     """
     calls = mlstm_step(gpu, model, "pallas_gpu").count("custom_call @mosaic_gpu")
     assert calls == (6 if model == "narrow" else 9)
+
+
+@needs_mosaic_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("K", "V", "options", "calls"),
+    [
+        (64, 64, {"T": 20}, 9),
+        (64, 64, {"chunk_size": 64}, 9),
+        (128, 256, {"chunk_size": 128}, 6),
+        (256, 64, {"input_gate": "sigmoid"}, 6),
+        (192, 192, {}, 6),
+        (128, 256, {"chunk_size": 512}, 9),
+    ],
+    ids=lambda x: str(x),
+)
+def test_narrow_heads_in_every_chunk(K, V, options, calls):
+    """What the simulator does not do: layouts are found, copies are short enough."""
+    program = mlstm_step("H100", (2, K, V), "pallas_gpu", **options)
+    assert program.count("custom_call @mosaic_gpu") == calls
 
 
 @needs_mosaic_gpu

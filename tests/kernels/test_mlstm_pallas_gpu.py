@@ -29,9 +29,13 @@ def check(spec: Spec, **parameters) -> None:
     pallas_backend.check("pallas_gpu", spec, mode=simulator(**parameters), chunk_size=spec.chunk)
 
 
-# Narrow heads make their pairs where they are used, wide ones write them to memory; 64 columns are
-# one tile, and no cluster.
-HEADS = pytest.mark.parametrize(("K", "V"), [(64, 64), (320, 64)], ids=["narrow", "wide"])
+# Narrow heads make their pairs where they are used, in chunks of 128 and 256; wide ones, and other
+# chunks, write them to memory. 64 columns of wide heads are one tile, and no cluster.
+HEADS = pytest.mark.parametrize(
+    ("K", "V", "chunk"),
+    [(64, 64, 128), (320, 64, 64), (64, 64, 64)],
+    ids=["narrow", "wide", "short"],
+)
 
 
 def test_which_heads_are_narrow():
@@ -43,34 +47,35 @@ def test_which_heads_are_narrow():
 @needs_simulator
 @pytest.mark.slow
 @HEADS
-def test_documents_and_padding_at_the_borders_of_chunks(K, V):
-    check(Spec("borders", T=129, K=K, V=V, B=2, H=1, documents="borders"))
+def test_documents_and_padding_at_the_borders_of_chunks(K, V, chunk):
+    T = 2 * chunk + 44
+    check(Spec("borders", T=T, K=K, V=V, B=2, H=1, chunk=chunk, documents="borders"))
 
 
 @needs_simulator
 @pytest.mark.slow
-@HEADS
-def test_no_memory_is_read_unwritten_and_nothing_races_where_a_chunk_has_several_tiles(K, V):
+@pytest.mark.parametrize("K", [64, 320], ids=["narrow", "wide"])
+def test_no_memory_is_read_unwritten_and_nothing_races_where_a_chunk_has_several_tiles(K):
     """193 tokens in a chunk of 256, documents in both: with wide heads two tiles of rows, of which
     the upper right pair is never written; with narrow ones four, in two clusters.
     """
-    spec = Spec("tiles", T=193, K=K, V=V, B=1, H=1, chunk=256, documents="random")
+    spec = Spec("tiles", T=193, K=K, V=64, B=1, H=1, chunk=256, documents="random")
     check(spec, uninitialized_memory="nan", detect_races=True)
 
 
 @needs_simulator
 @pytest.mark.slow
-@pytest.mark.parametrize(("used", "V"), [("h", 128), ("C", 128), ("hn", 128), ("h", 512)])
-def test_no_state_before_and_results_that_nobody_uses(used, V):
+@pytest.mark.parametrize(("used", "chunk"), [("h", 128), ("C", 128), ("hn", 128), ("h", 64)])
+def test_no_state_before_and_results_that_nobody_uses(used, chunk):
     """The kernels read no state then, and no gradient of one: as with zeros in their place."""
     draw = np.random.default_rng(0).normal
-    arrays = [draw(size=(1, 129, 1, size)) for size in (64, 64, V)]
+    arrays = [draw(size=(1, 129, 1, size)) for size in (64, 64, 128)]
     arrays += [draw(size=(1, 129, 1)) for _ in range(2)]
     bfloat16 = [jnp.asarray(x, jnp.bfloat16 if x.ndim == 4 else jnp.float32) for x in arrays]
 
     def gradients(state, weights):
         def loss(arrays):
-            h, after = mlstm(*arrays, state, backend="pallas_gpu", chunk_size=64)
+            h, after = mlstm(*arrays, state, backend="pallas_gpu", chunk_size=chunk)
             parts = {"h": h.astype(jnp.float32), "C": after.C / 8, "n": after.n}
             return sum(w * jnp.sum(jnp.sin(parts[name])) for name, w in weights.items())
 
@@ -78,7 +83,7 @@ def test_no_state_before_and_results_that_nobody_uses(used, V):
             return jax.jit(jax.grad(loss))(bfloat16)
 
     given = {name: 1.0 for name in used}
-    zeros = MLSTMState.empty(1, 1, 64, V)
+    zeros = MLSTMState.empty(1, 1, 64, 128)
     for x, y in zip(
         gradients(None, given), gradients(zeros, {"h": 0, "C": 0, "n": 0} | given), strict=True
     ):
@@ -107,9 +112,9 @@ def test_blocks_that_share_an_operand_as_a_cluster(spec):
 @needs_simulator
 @pytest.mark.slow
 @HEADS
-def test_sigmoid_gate_with_two_heads(K, V):
-    spec = Spec("sigmoid", T=65, K=K, V=V, B=1, H=2, input_gate="sigmoid", documents="random")
-    check(spec)
+def test_sigmoid_gate_with_two_heads(K, V, chunk):
+    given = {"input_gate": "sigmoid", "documents": "random", "chunk": chunk}
+    check(Spec("sigmoid", T=chunk + 1, K=K, V=V, B=1, H=2, **given))
 
 
 @needs_simulator
@@ -130,8 +135,9 @@ def test_narrow_heads_that_are_filled_up():
 @needs_simulator
 @pytest.mark.slow
 @HEADS
-def test_gates_that_jump_between_nothing_and_everything(K, V):
-    check(Spec("extreme", T=65, K=K, V=V, B=1, H=1, gates="extreme", documents="random"))
+def test_gates_that_jump_between_nothing_and_everything(K, V, chunk):
+    given = {"gates": "extreme", "documents": "random", "chunk": chunk}
+    check(Spec("extreme", T=chunk + 1, K=K, V=V, B=1, H=1, **given))
 
 
 @pytest.mark.parametrize(
@@ -185,6 +191,7 @@ def test_refuses_a_gpu_that_is_not_hopper():
     ("time", "key_dim", "value_dim", "size"),
     [
         (8192, 64, 64, 256),
+        (8192, 4, 320, 64),
         (8192, 128, 256, 256),
         (8192, 512, 512, 512),
         (2048, 1024, 1024, 512),
