@@ -10,7 +10,7 @@ import math
 from typing import NamedTuple
 
 from pallas_kernels.chips import chip_of
-from pallas_kernels.mlstm.pallas_gpu import has_narrow_heads
+from pallas_kernels.mlstm.pallas_gpu import NARROW_CHUNKS, has_narrow_heads
 from pallas_kernels.testing.specs import Spec
 
 CHUNK = 64
@@ -85,9 +85,9 @@ def hopper_kernels(spec: Spec, chunk: int, backward: bool) -> dict[str, Kernel]:
     state, q, v = 2 * K * V / chunk, 2 * K, 2 * V
     walk = Kernel(Work(2 * K * V, q + v + state), tiled(V))
     kernels = {"walk": walk}
-    if has_narrow_heads(K, V):
+    if chunk in NARROW_CHUNKS and has_narrow_heads(K, V):
         # a block takes every tile of 64 tokens that its neighbour in the cluster needs
-        flops = (chunk + min(chunk, 128)) * (K + V) + 2 * K * V
+        flops = (chunk + 128) * (K + V) + 2 * K * V
         by_values = Kernel(Work(flops, 2 * q + 2 * v + state))
         kernels |= {"attend h": by_values, "normaliser (XLA)": Kernel(Work(0, q + 20))}
         back = {
