@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 
 class Kernel(NamedTuple):
-    """What ptxas says of one kernel; shared is in bytes and holds what a launch asks for where that
-    is known.
+    """What ptxas says of one kernel; spilled are the bytes that a thread writes to memory and reads
+    from there, shared is in bytes and holds what a launch asks for where that is known.
     """
 
     name: str
@@ -73,7 +73,9 @@ def mosaic_kernels(folder: Path) -> list[Kernel]:
 def _kernel(name: str, ptx: str, said: str, shared: int) -> Kernel:
     name = re.sub(r"_+\d+$", "", name)  # of several calls of one kernel
     registers = max(map(int, re.findall(r"[Uu]sed (\d+) registers", said)), default=0)
-    spilled = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
+    # not the warning before it, which has the same numbers
+    spills = re.findall(r"stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    spilled = sum(int(number) for both in spills for number in both)
     return Kernel(
         name,
         registers,

@@ -12,6 +12,8 @@ numbers, and in its 255 registers a thread accumulators of 64 x 256 and 64 x 64 
 its own side; ptxas spills a few more (docs/aot_gpu.md).
 """
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -43,6 +45,58 @@ from pallas_kernels.typing import Keys, Values
 
 TOKENS = DEPTH  # of a tile, and of a step
 BLOCKS = 2  # of a cluster: neighbours in a chunk, which has at least two tiles
+SQUARE = (TOKENS, TOKENS)
+OF_LATER = ("row", "row_low", "per_d", "slope")  # numbers of the later token of a pair
+
+
+class ChunkNumbers(NamedTuple):
+    """Numbers of all tokens of a chunk by name, and their documents, in shared memory.
+
+    Attributes:
+        values: [slots, L] float32.
+        slots: where each name is.
+        documents: [L] int32.
+    """
+
+    values: Any
+    slots: dict[str, int]
+    documents: Any
+
+    def of(self, name: str, tile: Array) -> Array:
+        """Of a tile's tokens, in registers of the layout ROWS."""
+        return plgpu.load(self.values.at[self.slots[name], _tokens(tile)], layout=ROWS)
+
+    def weighted(
+        self, options: Options, P: Array, mine: Array, theirs: Array, transposed: bool
+    ) -> Array:
+        """The products P of one tile's tokens with another's as pairs: s D per_d (P + slope), each
+        where it is given, and 0 where the later token does not see the earlier one. The rows are of
+        the tile `mine`, which has the earlier tokens if transposed.
+        """
+
+        def of(name: str) -> Array:
+            if (name in OF_LATER) == transposed:
+                there = self.values.at[self.slots[name], _tokens(theirs)]
+                return for_each_column(there, SQUARE)
+            return along_rows(self.of(name, mine), SQUARE)
+
+        P = P + of("slope") if "slope" in self.slots else P
+        P = P * of("per_d") if "per_d" in self.slots else P
+        low = of("col_low") + of("row_low") if "row_low" in self.slots else of("col_low")
+        row, column = (
+            plgpu.broadcasted_iota(jnp.int32, SQUARE, axis, layout=plgpu.Layout.WGMMA)
+            + tile * TOKENS
+            for axis, tile in enumerate((mine, theirs))
+        )
+        causal = row <= column if transposed else column <= row
+        same = for_each_row(self.documents.at[_tokens(mine)], SQUARE) == for_each_column(
+            self.documents.at[_tokens(theirs)], SQUARE
+        )
+        return weighted(options, P, of("row") + of("col"), low, same & causal)
+
+
+def _tokens(tile: Array) -> Any:
+    return pl.ds(tile * TOKENS, TOKENS)
 
 
 def attend(
@@ -77,23 +131,21 @@ def attend(
     batch, time, heads, depth = x.shape
     width, tiles = y.shape[-1], options.chunk // TOKENS
     h, qn = gradient_of or (None, None)
-    # the numbers of the later and of the earlier token of a pair, and those of a block's own tokens
-    later = {"row": gates.row, "row_low": gates.row_low, "per_d": per_d, "slope": slope}
-    earlier = {"col": gates.col, "col_low": gates.col_low}
-    alone = {"of_state": of_state, "qn": qn}
-    alone |= {} if normaliser is None and qn is None else {"floor": gates.floor}
-    numbers_of = {name: a for name, a in (later | earlier | alone).items() if a is not None}
-    slots = {name: slot for slot, name in enumerate(numbers_of)}
+    numbers = dict(zip(OF_LATER, (gates.row, gates.row_low, per_d, slope), strict=True))
+    numbers |= {"col": gates.col, "col_low": gates.col_low, "of_state": of_state, "qn": qn}
+    numbers |= {} if normaliser is None and qn is None else {"floor": gates.floor}
+    numbers = {name: a for name, a in numbers.items() if a is not None}
+    slots = {name: slot for slot, name in enumerate(numbers)}
     vectors = {"n": normaliser, "vector": vector}
     vectors = {name: a for name, a in vectors.items() if a is not None}
     rows = {"h": h, "dot_with": dot_with}
-    optional = numbers_of | vectors | {name: a for name, a in rows.items() if a is not None}
+    optional = numbers | vectors | {name: a for name, a in rows.items() if a is not None}
     results = ["out"]
     results += ["total"] if normaliser is not None or h is not None else []
     results += ["dots"] if dot_with is not None else []
     scratch = {
-        "numbers": plgpu.SMEM((len(slots), options.chunk), jnp.float32),
-        "ids": plgpu.SMEM((options.chunk,), jnp.int32),
+        "values": plgpu.SMEM((len(slots), options.chunk), jnp.float32),
+        "documents": plgpu.SMEM((options.chunk,), jnp.int32),
         "totals": plgpu.SMEM((2, TOKENS), jnp.float32),
         **{f"{name} smem": plgpu.SMEM(a.shape[-1:], jnp.float32) for name, a in vectors.items()},
         "barrier": plgpu.Barrier(num_arrivals=2 + len(slots) + len(vectors) + (h is not None)),
@@ -104,25 +156,20 @@ def attend(
 
     def mlstm_attend(x, z, y, states, document, *others):
         refs = dict(zip(names, others, strict=True))
-        numbers, ids, totals, barrier, agreed = (
-            refs[name] for name in ("numbers", "ids", "totals", "barrier", "agreed")
-        )
+        totals, barrier, agreed = (refs[name] for name in ("totals", "barrier", "agreed"))
+        numbers = ChunkNumbers(refs["values"], slots, refs["documents"])
         b, head = batch_and_head(heads)
         place = lax.axis_index("tiles") * BLOCKS + lax.axis_index("block")
         chunk, mine = place // tiles, place % tiles
-        tokens = pl.ds(place * TOKENS, TOKENS)
-        in_chunk = pl.ds(chunk * options.chunk, options.chunk)
-        whole, square = (TOKENS, width), (TOKENS, TOKENS)
+        tokens, in_chunk = _tokens(place), pl.ds(chunk * options.chunk, options.chunk)
+        whole = (TOKENS, width)
 
-        plgpu.copy_gmem_to_smem(document.at[b, in_chunk], ids, barrier)
+        plgpu.copy_gmem_to_smem(document.at[b, in_chunk], numbers.documents, barrier)
         for name, slot in slots.items():
-            plgpu.copy_gmem_to_smem(refs[name].at[b, head, in_chunk], numbers.at[slot], barrier)
+            there = numbers.values.at[slot]
+            plgpu.copy_gmem_to_smem(refs[name].at[b, head, in_chunk], there, barrier)
         for name in vectors:
             plgpu.copy_gmem_to_smem(refs[name].at[b, head, chunk], refs[f"{name} smem"], barrier)
-
-        def own(name):
-            """A number of this block's tokens."""
-            return plgpu.load(numbers.at[slots[name], pl.ds(mine * TOKENS, TOKENS)], layout=ROWS)
 
         def dots(rows, buffer):
             """Of rows in registers with those of a tile in shared memory."""
@@ -143,31 +190,29 @@ def attend(
         # with a fence at which all warps of both blocks meet.
         buffer = smem((TOKENS, depth), x.dtype)
         x_rows, total = pl.run_scoped(own_rows, *([buffer] if h is None else [buffer, buffer]))
-        own_slope = None if qn is None else normaliser_slope(total, own("qn"), own("floor"))
+        own_slope = None
+        if qn is not None:
+            own_slope = normaliser_slope(total, numbers.of("qn", mine), numbers.of("floor", mine))
         if normaliser is not None:
             by_n = x_rows.astype(jnp.float32) * for_each_column(refs["n smem"], x_rows.shape)
-            total = own("of_state") * jnp.sum(by_n, axis=1)
+            total = numbers.of("of_state", mine) * jnp.sum(by_n, axis=1)
 
         def from_state(acc):
             def step(_, state):
                 state = state.transpose((1, 0)) if state_transposed else state
                 add_product(options, acc, x_rows, state)
 
-            state = states.at[b, head, chunk]
-            ring(
-                step,
-                1,
-                (Operand(state, states.shape[-2:], lambda _: (0, 0), True),),
-                agreed,
-                slots=1,
+            state = Operand(
+                states.at[b, head, chunk], states.shape[-2:], lambda _: (0, 0), shared=True
             )
+            ring(step, 1, [state], agreed, slots=1)
             return acc[...]
 
         result = pl.run_scoped(from_state, plgpu.ACC(whole, jnp.float32))
         if vector is not None:
             plus = for_each_column(refs["vector smem"], whole)
             result = result + (plus if own_slope is None else along_rows(own_slope, whole) * plus)
-        result = result * along_rows(own("of_state"), whole)
+        result = result * along_rows(numbers.of("of_state", mine), whole)
 
         # a cluster goes through the tiles of both of its blocks
         first = mine // BLOCKS * BLOCKS if pairs_transposed else jnp.int32(0)
@@ -175,37 +220,14 @@ def attend(
 
         def step(turn, z, y, carry):
             result, total = carry
-            theirs = first + turn
-
-            def of(name):
-                """A number of each pair's later or earlier token."""
-                if (name in later) == pairs_transposed:
-                    of_theirs = numbers.at[slots[name], pl.ds(theirs * TOKENS, TOKENS)]
-                    return for_each_column(of_theirs, square)
-                return along_rows(own(name), square)
-
-            def document_of(tile, spread):
-                return spread(ids.at[pl.ds(tile * TOKENS, TOKENS)], square)
 
             def products(acc):
                 add_product(options, acc, x_rows, z.transpose((1, 0)))
                 return acc[...]
 
-            P = pl.run_scoped(products, plgpu.ACC(square, jnp.float32))
-            if own_slope is not None:
-                P = P + along_rows(own_slope, square)
-            elif "slope" in slots:
-                P = P + of("slope")
-            P = P * of("per_d") if "per_d" in slots else P
-            low = of("col_low") + of("row_low") if "row_low" in slots else of("col_low")
-            row, column = (
-                plgpu.broadcasted_iota(jnp.int32, square, axis, layout=plgpu.Layout.WGMMA)
-                + tile * TOKENS
-                for axis, tile in enumerate((mine, theirs))
-            )
-            causal = row <= column if pairs_transposed else column <= row
-            same = document_of(mine, for_each_row) == document_of(theirs, for_each_column)
-            P = weighted(options, P, of("row") + of("col"), low, same & causal)
+            P = pl.run_scoped(products, plgpu.ACC(SQUARE, jnp.float32))
+            P = P if own_slope is None else P + along_rows(own_slope, SQUARE)
+            P = numbers.weighted(options, P, mine, first + turn, pairs_transposed)
             if normaliser is not None:
                 total = total + jnp.sum(P, axis=1)
             P = P.astype(x.dtype)
@@ -213,12 +235,12 @@ def attend(
 
         begin = chunk * tiles + first
         operands = [
-            Operand(a.at[b, :, head], (TOKENS, size), lambda turn: (begin + turn, 0), True)
+            Operand(a.at[b, :, head], (TOKENS, size), lambda turn: (begin + turn, 0), shared=True)
             for a, size in ((z, depth), (y, width))
         ]
         result, total = ring(step, steps, operands, agreed, slots=2, carry=(result, total))
         if normaliser is not None:
-            per_d = per_denominator(total, own("floor"), options.eps)
+            per_d = per_denominator(total, numbers.of("floor", mine), options.eps)
             result = result * along_rows(per_d, whole)
         plgpu.commit_smem()  # all warps meet: the result takes the place of the ring
 
