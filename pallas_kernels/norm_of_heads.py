@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-Rows = Float[Array, "R I"]  # all tokens of all rows of the batch
 Parts = list[Float[Array, "t p"]]  # the pieces of a tile
 
 

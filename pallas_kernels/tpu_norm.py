@@ -14,9 +14,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels.norm_of_heads import Given, Norm, Rows, write_backward, write_forward
+from pallas_kernels.norm_of_heads import Given, Norm, write_backward, write_forward
 from pallas_kernels.tpu_sizes import LANES, SUBLANES, VMEM_LIMIT
 from pallas_kernels.tpu_tiles import cost, existing, split_tiles, tile_block, tokens_of, which_exist
+from pallas_kernels.typing import Rows
 
 STRIP = 16 * 1024  # entries of a strip, at most, if it has more than 16 tokens: 16 registers
 ARRAYS = 7  # of a backward pass

@@ -15,8 +15,9 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from pallas_kernels.mlstm.pallas_triton_tiles import call
-from pallas_kernels.norm_of_heads import Given, Norm, Rows, write_backward, write_forward
+from pallas_kernels.norm_of_heads import Given, Norm, write_backward, write_forward
 from pallas_kernels.triton_rows import Tile
+from pallas_kernels.typing import Rows
 
 MOST_PIECES = 16  # of a head
 ENTRIES = 4096  # at most so many of a tile, if it has more than one token

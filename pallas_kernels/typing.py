@@ -23,6 +23,7 @@ Gates = Float[Array, "B T H"]  # pre-activations or logarithms of the mLSTM's sc
 SegmentIds = Int[Array, "B T"]  # document numbers; negative = padding
 LastSegment = Int[Array, " B"]  # the document a sequence ended with; negative = nothing seen yet
 TokenFlags = Bool[Array, "B T"]
+Rows = Float[Array, "R I"]  # all tokens of all rows of the batch, in all channels
 
 
 class MLSTMState(NamedTuple):

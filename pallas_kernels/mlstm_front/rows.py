@@ -26,11 +26,9 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.derivatives import gradients_alone, with_first_backward_only
 from pallas_kernels.mlstm_front.call import Call, Front, Inner
-from pallas_kernels.typing import require_type, state_dtype
+from pallas_kernels.typing import Rows, require_type, state_dtype
 
 LEAST_GATES = 16  # of a product on tensor cores, and rows of a register of bfloat16
-
-Rows = Float[Array, "R I"]  # all tokens of all rows of the batch
 
 
 class Kernels(NamedTuple):
